@@ -1,0 +1,1 @@
+"""Per-sample gradients: one engine per framework behind one interface."""

@@ -1,0 +1,276 @@
+"""PyTorch: per-sample gradients by ``vmap(grad)``, directional derivatives by forward mode."""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from gradindex.batches import Tree, index, length, map_leaves
+from gradindex.gradients.base import Engine, Floats, Parameter, PerSample, log
+from gradindex.gradients.call import bind_inputs, select
+
+# In the order they are tried: the label as given; shaped and typed like the output (BCE, MSE); (b, 1) as (b,).
+_LABEL_FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "as given": lambda output, y: y,
+    "like output": lambda output, y: y.reshape(output.shape).to(output.dtype),
+    "squeezed": lambda output, y: y.squeeze(-1),
+}
+
+
+class TorchEngine(Engine):
+    """Per-sample gradients of a ``torch.nn.Module``.
+
+    Parameters
+    ----------
+    model
+        The module; ``torch.compile`` and ``DataParallel`` wrappers are looked through.
+    loss_fn
+        ``loss_fn(output, y)``, any reduction; called with batches of one.
+    parameters
+        None for all trainable ones, a regular expression, a list of names, or ``"last_layer"``.
+    device
+        Where to compute; the model is moved there. None: where the model is.
+
+    Raises
+    ------
+    ValueError
+        If nothing is trainable, or `parameters` selects nothing.
+    TypeError
+        If `device` is not None, a string, an integer or a ``torch.device``.
+    """
+
+    backend = "torch"
+    fast_path = "vmap"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Any],
+        parameters: str | Sequence[str] | None = None,
+        device: Any = None,
+    ) -> None:
+        super().__init__()
+        if device is not None and not isinstance(device, str | int | torch.device):
+            raise TypeError(
+                f"`device` must be None, a string, an integer or a torch.device, got {type(device).__name__}."
+            )
+        model = getattr(model, "_orig_mod", model)
+        self.model = model.module if isinstance(model, nn.DataParallel) else model
+        self.loss_fn = loss_fn
+        if device is not None:
+            self.model.to(device)
+        named = dict(self.model.named_parameters())
+        trainable = [name for name, value in named.items() if value.requires_grad]
+        self.frozen = tuple(name for name, value in named.items() if not value.requires_grad)
+        chosen = select(trainable, parameters)
+        self.parameters = tuple(
+            Parameter(
+                name=name,
+                position=trainable.index(name),
+                shape=tuple(named[name].shape),
+                dtype=str(named[name].dtype).removeprefix("torch."),
+                outputs_first=not _has_inputs_first(self.model, name),
+            )
+            for name in chosen
+        )
+        first = named[chosen[0]]
+        self.device = first.device
+        self._torch_dtype = first.dtype
+        self.dtype = np.dtype(np.float64 if first.dtype == torch.float64 else np.float32)
+        self._label_form: str | None = None
+
+    def outputs(self, x: Tree) -> Floats:
+        """Return the model's outputs (b, …) in inference mode."""
+        with self._inference():
+            array = _as_array(self._call({}, self._tensors(x)))
+        if array is None:
+            raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
+        return array
+
+    def losses(self, outputs: Floats, y: Tree) -> Floats:
+        """Return the loss of each sample (b,) given the model's outputs (b, …)."""
+        with self._inference():
+            out = torch.as_tensor(outputs, device=self.device, dtype=self._torch_dtype)
+            targets = self._tensors(y)
+            each = [self._loss(out[i : i + 1], index(targets, slice(i, i + 1))) for i in range(len(outputs))]
+            return _numpy(torch.stack(each)) if each else np.empty(0, self.dtype)
+
+    def batched_gradients(self, x: Tree, y: Tree) -> PerSample:
+        """Return per-sample gradients by ``vmap(grad)``; memory is b × P."""
+        if length(x) == 0:
+            return PerSample(np.empty((0, self.size), self.dtype), np.empty(0, self.dtype), None)
+        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+
+        def sample_loss(weights: dict[str, torch.Tensor], one: Tree, target: Tree) -> tuple[Any, Any]:
+            output = self._call(weights, map_leaves(lambda leaf: leaf[None], one))
+            target = None if target is None else map_leaves(lambda leaf: leaf[None], target)
+            loss = self._loss(output, target)
+            return loss, (loss.detach(), _main_tensor(output))
+
+        with self._inference():
+            per_sample = vmap(grad(sample_loss, has_aux=True), in_dims=(None, 0, None if y is None else 0))
+            grads, (losses, outputs) = per_sample(self._weights(), inputs, targets)
+            rows = torch.cat([grads[p.name].flatten(1) for p in self.parameters], dim=1)
+            outputs = None if outputs is None else _numpy(outputs[:, 0])
+            return PerSample(_numpy(rows), _numpy(losses), outputs)
+
+    def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
+        """Return the gradient (1, P) of one sample by one backward pass."""
+        output, loss, grads = self._backward(x, y)
+        rows = [
+            torch.zeros(parameter.size, device=self.device) if g is None else g.to_dense().flatten()
+            for g, parameter in zip(grads, self.parameters, strict=True)
+        ]
+        return PerSample(_numpy(torch.cat(rows))[None], _numpy(loss.detach())[None], _as_array(output))
+
+    def unused(self, x: Tree, y: Tree) -> list[str]:
+        """Return the names of selected parameters on which this sample's loss does not depend."""
+        _, _, grads = self._backward(x, y)
+        return [p.name for p, g in zip(self.parameters, grads, strict=True) if g is None]
+
+    def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
+        """Return ⟨direction, g_i⟩ (b,) and losses (b,) by one forward-mode pass over the batch."""
+        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        flat = torch.as_tensor(direction, device=self.device, dtype=self._torch_dtype)
+        tangents = {p.name: flat[place].reshape(p.shape) for p, place in self.slices()}
+
+        def batch_losses(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+            output = self._call(weights, inputs)
+
+            def sample_loss(out: Any, target: Any) -> torch.Tensor:
+                out = torch.utils._pytree.tree_map(lambda leaf: leaf[None], out)
+                return self._loss(
+                    out, None if target is None else map_leaves(lambda leaf: leaf[None], target)
+                )
+
+            return vmap(sample_loss, in_dims=(0, None if targets is None else 0))(output, targets)
+
+        with self._inference():
+            losses, dots = jvp(batch_losses, (self._weights(),), (tangents,))
+            return _numpy(dots), _numpy(losses)
+
+    def state_hashes(self) -> dict[str, str]:
+        """Return the sha256 of every parameter and buffer by name."""
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {
+            name: hashlib.sha256(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            ).hexdigest()
+            for name, value in tensors.items()
+        }
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        named = dict(self.model.named_parameters())
+        return {parameter.name: named[parameter.name].detach() for parameter in self.parameters}
+
+    def _backward(self, x: Tree, y: Tree) -> tuple[Any, torch.Tensor, tuple[torch.Tensor | None, ...]]:
+        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        with self._inference(), torch.enable_grad():
+            output = self._call({}, inputs)
+            loss = self._loss(output, targets)
+            named = dict(self.model.named_parameters())
+            wanted = [named[parameter.name] for parameter in self.parameters]
+            return output, loss, torch.autograd.grad(loss, wanted, allow_unused=True)
+
+    def _call(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
+        args, kwargs = bind_inputs(self.model.forward, x)
+        return functional_call(self.model, weights, args, kwargs)
+
+    def _loss(self, output: Any, target: Any) -> torch.Tensor:
+        """Return the loss of a batch of one, summed to a scalar."""
+        if self._label_form is None:
+            self._label_form = self._find_label_form(output, target)
+        if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
+            target = _LABEL_FORMS[self._label_form](output, target)
+        loss = self.loss_fn(output, target)
+        if not isinstance(loss, torch.Tensor):
+            raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
+        return loss.sum()
+
+    def _find_label_form(self, output: Any, target: Any) -> str:
+        """Return the first form of the labels that the loss takes without an error, or else a warning."""
+        if not (isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
+            return "as given"
+        for action in ("error", "ignore"):
+            for form, shape in _LABEL_FORMS.items():
+                with torch.enable_grad(), warnings.catch_warnings():
+                    warnings.simplefilter(action, UserWarning)  # type: ignore[arg-type]
+                    try:
+                        probe = output.detach().clone().requires_grad_()
+                        torch.autograd.grad(self.loss_fn(probe, shape(probe, target)).sum(), probe)
+                    except Exception as error:
+                        log.debug("labels %s: %s", form, error)
+                        continue
+                return form
+        return "as given"  # the loss itself will say what is wrong
+
+    def _tensors(self, tree: Tree) -> Tree:
+        return map_leaves(self._tensor, tree)
+
+    def _tensor(self, leaf: Any) -> Any:
+        if isinstance(leaf, list):
+            arrays = all(isinstance(item, np.ndarray | torch.Tensor) for item in leaf)
+            return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
+        value = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(np.asarray(leaf))
+        if value.is_floating_point():
+            return value.detach().to(self.device, self._torch_dtype)
+        if value.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+            return value.to(self.device, torch.int64)
+        return value.to(self.device)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Inference mode for layers, gradients only where asked for, and everything put back afterwards."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            for module, _ in modes:
+                module.training = False
+            # Fused attention kernels know neither vmap nor forward mode.
+            torch.backends.mha.set_fastpath_enabled(False)
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.random.fork_rng(devices),
+                torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            ):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            for module, mode in modes:
+                module.training = mode
+
+
+def _has_inputs_first(model: nn.Module, name: str) -> bool:
+    """Whether the weight is stored (in, out): transposed convolutions and Hugging Face's Conv1D."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    kind = type(owner).__name__
+    return name.endswith("weight") and (
+        re.match(r"(Lazy)?ConvTranspose\dd$", kind) is not None or kind == "Conv1D"
+    )
+
+
+def _main_tensor(output: Any) -> torch.Tensor | None:
+    output = getattr(output, "logits", output)
+    return output.detach() if isinstance(output, torch.Tensor) else None
+
+
+def _as_array(output: Any) -> Floats | None:
+    tensor = _main_tensor(output)
+    return None if tensor is None else _numpy(tensor)
+
+
+def _numpy(tensor: torch.Tensor) -> Floats:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    array: Floats = tensor.numpy()
+    return array

@@ -1,0 +1,94 @@
+"""Labels: what the model would predict, in the form the dataset's labels have."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def is_one_hot(y: Any) -> bool:
+    """Whether `y` (n, c) holds rows with a single 1 and zeros elsewhere, c > 1."""
+    y = _array(y)
+    return bool(
+        y is not None
+        and y.ndim == 2
+        and y.shape[1] > 1
+        and np.isin(y, (0, 1)).all()
+        and (y.sum(axis=1) == 1).all()
+    )
+
+
+def as_classes(y: Any) -> NDArray[Any] | None:
+    """Return labels (n,) for display and filters: classes of one-hot rows, scalars as they are, else None."""
+    array = _array(y)
+    if array is None:
+        return None
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if is_one_hot(array):
+        return array.argmax(axis=1)
+    return array if array.ndim == 1 and array.dtype.kind in "biuf" else None
+
+
+def predicted_classes(outputs: NDArray[Any] | None) -> NDArray[np.int64] | None:
+    """Return the class of the largest output (n,) for outputs (n, c) with c > 1, else None."""
+    if outputs is None or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return None
+    return outputs.argmax(axis=1).astype(np.int64)
+
+
+def from_outputs(
+    outputs: NDArray[Any],
+    like: Any,
+    losses: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]],
+    class_axis: int,
+) -> NDArray[Any]:
+    """Turn model outputs into labels of the same form as the training labels `like`.
+
+    Parameters
+    ----------
+    outputs
+        Model outputs, shape (m, c, …).
+    like
+        A sample of training labels: classes (n,) or (n, 1), or one-hot rows (n, c).
+    losses
+        ``losses(outputs, y) -> (m,)``. With a single output per sample the predicted label is the one of the
+        two training labels with the smaller loss, which is right for logits, probabilities and margins alike.
+    class_axis
+        Axis of `outputs` that holds the classes.
+
+    Raises
+    ------
+    ValueError
+        If a single-output model has other than two distinct training labels.
+    """
+    like = np.asarray(_array(like))
+    if outputs.ndim == 1 or outputs.shape[class_axis] == 1:
+        options = np.unique(like)
+        if len(options) != 2:
+            raise ValueError(
+                f"The model has one output and the training labels {len(options)} distinct values, so a predicted "
+                "label is not defined. Pass Y."
+            )
+        shape = (len(outputs), *like.shape[1:])
+        tried = [losses(outputs, np.full(shape, option, like.dtype)) for option in options]
+        return np.where(
+            (tried[1] < tried[0]).reshape(-1, *[1] * (like.ndim - 1)), options[1], options[0]
+        ).astype(like.dtype) * np.ones(shape, like.dtype)
+    classes = outputs.argmax(axis=class_axis)
+    if like.ndim == outputs.ndim and like.shape[1:] == outputs.shape[1:]:
+        return np.moveaxis(np.eye(outputs.shape[class_axis], dtype=like.dtype)[classes], -1, class_axis)
+    dtype = like.dtype if like.dtype.kind in "iuf" else np.int64
+    return classes.astype(dtype).reshape(
+        len(outputs), *([1] if like.shape[1:] == (1,) else classes.shape[1:])
+    )
+
+
+def _array(y: Any) -> NDArray[Any] | None:
+    if y is None or isinstance(y, dict | tuple):
+        return None
+    if hasattr(y, "detach"):
+        y = y.detach().cpu()
+        y = y.float() if y.dtype.is_floating_point else y
+    return np.asarray(y)

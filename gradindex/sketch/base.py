@@ -1,0 +1,56 @@
+"""The interface of a sketch: frozen options that bind to parameters and a seed."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gradindex.gradients.base import Parameter, Projector
+
+_KINDS: dict[str, type["Sketch"]] = {}
+
+
+@dataclass(frozen=True)
+class Sketch(ABC):
+    """A linear map of gradients to `dim` numbers with E⟨Sx, Sy⟩ = ⟨x, y⟩ over seeds."""
+
+    dim: int = 1024
+    kind: ClassVar[str]
+    foldable: ClassVar[bool] = False
+    """Whether adding up buckets modulo dim/2 gives the sketch of half the size."""
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.kind] = cls
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dim, int) or self.dim < 1:
+            raise ValueError(f"dim must be a positive integer, got {self.dim!r}.")
+
+    @abstractmethod
+    def bind(self, parameters: Sequence[Parameter], seed: int) -> Projector:
+        """Return the projection of gradients with respect to `parameters`, the same for the same `seed`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON-ready values."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+def from_json(saved: dict[str, Any]) -> Sketch:
+    """Return the sketch whose `to_json` is `saved`.
+
+    Raises
+    ------
+    ValueError
+        If its kind or an option is unknown.
+    """
+    options = dict(saved)
+    kind = options.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(
+            f"Unknown sketch {kind!r}. Expected one of: {' | '.join(map(repr, sorted(_KINDS)))}."
+        )
+    try:
+        return _KINDS[kind](**options)
+    except TypeError as error:
+        raise ValueError(f"Bad options for sketch {kind!r}: {error}.") from None
