@@ -29,7 +29,8 @@ class Parameter:
 
     Flattened in its own memory order, the tensor is a matrix of ``math.prod(shape[:split])`` rows; those rows
     are the output side if `outputs_first` (torch Linear, Conv), else the columns are (Keras Dense, Conv).
-    `input_order` names the input side's axes (relative to that side) in torch's order: channel, then space.
+    `input_order` and `output_order` name the axes of a side (relative to that side) in torch's order: channel,
+    then space.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Parameter:
     split: int = 1
     outputs_first: bool = True
     input_order: tuple[int, ...] | None = None
+    output_order: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -64,10 +66,14 @@ class Parameter:
 
     def input_index(self) -> NDArray[np.intp]:
         """Return, for each place of the input side in memory order, its place in the canonical order."""
-        axes = self.shape[self.split :] if self.outputs_first else self.shape[: self.split]
-        order = self.input_order or tuple(range(len(axes)))
-        canonical = np.arange(self.input_size).reshape([axes[axis] for axis in order])
-        return canonical.transpose(np.argsort(order)).ravel()
+        return _places(self._axes(not self.outputs_first), self.input_order)
+
+    def output_index(self) -> NDArray[np.intp]:
+        """Return, for each place of the output side in memory order, its place in the canonical order."""
+        return _places(self._axes(self.outputs_first), self.output_order)
+
+    def _axes(self, first: bool) -> tuple[int, ...]:
+        return self.shape[: self.split] if first else self.shape[self.split :]
 
     def canonical(self, gradients: Floats) -> Floats:
         """Return flattened gradients (b, size) reordered to (b, output × input), alike in every framework."""
@@ -76,7 +82,16 @@ class Parameter:
             matrix = matrix.transpose(0, 2, 1)
         if self.input_order is not None:
             matrix = matrix[:, :, np.argsort(self.input_index())]
+        if self.output_order is not None:
+            matrix = matrix[:, np.argsort(self.output_index())]
         return matrix.reshape(len(gradients), self.size)
+
+
+def _places(axes: tuple[int, ...], order: tuple[int, ...] | None) -> NDArray[np.intp]:
+    """Return, for each place in memory order of `axes`, its place when they are laid out in `order`."""
+    order = order or tuple(range(len(axes)))
+    canonical = np.arange(math.prod(axes)).reshape([axes[axis] for axis in order])
+    return canonical.transpose(np.argsort(order)).ravel()
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,8 @@ class Engine(ABC):
     """
 
     backend: ClassVar[str]
+    class_axis: ClassVar[int]
+    """Axis of the outputs that holds the classes."""
     fast_path: ClassVar[str]
     """Name of the batched path in `paths`."""
     parameters: tuple[Parameter, ...]

@@ -47,6 +47,7 @@ class TorchEngine(Engine):
     """
 
     backend = "torch"
+    class_axis = 1
     fast_path = "vmap"
 
     def __init__(

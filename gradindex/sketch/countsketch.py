@@ -84,12 +84,17 @@ def fold(sketches: NDArray[Any], dim: int) -> NDArray[Any]:
 
 
 def _tables(parameter: Parameter, seed: int, dim: int) -> SideTables:
-    outputs = side_hash(seed, parameter.position, True, parameter.output_size, dim)
-    buckets, signs = side_hash(seed, parameter.position, False, parameter.input_size, dim)
-    order = parameter.input_index()
-    inputs = buckets[order], signs[order]
+    outputs = _side(seed, parameter, True, parameter.output_index(), dim)
+    inputs = _side(seed, parameter, False, parameter.input_index(), dim)
     rows, columns = (outputs, inputs) if parameter.outputs_first else (inputs, outputs)
     return SideTables(*rows, *columns)
+
+
+def _side(
+    seed: int, parameter: Parameter, outputs: bool, places: NDArray[np.intp], dim: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    buckets, signs = side_hash(seed, parameter.position, outputs, len(places), dim)
+    return buckets[places], signs[places]
 
 
 @numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
