@@ -241,8 +241,7 @@ def _pair(sample: Any) -> tuple[Tree, Tree | None]:
         if len(sample) == 1:
             return sample[0], None
         raise ValueError(
-            f"A sample must be (x, y), got {len(sample)} parts. "
-            "Put several inputs into a tuple or dict: ((a, b), y)."
+            f"A sample must be (x, y), got {len(sample)} parts. Put several inputs into a tuple or dict: ((a, b), y)."
         )
     return sample, None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradindex.embedding import Block, default_batch_size, embed_rows
+from gradindex.embedding import Block, check_batch, default_batch_size, embed_rows
 from gradindex.errors import IndexExistsError, MismatchError
 from gradindex.gradients.base import log
 from gradindex.index import factory
@@ -139,6 +139,9 @@ def check_job(store: Store, job: Job) -> None:
 
 def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_rows: int | None) -> Header:
     engine = job.engine
+    first = job.source.take(np.arange(min(2, len(job.source)), dtype=np.int64))
+    check_batch(first)
+    engine.gradients(first.x, first.y)  # decides the paths that the header reports
     dim = sketch.bind(engine.parameters, seed).dim
     return Header(
         rows=len(job.source),
@@ -149,11 +152,11 @@ def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_r
         batch_size=batch_size or default_batch_size(engine),
         task=str(job.task),
         backend=engine.backend,
-        parameters=[{**asdict(parameter), "shape": list(parameter.shape)} for parameter in engine.parameters],
+        parameters=[{**asdict(parameter), "shape": list(parameter.shape), "path": engine.paths[parameter.name]}
+            for parameter in engine.parameters],
         state=engine.state_hashes(),
         versions={
-            name: str(import_module(name).__version__)
-            for name in ("gradindex", "numpy", "faiss", engine.backend)
+            name: str(import_module(name).__version__) for name in ("gradindex", "numpy", "faiss", engine.backend)
         },
     )
 

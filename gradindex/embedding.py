@@ -35,9 +35,7 @@ class Block:
     predictions: NDArray[np.int64] | None
 
 
-def embed(
-    job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: int | None = None
-) -> Iterator[Block]:
+def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: int | None = None) -> Iterator[Block]:
     """Yield the embeddings of a job's dataset in order.
 
     Parameters

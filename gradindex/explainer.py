@@ -1,7 +1,9 @@
 """GradientSimilarity: explain predictions by similar training samples; same interface as Alibi's of that name."""
 
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -13,11 +15,13 @@ from numpy.typing import NDArray
 import gradindex
 from gradindex import exact, kernels, queries
 from gradindex.batches import Batch, ColumnSource, Tree, index, map_leaves
+from gradindex.embedding import check_batch
 from gradindex.explanation import Explanation
 from gradindex.gradients import Backend, make_engine
 from gradindex.gradients.base import Floats
 from gradindex.job import Job
 from gradindex.kernels import Kernel, Task
+from gradindex.labels import as_array
 from gradindex.progress import progress_bar
 from gradindex.sketch import Sketch
 
@@ -58,7 +62,8 @@ class GradientSimilarity:
         None: every score is exact and all n samples are ranked. ``'auto'``, ``'Flat'`` or any FAISS factory
         string: `explain` is a k-NN query in an index of compressed gradients, re-ranked exactly.
     index_path
-        Where to build the index; None: a temporary directory that lives as long as this object.
+        Where to build the index, a directory that holds no other one; None: a temporary directory that lives as
+        long as the index.
     sketch
         The projection in the index; ``CountSketch(1024)`` by default.
     seed
@@ -78,6 +83,8 @@ class GradientSimilarity:
         If the framework is not installed.
     TypeError
         For a bad type of `device`.
+    IndexExistsError
+        From `fit` or `explain`, if `index_path` holds an index that this object did not build.
     """
 
     def __init__(
@@ -117,8 +124,9 @@ class GradientSimilarity:
         self.Y_train: Any = None
         self.grad_X_train: Floats | None = None
         self.index: Index | None = None
+        self._norms: NDArray[np.float64] | None = None
         self._source: ColumnSource | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._built_at_path = False
         self.meta: dict[str, Any] = {
             "name": "GradientSimilarity",
             "type": ["whitebox"],
@@ -151,7 +159,7 @@ class GradientSimilarity:
         Raises
         ------
         ValueError
-            If there are no samples, X and Y differ in number, or values are not finite.
+            If there are no samples or labels, X and Y differ in number, or values are not finite.
         """
         self._adopt(X_train, Y_train)
         self._prepare()
@@ -276,6 +284,7 @@ class GradientSimilarity:
         source = ColumnSource(X_train, Y_train)
         if len(source) == 0:
             raise ValueError("The training set is empty.")
+        check_batch(Batch(np.arange(len(source), dtype=np.int64), source.x, source.y))
         self.X_train, self.Y_train, self._source = X_train, Y_train, source
         self._forget()
 
@@ -284,7 +293,7 @@ class GradientSimilarity:
 
     def _forget(self) -> None:
         self.grad_X_train = None
-        self._norms: NDArray[np.float64] | None = None
+        self._norms = None
         self.index = None
 
     def _prepare(self) -> None:
@@ -295,9 +304,20 @@ class GradientSimilarity:
             self._adopt_gradients(np.concatenate([found for _, found in self._blocks("Gradients")]))
 
     def _build_index(self, factory: str) -> "Index":
-        if self.index_path is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="gradindex-")
-        out = Path(self._temporary.name) / "index" if self._temporary else Path(self.index_path or "")
+        if self.index_path is not None:
+            index = self._build_index_at(Path(self.index_path), factory, overwrite=self._built_at_path)
+            self._built_at_path = True
+            return index
+        folder = tempfile.mkdtemp(prefix="gradindex-")
+        try:
+            index = self._build_index_at(Path(folder) / "index", factory, overwrite=False)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)
+        return index
+
+    def _build_index_at(self, out: Path, factory: str, overwrite: bool) -> "Index":
         return gradindex.build(
             self._job(),
             out,
@@ -306,7 +326,7 @@ class GradientSimilarity:
             seed=self.seed,
             batch_size=self.batch_size,
             progress=self.verbose,
-            overwrite=True,
+            overwrite=overwrite,
         )
 
     def _job(self) -> Job:
@@ -365,8 +385,7 @@ class GradientSimilarity:
         def take(leaf: Any) -> Any:
             if isinstance(leaf, list):
                 return [[leaf[i] for i in row] for row in ids]
-            array = leaf.detach().cpu().float().numpy() if hasattr(leaf, "detach") else leaf
-            return array[ids]
+            return as_array(leaf)[ids]
 
         found = map_leaves(take, self._source.x)
         if isinstance(self.X_train, list) and isinstance(found, np.ndarray):

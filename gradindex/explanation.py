@@ -33,22 +33,16 @@ class Explanation:
         return sorted({*super().__dir__(), *self.data})
 
     def __getitem__(self, name: str) -> Any:
-        warnings.warn(
-            f"explanation[{name!r}] is deprecated, use explanation.{name}.", DeprecationWarning, stacklevel=2
-        )
+        warnings.warn(f"explanation[{name!r}] is deprecated, use explanation.{name}.", DeprecationWarning, stacklevel=2)
         return getattr(self, name)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(
-            f"{k}{list(np.shape(v)) if isinstance(v, np.ndarray) else ''}" for k, v in self.data.items()
-        )
+        shapes = ", ".join(f"{k}{list(np.shape(v)) if isinstance(v, np.ndarray) else ''}" for k, v in self.data.items())
         return f"Explanation({self.meta.get('name')}: {shapes})"
 
     def to_json(self) -> str:
         """Return meta and data as JSON; arrays become lists, NaN becomes null, and `dtypes` keeps their types."""
-        dtypes = {
-            name: str(value.dtype) for name, value in self.data.items() if isinstance(value, np.ndarray)
-        }
+        dtypes = {name: str(value.dtype) for name, value in self.data.items() if isinstance(value, np.ndarray)}
         saved = {"meta": self.meta, "data": _plain(self.data), "dtypes": dtypes}
         return json.dumps(saved, allow_nan=False)
 

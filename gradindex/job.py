@@ -72,7 +72,7 @@ class Job:
         return make_engine(
             self.model,
             self.loss_fn,
-            backend=Backend(self.backend),
+            backend=kernels.parse(Backend, self.backend, "backend"),
             parameters=self.parameters,
             device=self.device,
         )
@@ -83,6 +83,10 @@ class Job:
         return as_source(self.dataset)
 
 
+class JobReferenceError(ValueError):
+    """MODULE:FUNCTION does not lead to a function that returns a job."""
+
+
 def load_job(reference: str) -> Job:
     """Return the job that ``MODULE:FUNCTION`` makes.
 
@@ -91,19 +95,19 @@ def load_job(reference: str) -> Job:
 
     Raises
     ------
-    ValueError
-        If the reference is malformed, names nothing, or does not give a `Job`.
+    JobReferenceError
+        A ValueError: if the reference is malformed, names nothing, or does not give a `Job`.
     """
     module_name, colon, function = reference.rpartition(":")
     if not colon or not module_name or not function:
-        raise ValueError(f"Expected MODULE:FUNCTION, got {reference!r}.")
+        raise JobReferenceError(f"Expected MODULE:FUNCTION, got {reference!r}.")
     module = _import(module_name)
     make = getattr(module, function, None)
     if make is None:
-        raise ValueError(f"Module {module_name!r} has no function {function!r}.")
+        raise JobReferenceError(f"Module {module_name!r} has no function {function!r}.")
     job = make() if callable(make) else make
     if not isinstance(job, Job):
-        raise ValueError(f"{reference} gave {type(job).__name__}; expected a gradindex.Job.")
+        raise JobReferenceError(f"{reference} gave {type(job).__name__}; expected a gradindex.Job.")
     return job
 
 
@@ -111,10 +115,10 @@ def _import(name: str) -> Any:
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
-            raise ValueError(f"There is no file {name!r}.")
+            raise JobReferenceError(f"There is no file {name!r}.")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None:
-            raise ValueError(f"{name!r} is not a Python file.")
+            raise JobReferenceError(f"{name!r} is not a Python file.")
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(path.stem, module)
         spec.loader.exec_module(module)
@@ -125,5 +129,5 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise ValueError(f"There is no module {name!r} here or on the Python path.") from None
+            raise JobReferenceError(f"There is no module {name!r} here or on the Python path.") from None
         raise

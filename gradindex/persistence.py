@@ -13,6 +13,7 @@ import numpy as np
 import gradindex
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.explainer import MANIFEST
+from gradindex.labels import as_array
 from gradindex.sketch import from_json
 from gradindex.store.manifest import publish, read_json
 
@@ -24,9 +25,7 @@ VERSION = 1
 _INDEX = "index"
 _OPTIONS = ("precompute_grads", "verbose", "seed", "batch_size", "parameters", "eps")
 # The only names that a saved loss may refer to.
-_OWN_LOSSES = re.compile(
-    r"(torch\.nn\.modules\.loss|torch\.nn\.functional|keras\.src\.losses\.losses):[A-Za-z_]+$"
-)
+_OWN_LOSSES = re.compile(r"(torch\.nn\.modules\.loss|torch\.nn\.functional|keras\.src\.losses\.losses):[A-Za-z_]+$")
 
 
 def save(explainer: "GradientSimilarity", path: Path) -> None:
@@ -113,12 +112,9 @@ def _save_tree(path: Path, name: str, tree: Any) -> Any:
         try:
             (path / f"{name}.json").write_text(json.dumps(tree), encoding="utf-8")
         except TypeError as error:
-            raise TypeError(
-                f"Cannot save {name}: {error}. Only JSON-ready objects and arrays can be saved."
-            ) from None
+            raise TypeError(f"Cannot save {name}: {error}. Only JSON-ready objects and arrays can be saved.") from None
         return {"json": f"{name}.json"}
-    array = tree.detach().cpu().numpy() if hasattr(tree, "detach") else np.asarray(tree)
-    np.save(path / f"{name}.npy", array, allow_pickle=False)
+    np.save(path / f"{name}.npy", as_array(tree), allow_pickle=False)
     return {"npy": f"{name}.npy"}
 
 
@@ -161,9 +157,7 @@ def _reference(loss_fn: Any) -> dict[str, Any] | None:
         return {"name": reference, "options": options} if _is_plain(options) else None
     if any(loss_fn.state_dict()):  # tensors such as class weights
         return None
-    options = {
-        key: value for key, value in vars(loss_fn).items() if not key.startswith("_") and key != "training"
-    }
+    options = {key: value for key, value in vars(loss_fn).items() if not key.startswith("_") and key != "training"}
     return {"name": reference, "options": options} if _is_plain(options) else None
 
 

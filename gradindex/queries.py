@@ -82,17 +82,24 @@ def match_shapes(x: Any, y: Any, example: Batch) -> tuple[Tree, Tree | None]:
     Raises
     ------
     ValueError
-        If a shape differs; the message names both.
+        If a shape or the parts of a dict or tuple differ (the message names both), or there are no queries.
     """
-    return _match("X", x, example.x), None if y is None else _match("Y", y, example.y)
+    x = _match("X", x, example.x)
+    if length(x) == 0:
+        raise ValueError("There are no queries: X is empty.")
+    return x, None if y is None else _match("Y", y, example.y)
 
 
 def _match(name: str, value: Any, example: Tree) -> Tree:
-    if isinstance(example, list) and not isinstance(value, list):
-        value = [value]
+    if isinstance(example, list):
+        # One object may itself be a list.
+        several = isinstance(value, list) and not (
+            value and isinstance(example[0], list) and not isinstance(value[0], list)
+        )
+        return value if several else [value]
     value = as_columns(value)
-    if isinstance(example, dict | tuple | list) or isinstance(value, dict | tuple | list):
-        return value
+    if isinstance(example, dict | tuple) or isinstance(value, dict | tuple | list):
+        return _match_parts(name, value, example)
     want, got = tuple(example.shape[1:]), tuple(value.shape)
     if got == want:
         return value[None]
@@ -101,6 +108,22 @@ def _match(name: str, value: Any, example: Tree) -> Tree:
     if got[1:] in ((), (1,)) and want in ((), (1,)):  # (m,) for (n, 1) labels and the other way round
         return value.reshape(-1, *want)
     raise ValueError(f"{name} has samples of shape {got[1:]} but the training data has shape {want}.")
+
+
+def _match_parts(name: str, value: Any, example: Tree) -> Tree:
+    keys, wanted = _keys(value), _keys(example)
+    if type(value) is not type(example) or keys != wanted:
+        raise ValueError(f"{name} is {keys} but the training data is {wanted}.")
+    if isinstance(example, dict):
+        return {key: _match(f"{name}[{key!r}]", value[key], part) for key, part in example.items()}
+    return tuple(_match(f"{name}[{i}]", *parts) for i, parts in enumerate(zip(value, example, strict=True)))
+
+
+def _keys(tree: Tree) -> str:
+    """Return a tree's kind and parts, for comparisons and messages."""
+    if isinstance(tree, dict):
+        return f"a dict of {sorted(map(str, tree))}"
+    return f"a tuple of {len(tree)}" if isinstance(tree, tuple) else f"a {type(tree).__name__}"
 
 
 def gradient_chunks(engine: Engine, queries: Queries) -> Iterator[tuple[slice, Floats, NDArray[np.float64]]]:

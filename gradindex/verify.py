@@ -1,4 +1,4 @@
-"""Audits: how often are the index's answers those of the exact kernel?"""
+"""Audits: measured agreement of the index with the exact kernel."""
 
 import dataclasses
 import time
@@ -94,9 +94,7 @@ def verify(index: "Index", *, queries: int, k: int, kernel: str, rerank: int, se
     if queries < 1:
         raise ValueError(f"queries must be 1 or more, got {queries}.")
     if not 1 <= k < len(index):
-        raise ValueError(
-            f"k must be between 1 and {len(index) - 1} (a query is left out of its own answer), got {k}."
-        )
+        raise ValueError(f"k must be between 1 and {len(index) - 1} (a query is left out of its own answer), got {k}.")
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(len(index), min(queries, len(index)), replace=False)).astype(np.int64)
     ids = index.store.ids[chosen]
@@ -137,9 +135,7 @@ def _exact_answers(
         values = np.empty((len(gradients), len(store)), np.float32)
         for part, found in exact.gradient_blocks(job.engine, job.source):
             dots = exact.dots(gradients, found.gradients)
-            values[:, store.rows_of(part.ids)] = kernels.values(
-                kernel, dots, norms, exact.norms(found.gradients)
-            )
+            values[:, store.rows_of(part.ids)] = kernels.values(kernel, dots, norms, exact.norms(found.gradients))
         sketches = normalise(index.projector(job.engine.parameters, gradients))
         cosines = sketches @ store.gather(sample).T
         for line, norm in enumerate(norms):

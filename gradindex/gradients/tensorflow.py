@@ -1,7 +1,6 @@
 """TensorFlow (Keras 3): per-sample gradients by ``vectorized_map``, directional derivatives by forward mode."""
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,8 +11,17 @@ import tensorflow as tf
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
 from gradindex.gradients.base import Engine, Floats, Parameter, PerSample, log
-from gradindex.gradients.call import bind_inputs, select
-from gradindex.gradients.tensorflow_layout import layout
+from gradindex.gradients.call import select
+from gradindex.gradients.tensorflow_graph import BatchGraph
+from gradindex.gradients.tensorflow_model import (
+    bind_arguments,
+    check_model,
+    layout,
+    needs_one_matrix,
+    weight_names,
+    weight_owners,
+)
+from gradindex.gradients.tensorflow_outputs import Seen, plain
 
 # In the order they are tried: the label as given; shaped and typed like the output; (b, 1) as (b,).
 _LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
@@ -21,9 +29,6 @@ _LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "like output": lambda output, y: tf.cast(tf.reshape(y, tf.shape(output)), output.dtype),
     "squeezed": lambda output, y: tf.squeeze(y, -1),
 }
-# What Keras's losses look for on an output besides its value: a cross-entropy, the logits under a softmax or
-# sigmoid, and every loss, the mask. They would be lost where an output is sliced into samples.
-_LOGITS, _MASK = "_keras_logits", "_keras_mask"
 
 
 class TensorFlowEngine(Engine):
@@ -65,13 +70,13 @@ class TensorFlowEngine(Engine):
         super().__init__()
         if device is not None and not isinstance(device, str | tf.DeviceSpec | tf.config.LogicalDevice):
             raise TypeError(f"`device` must be None or a string, got {type(device).__name__}.")
-        _check_model(model)
+        check_model(model)
         self.model = model
         self.loss_fn = loss_fn
         self._device = device.name if isinstance(device, tf.config.LogicalDevice) else device
-        names = _names(model)
+        names = weight_names(model)
         trainable = {names[id(variable)]: variable for variable in model.trainable_variables}
-        owners = _owners(model)
+        owners = weight_owners(model)
         self.frozen = tuple(names[key] for key in owners if names[key] not in trainable)
         chosen = select(list(trainable), parameters)
         self._variables = [trainable[name] for name in chosen]
@@ -89,14 +94,14 @@ class TensorFlowEngine(Engine):
         self.dtype = np.dtype(np.float64 if self._variables[0].dtype == "float64" else np.float32)
         self._label_form: str | None = None
         self._eager_directional = False
-        # Keras itself trains without AutoGraph.
-        self._graph_gradients = tf.function(self._all_gradients, autograph=False, reduce_retracing=True)
-        self._graph_directional = tf.function(self._all_directional, autograph=False, reduce_retracing=True)
+        self._copied: list[Any] = []
+        self._graph_gradients = BatchGraph(self._all_gradients)
+        self._graph_directional = BatchGraph(self._all_directional)
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
         with self._on_device():
-            array = _as_array(self._call(self._weights(), self._tensors(x)))
+            array = _as_array(self._call({}, self._tensors(x)))
         if array is None:
             raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
         return array
@@ -114,7 +119,7 @@ class TensorFlowEngine(Engine):
         if length(x) == 0:
             return PerSample(np.empty((0, self.size), self.dtype), np.empty(0, self.dtype), None)
         with self._on_device():
-            rows, losses, *outputs = self._in_graph(self._graph_gradients, x, y)
+            rows, losses, *outputs = self._safe_gradients(*self._ready(x, y))
             return PerSample(_numpy(rows), _numpy(losses), _numpy(outputs[0]) if outputs else None)
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
@@ -138,7 +143,7 @@ class TensorFlowEngine(Engine):
             flat = tf.convert_to_tensor(np.asarray(direction, self.dtype))
             if not self._eager_directional:
                 try:
-                    dots, losses = self._in_graph(self._graph_directional, x, y, flat)
+                    dots, losses = self._graph_directional(*self._ready(x, y), flat)
                     return _numpy(dots), _numpy(losses)
                 except (TypeError, ValueError, NotImplementedError, LookupError, tf.errors.OpError) as error:
                     log.debug("no forward mode in a graph, running eagerly: %s", error)
@@ -148,7 +153,7 @@ class TensorFlowEngine(Engine):
 
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every weight and statistic by name."""
-        names = _names(self.model)
+        names = weight_names(self.model)
         return {
             names[id(variable)]: hashlib.sha256(
                 np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes()
@@ -156,31 +161,42 @@ class TensorFlowEngine(Engine):
             for variable in self.model.weights
         }
 
-    def _in_graph(self, function: Any, x: Tree, y: Tree, *more: Any) -> Any:
-        """Run a graph that is built once for all batch sizes."""
+    def _ready(self, x: Tree, y: Tree) -> tuple[Tree, Tree]:
+        """Return inputs and labels as tensors, the label form settled, for a graph."""
         inputs, targets = self._tensors(x), self._tensors(y)
         if any(isinstance(leaf, list) for leaf in leaves(inputs)):
             raise TypeError("Objects that are not arrays cannot be batched.")
         if self._label_form is None:
             first = slice(0, 1)
             self._backward(index(inputs, first), None if y is None else index(targets, first))
-        arguments = (inputs, targets, *more)
-        function.get_concrete_function(_each(_any_batch, inputs), _each(_any_batch, targets), *more)
-        return function(*arguments)
+        return inputs, targets
+
+    def _safe_gradients(self, x: Tree, y: Tree) -> tuple[Any, ...]:
+        """Run the graph of gradients, if need be with a copy of each matrix for each sample."""
+        if not self._copied and not self._graph_gradients.is_safe(x, y):
+            owners = weight_owners(self.model)
+            self._copied = [v for v in self.model.weights if not needs_one_matrix(owners.get(id(v)), v)]
+            self._graph_gradients = BatchGraph(self._all_gradients)
+        if not self._graph_gradients.is_safe(x, y):
+            raise NotImplementedError("The model contains a matrix product that TensorFlow gets wrong.")
+        found: tuple[Any, ...] = self._graph_gradients(x, y)
+        return found
 
     def _all_gradients(self, x: Tree, y: Tree) -> tuple[Any, ...]:
-        weights = self._weights()
+        count = tf.shape(leaves(x)[0])[0]
+        copies = {
+            id(variable): tf.broadcast_to(variable.value, tf.concat([[count], variable.shape], 0))
+            for variable in self._copied
+        }
 
-        def sample(parts: tuple[Tree, ...]) -> tuple[Any, ...]:
-            one, target = (
-                _each(_batch_of_one, parts[0]),
-                None if y is None else _each(_batch_of_one, parts[1]),
-            )
-            output, loss, grads = self._backward(one, target, weights)
+        def sample(parts: dict[str, Any]) -> tuple[Any, ...]:
+            one, target = _each(_batch_of_one, parts["x"]), _each(_batch_of_one, parts.get("y"))
+            output, loss, grads = self._backward(one, target, parts["copies"])
             main = _main_tensor(output)
             return (self._flat(grads), loss) if main is None else (self._flat(grads), loss, main[0])
 
-        grads, *rest = tf.vectorized_map(sample, (x,) if y is None else (x, y), warn=False)
+        parts = {"x": x, "copies": copies} | ({} if y is None else {"y": y})
+        grads, *rest = tf.vectorized_map(sample, parts, warn=False)
         return (tf.concat(grads, axis=1), *rest)
 
     def _all_directional(self, x: Tree, y: Tree, direction: Any) -> tuple[Any, Any]:
@@ -188,18 +204,15 @@ class TensorFlowEngine(Engine):
 
         The loss sees batches of one, so its reduction does not rescale.
         """
-        weights = self._weights()
+        weights = [tf.convert_to_tensor(variable.value) for variable in self._variables]
         tangents = [
             tf.cast(tf.reshape(direction[place], p.shape), weight.dtype)
             for (p, place), weight in zip(self.slices(), weights, strict=True)
         ]
         with tf.autodiff.ForwardAccumulator(weights, tangents) as accumulator:
-            output = self._call(weights, x)
-        seen = _Seen.of(output)
-        changes = [
-            accumulator.jvp(value, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            for value in seen.values
-        ]
+            output = self._call(dict(zip(map(id, self._variables), weights, strict=True)), x)
+        seen = Seen.of(output)
+        changes = [accumulator.jvp(value, unconnected_gradients=tf.UnconnectedGradients.ZERO) for value in seen.values]
 
         def sample(parts: tuple[Any, ...]) -> tuple[Any, Any]:
             values, masks, ways, *target = _each(_batch_of_one, parts)
@@ -214,16 +227,17 @@ class TensorFlowEngine(Engine):
         dots, losses = tf.vectorized_map(sample, parts, warn=False)
         return dots, losses
 
-    def _weights(self) -> list[Any]:
-        return [tf.convert_to_tensor(variable.value) for variable in self._variables]
+    def _backward(self, x: Tree, y: Tree, values: dict[int, Any] | None = None) -> tuple[Any, Any, list[Any]]:
+        """Return the output, the loss and its derivatives (None where it does not depend) of a batch of one.
 
-    def _backward(self, x: Tree, y: Tree, weights: list[Any] | None = None) -> tuple[Any, Any, list[Any]]:
-        """Return the output, the loss and its derivatives (None where it does not depend) of a batch of one."""
-        weights = self._weights() if weights is None else weights
+        `values` stand in for variables, by their ids.
+        """
+        values = {id(v): tf.convert_to_tensor(v.value) for v in self._variables} | (values or {})
+        weights = [values[id(variable)] for variable in self._variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            output = self._call(weights, x)
-            loss = self._loss(tf.nest.map_structure(_plain, output), y)
+            output = self._call(values, x)
+            loss = self._loss(tf.nest.map_structure(plain, output), y)
         return output, loss, tape.gradient(loss, weights)
 
     def _flat(self, grads: list[Any]) -> list[Any]:
@@ -235,10 +249,11 @@ class TensorFlowEngine(Engine):
             for p, g in zip(self.parameters, grads, strict=True)
         ]
 
-    def _call(self, weights: list[Any], x: Tree) -> Any:
-        """Call the model with other values for the selected variables; nothing of it can be assigned to."""
-        args, kwargs = _arguments(self.model, x)
-        with keras.StatelessScope(list(zip(self._variables, weights, strict=True))):
+    def _call(self, values: dict[int, Any], x: Tree) -> Any:
+        """Call the model with other values for some variables, by their ids; nothing of it is assigned to."""
+        args, kwargs = bind_arguments(self.model, x)
+        mapping = [(v, values[id(v)]) for v in self.model.weights if id(v) in values]
+        with keras.StatelessScope(mapping):
             return self.model(*args, **kwargs)
 
     def _loss(self, output: Any, target: Any) -> Any:
@@ -284,117 +299,12 @@ class TensorFlowEngine(Engine):
             yield
 
 
-class _Seen:
-    """What a loss sees of a batch's output, as flat tensors: values (and logits under them), and masks."""
-
-    def __init__(self, output: Any) -> None:
-        self._output = output
-        self._parts = tf.nest.flatten(output)
-        self.values = [*self._parts, *(getattr(p, _LOGITS) for p in self._parts if hasattr(p, _LOGITS))]
-        self.masks = [mask for p in self._parts if (mask := getattr(p, _MASK, None)) is not None]
-
-    @classmethod
-    def of(cls, output: Any) -> "_Seen":
-        seen = cls(output)
-        kinds = [type(part).__name__ for part in seen._parts if not isinstance(part, tf.Tensor)]
-        if kinds:
-            raise TypeError(f"Forward mode expects an output made of tensors, got {kinds[0]}.")
-        return seen
-
-    def rebuild(self, values: Sequence[Any], masks: Sequence[Any]) -> Any:
-        """Return the output with other values and masks in the same places."""
-        parts = [tf.identity(value) for value in values[: len(self._parts)]]
-        logits, left = iter(values[len(parts) :]), iter(masks)
-        for part, original in zip(parts, self._parts, strict=True):
-            if hasattr(original, _LOGITS):
-                setattr(part, _LOGITS, next(logits))
-            if getattr(original, _MASK, None) is not None:
-                setattr(part, _MASK, next(left))
-        return tf.nest.pack_sequence_as(self._output, parts)
-
-
-def _check_model(model: Any) -> None:
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            f"Keras runs on {keras.backend.backend()!r}, expected 'tensorflow'. "
-            "Set the environment variable KERAS_BACKEND=tensorflow before Keras is imported."
-        )
-    if not isinstance(model, keras.layers.Layer):
-        raise TypeError(f"Expected a Keras 3 model, got {type(model).__module__}.{type(model).__name__}.")
-    if not model.built:
-        raise ValueError(
-            f"The model {model.name!r} is not built, so its parameters do not exist yet. "
-            "Call the model once on a batch, or give it an Input."
-        )
-
-
-def _names(model: Any) -> dict[int, str]:
-    """Return the path of every weight by its id, numbered where several weights share one."""
-    names: dict[int, str] = {}
-    for variable in model.weights:
-        name, taken = variable.path, set(names.values())
-        count = 1
-        while name in taken:
-            count += 1
-            name = f"{variable.path}:{count}"
-        names[id(variable)] = name
-    return names
-
-
-def _owners(model: Any) -> dict[int, Any]:
-    """Return the layer of every weight that is meant to be trained (also a frozen one), by the weight's id.
-
-    Statistics, such as BatchNorm's, are not among them.
-    """
-    layers = model._flatten_layers()
-    owners = {id(variable): layer for layer in layers for variable in layer._trainable_variables}
-    return {id(variable): owners[id(variable)] for variable in model.weights if id(variable) in owners}
-
-
-def _arguments(model: Any, x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the positional and keyword arguments to call the model with.
-
-    Keras passes all inputs as one argument; a model that requires several gets them one by one, and a dict
-    becomes keywords if its keys are names of arguments.
-    """
-    signature = inspect.signature(model.call)
-    mode = {"training": False} if "training" in signature.parameters else {}
-    if isinstance(model, keras.Sequential) or hasattr(model, "_inputs_struct"):
-        return (x,), mode
-    inputs = [a for name, a in signature.parameters.items() if name not in ("training", "mask")]
-    if isinstance(x, tuple):
-        inputs = [a for a in inputs if a.default is inspect.Parameter.empty]
-        if len(inputs) < 2:
-            return (x,), mode
-
-    def forward() -> None: ...
-
-    forward.__signature__ = signature.replace(parameters=inputs)  # type: ignore[attr-defined]
-    args, kwargs = bind_inputs(forward, x)
-    return args, {**kwargs, **mode}
-
-
 def _each(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return None if tree is None else map_leaves(function, tree)
 
 
-def _any_batch(tensor: Any) -> Any:
-    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
-
-
 def _batch_of_one(tensor: Any) -> Any:
     return tensor[None]
-
-
-def _plain(value: Any) -> Any:
-    """Hide the operation behind a tensor: in graphs Keras's losses look for a softmax there, eagerly not."""
-    if not isinstance(value, tf.Tensor):
-        return value
-    copy = tf.identity(value)
-    for name in (_LOGITS, _MASK):
-        if hasattr(value, name):
-            setattr(copy, name, getattr(value, name))
-    return copy
 
 
 def _main_tensor(output: Any) -> Any:

@@ -20,8 +20,6 @@ from gradindex.store import Store
 from gradindex.store.shard import normalise
 from gradindex.verify import Audit, verify
 
-_NAMES = ("scores", "ordered_indices", "exact")
-
 
 class Index:
     """An index over the gradients of a training set; get one from `gradindex.build` or `gradindex.load`.
@@ -43,15 +41,15 @@ class Index:
         return len(self.store)
 
     def __repr__(self) -> str:
-        return f"Index({str(self.store.path)!r}: {len(self)} samples, {self.searcher.factory}, {self.store.header.sketch})"
+        return (
+            f"Index({str(self.store.path)!r}: {len(self)} samples, {self.searcher.factory}, {self.store.header.sketch})"
+        )
 
     @property
     def job(self) -> Job:
         """The job; raises ValueError if the index was opened without one."""
         if self._job is None:
-            raise ValueError(
-                "This needs the model and the data: open the index with gradindex.load(path, job)."
-            )
+            raise ValueError("This needs the model and the data: open the index with gradindex.load(path, job).")
         return self._job
 
     def explain(
@@ -181,20 +179,18 @@ class Index:
         sketches = normalise(self.projector(self.job.engine.parameters, gradients))
         depth = min(len(self), max(k, rerank)) if rerank else k
         sides = [self._candidates(side * sketches, norms, kernel, depth, eps) for side in (1, -1)]
-        if not rerank:
-            found = [(scores, self._ids(rows), rows >= 0) for scores, rows in sides]
-            is_exact = False
-        else:
+        if rerank:
             ids = self._ids(_distinct(np.hstack([rows for _, rows in sides])))
             scores = self._exact(gradients, norms, ids, kernel, eps)
-            found = [(*mips.top(np.where(ids < 0, -np.inf, side * scores), ids, k), None) for side in (1, -1)]
-            is_exact = True
+            found = [mips.top(np.where(ids < 0, -np.inf, side * scores), ids, k) for side in (1, -1)]
+        else:
+            found = [(scores, self._ids(rows)) for scores, rows in sides]
         answer: dict[str, NDArray[Any]] = {}
-        for prefix, side, (scores, ids, _) in zip(("", "opponent_"), (1, -1), found, strict=True):
+        for prefix, side, (scores, ids) in zip(("", "opponent_"), (1, -1), found, strict=True):
             missing = ids < 0
             answer[f"{prefix}scores"] = np.where(missing, np.nan, side * np.where(missing, 0.0, scores))
             answer["opponent_indices" if prefix else "ordered_indices"] = ids
-            answer[f"{prefix}exact"] = ~missing & is_exact
+            answer[f"{prefix}exact"] = ~missing & bool(rerank)
         return answer
 
     def _candidates(

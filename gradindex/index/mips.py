@@ -48,16 +48,12 @@ def scan(
     return best, rows
 
 
-def top(
-    scores: NDArray[np.floating], rows: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def top(scores: NDArray[np.floating], rows: NDArray[np.int64], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the k largest of each line of `scores` (m, n) with their rows, descending; ties by smaller row.
 
     Scores of −inf sort last whatever their row.
     """
-    order = (
-        np.lexsort((rows, -scores), axis=1)[:, :k] if scores.shape[1] <= 4 * k else _select(scores, rows, k)
-    )
+    order = np.lexsort((rows, -scores), axis=1)[:, :k] if scores.shape[1] <= 4 * k else _select(scores, rows, k)
     return np.take_along_axis(scores, order, 1).astype(np.float64), np.take_along_axis(rows, order, 1)
 
 

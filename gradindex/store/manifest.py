@@ -67,9 +67,7 @@ class Header:
             raise DamagedIndexError(f"{path} is not the header of a gradindex store.")
         version = saved.pop("version", None)
         if version != VERSION:
-            raise DamagedIndexError(
-                f"{path} has format version {version}; this gradindex reads version {VERSION}."
-            )
+            raise DamagedIndexError(f"{path} has format version {version}; this gradindex reads version {VERSION}.")
         try:
             return cls(**saved)
         except (TypeError, ValueError) as error:
@@ -114,9 +112,7 @@ class FileEntry:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self.sha256:
-            raise DamagedIndexError(
-                f"{path} is damaged: its contents do not match the sha256 in its manifest."
-            )
+            raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
         return path
 
 
@@ -127,9 +123,7 @@ def read_entries(saved: dict[str, Any], path: Path, kinds: set[str]) -> dict[str
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedIndexError(f"{path} is damaged: {error}") from None
     if set(entries) != kinds:
-        raise DamagedIndexError(
-            f"{path} is damaged: expected files {sorted(kinds)}, found {sorted(entries)}."
-        )
+        raise DamagedIndexError(f"{path} is damaged: expected files {sorted(kinds)}, found {sorted(entries)}.")
     return entries
 
 

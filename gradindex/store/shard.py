@@ -33,15 +33,13 @@ def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
     """Return rows scaled to unit norm, float32; zero rows stay zero."""
     wide = np.asarray(sketches, np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(
-        np.float32
-    )
+    unit: NDArray[np.float32] = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)
     return unit
 
 
 def write_shard(directory: Path, number: int, rows: Rows) -> None:
     """Write and publish a shard into `directory`; if another builder published it first, theirs stands."""
-    arrays = dict(zip(_ARRAYS, (rows.sketches, rows.norms, rows.ids), strict=True))
+    arrays: dict[str, NDArray[Any]] = dict(zip(_ARRAYS, (rows.sketches, rows.norms, rows.ids), strict=True))
     entries: dict[str, FileEntry] = {}
     for kind, array in arrays.items():
         with temporary(directory) as part:
@@ -77,9 +75,7 @@ class Shard:
         saved = read_json(path)
         self.start, self.stop = header.span(number)
         if saved.get("rows") != len(self):
-            raise DamagedIndexError(
-                f"{path} is damaged: expected {len(self)} rows, found {saved.get('rows')}."
-            )
+            raise DamagedIndexError(f"{path} is damaged: expected {len(self)} rows, found {saved.get('rows')}.")
         self._directory = directory
         self._entries = read_entries(saved, path, {*_ARRAYS, "columns"})
         self._entries["columns"].check_size(directory)

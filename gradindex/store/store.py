@@ -43,9 +43,7 @@ class Store:
         if path.exists() and not path.is_dir():
             raise IndexExistsError(f"{path} is a file; give a directory.")
         if path.is_dir() and any(path.iterdir()) and not (path / HEADER).exists():
-            raise IndexExistsError(
-                f"{path} is not empty and holds no gradindex store; give another directory."
-            )
+            raise IndexExistsError(f"{path} is not empty and holds no gradindex store; give another directory.")
         (path / SHARDS).mkdir(parents=True, exist_ok=True)
         try:
             publish(path / HEADER, header.to_json())
@@ -110,9 +108,10 @@ class Store:
 
     @cached_property
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns (label, prediction, loss), each (rows,)."""
+        """The columns that every shard has (loss; label and prediction where they are scalars), each (rows,)."""
         parts = [shard.columns() for shard in self.shards]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        names = [name for name in parts[0] if all(name in part for part in parts)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     @property
     def bytes(self) -> int:
