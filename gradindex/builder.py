@@ -152,8 +152,10 @@ def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_r
         batch_size=batch_size or default_batch_size(engine),
         task=str(job.task),
         backend=engine.backend,
-        parameters=[{**asdict(parameter), "shape": list(parameter.shape), "path": engine.paths[parameter.name]}
-            for parameter in engine.parameters],
+        parameters=[
+            {**asdict(parameter), "shape": list(parameter.shape), "path": engine.paths[parameter.name]}
+            for parameter in engine.parameters
+        ],
         state=engine.state_hashes(),
         versions={
             name: str(import_module(name).__version__) for name in ("gradindex", "numpy", "faiss", engine.backend)

@@ -85,5 +85,13 @@ def from_outputs(
     return found[:, None] if like.shape[1:] == (1,) else found
 
 
+def as_array(value: Any) -> NDArray[Any]:
+    """Return an array or a tensor as a NumPy array; half precision, which NumPy lacks, becomes float32."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype.is_floating_point and value.dtype.itemsize < 4 else value
+    return np.asarray(value)
+
+
 def _array(y: Any) -> NDArray[Any] | None:
     return None if y is None or isinstance(y, dict | tuple) else as_array(y)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from gradindex import exact, kernels
 from gradindex.batches import Ids
@@ -163,6 +162,8 @@ def _wilson(shares: NDArray[np.float64]) -> tuple[float, float]:
     A share in [0, 1] varies at most as much as a coin of the same mean, so this is on the wide side, and it
     stays honest when every query scores 1.
     """
+    from scipy import stats
+
     n = len(shares)
     z = float(stats.norm.ppf(0.5 + _CONFIDENCE / 2))
     p = float(shares.mean())
@@ -175,12 +176,16 @@ def _normal(values: NDArray[np.float64]) -> tuple[float, float]:
     """Student's interval of the mean."""
     if len(values) < 2:
         return -1.0, 1.0
+    from scipy import stats
+
     half = float(stats.t.ppf(0.5 + _CONFIDENCE / 2, len(values) - 1) * stats.sem(values))
     return float(values.mean()) - half, float(values.mean()) + half
 
 
 def _spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Spearman's correlation; 0 where one side is constant (a gradient of zero)."""
+    from scipy import stats
+
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(stats.spearmanr(a, b).statistic)

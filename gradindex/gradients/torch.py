@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from torch.func import functional_call, grad, jvp, vmap
 from gradindex.batches import Tree, index, length, map_leaves
 from gradindex.gradients.base import Engine, Floats, Parameter, PerSample, log
 from gradindex.gradients.call import bind_inputs, select
+
+# functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
+# one thread at a time.
+_one_at_a_time = threading.RLock()
 
 # In the order they are tried: the label as given; shaped and typed like the output (BCE, MSE); (b, 1) as (b,).
 _LABEL_FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -153,7 +158,8 @@ class TorchEngine(Engine):
 
             return vmap(sample_loss, in_dims=(0, None if targets is None else 0))(output, targets)
 
-        with self._inference():
+        with self._inference(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)  # torch's own, at first use
             losses, dots = jvp(batch_losses, (self._weights(),), (tangents,))
             return _numpy(dots), _numpy(losses)
 
@@ -229,25 +235,26 @@ class TorchEngine(Engine):
     @contextmanager
     def _inference(self) -> Iterator[None]:
         """Inference mode for layers, gradients only where asked for, and everything put back afterwards."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        fastpath = torch.backends.mha.get_fastpath_enabled()
-        devices = [self.device] if self.device.type == "cuda" else []
-        try:
-            for module, _ in modes:
-                module.training = False
-            # Fused attention kernels know neither vmap nor forward mode.
-            torch.backends.mha.set_fastpath_enabled(False)
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-                torch.random.fork_rng(devices),
-                torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-            ):
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
-            for module, mode in modes:
-                module.training = mode
+        with _one_at_a_time:
+            modes = [(module, module.training) for module in self.model.modules()]
+            fastpath = torch.backends.mha.get_fastpath_enabled()
+            devices = [self.device] if self.device.type == "cuda" else []
+            try:
+                for module, _ in modes:
+                    module.training = False
+                # Fused attention kernels know neither vmap nor forward mode.
+                torch.backends.mha.set_fastpath_enabled(False)
+                with (
+                    torch.inference_mode(False),
+                    torch.no_grad(),
+                    torch.random.fork_rng(devices),
+                    torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+                ):
+                    yield
+            finally:
+                torch.backends.mha.set_fastpath_enabled(fastpath)
+                for module, mode in modes:
+                    module.training = mode
 
 
 def _has_inputs_first(model: nn.Module, name: str) -> bool:

@@ -47,9 +47,7 @@ def from_json(saved: dict[str, Any]) -> Sketch:
     options = dict(saved)
     kind = options.pop("kind", None)
     if kind not in _KINDS:
-        raise ValueError(
-            f"Unknown sketch {kind!r}. Expected one of: {' | '.join(map(repr, sorted(_KINDS)))}."
-        )
+        raise ValueError(f"Unknown sketch {kind!r}. Expected one of: {' | '.join(map(repr, sorted(_KINDS)))}.")
     try:
         return _KINDS[kind](**options)
     except TypeError as error:

@@ -98,9 +98,7 @@ def _side(
 
 
 @numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
-def _scatter(
-    out: Any, matrix: Any, row_buckets: Any, row_signs: Any, column_buckets: Any, column_signs: Any
-) -> None:
+def _scatter(out: Any, matrix: Any, row_buckets: Any, row_signs: Any, column_buckets: Any, column_signs: Any) -> None:
     """Each sample is one thread's work, so the result does not depend on the number of threads."""
     dim = out.shape[1]
     for sample in numba.prange(matrix.shape[0]):
