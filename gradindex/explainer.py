@@ -18,7 +18,7 @@ from gradindex.batches import Batch, ColumnSource, Tree, index, map_leaves
 from gradindex.embedding import check_batch
 from gradindex.explanation import Explanation
 from gradindex.gradients import Backend, make_engine
-from gradindex.gradients.base import Floats
+from gradindex.gradients.base import Engine, Floats
 from gradindex.job import Job
 from gradindex.kernels import Kernel, Task
 from gradindex.labels import as_array
@@ -267,11 +267,8 @@ class GradientSimilarity:
         return explainer
 
     def _set_predictor(self, predictor: Any) -> None:
+        self._engine = self._make_engine(predictor)
         self.predictor = predictor
-        backend = Backend.TORCH if self.backend is _BackendName.PYTORCH else Backend.TENSORFLOW
-        self._engine = make_engine(
-            predictor, self.loss_fn, backend=backend, parameters=self.parameters, device=self.device
-        )
         frozen = len(self._engine.frozen)
         if frozen:
             warnings.warn(
@@ -280,11 +277,19 @@ class GradientSimilarity:
                 stacklevel=3,
             )
 
+    def _make_engine(self, predictor: Any) -> Engine:
+        backend = Backend.TORCH if self.backend is _BackendName.PYTORCH else Backend.TENSORFLOW
+        return make_engine(predictor, self.loss_fn, backend=backend, parameters=self.parameters, device=self.device)
+
     def _adopt(self, X_train: Any, Y_train: Any) -> None:
         source = ColumnSource(X_train, Y_train)
         if len(source) == 0:
             raise ValueError("The training set is empty.")
         check_batch(Batch(np.arange(len(source), dtype=np.int64), source.x, source.y))
+        if self._source is not None:
+            self._engine = self._make_engine(
+                self.predictor
+            )  # what it found out about the samples may not hold for these
         self.X_train, self.Y_train, self._source = X_train, Y_train, source
         self._forget()
 

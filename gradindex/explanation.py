@@ -42,7 +42,7 @@ class Explanation:
 
     def to_json(self) -> str:
         """Return meta and data as JSON; arrays become lists, NaN becomes null, and `dtypes` keeps their types."""
-        dtypes = {name: str(value.dtype) for name, value in self.data.items() if isinstance(value, np.ndarray)}
+        dtypes = {name: found for name, value in self.data.items() if (found := _dtypes(value)) is not None}
         saved = {"meta": self.meta, "data": _plain(self.data), "dtypes": dtypes}
         return json.dumps(saved, allow_nan=False)
 
@@ -59,10 +59,30 @@ class Explanation:
         if not isinstance(saved, dict) or not {"meta", "data"} <= set(saved):
             raise ValueError("Not an explanation: expected a JSON object with 'meta' and 'data'.")
         data = dict(saved["data"])
-        for name, dtype in saved.get("dtypes", {}).items():
-            value = np.asarray(data[name], dtype=np.float64 if dtype.startswith("float") else None)
-            data[name] = value.astype(dtype)
+        try:
+            data.update({name: _restored(data[name], dtype) for name, dtype in saved.get("dtypes", {}).items()})
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"Not an explanation: {error!r}.") from None
         return cls(saved["meta"], data)
+
+
+def _dtypes(value: Any) -> Any:
+    """Return the type of an array, or those of a dict or tuple of arrays; None for anything else."""
+    if isinstance(value, dict):
+        return {str(key): _dtypes(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_dtypes(item) for item in value]
+    return str(value.dtype) if isinstance(value, np.ndarray) else None
+
+
+def _restored(value: Any, dtype: Any) -> Any:
+    if isinstance(dtype, dict):
+        return {key: _restored(value[key], item) for key, item in dtype.items()}
+    if isinstance(dtype, list):
+        return tuple(_restored(*pair) for pair in zip(value, dtype, strict=True))
+    if dtype is None:
+        return value
+    return np.asarray(value, dtype=np.float64 if dtype.startswith("float") else None).astype(dtype)
 
 
 def _plain(value: Any) -> Any:

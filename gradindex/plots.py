@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.explanation import Explanation
-from gradindex.labels import as_classes
+from gradindex.labels import as_array, as_classes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,6 @@ def plot_similar(
     class_names: Sequence[str] | None = None,
     k: int = 5,
     opponents: bool = True,
-    rows: Sequence[int] | None = None,
     cmap: str = "gray",
     figure: "Figure | None" = None,
 ) -> "Figure":
@@ -70,8 +69,6 @@ def plot_similar(
         How many samples of each side; fewer if the result has fewer.
     opponents
         Whether to draw the least similar samples too, least first.
-    rows
-        Positions of the queries to draw; None: all.
     cmap
         Matplotlib's colour map for pictures with one channel.
     figure
@@ -93,15 +90,15 @@ def plot_similar(
     make_figure = _figure_class()
     if k < 1:
         raise ValueError(f"k must be a positive integer, got {k!r}.")
-    queries = _queries(result, X_query, y_query, query_predictions, rows)
+    queries = _queries(result, X_query, y_query, query_predictions)
     train = _Train(X_train, _classes("y_train", y_train), _classes("train_predictions", train_predictions))
-    sides = [_side(result, queries.rows, train, k, "")]
+    sides = [_side(result, train, k, "")]
     if opponents:
-        sides.append(_side(result, queries.rows, train, k, "opponent_"))
+        sides.append(_side(result, train, k, "opponent_"))
     groups = [queries.captions(class_names), *(side.captions(class_names) for side in sides)]
     lines = max(text.count("\n") + 1 for group in groups for text in group)
     widths = [1, *(side.ids.shape[1] for side in sides)]
-    page = _Page(len(queries.rows), widths, lines, figure, make_figure)
+    page = _Page(len(queries.pictures), widths, lines, figure, make_figure)
     shades = _Shades([*queries.pictures, *(p for side in sides for p in side.pictures)], cmap)
     page.title(0, "Query")
     for row, picture in enumerate(queries.pictures):
@@ -112,7 +109,8 @@ def plot_similar(
         page.title(group, side.title, _kernel(result))
         _draw_side(page, group, side, groups[group], queries.classes("label"), shades)
     page.legend(sides, queries.classes("label"))
-    return page.figure
+    drawn: Figure = page.figure
+    return drawn
 
 
 def plot_distributions(
@@ -124,7 +122,6 @@ def plot_distributions(
     y_query: Any = None,
     query_predictions: Any = None,
     class_names: Sequence[str] | None = None,
-    rows: Sequence[int] | None = None,
     max_classes: int = 20,
     cmap: str = "gray",
     figure: "Figure | None" = None,
@@ -150,8 +147,6 @@ def plot_distributions(
         the result, if it has them. Where only one of the two is known it stands for the other.
     class_names
         Name of class 0, 1, …
-    rows
-        Positions of the queries to draw; None: all.
     max_classes
         If there are more, a row shows those with the highest means, and the query's own.
     cmap
@@ -172,7 +167,7 @@ def plot_distributions(
         If the result does not rank all n samples, or labels, predictions or pictures are not as many as needed.
     """
     make_figure = _figure_class()
-    queries = _queries(result, X_query, y_query, query_predictions, rows)
+    queries = _queries(result, X_query, y_query, query_predictions)
     charts = _charts(result, queries, y_train, train_predictions, max_classes)
     captions = queries.captions(class_names, wrap=True)
     ratios = ([1.0] if queries.pictures else []) + [2.6] * len(charts)
@@ -200,9 +195,8 @@ def plot_distributions(
 
 @dataclass(frozen=True)
 class _Queries:
-    """The r queries to draw: positions in the result, pictures (or none), classes (None where unknown)."""
+    """The m queries: pictures (or none) and classes (None where unknown)."""
 
-    rows: NDArray[np.int64]
     pictures: list[NDArray[np.float64]]
     labels: list[Any]
     predictions: list[Any]
@@ -303,7 +297,8 @@ class _Page:
         left = self._starts[group] + column * (_CELL + _GAP)
         bottom = self._height - _HEAD - row * self._pitch - self._above - _CELL
         place = (*self._fraction(left, bottom), *self._fraction(_CELL, _CELL))
-        return self.figure.add_axes(place, label=label)
+        axes: Axes = self.figure.add_axes(place, label=label)
+        return axes
 
     def title(self, group: int, text: str, detail: str = "") -> None:
         x, y = self._fraction(self._starts[group] + self._spans[group] / 2, self._height - 0.08)
@@ -361,14 +356,14 @@ def _draw_side(
             continue
         shades.draw(axes, picture)
         mark = "" if side.exact[row, column] else "≈"
-        score = mark + _number(side.scores[row, column])
+        score = mark + _number(float(side.scores[row, column]))
         _annotate(axes, captions[place], score, page.font, *_frame(side.label(row, column), own[row]), width=2.2)
 
 
 def _annotate(axes: "Axes", above: str, below: str, font: float, colour: str, style: str, width: float = 0.8) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(above, fontsize=font, pad=3, linespacing=1.1)
+    axes.set_title(above, fontsize=font, pad=4, linespacing=1.1)
     axes.set_xlabel(below, fontsize=font, labelpad=3)
     for spine in axes.spines.values():
         spine.set(color=colour, linestyle=style, linewidth=0.8 if colour == _NEUTRAL else width)
@@ -381,9 +376,9 @@ def _draw_bars(axes: "Axes", chart: _Chart, row: int, names: Sequence[str] | Non
     axes.barh(places, means, height=0.78, color=np.where(own, _SAME, _PALE))
     axes.axvline(0, color=_NEUTRAL, linewidth=0.6)
     for place in np.flatnonzero(own & ~np.isnan(means)):
-        value, side = means[place], -1 if means[place] < 0 else 1
+        value, side = float(means[place]), -1 if means[place] < 0 else 1
         axes.annotate(
-            _number(float(value)),
+            _number(value),
             (value, place),
             (2 * side, 0),
             textcoords="offset points",
@@ -411,7 +406,7 @@ def _charts(
     labels, predictions = _classes("y_train", y_train), _classes("train_predictions", train_predictions)
     if labels is None:
         raise ValueError("plot_distributions needs the labels of the training samples: y_train is None.")
-    scores = _scores_by_sample(result, len(labels))[queries.rows]
+    scores = _scores_by_sample(result, len(labels))
     groups = {"true": labels} if predictions is None else {"true": labels, "predicted": predictions}
     for group in groups.values():
         if len(group) != len(labels):
@@ -481,75 +476,65 @@ def _limits(means: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     return (low - room if low < 0 else 0.0), high + room if high > 0 else 0.0
 
 
-def _queries(result: Explanation, pictures: Any, y: Any, predictions: Any, rows: Sequence[int] | None) -> _Queries:
-    data = result.data
-    m = len(data["scores"])
-    chosen = np.arange(m) if rows is None else np.asarray(rows, np.int64)
-    if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= m:
-        raise ValueError(f"rows must name some of the {m} queries, 0 to {m - 1}, got {rows}.")
-    columns = []
-    for name, given, kept in (
-        ("y_query", y, "query_labels"),
-        ("query_predictions", predictions, "query_predictions"),
-    ):
-        found = _classes(name, data.get(kept) if given is None else given)
+def _queries(result: Explanation, pictures: Any, y: Any, predictions: Any) -> _Queries:
+    m = len(result.data["scores"])
+    columns: list[list[Any]] = []
+    for name, given, stored in (("y_query", y, "query_labels"), ("query_predictions", predictions, None)):
+        found = _classes(name, result.data.get(stored or name) if given is None else given)
         if found is not None and len(found) != m:
             raise ValueError(f"{name} has {len(found)} entries but the result has {m} queries.")
-        columns.append([None] * len(chosen) if found is None else list(found[chosen]))
-    drawn = [] if pictures is None else [_picture(one) for one in _query_pictures(pictures, m, chosen)]
-    return _Queries(chosen, drawn, *columns)
+        columns.append([None] * m if found is None else list(found))
+    drawn = [] if pictures is None else [_picture(one) for one in _query_pictures(pictures, m)]
+    return _Queries(drawn, *columns)
 
 
-def _query_pictures(pictures: Any, m: int, rows: NDArray[np.int64]) -> list[Any]:
-    shape = np.shape(pictures) if hasattr(pictures, "shape") else (len(pictures),)
+def _query_pictures(pictures: Any, m: int) -> Sequence[Any]:
+    shape = tuple(getattr(pictures, "shape", (len(pictures),)))
     if m == 1 and (len(shape) == 2 or (len(shape) == 3 and shape[0] != 1)):
         return [pictures]
     if shape[0] != m:
         raise ValueError(f"X_query has {shape[0]} pictures but the result has {m} queries.")
-    return [pictures[int(row)] for row in rows]
+    return [pictures[row] for row in range(m)]
 
 
-def _side(result: Explanation, rows: NDArray[np.int64], train: _Train, k: int, prefix: str) -> _Side:
+def _side(result: Explanation, train: _Train, k: int, prefix: str) -> _Side:
+    """Return the most similar samples, or with prefix ``opponent_`` the least similar."""
     data = result.data
-    names = ("opponent_scores", "opponent_indices") if prefix else ("scores", "ordered_indices")
-    turn = slice(None)
-    if prefix and "opponent_indices" not in data:  # all samples are ranked: the last are the least similar
-        names, turn = ("scores", "ordered_indices"), slice(None, None, -1)
-    scores, ids = (np.asarray(data[name])[rows][:, turn][:, :k] for name in names)
-    exact = np.asarray(data.get(f"{prefix}exact", np.ones(data[names[1]].shape, bool)))[rows][:, :k]
+    names, turn = ("scores", "ordered_indices"), slice(None, k)
+    if prefix and "opponent_indices" in data:
+        names = ("opponent_scores", "opponent_indices")
+    elif prefix:  # all samples are ranked: the last are the least similar
+        turn = slice(None, -k - 1, -1)
+    scores, ids = (np.asarray(data[name])[:, turn] for name in names)
     stored = data.get("least_similar" if prefix else "most_similar")
-    if train.pictures is None and stored is None:
-        raise ValueError("This result holds ids, not pictures: pass the training pictures as X_train.")
     if train.pictures is None:
-        shown = min(ids.shape[1], len(stored[0]))
-        ids, scores, exact = ids[:, :shown], scores[:, :shown], exact[:, :shown]
-        pictures = [_picture(stored[row][column]) for row in rows for column in range(shown)]
+        if stored is None:
+            raise ValueError("This result holds ids, not pictures: pass the training pictures as X_train.")
+        scores, ids = scores[:, : len(stored[0])], ids[:, : len(stored[0])]
+        pictures = [_picture(stored[row][column]) for row, column in np.ndindex(*ids.shape)]
     else:
-        pictures = [_training_picture(train.pictures, int(i)) for i in ids.ravel()]
+        pictures = [_training_picture(train.pictures, max(int(i), 0)) for i in ids.ravel()]
+    columns = slice(None, ids.shape[1])
     return _Side(
         "Least similar" if prefix else "Most similar",
         ids,
         scores,
-        exact,
-        _of_samples("y_train", train.labels, ids, data.get(f"{prefix}labels"), rows),
-        _of_samples("train_predictions", train.predictions, ids, data.get(f"{prefix}predictions"), rows),
+        np.asarray(data.get(f"{prefix}exact", np.ones(ids.shape, bool)))[:, columns],
+        _of_samples("y_train", train.labels, ids, data.get(f"{prefix}labels")),
+        _of_samples("train_predictions", train.predictions, ids, data.get(f"{prefix}predictions")),
         [None if i < 0 else picture for i, picture in zip(ids.ravel(), pictures, strict=True)],
     )
 
 
-def _of_samples(
-    name: str, given: NDArray[Any] | None, ids: NDArray[np.int64], stored: Any, rows: NDArray[np.int64]
-) -> NDArray[Any] | None:
+def _of_samples(name: str, given: NDArray[Any] | None, ids: NDArray[np.int64], stored: Any) -> NDArray[Any] | None:
     if given is None:
-        return None if stored is None else np.asarray(stored)[rows][:, : ids.shape[1]]
+        return None if stored is None else np.asarray(stored)[:, : ids.shape[1]]
     if ids.max() >= len(given):
         raise ValueError(f"{name} has {len(given)} entries but the result names sample {ids.max()}.")
-    return given[ids]
+    return np.asarray(given[ids])
 
 
-def _training_picture(pictures: Any, i: int) -> NDArray[np.float64] | None:
-    if i < 0:
-        return None
+def _training_picture(pictures: Any, i: int) -> NDArray[np.float64]:
     if i >= len(pictures):
         raise ValueError(
             f"X_train has {len(pictures)} pictures but the result names sample {i}: pass the training set that "
@@ -561,7 +546,7 @@ def _training_picture(pictures: Any, i: int) -> NDArray[np.float64] | None:
 
 def _picture(value: Any) -> NDArray[np.float64]:
     """Return a picture as float64, (h, w) or (h, w, 3)."""
-    array = _numpy(value)
+    array = as_array(value)
     if array.dtype.kind in "biuf":
         array = array.astype(np.float64)
         if array.ndim == 2:
@@ -581,7 +566,7 @@ def _classes(name: str, values: Any) -> NDArray[Any] | None:
     """Return classes (n,) from classes, one-hot rows, or, for predictions, model outputs (n, c)."""
     if values is None:
         return None
-    array = _numpy(values)
+    array = as_array(values)
     found = as_classes(array) if array.dtype.kind in "biuf" else None
     if found is not None:
         return found
@@ -590,13 +575,6 @@ def _classes(name: str, values: Any) -> NDArray[Any] | None:
     if array.ndim != 1:
         raise ValueError(f"{name} must be classes (n,) or one-hot rows (n, c), got shape {array.shape}.")
     return array
-
-
-def _numpy(value: Any) -> NDArray[Any]:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if value.dtype.is_floating_point else value
-    return np.asarray(value)
 
 
 def _frame(label: Any, own: Any) -> tuple[str, str]:

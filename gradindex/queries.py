@@ -87,7 +87,7 @@ def match_shapes(x: Any, y: Any, example: Batch) -> tuple[Tree, Tree | None]:
     x = _match("X", x, example.x)
     if length(x) == 0:
         raise ValueError("There are no queries: X is empty.")
-    return x, None if y is None else _match("Y", y, example.y)
+    return x, None if y is None else _typed_like(_match("Y", y, example.y), example.y)
 
 
 def _match(name: str, value: Any, example: Tree) -> Tree:
@@ -107,7 +107,19 @@ def _match(name: str, value: Any, example: Tree) -> Tree:
         return value
     if got[1:] in ((), (1,)) and want in ((), (1,)):  # (m,) for (n, 1) labels and the other way round
         return value.reshape(-1, *want)
-    raise ValueError(f"{name} has samples of shape {got[1:]} but the training data has shape {want}.")
+    raise ValueError(f"{name} has shape {got}, but a sample of the training data has shape {want}.")
+
+
+def _typed_like(y: Tree, example: Tree) -> Tree:
+    """Return labels with the type of the training labels where no value changes: 1 becomes 1.0, or 1.0 becomes 1."""
+    if isinstance(y, dict | tuple | list):
+        return y
+    found, dtype = labels.as_array(y), labels.as_array(example[:1]).dtype
+    if found.dtype == dtype or not {found.dtype.kind, dtype.kind} <= set("biuf"):
+        return y
+    with np.errstate(invalid="ignore"):  # NaN has no integer, and is then refused elsewhere
+        cast = found.astype(dtype)
+    return cast if (cast == found).all() else y
 
 
 def _match_parts(name: str, value: Any, example: Tree) -> Tree:

@@ -13,7 +13,7 @@ FRAMEWORKS = ("pytorch", "tensorflow")
 @pytest.fixture(params=FRAMEWORKS)
 def kit(request):
     """One framework's models, losses and naive loop; see `oracles.Kit`."""
-    import oracles
+    from tests import oracles
 
     return oracles.kit(request.param)
 
@@ -21,6 +21,6 @@ def kit(request):
 @pytest.fixture
 def digits():
     """Scikit-learn's digits as (X_train, Y_train, X_test, Y_test), images (n, 8, 8) in [0, 1]."""
-    import oracles
+    from tests import oracles
 
     return oracles.digits()

@@ -291,7 +291,8 @@ class Keras(Kit):
 
         def one(inputs, target):
             with tf.GradientTape() as tape:
-                value = tf.reduce_sum(loss(target, model(inputs, training=False)))
+                output = model(x=inputs) if isinstance(inputs, list) else model(inputs, training=False)
+                value = tf.reduce_sum(loss(target, output))
             variables = [v.value for v in model.trainable_variables]
             grads = tape.gradient(value, variables, unconnected_gradients="zero")
             return tf.concat([tf.reshape(tf.convert_to_tensor(g), [-1]) for g in grads], 0)
@@ -441,12 +442,12 @@ class Keras(Kit):
 
 
 def numbers(item):
-    """Return the four numbers of an object: a dict's values, a text's code points, or an array's."""
+    """Return the four numbers of an object: a dict's values, a text's code points, or an array's first."""
     if isinstance(item, dict):
         return [float(value) for value in item.values()]
     if isinstance(item, str):
         return [ord(letter) / 100 for letter in item]
-    return np.asarray(item, np.float32)[:4]
+    return np.asarray(item, np.float32)[:4].tolist()
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from gradindex.gradients.call import select
 from gradindex.gradients.tensorflow_graph import BatchGraph
 from gradindex.gradients.tensorflow_model import (
     bind_arguments,
+    check_device,
     check_model,
     layout,
     needs_one_matrix,
@@ -49,8 +50,8 @@ class TensorFlowEngine(Engine):
     Raises
     ------
     ValueError
-        If Keras does not run on TensorFlow, the model is not built, nothing is trainable, or `parameters`
-        selects nothing.
+        If Keras does not run on TensorFlow, the model is not built, nothing is trainable, `parameters` selects
+        nothing, or `device` does not exist.
     TypeError
         If `model` is not a Keras 3 model, or `device` is not None or a string (or TensorFlow's own object for
         a device).
@@ -68,12 +69,10 @@ class TensorFlowEngine(Engine):
         device: Any = None,
     ) -> None:
         super().__init__()
-        if device is not None and not isinstance(device, str | tf.DeviceSpec | tf.config.LogicalDevice):
-            raise TypeError(f"`device` must be None or a string, got {type(device).__name__}.")
+        self._device = check_device(device)
         check_model(model)
         self.model = model
         self.loss_fn = loss_fn
-        self._device = device.name if isinstance(device, tf.config.LogicalDevice) else device
         names = weight_names(model)
         trainable = {names[id(variable)]: variable for variable in model.trainable_variables}
         owners = weight_owners(model)
@@ -211,15 +210,16 @@ class TensorFlowEngine(Engine):
         ]
         with tf.autodiff.ForwardAccumulator(weights, tangents) as accumulator:
             output = self._call(dict(zip(map(id, self._variables), weights, strict=True)), x)
-        seen = Seen.of(output)
-        changes = [accumulator.jvp(value, unconnected_gradients=tf.UnconnectedGradients.ZERO) for value in seen.values]
+        seen = Seen(output)
+        zero = {"unconnected_gradients": tf.UnconnectedGradients.ZERO}
+        changes = [accumulator.jvp(value, **zero) for value in seen.smooth(seen.values)]
 
         def sample(parts: tuple[Any, ...]) -> tuple[Any, Any]:
             values, masks, ways, *target = _each(_batch_of_one, parts)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(values)
+                tape.watch(seen.smooth(values))
                 loss = self._loss(seen.rebuild(values, masks), target[0] if target else None)
-            grads = tape.gradient(loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            grads = tape.gradient(loss, seen.smooth(values), **zero)
             dots = [tf.reduce_sum(tf.cast(g * w, self.dtype)) for g, w in zip(grads, ways, strict=True)]
             return tf.add_n(dots), loss
 
@@ -287,7 +287,7 @@ class TensorFlowEngine(Engine):
         return _each(self._tensor, tree)
 
     def _tensor(self, leaf: Any) -> Any:
-        if isinstance(leaf, list):
+        if isinstance(leaf, list) and not all(isinstance(item, int | float) for item in leaf):
             arrays = all(isinstance(item, np.ndarray | np.generic) or tf.is_tensor(item) for item in leaf)
             return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
         value = leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(np.asarray(leaf))

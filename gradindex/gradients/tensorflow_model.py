@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from gradindex.batches import Tree
 from gradindex.gradients.call import bind_inputs
@@ -32,6 +33,15 @@ _NORMALIZATIONS = (
 
 
 def check_model(model: Any) -> None:
+    """Check that `model` is a Keras 3 model on TensorFlow whose weights exist.
+
+    Raises
+    ------
+    ValueError
+        If Keras does not run on TensorFlow, or the model is not built.
+    TypeError
+        If it is not a Keras 3 model.
+    """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             f"Keras runs on {keras.backend.backend()!r}, expected 'tensorflow'. "
@@ -44,6 +54,36 @@ def check_model(model: Any) -> None:
             f"The model {model.name!r} is not built, so its parameters do not exist yet. "
             "Call the model once on a batch, or give it an Input."
         )
+
+
+def check_device(device: Any) -> str | None:
+    """Return the name of a device of this machine (TensorFlow itself would quietly take another).
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    TypeError
+        If it is not None or a string (or TensorFlow's own object for a device).
+    """
+    if device is None:
+        return None
+    if not isinstance(device, str | tf.DeviceSpec | tf.config.LogicalDevice):
+        raise TypeError(f"`device` must be None or a string, got {type(device).__name__}.")
+    name = device.to_string() if isinstance(device, tf.DeviceSpec) else getattr(device, "name", device)
+    here = [one.name for one in tf.config.list_logical_devices()]
+    try:
+        wanted = tf.DeviceSpec.from_string(name)
+    except ValueError:
+        wanted = None
+    for known in map(tf.DeviceSpec.from_string, here):
+        if (
+            wanted is not None
+            and wanted.device_type in (None, known.device_type)
+            and wanted.device_index in (None, known.device_index)
+        ):
+            return str(name)
+    raise ValueError(f"There is no device {name!r}. Expected one of: {', '.join(here)}.")
 
 
 def weight_names(model: Any) -> dict[int, str]:

@@ -22,21 +22,27 @@ def plain(value: Any) -> Any:
 
 
 class Seen:
-    """What a loss sees of a batch's output, as flat tensors: values (and logits under them), and masks."""
+    """What a loss sees of a batch's output, as flat tensors: values (and logits under them), and masks.
+
+    Raises
+    ------
+    TypeError
+        If the output is not made of tensors, dicts, lists and tuples.
+    """
 
     def __init__(self, output: Any) -> None:
         self._output = output
         self._parts = tf.nest.flatten(output)
+        kinds = [type(part).__name__ for part in self._parts if not isinstance(part, tf.Tensor)]
+        if kinds:
+            raise TypeError(f"Forward mode expects an output made of tensors, got {kinds[0]}.")
         self.values = [*self._parts, *(getattr(p, _LOGITS) for p in self._parts if hasattr(p, _LOGITS))]
         self.masks = [mask for p in self._parts if (mask := getattr(p, _MASK, None)) is not None]
 
-    @classmethod
-    def of(cls, output: Any) -> "Seen":
-        seen = cls(output)
-        kinds = [type(part).__name__ for part in seen._parts if not isinstance(part, tf.Tensor)]
-        if kinds:
-            raise TypeError(f"Forward mode expects an output made of tensors, got {kinds[0]}.")
-        return seen
+    @staticmethod
+    def smooth(values: Sequence[Any]) -> list[Any]:
+        """Return the values of a floating type, which are those that have a derivative."""
+        return [value for value in values if value.dtype.is_floating]
 
     def rebuild(self, values: Sequence[Any], masks: Sequence[Any]) -> Any:
         """Return the output with other values and masks in the same places."""
