@@ -218,8 +218,7 @@ class Capture(TorchFunctionMode):
         self.expected.update(named.keys())
         call = Call(named, layout, watched)
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._receive(call, gradient))
-            return output
+            return _hooked(output, lambda gradient: self._receive(call, gradient))
         output = output.detach()  # not a view, whose base would take part
         return _Start.apply(output, self._anchor(output), lambda g: self._receive(call, g))  # type: ignore[no-any-return, no-untyped-call]
 
@@ -265,6 +264,19 @@ class _Start(torch.autograd.Function):
         """Hand on the gradient, and end here."""
         ctx.receive(gradient)
         return None, None, None
+
+
+def _hooked(output: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+    """Return `output`, whose gradient will reach `receive` even if it is then overwritten in place.
+
+    Overwriting a view changes the history of its base, so there the hook belongs on the base.
+    """
+    whole: Tensor = output._base if output._is_view() else output  # type: ignore[assignment]
+    if whole.numel() != output.numel() or not (whole.is_contiguous() and output.is_contiguous()):
+        whole = output = output.clone()
+    shape = output.shape
+    whole.register_hook(lambda gradient: receive(gradient.reshape(shape)))
+    return output
 
 
 def plain(tensor: Any) -> Any:
