@@ -22,7 +22,7 @@ _KERNELS = {
     "grad_asym_dot": "asymmetric gradient product",
 }
 # In inches: a picture; the space between two, and between groups; a line of text; head and foot of the figure.
-_CELL, _GAP, _GROUP_GAP, _LINE, _HEAD, _FOOT = 1.0, 0.16, 0.44, 0.14, 0.3, 0.34
+_CELL, _GAP, _GROUP_GAP, _LINE, _HEAD, _FOOT = 1.0, 0.2, 0.44, 0.14, 0.3, 0.34
 _ONE_LINE = 18  # characters that fit above a picture
 _FONT = 8.0
 
@@ -472,7 +472,7 @@ def _limits(means: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     """Return the range of an axis that holds zero, all bars, and a number at the end of the longest."""
     values = np.concatenate([*means, [0.0]])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    room = 0.16 * (high - low) or 1.0
+    room = 0.2 * (high - low) or 1.0
     return (low - room if low < 0 else 0.0), high + room if high > 0 else 0.0
 
 
@@ -595,9 +595,12 @@ def _caption(names: Sequence[str] | None, label: Any, prediction: Any) -> str:
 
 
 def _wrapped(captions: list[str], wrap: bool = False) -> list[str]:
-    """Return captions with label and prediction on lines of their own if one of them is long."""
+    """Return captions with label and prediction on lines of their own if one of them is long; cut what still is."""
     wrap = wrap or any(len(caption) > _ONE_LINE for caption in captions)
-    return [caption.replace(", pred. ", "\npred. ") if wrap else caption for caption in captions]
+    if not wrap:
+        return captions
+    lines = [caption.replace(", pred. ", "\npred. ").split("\n") for caption in captions]
+    return ["\n".join(line if len(line) <= _ONE_LINE else line[: _ONE_LINE - 1] + "…" for line in one) for one in lines]
 
 
 def _name(names: Sequence[str] | None, value: Any) -> str:

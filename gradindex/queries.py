@@ -107,7 +107,8 @@ def _match(name: str, value: Any, example: Tree) -> Tree:
         return value
     if got[1:] in ((), (1,)) and want in ((), (1,)):  # (m,) for (n, 1) labels and the other way round
         return value.reshape(-1, *want)
-    raise ValueError(f"{name} has shape {got}, but a sample of the training data has shape {want}.")
+    sample = got if len(got) <= len(want) else got[1:]
+    raise ValueError(f"{name} has samples of shape {sample} but the training data has shape {want}.")
 
 
 def _typed_like(y: Tree, example: Tree) -> Tree:

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from jobs import digits, trained
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 import gradindex
 from gradindex.explanation import Explanation
 from gradindex.plots import plot_distributions, plot_similar
+from tests.jobs import digits, trained
 
 SAME, OTHER, PALE = "#0072b2", "#d55e00", "#c4c4c4"
 N, M = 12, 2
@@ -75,7 +75,7 @@ def legend(figure):
 
 def boxes(figure):
     """Extents of all texts that are drawn."""
-    figure.draw_without_rendering()
+    figure.get_figure(root=True).draw_without_rendering()
     found = [*figure.texts, *(t for one in figure.legends for t in one.get_texts())]
     for axes in figure.axes:
         found += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels(), *axes.get_xticklabels()]
@@ -100,7 +100,7 @@ def test_a_full_ranking_shows_the_first_and_the_last_samples():
                 assert axes.get_title() == f"label {Y_TRAIN[i]}"
                 assert float(axes.get_xlabel().replace("−", "-")) == pytest.approx(BY_SAMPLE[row, i], abs=5e-4)
                 same = Y_TRAIN[i] == Y_QUERY[row]
-                assert frame(axes) == ((SAME, "-") if same else (OTHER, "--"))
+                assert frame(axes) == ((SAME, "solid") if same else (OTHER, "dashed"))
     assert texts(figure) == ["Query", "Most similar (gradient cosine)", "Least similar (gradient cosine)"]
     assert legend(figure) == ["label of the query", "another label"]
 
@@ -138,10 +138,11 @@ def test_given_labels_and_predictions_replace_those_of_the_result():
 
 
 def test_class_names_stand_on_two_lines_when_long():
-    names = ["ankle boot", "sneaker", "bag"]
+    names = ["ankle boot", "sneaker", "a bag of uncommon size"]
     found = cells(plot_similar(top(), X_QUERY, X_TRAIN, class_names=names))
     assert found["query 0"].get_title() == "ankle boot\npred. sneaker"
     assert found["least similar 0 1"].get_title() == "ankle boot"
+    assert found["query 1"].get_title() == "a bag of uncommon…\npred. a bag of un…"
 
 
 def test_the_prediction_stands_for_an_unknown_label():

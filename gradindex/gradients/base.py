@@ -143,7 +143,7 @@ class Engine(ABC):
     """The model's floating type, which is that of gradients, losses and outputs."""
 
     def __init__(self) -> None:
-        self._path: str | None = None  # decided by the first batch
+        self._paths: dict[str, str] = {}  # of each parameter, decided by the first batch
 
     @property
     def size(self) -> int:
@@ -153,7 +153,9 @@ class Engine(ABC):
     @property
     def paths(self) -> dict[str, str]:
         """How each parameter's gradient is computed: 'factored', 'vmap', 'loop' or 'undecided'."""
-        return {parameter.name: self._path or "undecided" for parameter in self.parameters}
+        return {
+            parameter.name: self._paths.get(parameter.name, "undecided") for parameter in self.parameters
+        }
 
     @abstractmethod
     def outputs(self, x: Tree) -> Floats:
@@ -192,24 +194,106 @@ class Engine(ABC):
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every parameter and statistic of the model by name."""
 
+    def factored_names(self, x: Tree) -> frozenset[str]:
+        """Return the names of parameters all uses of which have a rule; none in a framework without rules."""
+        return frozenset()
+
+    def factored_gradients(self, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
+        """Return per-sample gradients (b, ·) of some parameters, formed from the layers' factors."""
+        raise NotImplementedError
+
+    def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: "Projector") -> Embedded:
+        """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
+        raise NotImplementedError
+
+    def some_gradients(self, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
+        """Return `batched_gradients` of some parameters, (b, ·)."""
+        found = self.batched_gradients(x, y)
+        return PerSample(self._columns(found.gradients, names), found.losses, found.outputs)
+
     def gradients(self, x: Tree, y: Tree) -> PerSample:
-        """Return per-sample gradients (b, P), losses and outputs, by the path that the first batch chose."""
-        if self._path is None and length(x):
-            self._choose_path(x, y)
-        if self._path == "loop" or any(isinstance(leaf, list) for leaf in leaves(x)):
-            return loop.gradients(self, x, y)
-        return self.batched_gradients(x, y)
+        """Return per-sample gradients (b, P), losses and outputs, by the paths that the first batch chose."""
+        if length(x) == 0:
+            return self.batched_gradients(x, y)
+        groups = self._groups(x, y)
+        parts = {path: self._by(path, x, y, names) for path, names in groups.items()}
+        first = next(iter(parts.values()))
+        if len(parts) == 1:
+            return first
+        rows = np.empty((length(x), self.size), first.gradients.dtype)
+        places = {parameter.name: place for parameter, place in self.slices()}
+        for path, names in groups.items():
+            columns = np.concatenate([np.arange(places[name].start, places[name].stop) for name in names])
+            rows[:, columns] = parts[path].gradients
+        return PerSample(rows, first.losses, first.outputs)
 
     def embed(self, x: Tree, y: Tree, projector: "Projector") -> Embedded:
         """Return sketches, exact norms, losses and outputs of a batch."""
-        found = self.gradients(x, y)
-        norms = np.sqrt(np.einsum("ij,ij->i", found.gradients, found.gradients, dtype=np.float64))
-        return Embedded(projector(self.parameters, found.gradients), norms, found.losses, found.outputs)
+        found: Embedded | PerSample | None = None
+        sketches = np.zeros((length(x), projector.dim), np.float32)
+        squares = np.zeros(length(x), np.float64)
+        groups = self._groups(x, y) if length(x) else {self.fast_path: [p.name for p in self.parameters]}
+        by_name = {parameter.name: parameter for parameter in self.parameters}
+        for path, names in groups.items():
+            if path == "factored":
+                embedded = self.factored_embed(x, y, names, projector)
+                sketches += embedded.sketches
+                squares += embedded.norms**2
+                found = embedded
+            else:
+                part = self._by(path, x, y, names)
+                sketches += projector([by_name[name] for name in names], part.gradients)
+                squares += np.einsum("ij,ij->i", part.gradients, part.gradients, dtype=np.float64)
+                found = found or part
+        if found is None:
+            raise RuntimeError("The engine has no parameters.")
+        return Embedded(sketches, np.sqrt(squares), found.losses, found.outputs)
 
-    def _choose_path(self, x: Tree, y: Tree, samples: int = 2) -> None:
-        """Compare the batched path with the loop on the first samples; warn about what is not as expected."""
+    def _groups(self, x: Tree, y: Tree) -> dict[str, list[str]]:
+        """Return the names of the parameters that take each path, in the model's order."""
+        if any(isinstance(leaf, list) for leaf in leaves(x)):  # objects cannot be batched
+            return {"loop": [parameter.name for parameter in self.parameters]}
+        if not self._paths:
+            self._choose_paths(x, y)
+        groups: dict[str, list[str]] = {}
+        for parameter in self.parameters:
+            groups.setdefault(self._paths[parameter.name], []).append(parameter.name)
+        return groups
+
+    def _by(self, path: str, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
+        """Return per-sample gradients (b, ·) of some parameters by one path."""
+        if path == "factored":
+            return self.factored_gradients(x, y, names)
+        if path == self.fast_path:
+            return self.some_gradients(x, y, names)
+        found = loop.gradients(self, x, y)
+        return PerSample(self._columns(found.gradients, names), found.losses, found.outputs)
+
+    def _columns(self, gradients: Floats, names: Sequence[str]) -> Floats:
+        if len(names) == len(self.parameters):
+            return gradients
+        wanted = set(names)
+        return np.concatenate([gradients[:, at] for p, at in self.slices() if p.name in wanted], axis=1)
+
+    def _choose_paths(self, x: Tree, y: Tree, samples: int = 2) -> None:
+        """Compare each rung with the loop on the first samples; what is not as expected takes the next rung."""
         head = slice(0, samples)
         x, y = index(x, head), None if y is None else index(y, head)
+        self._warn_of_unused(x, y)
+        truth = loop.gradients(self, x, y).gradients
+        ruled = self.factored_names(x)
+        paths = {p.name: "factored" if p.name in ruled else self.fast_path for p in self.parameters}
+        for path, lower in (("factored", self.fast_path), (self.fast_path, "loop")):
+            names = [name for name, chosen in paths.items() if chosen == path]
+            wrong = self._mismatches(path, x, y, names, truth) if names else {}
+            for name, reason in wrong.items():
+                paths[name] = lower
+                if reason:
+                    warnings.warn(f"{reason}; using the {lower}, which is slower.", UserWarning, stacklevel=2)
+        log.info("gradient paths: %s", paths)
+        self._paths = paths
+
+    def _warn_of_unused(self, x: Tree, y: Tree) -> None:
         first = slice(0, 1)
         unused = self.unused(index(x, first), None if y is None else index(y, first))
         if unused:
@@ -219,33 +303,31 @@ class Engine(ABC):
                 UserWarning,
                 stacklevel=2,
             )
-        truth = loop.gradients(self, x, y)
-        if any(isinstance(leaf, list) for leaf in leaves(x)):
-            self._path = "loop"  # objects cannot be batched
-            return
+
+    def _mismatches(
+        self, path: str, x: Tree, y: Tree, names: Sequence[str], truth: Floats
+    ) -> dict[str, str | None]:
+        """Return the parameters whose gradients by `path` are not `truth`, and why (None: said already)."""
         try:
-            fast = self.batched_gradients(x, y)
+            found = self._by(path, x, y, names).gradients
         except Exception as error:
-            log.warning("batched gradients failed, using the one-sample loop: %s", error)
-            self._path = "loop"
-            return
-        for parameter, place in self.slices():
-            want, got = truth.gradients[:, place], fast.gradients[:, place]
-            scale = np.abs(want).max(initial=0.0)
-            tolerance = 1e-3 if self.dtype.itemsize > 2 else 5e-2
-            if (
-                np.isfinite(want).all()
-                and not np.abs(got - want).max(initial=0.0) <= tolerance * scale + 1e-12
-            ):
-                warnings.warn(
-                    f"Batched gradients of {parameter.name!r} differ from the one-sample loop by more than "
-                    f"{tolerance:g} (does the model mix samples of a batch?); using the loop, which is slower.",
-                    UserWarning,
-                    stacklevel=2,
+            log.warning("%s gradients failed for %s: %s", path, ", ".join(names), error)
+            return dict.fromkeys(names)
+        wrong: dict[str, str | None] = {}
+        tolerance = 1e-3 if self.dtype.itemsize > 2 else 5e-2
+        places = {parameter.name: place for parameter, place in self.slices()}
+        begin = 0
+        for name in names:
+            want = truth[:, places[name]]
+            got = found[:, begin : begin + want.shape[1]]
+            begin += want.shape[1]
+            near = np.abs(got - want).max(initial=0.0) <= tolerance * np.abs(want).max(initial=0.0) + 1e-12
+            if np.isfinite(want).all() and not near:
+                wrong[name] = (
+                    f"{path} gradients of {name!r} differ from the one-sample loop by more than "
+                    f"{tolerance:g} (does the model mix samples of a batch?)"
                 )
-                self._path = "loop"
-                return
-        self._path = self.fast_path
+        return wrong
 
     def slices(self) -> Iterator[tuple[Parameter, slice]]:
         """Yield each parameter with its place in the flattened gradient."""
@@ -263,6 +345,26 @@ class Projector(ABC):
     @abstractmethod
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
         """Add the sketch of one parameter's per-sample gradients (b, size) to `out` (b, dim), in place."""
+
+    def add_factors(
+        self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats
+    ) -> None:
+        """Add the sketch of Σ_t r_t c_tᵀ, of the parameter seen as a matrix in memory order, to `out`.
+
+        `columns` is (b, T, C); `rows` is (b, T, R), or (b, T) integers where each r_t is one-hot. This default
+        forms the gradient.
+        """
+        if rows.ndim == 2:
+            rows = np.eye(parameter.matrix_shape[0], dtype=columns.dtype)[rows]
+        self.add(out, parameter, np.einsum("btr,btc->brc", rows, columns).reshape(len(out), -1))
+
+    def cost(self, parameter: Parameter) -> float:
+        """Return about how many nanoseconds `add` takes for one sample."""
+        return float(parameter.size)
+
+    def factor_cost(self, parameter: Parameter, positions: int) -> float:
+        """Return about how many nanoseconds `add_factors` takes for one sample of T positions."""
+        return math.inf
 
     def __call__(self, parameters: Sequence[Parameter], gradients: Floats) -> NDArray[np.float32]:
         """Sketch flattened gradients (b, P) to (b, dim) float32."""

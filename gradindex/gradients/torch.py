@@ -1,21 +1,23 @@
-"""PyTorch: per-sample gradients by ``vmap(grad)``, directional derivatives by forward mode."""
+"""PyTorch: per-sample gradients factored or by ``vmap(grad)``, directional derivatives by forward mode."""
 
 import hashlib
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradindex.batches import Tree, index, length, map_leaves
-from gradindex.gradients.base import Engine, Floats, Parameter, PerSample, log
+from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
 from gradindex.gradients.call import bind_inputs, select
+from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
 
 # functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
 # one thread at a time.
@@ -91,6 +93,7 @@ class TorchEngine(Engine):
         self._torch_dtype = first.dtype
         self.dtype = np.dtype(np.float64 if first.dtype == torch.float64 else np.float32)
         self._label_form: str | None = None
+        self._plan: Plan | None = None
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
@@ -110,8 +113,13 @@ class TorchEngine(Engine):
 
     def batched_gradients(self, x: Tree, y: Tree) -> PerSample:
         """Return per-sample gradients by ``vmap(grad)``; memory is b × P."""
+        return self.some_gradients(x, y, [parameter.name for parameter in self.parameters])
+
+    def some_gradients(self, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
+        """Return per-sample gradients (b, ·) of some parameters by ``vmap(grad)``."""
         if length(x) == 0:
-            return PerSample(np.empty((0, self.size), self.dtype), np.empty(0, self.dtype), None)
+            size = sum(parameter.size for parameter in self.parameters if parameter.name in set(names))
+            return PerSample(np.empty((0, size), self.dtype), np.empty(0, self.dtype), None)
         inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
 
         def sample_loss(weights: dict[str, torch.Tensor], one: Tree, target: Tree) -> tuple[Any, Any]:
@@ -122,10 +130,53 @@ class TorchEngine(Engine):
 
         with self._inference():
             per_sample = vmap(grad(sample_loss, has_aux=True), in_dims=(None, 0, None if y is None else 0))
-            grads, (losses, outputs) = per_sample(self._weights(), inputs, targets)
-            rows = torch.cat([grads[p.name].flatten(1) for p in self.parameters], dim=1)
+            grads, (losses, outputs) = per_sample(self._weights(names), inputs, targets)
+            rows = torch.cat([grads[name].flatten(1) for name in names], dim=1)
             outputs = None if outputs is None else _numpy(outputs[:, 0])
             return PerSample(_numpy(rows), _numpy(losses), outputs)
+
+    def factored_names(self, x: Tree) -> frozenset[str]:
+        """Return the names of parameters all uses of which have a rule."""
+        inputs = self._tensors(x)
+
+        def forward(samples: int) -> Any:
+            rows = torch.arange(samples) % length(x)
+            return self._call({}, map_leaves(lambda leaf: leaf[rows], inputs))
+
+        try:
+            with self._inference(fused=True):
+                self._plan = plan(forward, self._selected())
+        except Exception as error:
+            log.warning("no layer is factored: %s", error)
+            return frozenset()
+        return self._plan.factored
+
+    def factored_gradients(self, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
+        """Return per-sample gradients (b, ·) of some parameters, formed from the layers' factors."""
+        wanted = [parameter for parameter in self.parameters if parameter.name in set(names)]
+        rows = Rows(length(x), wanted, self.dtype)
+        output, losses = self._factored(x, y, names, rows)
+        return PerSample(rows.gradients, _numpy(losses), _as_array(output))
+
+    def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> Embedded:
+        """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
+        found = Sketches(length(x), self.parameters, projector, self.device)
+        output, losses = self._factored(x, y, names, found)
+        norms = found.squares.sqrt().cpu().numpy()
+        return Embedded(found.sketches, norms, _numpy(losses), _as_array(output))
+
+    def _factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Any, torch.Tensor]:
+        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        if self._plan is None:
+            raise RuntimeError("The paths have not been chosen yet: call gradients or embed.")
+        with self._inference(fused=True):
+            return backward(
+                lambda: self._call({}, inputs),
+                lambda output: self._sample_losses(output, targets),
+                self._selected(names),
+                self._plan,
+                finish,
+            )
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
         """Return the gradient (1, P) of one sample by one backward pass."""
@@ -148,15 +199,7 @@ class TorchEngine(Engine):
         tangents = {p.name: flat[place].reshape(p.shape) for p, place in self.slices()}
 
         def batch_losses(weights: dict[str, torch.Tensor]) -> torch.Tensor:
-            output = self._call(weights, inputs)
-
-            def sample_loss(out: Any, target: Any) -> torch.Tensor:
-                out = torch.utils._pytree.tree_map(lambda leaf: leaf[None], out)
-                return self._loss(
-                    out, None if target is None else map_leaves(lambda leaf: leaf[None], target)
-                )
-
-            return vmap(sample_loss, in_dims=(0, None if targets is None else 0))(output, targets)
+            return self._sample_losses(self._call(weights, inputs), targets)
 
         with self._inference(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)  # torch's own, at first use
@@ -173,9 +216,22 @@ class TorchEngine(Engine):
             for name, value in tensors.items()
         }
 
-    def _weights(self) -> dict[str, torch.Tensor]:
+    def _selected(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         named = dict(self.model.named_parameters())
-        return {parameter.name: named[parameter.name].detach() for parameter in self.parameters}
+        wanted = None if names is None else set(names)
+        return {p.name: named[p.name] for p in self.parameters if wanted is None or p.name in wanted}
+
+    def _weights(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+        return {name: value.detach() for name, value in self._selected(names).items()}
+
+    def _sample_losses(self, output: Any, targets: Tree) -> torch.Tensor:
+        """Return the loss of each sample (b,) given the outputs of the whole batch."""
+
+        def sample_loss(out: Any, target: Any) -> torch.Tensor:
+            out = torch.utils._pytree.tree_map(lambda leaf: leaf[None], out)
+            return self._loss(out, None if target is None else map_leaves(lambda leaf: leaf[None], target))
+
+        return vmap(sample_loss, in_dims=(0, None if targets is None else 0))(output, targets)
 
     def _backward(self, x: Tree, y: Tree) -> tuple[Any, torch.Tensor, tuple[torch.Tensor | None, ...]]:
         inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
@@ -188,6 +244,8 @@ class TorchEngine(Engine):
 
     def _call(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
         args, kwargs = bind_inputs(self.model.forward, x)
+        if not weights:
+            return self.model(*args, **kwargs)
         return functional_call(self.model, weights, args, kwargs)
 
     def _loss(self, output: Any, target: Any) -> torch.Tensor:
@@ -233,8 +291,11 @@ class TorchEngine(Engine):
         return value.to(self.device)
 
     @contextmanager
-    def _inference(self) -> Iterator[None]:
-        """Inference mode for layers, gradients only where asked for, and everything put back afterwards."""
+    def _inference(self, fused: bool = False) -> Iterator[None]:
+        """Inference mode for layers, gradients only where asked for, and everything put back afterwards.
+
+        Fused attention kernels are faster, but know neither vmap nor forward mode.
+        """
         with _one_at_a_time:
             modes = [(module, module.training) for module in self.model.modules()]
             fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -242,13 +303,12 @@ class TorchEngine(Engine):
             try:
                 for module, _ in modes:
                     module.training = False
-                # Fused attention kernels know neither vmap nor forward mode.
                 torch.backends.mha.set_fastpath_enabled(False)
                 with (
                     torch.inference_mode(False),
                     torch.no_grad(),
                     torch.random.fork_rng(devices),
-                    torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+                    nullcontext() if fused else sdpa_kernel(SDPBackend.MATH),
                 ):
                     yield
             finally:

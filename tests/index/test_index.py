@@ -141,7 +141,7 @@ def test_bad_questions_get_clear_errors(index):
         index.explain(x[:1], k=241)
     with pytest.raises(ValueError, match="Unknown kernel 'cosine'. Expected one of: 'grad_dot' | 'grad_cos'"):
         index.explain(x[:1], kernel="cosine")
-    with pytest.raises(ValueError, match=r"X has samples of shape \(63,\) but the training data has shape \(64,\)"):
+    with pytest.raises(ValueError, match=r"X has shape \(2, 63\), but a sample of the training data has shape \(64,\)"):
         index.explain(x[:2, :63])
     with pytest.raises(ValueError, match="X has 3 samples but Y has 2"):
         index.explain(x[:3], y[:2])

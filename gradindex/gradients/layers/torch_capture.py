@@ -1,0 +1,307 @@
+"""Watching one forward pass: which call used which parameter, and the gradient of what came out.
+
+A ``TorchFunctionMode`` sees every torch function that the model calls, with its arguments. That is simpler and
+more general than hooks on modules: `F.linear(x, self.weight)`, tied weights, a layer called twice, attention's
+projections and a subclass with its own `forward` are all just calls, and since EVERY call is seen, a parameter
+is known to be factored only if each of its uses had a rule. What has none is reported, never missed.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gradindex.gradients.layers.torch_use import Use
+
+Rule = Callable[["Capture", Callable[..., Any], dict[str, Any]], Any]
+RULES: dict[Callable[..., Any], tuple[Rule, inspect.Signature]] = {}
+
+
+class NoRule(Exception):
+    """This call is beyond the rule; the parameters in it take the next rung."""
+
+
+class Changed(Exception):
+    """The model did not make the calls it made before, or changed a layer's input in place."""
+
+
+def rule(signature: str, *functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Register the rule of torch functions whose arguments are named by `signature`, as in a ``def``."""
+    bound = inspect.Signature([_argument(part.strip()) for part in signature.split(",")])
+
+    def register(function: Rule) -> Rule:
+        for torch_function in functions:
+            RULES[torch_function] = function, bound
+        return function
+
+    return register
+
+
+def _argument(text: str) -> inspect.Parameter:
+    """Return one argument: `name`, `name=` (None unless given), `*name` or `**name`."""
+    stars, name = text.count("*"), text.strip("*=")
+    if stars:
+        return inspect.Parameter(
+            name, inspect.Parameter.VAR_POSITIONAL if stars == 1 else inspect.Parameter.VAR_KEYWORD
+        )
+    default = None if text.endswith("=") else inspect.Parameter.empty
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the samples are in a layer's output: on `axis`, `folded` rows of it a sample.
+
+    Folded rows of one sample follow each other unless `minor` (attention's own (time × batch) layout).
+    """
+
+    axis: int
+    folded: int = 1
+    minor: bool = False
+
+    def samples_first(self, tensor: Tensor) -> Tensor:
+        """Return `tensor` with the samples on the first axis, (b, folded, …) if folded."""
+        tensor = tensor.movedim(self.axis, 0) if self.axis else tensor
+        if self.folded == 1:
+            return tensor
+        if self.minor:
+            return tensor.unflatten(0, (self.folded, -1)).transpose(0, 1)
+        return tensor.unflatten(0, (-1, self.folded))
+
+    def positions(self, tensor: Tensor, trailing: int = 1) -> Tensor:
+        """Return `tensor` as (b, T, …), the last `trailing` axes kept."""
+        first = self.samples_first(tensor)
+        kept = first.shape[first.dim() - trailing :]
+        return first.reshape(len(first), -1, *kept)
+
+
+def layouts(shapes: Sequence[torch.Size], fewer: Sequence[torch.Size], minor: set[int]) -> list[Layout | None]:
+    """Return where the samples are in each call's output, from its shapes with 3 samples and with 2.
+
+    Comparing two sizes tells the batch from any other axis that happens to be as long. None: no axis, or more
+    than one, follows the number of samples.
+    """
+    if len(shapes) != len(fewer):
+        raise Changed("the number of layer calls depends on the samples")
+    found: list[Layout | None] = []
+    for number, (three, two) in enumerate(zip(shapes, fewer, strict=True)):
+        axes = [axis for axis, (m, n) in enumerate(zip(three, two, strict=False)) if m != n]
+        fits = len(three) == len(two) and len(axes) == 1 and three[axes[0]] * 2 == two[axes[0]] * 3
+        found.append(Layout(axes[0], three[axes[0]] // 3, number in minor) if fits else None)
+    return found
+
+
+Make = Callable[[Tensor, Layout], Use]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of the parameter `whole` from `begin` on."""
+
+    tensor: Tensor  # kept, since the id of a dead tensor could name another
+    whole: Tensor
+    begin: int
+
+
+@dataclass
+class Call:
+    """One tapped call: what it used, to be made into `Use`s once the gradient δ of its output is there."""
+
+    uses: dict[str, Make]
+    layout: Layout | None
+    watched: Sequence[Tensor]
+    versions: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.versions = [tensor._version for tensor in self.watched]
+
+    def __call__(self, gradient: Tensor) -> Iterator[tuple[str, Use]]:
+        """Yield the parameters used and how, given δ."""
+        if [tensor._version for tensor in self.watched] != self.versions:
+            raise Changed("a layer's input was changed in place after the layer had read it")
+        for name, make in self.uses.items():
+            if self.layout is not None:
+                yield name, make(gradient, self.layout)
+
+
+class Capture(TorchFunctionMode):
+    """Runs a model's forward pass with the rules in force.
+
+    Parameters
+    ----------
+    names
+        The names of the model's selected parameters by ``id``.
+    known
+        The layouts found by earlier passes, in the order of the calls; None while they are being found.
+    receive
+        Called during the backward pass with each tapped call and the gradient of its output.
+    """
+
+    def __init__(
+        self,
+        names: dict[int, str],
+        known: Sequence[Layout | None] | None,
+        receive: Callable[[Call, Tensor], None],
+    ) -> None:
+        super().__init__()
+        self._names = names
+        self._known = known
+        self._receive = receive
+        self.without_rule: set[str] = set()
+        self.shapes: list[torch.Size] = []
+        self.minor: set[int] = set()
+        self.batch_is_minor = False
+        self.expected: Counter[str] = Counter()
+        self.anchors: dict[torch.device, Tensor] = {}
+        self._parts: dict[int, Part] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Apply the rule of `func` if it has one and a parameter is among its arguments."""
+        kwargs = kwargs or {}
+        used = [tensor for tensor in _tensors(args, kwargs) if self._is_known(tensor)]
+        if used and func in RULES:
+            function, signature = RULES[func]
+            try:
+                return function(self, func, _bind(signature, args, kwargs))
+            except NoRule:
+                pass
+        if used:  # without gradients, so that only what depends on the anchor is in autograd's graph
+            args, kwargs = _detached(args), {name: _detached(value) for name, value in kwargs.items()}
+        result = func(*args, **kwargs)
+        if used and any(True for _ in _tensors((result,), {})):
+            self.without_rule.update(name for tensor in used if (name := self.name(tensor)))
+        return result
+
+    def name(self, tensor: Any) -> str | None:
+        """Return the name of the selected parameter that `tensor` is, or is a part of; else None."""
+        part = self._parts.get(id(tensor))
+        return self._names.get(id(part.whole if part else tensor))
+
+    def know_part(self, tensor: Tensor, parameter: Tensor, begin: int) -> None:
+        """Remember that `tensor` is the rows of `parameter` from `begin` on."""
+        self._parts[id(tensor)] = Part(tensor, parameter, begin)
+
+    def tap(
+        self, output: Tensor, uses: dict[Any, Make], watched: Sequence[Tensor] = (), axis: int | None = None
+    ) -> Tensor:
+        """Return `output`, whose gradient will reach `receive`.
+
+        Parameters
+        ----------
+        output
+            What the call returned, computed with parameters that need no gradient.
+        uses
+            For each parameter tensor (or None) how to make its `Use` from the gradient and layout of `output`.
+        watched
+            Tensors the uses need, which must not change until then.
+        axis
+            Where the rule needs the samples to be; None if anywhere will do.
+        """
+        named = {name: self._whole(tensor, make) for tensor, make in uses.items() if (name := self.name(tensor))}
+        if not named:
+            return output
+        number = len(self.shapes)
+        self.shapes.append(output.shape)
+        if self.batch_is_minor:
+            self.minor.add(number)
+        layout = self._layout(number)
+        if self._known is not None and (layout is None or axis not in (None, layout.axis)):
+            self.without_rule.update(named)
+            return output
+        self.expected.update(named.keys())
+        call = Call(named, layout, watched)
+        if output.requires_grad:
+            return _hooked(output, lambda gradient: self._receive(call, gradient))
+        output = output.detach()  # not a view, whose base would take part
+        return _Start.apply(output, self._anchor(output), lambda g: self._receive(call, g))  # type: ignore[no-any-return, no-untyped-call]
+
+    def _anchor(self, output: Tensor) -> Tensor:
+        """Return the scalar that every first tapped output depends on: what autograd is asked for."""
+        if output.device not in self.anchors:
+            self.anchors[output.device] = torch.zeros((), device=output.device, requires_grad=True)
+        return self.anchors[output.device]
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        return isinstance(tensor, torch.nn.Parameter) or id(tensor) in self._parts
+
+    def _whole(self, tensor: Tensor, make: Make) -> Make:
+        part = self._parts.get(id(tensor))
+        if part is None:
+            return make
+        return lambda g, at: make(g, at).placed(part.begin, len(part.whole))
+
+    def _layout(self, number: int) -> Layout | None:
+        if self._known is None:
+            return None
+        if number >= len(self._known):
+            raise Changed("the model made more layer calls than before")
+        return self._known[number]
+
+
+class _Start(torch.autograd.Function):
+    """The identity, in place (no copy, and a later in-place activation is fine), where the graph begins.
+
+    Later taps are hooks, which see the gradient of the value they were registered on even if an activation
+    then overwrites it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+        """Return `output` itself."""
+        ctx.receive = receive
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+        """Hand on the gradient, and end here."""
+        ctx.receive(gradient)
+        return None, None, None
+
+
+def _hooked(output: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+    """Return `output`, whose gradient will reach `receive` even if it is then overwritten in place.
+
+    Overwriting a view changes the history of its base, so there the hook belongs on the base.
+    """
+    whole: Tensor = output._base if output._is_view() else output  # type: ignore[assignment]
+    if whole.numel() != output.numel() or not (whole.is_contiguous() and output.is_contiguous()):
+        whole = output = output.clone()
+    shape = output.shape
+    whole.register_hook(lambda gradient: receive(gradient.reshape(shape)))
+    return output
+
+
+def plain(tensor: Any) -> Any:
+    """Return a parameter without its gradient, so that autograd builds no graph for it."""
+    return tensor.detach() if isinstance(tensor, torch.nn.Parameter) else tensor
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, tuple | list) and type(value) in (tuple, list):
+        return type(value)(_detached(item) for item in value)
+    return plain(value)
+
+
+def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        raise NoRule from None
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(tuple(value), {})

@@ -1,0 +1,129 @@
+"""What one call of a layer leaves behind of a parameter's per-sample gradient.
+
+With the gradient δ of the layer's output known, a weight seen as a matrix (rows × columns, in memory order) has
+the per-sample gradient Σ_t r_t c_tᵀ over T positions. A `Use` can `form` that sum, and most can also hand out
+the factors r (b, T, rows) and c (b, T, columns), which are far smaller when T is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Use(ABC):
+    """One use of one parameter by a batch of b samples."""
+
+    positions: int | None = None
+    """T, if the gradient has factors; else None."""
+    form_cost: float = 0.0
+    """Multiply-adds to form one sample's gradient."""
+
+    @abstractmethod
+    def form(self, block: slice) -> Tensor:
+        """Return the per-sample gradients (block, size) of these samples; may be a reused buffer."""
+
+    def factors(self, block: slice) -> tuple[Tensor, Tensor]:
+        """Return row factors (block, T, rows), or (block, T) of row numbers, and column factors."""
+        raise NotImplementedError
+
+    def bytes_per_sample(self) -> int:
+        """Return how much working memory `factors` and `form` take for a sample, beyond the gradient."""
+        return 0
+
+    def placed(self, begin: int, rows: int) -> "Use":
+        """Return the same use of a larger parameter, of `rows` rows, this one's from `begin` on."""
+        raise NotImplementedError
+
+
+class Direct(Use):
+    """A gradient that is small, or of no use factored: (b, size), already formed."""
+
+    def __init__(self, gradients: Tensor) -> None:
+        self.gradients = gradients.flatten(1)
+
+    def form(self, block: slice) -> Tensor:
+        """Return the per-sample gradients (block, size)."""
+        return self.gradients[block]
+
+    def placed(self, begin: int, rows: int) -> "Direct":
+        """Return the use of a vector of length `rows`."""
+        return Direct(F.pad(self.gradients, (begin, rows - begin - self.gradients.shape[1])))
+
+
+class Outer(Use):
+    """Dense factors: rows (b, T, R) and columns (b, T, C)."""
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        self.rows, self.columns = rows, columns
+        self.positions = rows.shape[1]
+        self.form_cost = self.positions * rows.shape[2] * columns.shape[2]
+
+    def form(self, block: slice) -> Tensor:
+        """Return the per-sample gradients (block, R·C)."""
+        rows, columns = self.factors(block)
+        return torch.bmm(rows.transpose(1, 2), columns).flatten(1)
+
+    def factors(self, block: slice) -> tuple[Tensor, Tensor]:
+        """Return rows (block, T, R) and columns (block, T, C)."""
+        return upcast(self.rows[block]), upcast(self.columns[block])
+
+    def placed(self, begin: int, rows: int) -> "Outer":
+        """Return the use of a matrix of `rows` rows."""
+        return Outer(F.pad(self.rows, (begin, rows - begin - self.rows.shape[2])), self.columns)
+
+
+class Touched(Use):
+    """Rows of an embedding: numbers (b, T) of the touched rows, and their gradients (b, T, C)."""
+
+    def __init__(self, numbers: Tensor, columns: Tensor, rows: int) -> None:
+        self.numbers, self.columns, self.rows = numbers, columns, rows
+        self.positions = numbers.shape[1]
+        self.form_cost = self.positions * columns.shape[2] + rows * columns.shape[2] / 8
+
+    def form(self, block: slice) -> Tensor:
+        """Return the per-sample gradients (block, rows·C), mostly zeros."""
+        numbers, columns = self.factors(block)
+        out = columns.new_zeros(len(columns), self.rows, columns.shape[2])
+        return out.scatter_add_(1, numbers[:, :, None].expand_as(columns), columns).flatten(1)
+
+    def factors(self, block: slice) -> tuple[Tensor, Tensor]:
+        """Return row numbers (block, T) and columns (block, T, C)."""
+        return self.numbers[block], upcast(self.columns[block])
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Return half precision as float32, anything else as it is."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def squared_norms(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return ‖Σ_t r_t c_tᵀ‖² (b,) in float64 from factors alone: Σ_{t,u} ⟨r_t, r_u⟩⟨c_t, c_u⟩.
+
+    The ghost norm of Li et al. (2022), https://arxiv.org/abs/2110.05679, for any mix of dense factors and
+    embeddings (whose r_t are one-hot), so that tied weights and layers called twice need no formed gradient.
+    """
+    total = torch.zeros(len(parts[0][1]), dtype=torch.float64, device=parts[0][1].device)
+    for i, (rows, columns) in enumerate(parts):
+        if columns.shape[1] == 1 and rows.dim() == 3:
+            total += rows.double().square().sum((1, 2)) * columns.double().square().sum((1, 2))
+        else:
+            total += _overlap(rows, columns, rows, columns)
+        for other_rows, other_columns in parts[i + 1 :]:
+            total += 2 * _overlap(rows, columns, other_rows, other_columns)
+    return total.clamp_(min=0)
+
+
+def _overlap(rows: Tensor, columns: Tensor, other_rows: Tensor, other_columns: Tensor) -> Tensor:
+    inner = torch.bmm(columns, other_columns.transpose(1, 2))
+    if rows.dim() == 3 and other_rows.dim() == 3:
+        inner *= torch.bmm(rows, other_rows.transpose(1, 2))
+    elif rows.dim() == 2 and other_rows.dim() == 2:
+        inner *= rows[:, :, None] == other_rows[:, None, :]
+    elif rows.dim() == 3:
+        inner *= rows.gather(2, other_rows[:, None, :].expand(-1, rows.shape[1], -1))
+    else:
+        inner *= other_rows.gather(2, rows[:, None, :].expand(-1, other_rows.shape[1], -1)).transpose(1, 2)
+    return inner.sum((1, 2), dtype=torch.float64)

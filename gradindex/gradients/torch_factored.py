@@ -1,0 +1,169 @@
+"""One batched forward and one backward pass; every parameter is dealt with as soon as its δ has arrived.
+
+The backward pass computes gradients of layers' outputs only: parameters are detached, the input needs no
+gradient, and a layer's activations and δ are let go of once they are sketched, so memory stays that of a
+training step.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradindex.gradients.base import Floats, Parameter, Projector
+from gradindex.gradients.layers import torch_attention, torch_conv, torch_linear, torch_norm  # noqa: F401
+from gradindex.gradients.layers.torch_capture import Call, Capture, Layout, layouts
+from gradindex.gradients.layers.torch_use import Use, squared_norms, upcast
+
+_BLOCK_BYTES = 4 << 20  # working memory of formed gradients: small enough to stay in a core's cache
+_PER_NS = 100.0  # multiply-adds in a nanosecond of a batched matrix product
+
+Finish = Callable[[str, Sequence[Use]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the calls of a forward pass looked like: where the samples are, and which parameters have rules."""
+
+    layouts: Sequence[Layout | None]
+    factored: frozenset[str]
+
+
+def plan(forward: Callable[[int], Any], named: Mapping[str, Tensor]) -> Plan:
+    """Return the plan found by running `forward` on 3 samples and on 2."""
+    captures = []
+    for samples in (3, 2):
+        capture = Capture({id(value): name for name, value in named.items()}, None, lambda call, g: None)
+        with torch.enable_grad(), capture:
+            forward(samples)
+        captures.append(capture)
+    three, two = captures
+    found = layouts(three.shapes, two.shapes, three.minor)
+    again = Capture({id(value): name for name, value in named.items()}, found, lambda call, g: None)
+    with torch.enable_grad(), again:
+        forward(2)
+    return Plan(found, frozenset(named) - again.without_rule)
+
+
+def backward(
+    forward: Callable[[], Any],
+    losses_of: Callable[[Any], Tensor],
+    named: Mapping[str, Tensor],
+    known: Plan,
+    finish: Finish,
+) -> tuple[Any, Tensor]:
+    """Run both passes; call `finish` with each used parameter's name and uses. Returns outputs and losses (b,)."""
+    pending: defaultdict[str, list[Use]] = defaultdict(list)
+
+    def receive(call: Call, gradient: Tensor) -> None:
+        for name, use in call(gradient):
+            pending[name].append(use)
+            if len(pending[name]) == capture.expected[name]:
+                finish(name, pending.pop(name))
+
+    capture = Capture({id(value): name for name, value in named.items()}, known.layouts, receive)
+    with torch.enable_grad():
+        with capture:
+            output = forward()
+        losses = losses_of(output)
+        if losses.requires_grad:
+            torch.autograd.grad(losses.sum(), list(capture.anchors.values()), allow_unused=True)
+    for name, uses in pending.items():  # a call whose output the loss does not depend on
+        finish(name, uses)
+    return output, losses.detach()
+
+
+class Rows:
+    """Collects formed gradients (b, P) of the given parameters."""
+
+    def __init__(self, samples: int, parameters: Sequence[Parameter], dtype: Any) -> None:
+        self.gradients: Floats = np.zeros((samples, sum(parameter.size for parameter in parameters)), dtype)
+        self._places: dict[str, slice] = {}
+        begin = 0
+        for parameter in parameters:
+            self._places[parameter.name] = slice(begin, begin + parameter.size)
+            begin += parameter.size
+
+    def __call__(self, name: str, uses: Sequence[Use]) -> None:
+        """Take the uses of one parameter."""
+        out = self.gradients[:, self._places[name]]
+        for block in _blocks(len(out), _formed_bytes(out.shape[1], uses)):
+            out[block] = _formed(uses, block).cpu().numpy()
+
+
+class Sketches:
+    """Collects sketches (b, k) and squared norms (b,), by each parameter's cheaper path."""
+
+    def __init__(
+        self, samples: int, parameters: Sequence[Parameter], projector: Projector, device: torch.device
+    ) -> None:
+        self.squares = torch.zeros(samples, dtype=torch.float64, device=device)
+        self._parameters = {parameter.name: parameter for parameter in parameters}
+        self._projector = projector
+        self.sketches: NDArray[np.float32] = np.zeros((samples, projector.dim), np.float32)
+
+    def __call__(self, name: str, uses: Sequence[Use]) -> None:
+        """Take the uses of one parameter."""
+        parameter = self._parameters[name]
+        by_factors, ghost = self._cheapest(parameter, uses)
+        needed = sum(use.bytes_per_sample() for use in uses)
+        if by_factors:
+            needed += sum(use.positions or 0 for use in uses) * self._projector.dim * 16
+        if not (by_factors and ghost):
+            needed += _formed_bytes(parameter.size, uses)
+        for block in _blocks(len(self.squares), needed):
+            parts = [use.factors(block) for use in uses] if by_factors or ghost else []
+            formed = None if by_factors and ghost else _formed(uses, block)
+            out = self.sketches[block]
+            if by_factors:
+                for rows, columns in parts:
+                    self._projector.add_factors(out, parameter, rows.cpu().numpy(), columns.cpu().numpy())
+            elif formed is not None:
+                self._projector.add(out, parameter, formed.cpu().numpy())
+            if ghost:
+                self.squares[block] += squared_norms(parts)
+            elif formed is not None:
+                self.squares[block] += _squares(formed)
+
+    def _cheapest(self, parameter: Parameter, uses: Sequence[Use]) -> tuple[bool, bool]:
+        """Return whether the sketch, and whether the norm, had better come from the factors."""
+        positions = [use.positions for use in uses]
+        if None in positions:
+            return False, False
+        count = sum(positions)  # type: ignore[arg-type]
+        rows, columns = parameter.matrix_shape
+        form = sum(use.form_cost for use in uses) / _PER_NS + parameter.size * 0.2
+        norm = parameter.size * 0.1
+        ghost = count * count * (rows + columns) / _PER_NS + count * count * 0.5
+        sketch = self._projector.factor_cost(parameter, count)
+        formed = form + norm + self._projector.cost(parameter)
+        ghost_is_cheaper = ghost < form + norm
+        return (True, ghost_is_cheaper) if sketch + min(ghost, form + norm) < formed else (False, False)
+
+
+def _formed_bytes(size: int, uses: Sequence[Use]) -> int:
+    return 4 * size + sum(use.bytes_per_sample() for use in uses)
+
+
+def _blocks(samples: int, bytes_per_sample: int) -> list[slice]:
+    """Return slices of as many samples as fit the working memory, a multiple of 8 where that is possible."""
+    size = max(1, _BLOCK_BYTES // max(1, bytes_per_sample))
+    size = size // 8 * 8 if size >= 8 else size
+    return [slice(begin, min(begin + size, samples)) for begin in range(0, samples, size)]
+
+
+def _formed(uses: Sequence[Use], block: slice) -> Tensor:
+    total = upcast(uses[0].form(block))
+    for use in uses[1:]:
+        total = total + use.form(block)
+    return total
+
+
+def _squares(gradients: Tensor) -> Tensor:
+    """Return squared norms (b,) in float64 of (b, n)."""
+    return torch.linalg.vector_norm(gradients, dim=1).double().square()
