@@ -107,7 +107,7 @@ def test_a_finished_index_is_not_touched(tmp_path):
         gradindex.build(digits_job(), tmp_path / "i")
     with pytest.raises(MismatchError, match=r"seed is 0, not 1.*overwrite"):
         gradindex.build(digits_job(), tmp_path / "i", seed=1)
-    with pytest.raises(MismatchError, match=r"parameter '0\.bias' \(and 3 more\) has other values"):
+    with pytest.raises(MismatchError, match=r"parameter '0\.weight' \(and 3 more\) has other values"):
         gradindex.build(other_model_job(), tmp_path / "i")
     assert files(tmp_path / "i") == before
     index = gradindex.build(digits_job(), tmp_path / "i", seed=1, overwrite=True)
@@ -124,7 +124,7 @@ def test_overwrite_removes_nothing_but_an_index(tmp_path):
 def test_opening_with_something_else_names_the_difference(tmp_path):
     gradindex.build(digits_job(), tmp_path / "i")
     x, y = digits()
-    with pytest.raises(MismatchError, match=r"parameter '0\.bias' \(and 3 more\) has other values"):
+    with pytest.raises(MismatchError, match=r"parameter '0\.weight' \(and 3 more\) has other values"):
         gradindex.load(tmp_path / "i", other_model_job())
     with pytest.raises(MismatchError, match=r"parameter '0\.weight' is missing"):
         gradindex.load(tmp_path / "i", digits_job(parameters="last_layer"))
