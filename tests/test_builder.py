@@ -54,6 +54,36 @@ def test_sketched_cosines_are_near_the_exact_ones():
     assert error.std() == pytest.approx(theory, rel=0.35)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")],
+    ids=["python", "cuda", "cpu"],
+)
+def test_halves_a_batch_that_does_not_fit(monkeypatch, error):
+    job = digits_job()
+    want = np.concatenate([block.sketches for block in gradindex.embed(job, batch_size=60)])
+    embed, sizes = type(job.engine).embed, []
+
+    def little_memory(self, x, y, projector):
+        if len(x) > 20:
+            raise error
+        sizes.append(len(x))
+        return embed(self, x, y, projector)
+
+    monkeypatch.setattr(type(job.engine), "embed", little_memory)
+    blocks = list(gradindex.embed(job, batch_size=60))
+    assert [len(block.ids) for block in blocks] == [60] * 4
+    assert sizes == [15] * 16
+    np.testing.assert_allclose(np.concatenate([block.sketches for block in blocks]), want, rtol=1e-4, atol=1e-5)
+
+    def no_memory(self, x, y, projector):
+        raise error
+
+    monkeypatch.setattr(type(job.engine), "embed", no_memory)
+    with pytest.raises(type(error)):
+        list(gradindex.embed(job, batch_size=60))
+
+
 class Fails:
     """A dataset that breaks at one sample."""
 

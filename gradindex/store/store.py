@@ -172,9 +172,7 @@ def model_differences(saved: Header, wanted: Header) -> list[str]:
     before, now = saved.parameters, wanted.parameters
     if [_form(p) for p in before] != [_form(p) for p in now]:
         return _parameter_differences({p["name"]: p for p in before}, {p["name"]: p for p in now})
-    changed = [
-        name for (_, old), (name, new) in zip(saved.state, wanted.state, strict=False) if old != new
-    ]
+    changed = [name for (_, old), (name, new) in zip(saved.state, wanted.state, strict=False) if old != new]
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         return [f"parameter {changed[0]!r}{more} has other values"]

@@ -178,7 +178,7 @@ def test_an_incomplete_store_says_how_to_continue(filled):
     store, _ = filled
     (store.path / "shards" / "000002.json").unlink()
     assert store.missing() == [2]
-    with pytest.raises(DamagedIndexError, match="1 of 3 shards are missing.*Run the same build again"):
+    with pytest.raises(DamagedIndexError, match=r"1 of 3 shards are missing.*Run the same build again"):
         Store.open(store.path)
 
 
