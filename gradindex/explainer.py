@@ -213,6 +213,8 @@ class GradientSimilarity:
                 eps=self.eps,
             )
             data = dict(found.data)
+            if Y is None:
+                data.pop("query_labels", None)  # they were the predictions
         last = data.get("opponent_indices", data["ordered_indices"][:, ::-1])
         data["most_similar"] = self._samples(data["ordered_indices"][:, :_SHOWN])
         data["least_similar"] = self._samples(last[:, :_SHOWN])

@@ -89,7 +89,8 @@ class Index:
         Explanation
             With `scores` (m, k) float64 descending, `ordered_indices` (m, k) int64 ids, `exact` (m, k) bool;
             the same with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both
-            sides where known; `query_labels`, `query_predictions` (m,). A missing result has id −1 and score NaN.
+            sides where known; `query_predictions` (m,) and, where given, `query_labels`. A missing result has id −1
+            and score NaN.
 
         Raises
         ------
@@ -108,6 +109,8 @@ class Index:
             parts.append(self._answer(gradients, norms, parsed, k, rerank, eps))
         data: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         data.update(self._describe(asked, data))
+        if ids is None and y is None:
+            data.pop("query_labels", None)  # they were the predictions
         params = {
             "kernel": parsed.value,
             "k": k,

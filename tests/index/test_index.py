@@ -80,6 +80,7 @@ def test_columns_come_back_with_the_answer(index):
 def test_a_query_without_label_is_explained_as_predicted(index):
     x, _ = digits()
     predictions = trained()(torch.from_numpy(x[:9])).argmax(1).numpy()
+    assert "query_labels" not in index.explain(x[:9], k=3).data  # a prediction is no label
     np.testing.assert_allclose(
         index.explain(x[:9], k=3).scores, index.explain(x[:9], predictions, k=3).scores, atol=1e-6
     )
@@ -143,7 +144,7 @@ def test_bad_questions_get_clear_errors(index):
         ValueError, match=r"Unknown kernel 'cosine'\. Expected one of: 'grad_dot' \| 'grad_cos' \| 'grad_asym_dot'\."
     ):
         index.explain(x[:1], kernel="cosine")
-    with pytest.raises(ValueError, match=r"X has shape \(2, 63\), but a sample of the training data has shape \(64,\)"):
+    with pytest.raises(ValueError, match=r"X has .*63,?\).*the training data has shape \(64,\)"):
         index.explain(x[:2, :63])
     with pytest.raises(ValueError, match="X has 3 samples but Y has 2"):
         index.explain(x[:3], y[:2])
