@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gradindex.gradients.base import Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import check_seed, side_hash
-from gradindex.sketch.scatter import count, for_samples, multiply_sum, scatter, scatter_touched
+from gradindex.sketch.scatter import count, count_across, for_samples, multiply_sum, scatter, scatter_touched
 
 # Nanoseconds on two cores, measured: a number scattered; one counted; a spectrum's share for each bucket.
 _SCATTER, _COUNT, _SPECTRUM = 0.18, 0.25, 1.1
@@ -70,8 +70,8 @@ class CountSketchProjector(Projector):
     ) -> None:
         """Add the sketch of Σ_t r_t c_tᵀ to `out` by TensorSketch, or row by touched row."""
         t = self.tables[parameter.name]
-        columns = np.ascontiguousarray(columns, np.float32)
         if rows.ndim == 2:
+            columns = np.ascontiguousarray(columns, np.float32)
             buckets = t.row_buckets, t.row_signs, t.column_buckets, t.column_signs
             for_samples(
                 lambda some: scatter_touched(out[some], rows[some], columns[some], *buckets),
@@ -79,7 +79,6 @@ class CountSketchProjector(Projector):
                 columns.size,
             )
             return
-        rows = np.ascontiguousarray(rows, np.float32)
         cost = self.factor_cost(parameter, rows.shape[1]) / _SCATTER
         for_samples(
             lambda some: _tensor_sketch(out[some], t, rows[some], columns[some]), len(out), int(cost * len(out))
@@ -98,7 +97,7 @@ class CountSketchProjector(Projector):
 
 
 def _tensor_sketch(
-    out: NDArray[np.float32], tables: SideTables, rows: NDArray[np.float32], columns: NDArray[np.float32]
+    out: NDArray[np.float32], tables: SideTables, rows: Floats, columns: Floats
 ) -> None:
     """Add irfft(Σ_t rfft(CS r_t) ∘ rfft(CS c_t)) to `out`, a few samples at a time to stay in the cache."""
     n, dim = out.shape
@@ -117,7 +116,11 @@ def _tensor_sketch(
 
 def _spectra(values: Floats, buckets: NDArray[np.uint32], signs: NDArray[np.float32], dim: int) -> NDArray[Any]:
     counts = np.zeros((*values.shape[:2], dim), np.float32)
-    count(counts, values, buckets, signs)
+    across = values.transpose(0, 2, 1)
+    if across.flags.c_contiguous and not values.flags.c_contiguous:
+        count_across(counts, np.asarray(across, np.float32), buckets, signs)
+    else:
+        count(counts, np.ascontiguousarray(values, np.float32), buckets, signs)
     return scipy.fft.rfft(counts)  # transforms several vectors at a time, unlike NumPy's
 
 

@@ -123,6 +123,17 @@ def count(out: Any, values: Any, buckets: Any, signs: Any) -> None:
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+def count_across(out: Any, values: Any, buckets: Any, signs: Any) -> None:
+    """Do what `count` does for vectors that lie across memory, `values` (n, size, T)."""
+    for sample in range(values.shape[0]):
+        into = out[sample]
+        for i in range(values.shape[1]):
+            bucket, sign, across = buckets[i], signs[i], values[sample, i]
+            for position in range(values.shape[2]):
+                into[position, bucket] += sign * across[position]
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
 def multiply_sum(out: Any, left: Any, right: Any) -> None:
     """Add Σ_t left_t ∘ right_t of spectra (n, T, m) to `out` (n, m)."""
     for sample in range(left.shape[0]):
