@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradindex.gradients.base import Floats, Parameter, Projector
-from gradindex.gradients.layers import torch_attention, torch_conv, torch_linear, torch_norm  # noqa: F401
+from gradindex.gradients.layers import (  # noqa: F401  (they register themselves)
+    torch_attention,
+    torch_conv,
+    torch_linear,
+    torch_norm,
+    torch_recurrent,
+)
 from gradindex.gradients.layers.torch_capture import Call, Capture, Layout, layouts
 from gradindex.gradients.layers.torch_use import Touched, Use, squared_norms, squares, upcast
 
