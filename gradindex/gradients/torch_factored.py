@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradindex.gradients.base import Floats, Parameter, Projector
-from gradindex.gradients.layers import torch_attention, torch_conv, torch_linear, torch_norm  # noqa: F401
+from gradindex.gradients.layers import (  # noqa: F401  (they register themselves)
+    torch_attention,
+    torch_conv,
+    torch_linear,
+    torch_norm,
+    torch_recurrent,
+)
 from gradindex.gradients.layers.torch_capture import Call, Capture, Layout, layouts
-from gradindex.gradients.layers.torch_use import Use, squared_norms, upcast
+from gradindex.gradients.layers.torch_use import Touched, Use, squared_norms, squares, upcast
 
 _BLOCK_BYTES = 4 << 20  # working memory of formed gradients: small enough to stay in a core's cache
 _PER_NS = 100.0  # multiply-adds in a nanosecond of a batched matrix product
@@ -128,7 +134,7 @@ class Sketches:
             if ghost:
                 self.squares[block] += squared_norms(parts)
             elif formed is not None:
-                self.squares[block] += _squares(formed)
+                self.squares[block] += squares(formed)
 
     def _cheapest(self, parameter: Parameter, uses: Sequence[Use]) -> tuple[bool, bool]:
         """Return whether the sketch, and whether the norm, had better come from the factors."""
@@ -140,7 +146,9 @@ class Sketches:
         form = sum(use.form_cost for use in uses) / _PER_NS + parameter.size * 0.2
         norm = parameter.size * 0.1
         ghost = count * count * (rows + columns) / _PER_NS + count * count * 0.5
-        sketch = self._projector.factor_cost(parameter, count)
+        sketch = sum(
+            self._projector.factor_cost(parameter, use.positions or 0, isinstance(use, Touched)) for use in uses
+        )
         formed = form + norm + self._projector.cost(parameter)
         ghost_is_cheaper = ghost < form + norm
         return (True, ghost_is_cheaper) if sketch + min(ghost, form + norm) < formed else (False, False)
@@ -163,7 +171,3 @@ def _formed(uses: Sequence[Use], block: slice) -> Tensor:
         total = total + use.form(block)
     return total
 
-
-def _squares(gradients: Tensor) -> Tensor:
-    """Return squared norms (b,) in float64 of (b, n)."""
-    return torch.linalg.vector_norm(gradients, dim=1).double().square()

@@ -79,4 +79,5 @@ def embedding(capture: Capture, function: Callable[..., Tensor], call: Call) -> 
 
 def bias_gradient(g: Tensor, at: Layout) -> Direct:
     """Return ∇b = Σ_t δ_t of a bias added along the last axis."""
-    return Direct(upcast(at.positions(g)).sum(1))
+    by_position = upcast(at.positions(g))
+    return Direct(by_position[:, 0] if by_position.shape[1] == 1 else by_position.sum(1))
