@@ -83,15 +83,16 @@ class TestAgainstTheLoop:
         assert_explains(explainer.explain(x_test, y_test), kernel(sim_fn, *truth))
 
     @pytest.mark.parametrize("sim_fn", KERNELS)
-    def test_error_against_float64_is_not_larger_than_the_loops(self, kit, data, truth, wide, sim_fn):
+    def test_error_against_float64_is_as_small_as_the_loops(self, kit, data, truth, wide, sim_fn):
         x, y, x_test, y_test = data
         expected = kernel(sim_fn, *wide)
         scale = np.abs(expected).max(axis=1, keepdims=True)
         explainer = kit.explainer(kit.cnn(), kit.loss, sim_fn).fit(x, y)
         ours = np.abs(by_id(explainer.explain(x_test, y_test)) - expected) / scale
         loops = np.abs(kernel(sim_fn, *truth) - expected) / scale
-        # Both are single precision with a rounding of their own; equal means within a factor of 1.5.
-        assert np.sqrt((ours**2).mean()) <= 1.5 * np.sqrt((loops**2).mean())
+        # Both are single precision, summed in different orders: as large means within a factor of two, and both
+        # are far below the 1e-5 that is promised.
+        assert np.sqrt((ours**2).mean()) <= 2 * np.sqrt((loops**2).mean()) < 1e-6
 
     def test_order_is_that_of_the_naive_loop(self, kit, data, truth):
         x, y, x_test, y_test = data
@@ -566,6 +567,21 @@ class TestModelIsLeftAlone:
         assert (kept == 7).all()
         assert model[3].weight.grad is None
         assert not any(module._forward_hooks for module in model.modules())
+
+    def test_torch_random_state_of_a_model_that_always_draws(self, torch_kit):
+        import torch
+        from torch.nn import functional
+
+        class Noisy(torch.nn.Sequential):
+            def forward(self, x):
+                return super().forward(functional.dropout(x, 0.01, training=True))
+
+        model = Noisy(*torch_kit.mlp())
+        before = torch.get_rng_state()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # no two passes agree
+            torch_kit.explainer(model, torch_kit.loss, precompute_grads=True).fit(X, Y).explain(QUERIES)
+        assert torch.equal(torch.get_rng_state(), before)
 
     def test_modes_come_back_after_an_error(self, torch_kit):
         model = torch_kit.with_batchnorm().train()

@@ -70,6 +70,8 @@ class TorchEngine(Engine):
                 f"`device` must be None, a string, an integer or a torch.device, got {type(device).__name__}."
             )
         model = getattr(model, "_orig_mod", model)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Expected a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}.")
         self.model = model.module if isinstance(model, nn.DataParallel) else model
         self.loss_fn = loss_fn
         if device is not None:

@@ -141,13 +141,16 @@ class Store:
         IndexError
             If an id is not in the store.
         """
-        order = np.argsort(self.ids, kind="stable")
-        place = np.searchsorted(self.ids, ids, sorter=order)
-        rows = order[np.minimum(place, len(order) - 1)]
+        place = np.searchsorted(self.ids, ids, sorter=self._order)
+        rows = self._order[np.minimum(place, len(self) - 1)]
         bad = ids[self.ids[rows] != ids]
         if len(bad):
             raise IndexError(f"Ids {bad[:5].tolist()} are out of range for an index of {len(self)} samples.")
         return rows.astype(np.int64)
+
+    @cached_property
+    def _order(self) -> NDArray[np.intp]:
+        return np.argsort(self.ids, kind="stable")
 
     def check(self) -> None:
         """Compare the sha256 of every file; raises DamagedIndexError naming the first that differs."""

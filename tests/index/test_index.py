@@ -251,3 +251,28 @@ def test_many_threads_get_the_same_answers(index):
         thread.join()
     for got in found:
         np.testing.assert_array_equal(got, want)
+
+
+def test_eps_outranks_the_cosine_where_gradients_are_tiny(index, truth):
+    """With a large eps the order is that of the inner product: the cosine's candidates alone would be wrong."""
+    ids = np.arange(0, ROWS, 11)
+    norms = index.store.norms.astype(np.float64)
+    products = norms[ids][:, None] * norms
+    for eps in (1e-7, 1e-2, 1e3):
+        want = truth["grad_cos"][ids] * products / (products + eps)
+        result = index.explain(ids=ids, k=5, rerank=20, eps=eps)
+        best = -np.sort(-want, axis=1)[:, :5]
+        np.testing.assert_allclose(result.scores, best, rtol=1e-4)
+        np.testing.assert_allclose(result.opponent_scores, np.sort(want, axis=1)[:, :5], rtol=1e-4)
+
+
+def test_the_cosine_asks_faiss_and_the_others_scan(index, monkeypatch):
+    asked = []
+    search = type(index.searcher).search
+    monkeypatch.setattr(
+        type(index.searcher), "search", lambda self, sketches, k: asked.append(k) or search(self, sketches, k)
+    )
+    index.explain(ids=[1, 2], k=5, rerank=50, eps=1e-7)
+    assert asked == [50, 50]  # proponents and opponents
+    index.explain(ids=[1, 2], k=5, kernel="grad_dot")
+    assert asked == [50, 50]
