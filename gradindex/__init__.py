@@ -1,3 +1,77 @@
-"""gradindex: approximate nearest neighbours over gradient embeddings."""
+"""gradindex: approximate nearest neighbours over gradient embeddings.
+
+The training set becomes a FAISS index of per-sample loss gradients, so that explaining a prediction is one
+k-NN query, and every answer can be checked against the exact kernel.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradindex.builder import build, load
+    from gradindex.embedding import embed, exact_gradients
+    from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
+    from gradindex.explainer import GradientSimilarity
+    from gradindex.explanation import Explanation
+    from gradindex.index.index import Index
+    from gradindex.job import Job
+    from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Rademacher
+    from gradindex.store import Store
+    from gradindex.verify import Audit
 
 __version__ = "0.1.0"
+
+# Loaded when first used, so that importing gradindex costs next to nothing.
+_HOMES = {
+    "build": "builder",
+    "load": "builder",
+    "embed": "embedding",
+    "exact_gradients": "embedding",
+    "DamagedIndexError": "errors",
+    "IndexExistsError": "errors",
+    "MismatchError": "errors",
+    "GradientSimilarity": "explainer",
+    "Explanation": "explanation",
+    "Index": "index.index",
+    "Job": "job",
+    "CountSketch": "sketch",
+    "Gaussian": "sketch",
+    "Identity": "sketch",
+    "Rademacher": "sketch",
+    "SJLT": "sketch",
+    "Store": "store",
+    "Audit": "verify",
+}
+
+__all__ = [
+    "SJLT",
+    "Audit",
+    "CountSketch",
+    "DamagedIndexError",
+    "Explanation",
+    "Gaussian",
+    "GradientSimilarity",
+    "Identity",
+    "Index",
+    "IndexExistsError",
+    "Job",
+    "MismatchError",
+    "Rademacher",
+    "Store",
+    "build",
+    "embed",
+    "exact_gradients",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradindex' has no attribute {name!r}")
+    value = getattr(import_module(f"gradindex.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

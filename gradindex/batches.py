@@ -88,7 +88,7 @@ def index(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
 def as_columns(value: Any) -> Tree:
     """Normalise inputs given as whole columns: lists of numbers or arrays become arrays, TF tensors NumPy."""
     if isinstance(value, list):
-        return _stack(value, as_objects=True)
+        return stack(value, as_objects=True)
     if isinstance(value, dict):
         return {key: as_columns(item) for key, item in value.items()}
     if isinstance(value, tuple):
@@ -98,13 +98,13 @@ def as_columns(value: Any) -> Tree:
     return np.asarray(value)
 
 
-def _stack(samples: Sequence[Any], as_objects: bool = False) -> Tree:
+def stack(samples: Sequence[Any], as_objects: bool = False) -> Tree:
     """Collate samples: equal-shaped arrays are stacked, dicts and tuples by part, the rest stays a list."""
     first = samples[0] if samples else None
     if not as_objects and isinstance(first, dict):
-        return {key: _stack([sample[key] for sample in samples]) for key in first}
+        return {key: stack([sample[key] for sample in samples]) for key in first}
     if not as_objects and isinstance(first, tuple):
-        return tuple(_stack(part) for part in zip(*samples, strict=True))
+        return tuple(stack(part) for part in zip(*samples, strict=True))
     if is_tensor(first):
         if len({tuple(sample.shape) for sample in samples}) > 1:
             return list(samples)
@@ -180,7 +180,7 @@ class MapSource(Source):
         samples = [self._items[int(i)] for i in ids]
         if not samples:
             return Batch(ids, np.empty(0), None)
-        return Batch(ids, *_pair(self._collate(samples) if self._collate else _stack(samples)))
+        return Batch(ids, *_pair(self._collate(samples) if self._collate else stack(samples)))
 
 
 class StreamSource(Source):
@@ -241,8 +241,7 @@ def _pair(sample: Any) -> tuple[Tree, Tree | None]:
         if len(sample) == 1:
             return sample[0], None
         raise ValueError(
-            f"A sample must be (x, y), got {len(sample)} parts. "
-            "Put several inputs into a tuple or dict: ((a, b), y)."
+            f"A sample must be (x, y), got {len(sample)} parts. Put several inputs into a tuple or dict: ((a, b), y)."
         )
     return sample, None
 
@@ -289,7 +288,7 @@ def _as_source(dataset: Any) -> Source:
     streams = torch_data is not None and isinstance(dataset, torch_data.IterableDataset)
     streams = streams or (hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"))
     if streams and hasattr(dataset, "__len__"):
-        return _iterable(dataset, collate or _stack)
+        return _iterable(dataset, collate or stack)
     if not streams and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         return MapSource(dataset, collate)
     if streams:

@@ -84,9 +84,7 @@ def values(
     return _divide(dots, denominator + eps)
 
 
-def weights(
-    kernel: Kernel, query_norm: float, train_norms: NDArray[Any], eps: float = 0.0
-) -> NDArray[np.float64]:
+def weights(kernel: Kernel, query_norm: float, train_norms: NDArray[Any], eps: float = 0.0) -> NDArray[np.float64]:
     """Return w, shape (n,), with kernel(q, t) = cos(q, t) · w(t); so |kernel(q, t)| ≤ w(t) (Cauchy-Schwarz)."""
     train = np.asarray(train_norms, np.float64)
     product = query_norm * train

@@ -11,11 +11,7 @@ def is_one_hot(y: Any) -> bool:
     """Whether `y` (n, c) holds rows with a single 1 and zeros elsewhere, c > 1."""
     y = _array(y)
     return bool(
-        y is not None
-        and y.ndim == 2
-        and y.shape[1] > 1
-        and np.isin(y, (0, 1)).all()
-        and (y.sum(axis=1) == 1).all()
+        y is not None and y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()
     )
 
 
@@ -27,7 +23,8 @@ def as_classes(y: Any) -> NDArray[Any] | None:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if is_one_hot(array):
-        return array.argmax(axis=1)
+        classes: NDArray[Any] = array.argmax(axis=1)
+        return classes
     return array if array.ndim == 1 and array.dtype.kind in "biuf" else None
 
 
@@ -35,7 +32,8 @@ def predicted_classes(outputs: NDArray[Any] | None) -> NDArray[np.int64] | None:
     """Return the class of the largest output (n,) for outputs (n, c) with c > 1, else None."""
     if outputs is None or outputs.ndim != 2 or outputs.shape[1] < 2:
         return None
-    return outputs.argmax(axis=1).astype(np.int64)
+    classes: NDArray[np.int64] = outputs.argmax(axis=1).astype(np.int64)
+    return classes
 
 
 def from_outputs(
@@ -61,9 +59,12 @@ def from_outputs(
     Raises
     ------
     ValueError
-        If a single-output model has other than two distinct training labels.
+        If a single-output model has other than two distinct training labels, or labels are not one array.
     """
-    like = np.asarray(_array(like))
+    array = _array(like)
+    if array is None or array.dtype.kind not in "biuf":
+        raise ValueError("The training labels are not numbers in one array, so none can be predicted. Pass Y.")
+    like = array
     if outputs.ndim == 1 or outputs.shape[class_axis] == 1:
         options = np.unique(like)
         if len(options) != 2:
@@ -73,22 +74,24 @@ def from_outputs(
             )
         shape = (len(outputs), *like.shape[1:])
         tried = [losses(outputs, np.full(shape, option, like.dtype)) for option in options]
-        return np.where(
-            (tried[1] < tried[0]).reshape(-1, *[1] * (like.ndim - 1)), options[1], options[0]
-        ).astype(like.dtype) * np.ones(shape, like.dtype)
+        column = options[(tried[1] < tried[0]).astype(int)].reshape(-1, *[1] * (like.ndim - 1))
+        return np.broadcast_to(column, shape).copy()
     classes = outputs.argmax(axis=class_axis)
     if like.ndim == outputs.ndim and like.shape[1:] == outputs.shape[1:]:
-        return np.moveaxis(np.eye(outputs.shape[class_axis], dtype=like.dtype)[classes], -1, class_axis)
-    dtype = like.dtype if like.dtype.kind in "iuf" else np.int64
-    return classes.astype(dtype).reshape(
-        len(outputs), *([1] if like.shape[1:] == (1,) else classes.shape[1:])
-    )
+        one_hot = np.eye(outputs.shape[class_axis], dtype=like.dtype)[classes]
+        return np.moveaxis(one_hot, -1, class_axis)
+    dtype = like.dtype if like.dtype.kind in "iuf" else np.dtype(np.int64)
+    found: NDArray[Any] = classes.astype(dtype)
+    return found[:, None] if like.shape[1:] == (1,) else found
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """Return an array or a tensor as a NumPy array; half precision, which NumPy lacks, becomes float32."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype.is_floating_point and value.dtype.itemsize < 4 else value
+    return np.asarray(value)
 
 
 def _array(y: Any) -> NDArray[Any] | None:
-    if y is None or isinstance(y, dict | tuple):
-        return None
-    if hasattr(y, "detach"):
-        y = y.detach().cpu()
-        y = y.float() if y.dtype.is_floating_point else y
-    return np.asarray(y)
+    return None if y is None or isinstance(y, dict | tuple) else as_array(y)

@@ -1,1 +1,65 @@
 """Per-sample gradients: one engine per framework behind one interface."""
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any
+
+from gradindex.gradients.base import Engine
+
+
+class Backend(StrEnum):
+    """Framework of a model."""
+
+    TORCH = "torch"
+    TENSORFLOW = "tensorflow"
+
+
+def backend_of(model: Any) -> Backend:
+    """Return the framework that `model` is written in.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a ``torch.nn.Module`` nor a Keras model.
+    """
+    for base in type(model).__mro__:
+        root = base.__module__.partition(".")[0]
+        if root == "torch":
+            return Backend.TORCH
+        if root in ("keras", "tensorflow", "tf_keras"):
+            return Backend.TENSORFLOW
+    raise TypeError(f"Expected a torch.nn.Module or a keras.Model, got {type(model).__name__}.")
+
+
+def require(backend: Backend) -> None:
+    """Import the framework.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed; the message says what to type.
+    """
+    try:
+        __import__(backend.value)
+    except ImportError as error:
+        title = {"torch": "PyTorch", "tensorflow": "TensorFlow"}[backend]
+        raise ImportError(f"{title} is not installed. Type: pip install 'gradindex[{backend}]'") from error
+
+
+def make_engine(
+    model: Any,
+    loss_fn: Callable[[Any, Any], Any],
+    *,
+    backend: Backend,
+    parameters: str | Sequence[str] | None = None,
+    device: Any = None,
+) -> Engine:
+    """Return the gradient engine of a framework for `model`; see the engines for what is raised."""
+    require(backend)
+    if backend is Backend.TORCH:
+        from gradindex.gradients.torch import TorchEngine
+
+        return TorchEngine(model, loss_fn, parameters, device)
+    from gradindex.gradients.tensorflow import TensorFlowEngine
+
+    return TensorFlowEngine(model, loss_fn, parameters, device)

@@ -21,7 +21,8 @@ class Sketch(ABC):
     """Whether adding up buckets modulo dim/2 gives the sketch of half the size."""
 
     def __init_subclass__(cls) -> None:
-        _KINDS[cls.kind] = cls
+        if not cls.__name__.startswith("_"):
+            _KINDS[cls.kind] = cls
 
     def __post_init__(self) -> None:
         if not isinstance(self.dim, int) or self.dim < 1:
@@ -47,9 +48,7 @@ def from_json(saved: dict[str, Any]) -> Sketch:
     options = dict(saved)
     kind = options.pop("kind", None)
     if kind not in _KINDS:
-        raise ValueError(
-            f"Unknown sketch {kind!r}. Expected one of: {' | '.join(map(repr, sorted(_KINDS)))}."
-        )
+        raise ValueError(f"Unknown sketch {kind!r}. Expected one of: {' | '.join(map(repr, sorted(_KINDS)))}.")
     try:
         return _KINDS[kind](**options)
     except TypeError as error:

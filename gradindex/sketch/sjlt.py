@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from gradindex.gradients.base import Floats, Parameter, Projector
@@ -44,7 +43,9 @@ class _SJLTProjector(Projector):
         out += (self._matrices[parameter.name] @ canonical.T).T
 
 
-def _matrix(sketch: SJLT, parameter: Parameter, seed: int) -> scipy.sparse.csr_array:
+def _matrix(sketch: SJLT, parameter: Parameter, seed: int) -> Any:
+    import scipy.sparse
+
     block = sketch.dim // sketch.nonzeros
     raw = stream(seed, parameter.position, _PURPOSE).random_raw(parameter.size * sketch.nonzeros)
     buckets, signs = buckets_and_signs(raw, block)

@@ -48,7 +48,7 @@ def lstm(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Te
 
 @rule(_ARGUMENTS, torch.rnn_tanh, torch.rnn_relu)
 def rnn(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Tensor, Tensor]:
-    """h' = tanh(gates), or relu."""
+    """Rule of h' = tanh(gates), or relu."""
     activation = torch.tanh if function == torch.rnn_tanh else torch.relu
 
     def step(gates: Tensor, h: Tensor) -> tuple[Tensor]:
@@ -127,12 +127,13 @@ def _gru_direction(
     return outputs, (h,)
 
 
-def _tap_inputs(
-    capture: Capture, gates: Tensor, x: Tensor, w: Weights, more: dict[Any, list[Tensor] | None]
-) -> Tensor:
+def _tap_inputs(capture: Capture, gates: Tensor, x: Tensor, w: Weights, more: dict[Any, list[Tensor] | None]) -> Tensor:
     """Tap the input's share of the gates (T, b, ·); `more` are weights that have the same δ."""
     a = x.detach()
-    uses: dict[Any, Any] = {w.inputs: lambda g, at: Outer(at.positions(g), at.positions(a)), w.input_bias: bias_gradient}
+    uses: dict[Any, Any] = {
+        w.inputs: lambda g, at: Outer(at.positions(g), at.positions(a)),
+        w.input_bias: bias_gradient,
+    }
     for tensor, before in more.items():
         uses[tensor] = bias_gradient if before is None else _with_states(before)
     return capture.tap(gates, uses, [a])

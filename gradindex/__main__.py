@@ -1,0 +1,5 @@
+"""``python -m gradindex``."""
+
+from gradindex.cli import main
+
+main()

@@ -1,0 +1,247 @@
+"""The commands. Each is a thin layer over a function of the same name."""
+
+import json
+import logging
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from gradindex.gradients import Backend
+from gradindex.kernels import Kernel
+
+app = typer.Typer(
+    name="gradindex",
+    help="Which training samples are behind a prediction? Nearest neighbours over loss gradients.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the index.")]
+JobName = Annotated[
+    str,
+    typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns a gradindex.Job; MODULE may be a .py file."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+KernelOption = Annotated[Kernel, typer.Option(help="Which kernel.")]
+Rerank = Annotated[int, typer.Option(min=0, help="Candidates of each side evaluated exactly; 0 for none.")]
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; return its exit code."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    handler = RichHandler(console=err, show_time=False, show_path=False, markup=False)
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.captureWarnings(True)
+    try:
+        return app(arguments, prog_name="gradindex") or 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        err.print("Stopped.", style="red")
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            message = " ".join(str(error).split()) or type(error).__name__
+            err.print(f"Error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Log what happens; show tracebacks.")] = False,
+) -> None:
+    """Read by `run` before the command is parsed, so that it may stand anywhere; declared here for --help."""
+
+
+@app.command()
+def build(
+    job: JobName,
+    out_path: Out,
+    dim: Annotated[int, typer.Option(min=1, help="Width of the CountSketch.")] = 1024,
+    index: Annotated[str, typer.Option(help="'auto' or a FAISS factory string.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the projection.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.  [default: fits memory]")] = None,
+    shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: 128 MiB]")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute.  [default: where the model is]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an index that is already there.")] = False,
+) -> None:
+    """Embed a job's dataset into OUT and index it; continues an interrupted build."""
+    import gradindex
+    from gradindex.cli.tables import info_table
+
+    index_ = gradindex.build(
+        _job(job, device),
+        out_path,
+        sketch=gradindex.CountSketch(dim),
+        index=index,
+        seed=seed,
+        batch_size=batch_size,
+        shard_rows=shard_rows,
+        overwrite=overwrite,
+    )
+    out.print(info_table(describe(index_)))
+
+
+@app.command()
+def explain(
+    path: Out,
+    job: JobName,
+    rows: Annotated[
+        Path | None, typer.Option("--rows", help="FILE.npz with inputs x and, optionally, labels y.")
+    ] = None,
+    ids: Annotated[str | None, typer.Option("--ids", help="Training rows as queries, such as 3,14.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many proponents and opponents.")] = 10,
+    kernel: KernelOption = Kernel.COS,
+    rerank: Rerank = 100,
+    as_json: Json = False,
+) -> None:
+    """Print the training samples most and least similar to each query."""
+    import gradindex
+    from gradindex.cli.tables import explanation_tables
+
+    if (rows is None) == (ids is None):
+        raise typer.BadParameter("Give either --rows FILE.npz or --ids 3,14.")
+    wanted = None if ids is None else _ids(ids)
+    loaded = _job(job)
+    index = gradindex.load(path, loaded)
+    x, y = (None, None) if rows is None else _read_rows(rows)
+    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel.value, rerank=rerank)
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    names = [f"sample {i}" for i in wanted] if wanted is not None else None
+    for table in explanation_tables(result, names, loaded.class_names):
+        out.print(table)
+
+
+@app.command()
+def verify(
+    path: Out,
+    job: JobName,
+    queries: Annotated[int, typer.Option(min=1, help="Training samples drawn as queries.")] = 200,
+    k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = 10,
+    kernel: KernelOption = Kernel.COS,
+    rerank: Rerank = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = 0,
+    min_recall: Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 below this recall.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Audit the index: recall and rank correlation against the exact kernel."""
+    import gradindex
+    from gradindex.cli.tables import audit_table
+
+    index = gradindex.load(path, _job(job))
+    with err.status("Computing the exact kernel over the training set"):
+        audit = index.verify(queries=queries, k=k, kernel=kernel.value, rerank=rerank, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(audit.to_json()))
+    else:
+        out.print(audit_table(audit))
+    if audit.recall < min_recall:
+        raise ValueError(f"recall@{k} is {audit.recall:.4f}, below the {min_recall} asked for.")
+
+
+@app.command()
+def info(
+    path: Out,
+    check: Annotated[bool, typer.Option("--check", help="Compare the sha256 of every file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what an index holds."""
+    import gradindex
+    from gradindex.cli.tables import info_table
+
+    index = gradindex.load(path)
+    if check:
+        index.store.check()
+    found = describe(index) | ({"checked": "every file matches its sha256"} if check else {})
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        out.print(info_table(found))
+
+
+@app.command()
+def demo(
+    backend: Annotated[Backend, typer.Option(help="Framework of the model.")] = Backend.TORCH,
+    path: Annotated[Path, typer.Option("--out", help="Where to save index, model and picture.")] = Path(
+        "gradindex-demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+) -> None:
+    """Train a small CNN on scikit-learn's digits, index it, explain test digits, audit the answers."""
+    from gradindex.demo import run_demo
+
+    run_demo(backend, path, seed, out, err)
+
+
+def describe(index: Any) -> dict[str, Any]:
+    """Return what `gradindex info` tells about an index, JSON-ready."""
+    header, searcher = index.store.header, index.searcher
+    norms = index.store.norms
+    return {
+        "path": str(index.store.path),
+        "samples": header.rows,
+        "shards": header.shards,
+        "sketch": header.sketch,
+        "seed": header.seed,
+        "dim": header.dim,
+        "index": searcher.factory,
+        "index_dim": searcher.dim,
+        "store_bytes": index.store.bytes,
+        "index_bytes": searcher.bytes,
+        "zero_gradients": int((norms == 0).sum()),
+        "median_norm": float(np.median(norms)),
+        "task": header.task,
+        "backend": header.backend,
+        "batch_size": header.batch_size,
+        "parameters": [
+            {key: parameter[key] for key in ("name", "shape", "path") if key in parameter}
+            for parameter in header.parameters
+        ],
+        "columns": sorted(index.store.columns),
+        "versions": header.versions,
+    }
+
+
+def _job(reference: str, device: str | None = None) -> Any:
+    import dataclasses
+
+    from gradindex.job import JobReferenceError, load_job
+
+    try:
+        job = load_job(reference)
+    except JobReferenceError as error:
+        raise typer.BadParameter(str(error)) from None
+    return job if device is None else dataclasses.replace(job, device=device)
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"--ids takes integers such as 3,14, got {text!r}.") from None
+
+
+def _read_rows(path: Path) -> tuple[Any, Any]:
+    """Read x and y; a file without an array x gives a dict of all its arrays but y."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"Cannot read {path}: {error}") from None
+    y = found.pop("y", None)
+    if not found:
+        raise typer.BadParameter(f"{path} holds no array x.")
+    return found.get("x", found), y

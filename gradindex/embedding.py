@@ -1,0 +1,164 @@
+"""Dataset to gradient embeddings, block by block."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex import labels
+from gradindex.batches import Batch, Ids, is_tensor, leaves
+from gradindex.gradients import loop
+from gradindex.gradients.base import Embedded, Engine, Floats, Projector, log
+from gradindex.job import Job
+from gradindex.sketch import CountSketch, Sketch
+
+MEMORY_BUDGET = 1 << 30  # bytes for the gradients of one batch
+
+
+@dataclass(frozen=True)
+class Block:
+    """Embeddings of b consecutive samples.
+
+    `ids` (b,) int64 dataset positions; `sketches` (b, k) float32, not normalised; `norms` (b,) float64, exact
+    ‖g‖ of the unprojected gradients; `losses` (b,); `labels` (b,) and `predictions` (b,) where they are
+    scalars or classes, else None.
+    """
+
+    ids: Ids
+    sketches: NDArray[np.float32]
+    norms: NDArray[np.float64]
+    losses: Floats
+    labels: NDArray[Any] | None
+    predictions: NDArray[np.int64] | None
+
+
+def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: int | None = None) -> Iterator[Block]:
+    """Yield the embeddings of a job's dataset in order.
+
+    Parameters
+    ----------
+    job
+        Model, loss and dataset.
+    sketch
+        The projection; ``CountSketch(1024)`` by default.
+    seed
+        Seed of the projection, an integer in [0, 2**64).
+    batch_size
+        Samples at once; None finds a size whose gradients take at most 1 GiB.
+
+    Raises
+    ------
+    ValueError
+        If data, losses or gradients hold NaN or infinity (the message names the ids), or labels are missing.
+    """
+    projector = (sketch or CountSketch()).bind(job.engine.parameters, seed)
+    yield from embed_rows(job, projector, batch_size or default_batch_size(job.engine))
+
+
+def embed_rows(
+    job: Job, projector: Projector, batch_size: int, start: int = 0, stop: int | None = None
+) -> Iterator[Block]:
+    """Yield the embeddings of samples `start` to `stop`, `batch_size` at a time."""
+    for batch in job.source.blocks(batch_size, start, stop):
+        check_batch(batch)
+        found = _embed(job.engine, batch, projector)
+        check_finite(batch.ids, "loss", found.losses)
+        check_finite(batch.ids, "gradient", found.norms)
+        yield Block(
+            batch.ids,
+            found.sketches,
+            found.norms,
+            found.losses,
+            labels.as_classes(batch.y),
+            labels.predicted_classes(found.outputs),
+        )
+
+
+def _embed(engine: Engine, batch: Batch, projector: Projector) -> Embedded:
+    """Embed a batch; when memory runs out, its halves."""
+    try:
+        return engine.embed(batch.x, batch.y, projector)
+    except Exception as error:
+        if not is_out_of_memory(error) or len(batch) < 2:
+            raise
+        log.warning("out of memory with %d samples at once, trying half of them", len(batch))
+    half = len(batch) // 2
+    parts = [_embed(engine, batch.select(rows), projector) for rows in (slice(0, half), slice(half, len(batch)))]
+    outputs = [part.outputs for part in parts if part.outputs is not None]
+    return Embedded(
+        np.concatenate([part.sketches for part in parts]),
+        np.concatenate([part.norms for part in parts]),
+        np.concatenate([part.losses for part in parts]),
+        np.concatenate(outputs) if len(outputs) == len(parts) else None,
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a framework (or Python) says that memory ran out."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"}) or (
+        "not enough memory" in str(error)  # torch's allocator on the CPU raises a plain RuntimeError
+    )
+
+
+def exact_gradients(job: Job, ids: Sequence[int] | NDArray[Any]) -> Floats:
+    """Return the gradients of the samples at `ids`, shape (n, P), by the plain one-sample loop: the oracle.
+
+    Raises
+    ------
+    IndexError
+        If an id is out of range.
+    """
+    batch = job.source.take(as_ids(ids))
+    return loop.gradients(job.engine, batch.x, batch.y).gradients
+
+
+def as_ids(ids: Any) -> Ids:
+    """Return `ids` as a flat int64 array.
+
+    Raises
+    ------
+    TypeError
+        If they are not integers.
+    """
+    array = np.atleast_1d(np.asarray(ids))
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"Ids must be integers, got {array.dtype}.")
+    return array.astype(np.int64).ravel()
+
+
+def default_batch_size(engine: Engine, budget: int = MEMORY_BUDGET) -> int:
+    """Return how many samples' gradients (with two working copies) fit into `budget` bytes, at most 128."""
+    return int(np.clip(budget // (3 * engine.size * engine.dtype.itemsize), 1, 128))
+
+
+def check_batch(batch: Batch) -> None:
+    """Raise ValueError if the batch has no labels, or its inputs or labels hold NaN or infinity."""
+    if batch.y is None:
+        raise ValueError("The dataset has no labels: give (X, Y), or samples (x, y).")
+    for name, tree in (("data", batch.x), ("label", batch.y)):
+        for leaf in leaves(tree):
+            check_finite(batch.ids, name, leaf)
+
+
+def check_finite(ids: Ids, what: str, values: Any) -> None:
+    """Raise ValueError naming the ids whose values hold NaN or infinity."""
+    if isinstance(values, list):
+        return
+    if is_tensor(values):
+        if not values.is_floating_point():
+            return
+        torch = sys.modules["torch"]
+        good = torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else torch.isfinite(values)
+        good = good.cpu().numpy()
+    else:
+        if values.dtype.kind not in "fc":
+            return
+        good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if not good.all():
+        bad = ids[~good]
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise ValueError(f"The {what} of samples {bad[:10].tolist()}{more} holds NaN or infinity.")

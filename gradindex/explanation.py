@@ -1,0 +1,104 @@
+"""The answer to a query: who, how much, and whether that was computed exactly."""
+
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+
+
+class Explanation:
+    """Metadata and data of an explanation; every entry of `data` is an attribute too.
+
+    Parameters
+    ----------
+    meta
+        Name, type, parameters and version of what explained.
+    data
+        Arrays and lists; see `GradientSimilarity.explain` and `Index.explain` for their names and shapes.
+    """
+
+    def __init__(self, meta: dict[str, Any], data: dict[str, Any]) -> None:
+        self.meta = meta
+        self.data = data
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("meta", "data"):  # not set yet: while copying
+            raise AttributeError(name)
+        if name in self.data:
+            return self.data[name]
+        raise AttributeError(f"Explanation has no {name!r}; it has {', '.join(self.data)}.")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.data})
+
+    def __getitem__(self, name: str) -> Any:
+        warnings.warn(f"explanation[{name!r}] is deprecated, use explanation.{name}.", DeprecationWarning, stacklevel=2)
+        return getattr(self, name)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{k}{list(np.shape(v)) if isinstance(v, np.ndarray) else ''}" for k, v in self.data.items())
+        return f"Explanation({self.meta.get('name')}: {shapes})"
+
+    def to_json(self) -> str:
+        """Return meta and data as JSON; arrays become lists, NaN becomes null, and `dtypes` keeps their types."""
+        dtypes = {name: found for name, value in self.data.items() if (found := _dtypes(value)) is not None}
+        saved = {"meta": self.meta, "data": _plain(self.data), "dtypes": dtypes}
+        return json.dumps(saved, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Explanation":
+        """Return the explanation that `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If `text` is not such JSON.
+        """
+        saved = json.loads(text)
+        if not isinstance(saved, dict) or not {"meta", "data"} <= set(saved):
+            raise ValueError("Not an explanation: expected a JSON object with 'meta' and 'data'.")
+        try:
+            data = dict(saved["data"])
+            data.update({name: _restored(data[name], dtype) for name, dtype in saved.get("dtypes", {}).items()})
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"Not an explanation: {error!r}.") from None
+        return cls(saved["meta"], data)
+
+
+def _dtypes(value: Any) -> Any:
+    """Return the type of an array, or those of a dict or tuple of arrays; None for anything else."""
+    if isinstance(value, dict):
+        return {str(key): _dtypes(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_dtypes(item) for item in value]
+    return str(value.dtype) if isinstance(value, np.ndarray) else None
+
+
+def _restored(value: Any, dtype: Any) -> Any:
+    if isinstance(dtype, dict):
+        return {key: _restored(value[key], item) for key, item in dtype.items()}
+    if isinstance(dtype, list):
+        return tuple(_restored(*pair) for pair in zip(value, dtype, strict=True))
+    if dtype is None:
+        return value
+    return np.asarray(value, dtype=np.float64 if dtype.startswith("float") else None).astype(dtype)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    if hasattr(value, "numpy"):
+        value = value.numpy()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+        return _plain(value) if isinstance(value, list) else _plain_number(value)
+    return _plain_number(value)
+
+
+def _plain_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value

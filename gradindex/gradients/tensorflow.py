@@ -1,0 +1,323 @@
+"""TensorFlow (Keras 3): per-sample gradients by ``vectorized_map``, directional derivatives by forward mode."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradindex.batches import Tree, index, leaves, length, map_leaves
+from gradindex.gradients.base import Engine, Floats, Parameter, PerSample, log
+from gradindex.gradients.call import select
+from gradindex.gradients.tensorflow_graph import BatchGraph
+from gradindex.gradients.tensorflow_model import (
+    bind_arguments,
+    check_device,
+    check_model,
+    layout,
+    needs_one_matrix,
+    weight_names,
+    weight_owners,
+)
+from gradindex.gradients.tensorflow_outputs import Seen, plain
+
+# In the order they are tried: the label as given; shaped and typed like the output; (b, 1) as (b,).
+_LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
+    "as given": lambda output, y: y,
+    "like output": lambda output, y: tf.cast(tf.reshape(y, tf.shape(output)), output.dtype),
+    "squeezed": lambda output, y: tf.squeeze(y, -1),
+}
+
+
+class TensorFlowEngine(Engine):
+    """Per-sample gradients of a Keras 3 model on TensorFlow.
+
+    Parameters
+    ----------
+    model
+        A built ``keras.Model`` (or layer); called with ``training=False``.
+    loss_fn
+        ``loss_fn(y, output)``, any reduction; called with batches of one.
+    parameters
+        None for all trainable ones, a regular expression, a list of names (``variable.path``), or
+        ``"last_layer"``.
+    device
+        Where to compute, such as ``"CPU:0"``. None: TensorFlow's choice.
+
+    Raises
+    ------
+    ValueError
+        If Keras does not run on TensorFlow, the model is not built, nothing is trainable, `parameters` selects
+        nothing, or `device` does not exist.
+    TypeError
+        If `model` is not a Keras 3 model, or `device` is not None or a string (or TensorFlow's own object for
+        a device).
+    """
+
+    backend = "tensorflow"
+    class_axis = -1
+    fast_path = "vmap"
+
+    def __init__(
+        self,
+        model: Any,
+        loss_fn: Callable[[Any, Any], Any],
+        parameters: str | Sequence[str] | None = None,
+        device: Any = None,
+    ) -> None:
+        super().__init__()
+        self._device = check_device(device)
+        check_model(model)
+        self.model = model
+        self.loss_fn = loss_fn
+        names = weight_names(model)
+        trainable = {names[id(variable)]: variable for variable in model.trainable_variables}
+        owners = weight_owners(model)
+        self.frozen = tuple(names[key] for key in owners if names[key] not in trainable)
+        chosen = select(list(trainable), parameters)
+        self._variables = [trainable[name] for name in chosen]
+        positions = {name: position for position, name in enumerate(trainable)}
+        self.parameters = tuple(
+            Parameter(
+                name=name,
+                position=positions[name],
+                shape=tuple(variable.shape),
+                dtype=str(variable.dtype),
+                **layout(owners.get(id(variable)), variable),
+            )
+            for name, variable in zip(chosen, self._variables, strict=True)
+        )
+        self.dtype = np.dtype(np.float64 if self._variables[0].dtype == "float64" else np.float32)
+        self._label_form: str | None = None
+        self._eager_directional = False
+        self._copied: list[Any] = []
+        self._graph_gradients = BatchGraph(self._all_gradients)
+        self._graph_directional = BatchGraph(self._all_directional)
+
+    def outputs(self, x: Tree) -> Floats:
+        """Return the model's outputs (b, …) in inference mode."""
+        with self._on_device():
+            array = _as_array(self._call({}, self._tensors(x)))
+        if array is None:
+            raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
+        return array
+
+    def losses(self, outputs: Floats, y: Tree) -> Floats:
+        """Return the loss of each sample (b,) given the model's outputs (b, …)."""
+        with self._on_device():
+            out, targets = self._tensors(outputs), self._tensors(y)
+            rows = [slice(i, i + 1) for i in range(len(outputs))]
+            each = [self._loss(out[row], None if y is None else index(targets, row)) for row in rows]
+            return _numpy(tf.stack(each)) if each else np.empty(0, self.dtype)
+
+    def batched_gradients(self, x: Tree, y: Tree) -> PerSample:
+        """Return per-sample gradients by ``vectorized_map``; memory is b × P."""
+        if length(x) == 0:
+            return PerSample(np.empty((0, self.size), self.dtype), np.empty(0, self.dtype), None)
+        with self._on_device():
+            rows, losses, *outputs = self._safe_gradients(*self._ready(x, y))
+            return PerSample(_numpy(rows), _numpy(losses), _numpy(outputs[0]) if outputs else None)
+
+    def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
+        """Return the gradient (1, P) of one sample by one backward pass."""
+        with self._on_device():
+            output, loss, grads = self._backward(self._tensors(x), self._tensors(y))
+            row = tf.concat(self._flat(grads), axis=0)
+            return PerSample(_numpy(row)[None], _numpy(loss)[None], _as_array(output))
+
+    def unused(self, x: Tree, y: Tree) -> list[str]:
+        """Return the names of selected parameters on which this sample's loss does not depend."""
+        with self._on_device():
+            _, _, grads = self._backward(self._tensors(x), self._tensors(y))
+        return [p.name for p, g in zip(self.parameters, grads, strict=True) if g is None]
+
+    def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
+        """Return ⟨direction, g_i⟩ (b,) and losses (b,) by one forward-mode pass over the batch."""
+        if length(x) == 0:
+            return np.empty(0, self.dtype), np.empty(0, self.dtype)
+        with self._on_device():
+            flat = tf.convert_to_tensor(np.asarray(direction, self.dtype))
+            if not self._eager_directional:
+                try:
+                    dots, losses = self._graph_directional(*self._ready(x, y), flat)
+                    return _numpy(dots), _numpy(losses)
+                except (TypeError, ValueError, NotImplementedError, LookupError, tf.errors.OpError) as error:
+                    log.debug("no forward mode in a graph, running eagerly: %s", error)
+                    self._eager_directional = True  # graphs have none through loops, such as those of RNNs
+            dots, losses = self._all_directional(self._tensors(x), self._tensors(y), flat)
+            return _numpy(dots), _numpy(losses)
+
+    def state_hashes(self) -> dict[str, str]:
+        """Return the sha256 of every weight and statistic by name."""
+        names = weight_names(self.model)
+        return {
+            names[id(variable)]: hashlib.sha256(
+                np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes()
+            ).hexdigest()
+            for variable in self.model.weights
+        }
+
+    def _ready(self, x: Tree, y: Tree) -> tuple[Tree, Tree]:
+        """Return inputs and labels as tensors, the label form settled, for a graph."""
+        inputs, targets = self._tensors(x), self._tensors(y)
+        if any(isinstance(leaf, list) for leaf in leaves(inputs)):
+            raise TypeError("Objects that are not arrays cannot be batched.")
+        if self._label_form is None:
+            first = slice(0, 1)
+            self._backward(index(inputs, first), None if y is None else index(targets, first))
+        return inputs, targets
+
+    def _safe_gradients(self, x: Tree, y: Tree) -> tuple[Any, ...]:
+        """Run the graph of gradients, if need be with a copy of each matrix for each sample."""
+        if not self._copied and not self._graph_gradients.is_safe(x, y):
+            owners = weight_owners(self.model)
+            self._copied = [v for v in self.model.weights if not needs_one_matrix(owners.get(id(v)), v)]
+            self._graph_gradients = BatchGraph(self._all_gradients)
+        if not self._graph_gradients.is_safe(x, y):
+            raise NotImplementedError("The model contains a matrix product that TensorFlow gets wrong.")
+        found: tuple[Any, ...] = self._graph_gradients(x, y)
+        return found
+
+    def _all_gradients(self, x: Tree, y: Tree) -> tuple[Any, ...]:
+        count = tf.shape(leaves(x)[0])[0]
+        copies = {
+            id(variable): tf.broadcast_to(variable.value, tf.concat([[count], variable.shape], 0))
+            for variable in self._copied
+        }
+
+        def sample(parts: dict[str, Any]) -> tuple[Any, ...]:
+            one, target = _each(_batch_of_one, parts["x"]), _each(_batch_of_one, parts.get("y"))
+            output, loss, grads = self._backward(one, target, parts["copies"])
+            main = _main_tensor(output)
+            return (self._flat(grads), loss) if main is None else (self._flat(grads), loss, main[0])
+
+        parts = {"x": x, "copies": copies} | ({} if y is None else {"y": y})
+        grads, *rest = tf.vectorized_map(sample, parts, warn=False)
+        return (tf.concat(grads, axis=1), *rest)
+
+    def _all_directional(self, x: Tree, y: Tree, direction: Any) -> tuple[Any, Any]:
+        """Forward mode through the model, then the derivative of each sample's loss along its output's change.
+
+        The loss sees batches of one, so its reduction does not rescale.
+        """
+        weights = [tf.convert_to_tensor(variable.value) for variable in self._variables]
+        tangents = [
+            tf.cast(tf.reshape(direction[place], p.shape), weight.dtype)
+            for (p, place), weight in zip(self.slices(), weights, strict=True)
+        ]
+        with tf.autodiff.ForwardAccumulator(weights, tangents) as accumulator:
+            output = self._call(dict(zip(map(id, self._variables), weights, strict=True)), x)
+        seen = Seen(output)
+        zero = {"unconnected_gradients": tf.UnconnectedGradients.ZERO}
+        changes = [accumulator.jvp(value, **zero) for value in seen.smooth(seen.values)]
+
+        def sample(parts: tuple[Any, ...]) -> tuple[Any, Any]:
+            values, masks, ways, *target = _each(_batch_of_one, parts)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(seen.smooth(values))
+                loss = self._loss(seen.rebuild(values, masks), target[0] if target else None)
+            grads = tape.gradient(loss, seen.smooth(values), **zero)
+            dots = [tf.reduce_sum(tf.cast(g * w, self.dtype)) for g, w in zip(grads, ways, strict=True)]
+            return tf.add_n(dots), loss
+
+        parts = (tuple(seen.values), tuple(seen.masks), tuple(changes)) + (() if y is None else (y,))
+        dots, losses = tf.vectorized_map(sample, parts, warn=False)
+        return dots, losses
+
+    def _backward(self, x: Tree, y: Tree, values: dict[int, Any] | None = None) -> tuple[Any, Any, list[Any]]:
+        """Return the output, the loss and its derivatives (None where it does not depend) of a batch of one.
+
+        `values` stand in for variables, by their ids.
+        """
+        values = {id(v): tf.convert_to_tensor(v.value) for v in self._variables} | (values or {})
+        weights = [values[id(variable)] for variable in self._variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            output = self._call(values, x)
+            loss = self._loss(tf.nest.map_structure(plain, output), y)
+        return output, loss, tape.gradient(loss, weights)
+
+    def _flat(self, grads: list[Any]) -> list[Any]:
+        """Return dense gradients (size,) of one sample, zeros where there is none."""
+        return [
+            tf.zeros(p.size, self.dtype)
+            if g is None
+            else tf.cast(tf.reshape(tf.convert_to_tensor(g), [p.size]), self.dtype)
+            for p, g in zip(self.parameters, grads, strict=True)
+        ]
+
+    def _call(self, values: dict[int, Any], x: Tree) -> Any:
+        """Call the model with other values for some variables, by their ids; nothing of it is assigned to."""
+        args, kwargs = bind_arguments(self.model, x)
+        mapping = [(v, values[id(v)]) for v in self.model.weights if id(v) in values]
+        with keras.StatelessScope(mapping):
+            return self.model(*args, **kwargs)
+
+    def _loss(self, output: Any, target: Any) -> Any:
+        """Return the loss of a batch of one, summed to a scalar."""
+        if self._label_form is None:
+            self._label_form = self._find_label_form(output, target)
+        if isinstance(output, tf.Tensor) and isinstance(target, tf.Tensor):
+            target = _LABEL_FORMS[self._label_form](output, target)
+        loss = self.loss_fn(target, output)
+        if not isinstance(loss, tf.Tensor):
+            raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
+        return tf.cast(tf.reduce_sum(loss), self.dtype)
+
+    def _find_label_form(self, output: Any, target: Any) -> str:
+        """Return the first form of the labels that the loss takes without an error."""
+        if not (isinstance(output, tf.Tensor) and isinstance(target, tf.Tensor)):
+            return "as given"
+        for form, shape in _LABEL_FORMS.items():
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                probe = tf.identity(tf.stop_gradient(output))
+                tape.watch(probe)
+                try:
+                    loss = tf.reduce_sum(self.loss_fn(shape(probe, target), probe))
+                    if tape.gradient(loss, probe) is not None:
+                        return form
+                except Exception as error:
+                    log.debug("labels %s: %s", form, error)
+        return "as given"  # the loss itself will say what is wrong
+
+    def _tensors(self, tree: Tree) -> Tree:
+        return _each(self._tensor, tree)
+
+    def _tensor(self, leaf: Any) -> Any:
+        if isinstance(leaf, list) and not all(isinstance(item, int | float) for item in leaf):
+            arrays = all(isinstance(item, np.ndarray | np.generic) or tf.is_tensor(item) for item in leaf)
+            return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
+        value = leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(np.asarray(leaf))
+        return tf.cast(value, self._variables[0].dtype) if value.dtype.is_floating else value
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        with nullcontext() if self._device is None else tf.device(self._device):
+            yield
+
+
+def _each(function: Callable[[Any], Any], tree: Tree) -> Tree:
+    return None if tree is None else map_leaves(function, tree)
+
+
+def _batch_of_one(tensor: Any) -> Any:
+    return tensor[None]
+
+
+def _main_tensor(output: Any) -> Any:
+    output = getattr(output, "logits", output)
+    return output if isinstance(output, tf.Tensor) else None
+
+
+def _as_array(output: Any) -> Floats | None:
+    tensor = _main_tensor(output)
+    return None if tensor is None else _numpy(tensor)
+
+
+def _numpy(tensor: Any) -> Floats:
+    small = tensor.dtype in (tf.bfloat16, tf.float16)
+    array: Floats = (tf.cast(tensor, tf.float32) if small else tensor).numpy()
+    return array

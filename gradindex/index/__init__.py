@@ -1,0 +1,1 @@
+"""FAISS indexes over a store's rows, and the searches that use them."""

@@ -1,0 +1,151 @@
+"""Choosing, building, saving and opening a FAISS index over a store's rows. Disposable: the store is the truth."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.errors import DamagedIndexError
+from gradindex.sketch import from_json
+from gradindex.sketch.countsketch import fold
+from gradindex.store import Store
+from gradindex.store.manifest import keep, publish, read_entries, read_json, temporary
+from gradindex.store.shard import normalise
+
+FLAT_ROWS = 100_000
+"""Up to here an exact scan is fast enough."""
+_NARROW = 256  # width of the folded sketch in a quantised index
+_TRAIN_ROWS_PER_LIST = 64
+DIRECTORY, MANIFEST = "index", "index.json"
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """A FAISS index whose vectors are a store's rows folded to `dim` numbers and normalised.
+
+    `factory` is FAISS's factory string. Searching is thread-safe.
+    """
+
+    index: Any
+    factory: str
+    dim: int
+    bytes: int
+
+    def search(self, sketches: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return inner products and rows (m, k) of the nearest vectors, descending; missing rows are −1."""
+        queries = np.ascontiguousarray(normalise(fold(sketches, self.dim)))
+        return self.index.search(queries, k)  # type: ignore[no-any-return]
+
+
+def choose(rows: int, dim: int, foldable: bool) -> tuple[str, int]:
+    """Return the factory string and width for ``index='auto'``: exact while that is fast, then IVF on 8 bits."""
+    if rows <= FLAT_ROWS:
+        return "Flat", dim
+    width = _NARROW if foldable and dim % _NARROW == 0 else dim
+    lists = 2 ** round(math.log2(4 * math.sqrt(rows)))
+    return f"IVF{lists},SQ8", width
+
+
+def build(store: Store, index: str, seed: int, advance: Callable[[int], None] = lambda rows: None) -> None:
+    """Build and save the FAISS index of a store.
+
+    Parameters
+    ----------
+    store
+        A complete store.
+    index
+        ``'auto'`` or a FAISS factory string.
+    seed
+        Chooses the rows that a quantiser is trained on.
+    advance
+        Called with the number of rows added.
+
+    Raises
+    ------
+    ValueError
+        If FAISS does not know the string, or cannot train it on this many rows.
+    """
+    sketch = from_json(store.header.sketch)
+    factory, dim = index, store.header.dim
+    if index == "auto":
+        factory, dim = choose(len(store), store.header.dim, sketch.foldable)
+    try:
+        built = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        raise ValueError(
+            f"Unknown index {index!r}. Expected 'auto' or a FAISS factory string of width {dim}, "
+            "such as 'Flat', 'IVF256,SQ8' or 'HNSW32'."
+        ) from None
+    if not built.is_trained:
+        _train(built, factory, store, dim, seed)
+    for _, rows in store.blocks():
+        built.add(_as_vectors(rows, dim))
+        advance(len(rows))
+    directory = store.path / DIRECTORY
+    directory.mkdir(exist_ok=True)
+    with temporary(directory) as part:
+        faiss.write_index(built, str(part))
+        entry = keep(part, directory, "<tag>.faiss")
+    saved = {"factory": factory, "dim": dim, "rows": len(store), "files": {"faiss": vars(entry)}}
+    publish(directory / MANIFEST, saved, replace=True)
+
+
+def exists(store: Store) -> bool:
+    """Whether the store has an index."""
+    return (store.path / DIRECTORY / MANIFEST).exists()
+
+
+def load(store: Store) -> Searcher:
+    """Open the saved index of a store.
+
+    Raises
+    ------
+    DamagedIndexError
+        If a file is missing or damaged; it is checked against its sha256 before FAISS reads it.
+    """
+    directory = store.path / DIRECTORY
+    path = directory / MANIFEST
+    saved = read_json(path)
+    entry = read_entries(saved, path, {"faiss"})["faiss"]
+    index = faiss.read_index(str(entry.check_contents(directory)))
+    wanted = (saved.get("dim"), len(store))
+    if (index.d, index.ntotal) != wanted or saved.get("rows") != len(store):
+        raise DamagedIndexError(
+            f"{directory / entry.name} is not the index of this store: expected width and rows {wanted}, "
+            f"found {(index.d, index.ntotal)}."
+        )
+    _set_probes(index)
+    return Searcher(index, str(saved.get("factory")), index.d, entry.bytes)
+
+
+def _train(index: Any, factory: str, store: Store, dim: int, seed: int) -> None:
+    lists = getattr(_ivf(index), "nlist", 256)
+    size = min(len(store), max(lists * _TRAIN_ROWS_PER_LIST, 4096))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(store), size, replace=False))
+    try:
+        index.train(_as_vectors(store.gather(chosen), dim))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise ValueError(f"FAISS cannot train {factory!r} on {len(store)} rows: {reason}") from None
+
+
+def _as_vectors(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    return np.ascontiguousarray(normalise(fold(rows, dim)))
+
+
+def _ivf(index: Any) -> Any:
+    try:
+        return faiss.extract_index_ivf(index)
+    except RuntimeError:
+        return None
+
+
+def _set_probes(index: Any) -> None:
+    """Probe a sixteenth of the lists, at least 8: gradients cluster by class, a probe or two is too few."""
+    ivf = _ivf(index)
+    if ivf is not None:
+        ivf.nprobe = min(ivf.nlist, max(8, ivf.nlist // 16))

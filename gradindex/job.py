@@ -1,0 +1,133 @@
+"""What to embed: a model, its loss and a dataset."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gradindex import kernels
+from gradindex.batches import Source, as_source
+from gradindex.gradients import Backend, backend_of, make_engine
+from gradindex.gradients.base import Engine
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trained model, its loss, and the dataset whose gradients are wanted.
+
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module`` or a Keras 3 model on TensorFlow.
+    loss_fn
+        ``loss_fn(output, y)`` for torch, ``loss_fn(y, output)`` for Keras; any reduction. It is called with
+        batches of one sample.
+    dataset
+        ``(X, Y)`` arrays, a torch ``Dataset`` or ``DataLoader``, a ``tf.data.Dataset``, or a sequence of
+        ``(x, y)``. Inputs may be dicts or tuples of arrays. Ids are positions in it.
+    parameters
+        Which trainable parameters: None (all), a regular expression, a list of names, or ``"last_layer"``.
+    task
+        ``'classification'`` (``y=None`` in a query means the predicted label) or ``'regression'``.
+    backend
+        ``'torch'`` or ``'tensorflow'``; found from the model when None.
+    device
+        Where to compute; None: where the model is.
+    class_names
+        Names of the classes, for tables and pictures.
+
+    Raises
+    ------
+    ValueError
+        For an unknown task or backend.
+    TypeError
+        If the model is of neither framework, or `loss_fn` is not callable.
+    """
+
+    model: Any
+    loss_fn: Callable[[Any, Any], Any]
+    dataset: Any
+    _: KW_ONLY
+    parameters: str | Sequence[str] | None = None
+    task: str = "classification"
+    backend: str | None = None
+    device: Any = None
+    class_names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.loss_fn):
+            raise TypeError(f"loss_fn must be callable, got {type(self.loss_fn).__name__}.")
+        object.__setattr__(self, "task", kernels.parse(kernels.Task, self.task, "task"))
+        backend = backend_of(self.model) if self.backend is None else self.backend
+        object.__setattr__(self, "backend", kernels.parse(Backend, backend, "backend"))
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The per-sample gradients of the model."""
+        return make_engine(
+            self.model,
+            self.loss_fn,
+            backend=kernels.parse(Backend, self.backend, "backend"),
+            parameters=self.parameters,
+            device=self.device,
+        )
+
+    @cached_property
+    def source(self) -> Source:
+        """The dataset in its fixed order."""
+        return as_source(self.dataset)
+
+
+class JobReferenceError(ValueError):
+    """MODULE:FUNCTION does not lead to a function that returns a job."""
+
+
+def load_job(reference: str) -> Job:
+    """Return the job that ``MODULE:FUNCTION`` makes.
+
+    MODULE is a module name (looked for in the working directory too) or the path of a ``.py`` file; FUNCTION
+    takes no arguments and returns a `Job`.
+
+    Raises
+    ------
+    JobReferenceError
+        A ValueError: if the reference is malformed, names nothing, or does not give a `Job`.
+    """
+    module_name, colon, function = reference.rpartition(":")
+    if not colon or not module_name or not function:
+        raise JobReferenceError(f"Expected MODULE:FUNCTION, got {reference!r}.")
+    module = _import(module_name)
+    make = getattr(module, function, None)
+    if make is None:
+        raise JobReferenceError(f"Module {module_name!r} has no function {function!r}.")
+    job = make() if callable(make) else make
+    if not isinstance(job, Job):
+        raise JobReferenceError(f"{reference} gave {type(job).__name__}; expected a gradindex.Job.")
+    return job
+
+
+def _import(name: str) -> Any:
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise JobReferenceError(f"There is no file {name!r}.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise JobReferenceError(f"{name!r} is not a Python file.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+        return module
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise JobReferenceError(f"There is no module {name!r} here or on the Python path.") from None
+        raise

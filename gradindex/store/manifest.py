@@ -1,0 +1,191 @@
+"""JSON manifests: what a store and its files are, written exclusively, read with suspicion."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradindex.errors import DamagedIndexError
+
+FORMAT = "gradindex store"
+VERSION = 1
+_MAX_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a store holds and how it came about; see FORMAT.md for the fields."""
+
+    rows: int
+    shard_rows: int
+    dim: int
+    sketch: dict[str, Any]
+    seed: int
+    batch_size: int
+    task: str
+    backend: str
+    parameters: list[dict[str, Any]]
+    state: list[list[str]]
+    """Name and sha256 of every weight and statistic of the model, in its order."""
+    versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "shard_rows", "dim", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.rows // self.shard_rows)
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Return the first dataset position of a shard and the one after its last."""
+        return number * self.shard_rows, min((number + 1) * self.shard_rows, self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the header as JSON-ready values."""
+        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def read(cls, path: Path) -> "Header":
+        """Read ``store.json``.
+
+        Raises
+        ------
+        DamagedIndexError
+            If it is no header of this version.
+        """
+        saved = read_json(path)
+        if saved.pop("format", None) != FORMAT:
+            raise DamagedIndexError(f"{path} is not the header of a gradindex store.")
+        version = saved.pop("version", None)
+        if version != VERSION:
+            raise DamagedIndexError(f"{path} has format version {version}; this gradindex reads version {VERSION}.")
+        try:
+            return cls(**saved)
+        except (TypeError, ValueError) as error:
+            raise DamagedIndexError(f"{path} is damaged: {error}") from None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Name, size in bytes and sha256 of a file, as its manifest states them."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        plain = isinstance(self.name, str) and self.name == os.path.basename(self.name)
+        if not plain or self.name.startswith(".") or "\\" in self.name or not self.name:
+            raise ValueError(f"{self.name!r} is not a plain file name.")
+        if not isinstance(self.bytes, int) or self.bytes < 0:
+            raise ValueError(f"{self.bytes!r} is not a size.")
+
+    def check_size(self, directory: Path) -> Path:
+        """Return the file's path.
+
+        Raises
+        ------
+        DamagedIndexError
+            If the file is missing or has another size.
+        """
+        path = directory / self.name
+        try:
+            found = path.stat().st_size
+        except OSError:
+            raise DamagedIndexError(f"{path} is missing.") from None
+        if found != self.bytes:
+            raise DamagedIndexError(f"{path} is damaged: expected {self.bytes} bytes, found {found}.")
+        return path
+
+    def check_contents(self, directory: Path) -> Path:
+        """Return the file's path after comparing its size and sha256; raises like `check_size`."""
+        path = self.check_size(directory)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self.sha256:
+            raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
+        return path
+
+
+def read_entries(saved: dict[str, Any], path: Path, kinds: set[str]) -> dict[str, FileEntry]:
+    """Return the ``files`` of a manifest read from `path`; raises DamagedIndexError unless they are `kinds`."""
+    try:
+        entries = {kind: FileEntry(**entry) for kind, entry in saved["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedIndexError(f"{path} is damaged: {error}") from None
+    if set(entries) != kinds:
+        raise DamagedIndexError(f"{path} is damaged: expected files {sorted(kinds)}, found {sorted(entries)}.")
+    return entries
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`; raises DamagedIndexError if there is none."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise DamagedIndexError(f"{path} is damaged: larger than {_MAX_JSON_BYTES} bytes.")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedIndexError(f"{path} is missing.") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedIndexError(f"{path} is damaged: {error}") from None
+    if not isinstance(saved, dict):
+        raise DamagedIndexError(f"{path} is damaged: expected a JSON object.")
+    return saved
+
+
+@contextlib.contextmanager
+def temporary(directory: Path) -> Iterator[Path]:
+    """Yield a path in `directory` for a file to be written and then moved; removed if it is still there."""
+    path = directory / f".tmp-{secrets.token_hex(8)}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def keep(written: Path, directory: Path, suffix: str) -> FileEntry:
+    """Move a finished file to the name that its contents give it, durably, and return its entry."""
+    with written.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    name = suffix.replace("<tag>", digest[:16])
+    entry = FileEntry(name, written.stat().st_size, digest)
+    sync(written)
+    os.replace(written, directory / name)
+    return entry
+
+
+def publish(path: Path, value: dict[str, Any], *, replace: bool = False) -> None:
+    """Write JSON to `path` so that readers see all of it or nothing.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` exists, unless `replace`.
+    """
+    with temporary(path.parent) as part:
+        part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        sync(part)
+        if replace:
+            os.replace(part, path)
+        else:
+            os.link(part, path)
+    sync(path.parent)

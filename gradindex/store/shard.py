@@ -1,0 +1,118 @@
+"""One shard: rows `start` to `stop` of the dataset as NumPy and Parquet files and a manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from gradindex.batches import Ids
+from gradindex.errors import DamagedIndexError
+from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json, temporary
+
+_ARRAYS = ("sketch", "norm", "id")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Embeddings of n samples: `sketches` (n, dim) float16 of unit norm, `norms` (n,) float32, `ids` (n,) int64.
+
+    `columns` maps names to arrays (n,).
+    """
+
+    sketches: NDArray[np.float16]
+    norms: NDArray[np.float32]
+    ids: Ids
+    columns: dict[str, NDArray[Any]]
+
+
+def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
+    """Return rows scaled to unit norm, float32; zero rows stay zero."""
+    wide = np.asarray(sketches, np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)
+    return unit
+
+
+def write_shard(directory: Path, number: int, rows: Rows) -> None:
+    """Write and publish a shard into `directory`; if another builder published it first, theirs stands."""
+    arrays: dict[str, NDArray[Any]] = dict(zip(_ARRAYS, (rows.sketches, rows.norms, rows.ids), strict=True))
+    entries: dict[str, FileEntry] = {}
+    for kind, array in arrays.items():
+        with temporary(directory) as part:
+            with part.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+            entries[kind] = keep(part, directory, f"{number:06d}.<tag>.{kind}.npy")
+    with temporary(directory) as part:
+        pq.write_table(pa.table(dict(rows.columns)), part)
+        entries["columns"] = keep(part, directory, f"{number:06d}.<tag>.columns.parquet")
+    files = {kind: vars(entry) for kind, entry in entries.items()}
+    try:
+        publish(manifest_path(directory, number), {"rows": len(rows.ids), "files": files})
+    except FileExistsError:
+        return
+
+
+def manifest_path(directory: Path, number: int) -> Path:
+    """Return the path of a shard's manifest."""
+    return directory / f"{number:06d}.json"
+
+
+class Shard:
+    """A published shard, mapped into memory.
+
+    Raises
+    ------
+    DamagedIndexError
+        If a file is missing or not what the manifest and the header say.
+    """
+
+    def __init__(self, directory: Path, number: int, header: Header) -> None:
+        path = manifest_path(directory, number)
+        saved = read_json(path)
+        self.start, self.stop = header.span(number)
+        if saved.get("rows") != len(self):
+            raise DamagedIndexError(f"{path} is damaged: expected {len(self)} rows, found {saved.get('rows')}.")
+        self._directory = directory
+        self._entries = read_entries(saved, path, {*_ARRAYS, "columns"})
+        self._entries["columns"].check_size(directory)
+        self.sketches = self._map("sketch", np.float16, (len(self), header.dim))
+        self.norms = self._map("norm", np.float32, (len(self),))
+        self.ids = self._map("id", np.int64, (len(self),))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def bytes(self) -> int:
+        """Size of the shard's files on disk."""
+        return sum(entry.bytes for entry in self._entries.values())
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Read the Parquet columns."""
+        path = self._entries["columns"].check_contents(self._directory)
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedIndexError(f"{path} is damaged: {error}") from None
+        return {name: table.column(name).to_numpy() for name in table.column_names}
+
+    def check(self) -> None:
+        """Compare the sha256 of every file; raises DamagedIndexError naming the first that differs."""
+        for entry in self._entries.values():
+            entry.check_contents(self._directory)
+
+    def _map(self, kind: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        path = self._entries[kind].check_size(self._directory)
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError, SyntaxError) as error:
+            raise DamagedIndexError(f"{path} is damaged: {error}") from None
+        if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+            raise DamagedIndexError(
+                f"{path} is damaged: expected {np.dtype(dtype)} {shape}, found {array.dtype} {array.shape}."
+            )
+        return array

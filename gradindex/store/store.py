@@ -1,0 +1,197 @@
+"""The store: a header and published shards, read as one table of rows."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.batches import Ids
+from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
+from gradindex.store.manifest import Header, publish
+from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
+
+HEADER = "store.json"
+SHARDS = "shards"
+
+
+class Store:
+    """Gradient embeddings on disk.
+
+    Use `Store.create` to build one and `Store.open` to read one. A row is a place in the store; its id is the
+    dataset position.
+    """
+
+    def __init__(self, path: str | Path, header: Header) -> None:
+        self.path = Path(path)
+        self.header = header
+
+    @classmethod
+    def create(cls, path: str | Path, header: Header) -> "Store":
+        """Start a store at `path`, or continue the same one.
+
+        Raises
+        ------
+        IndexExistsError
+            If `path` is a file, or holds something that is not a store.
+        MismatchError
+            If it holds a store of something else; the message names the differences.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise IndexExistsError(f"{path} is a file; give a directory.")
+        if path.is_dir() and any(path.iterdir()) and not (path / HEADER).exists():
+            raise IndexExistsError(f"{path} is not empty and holds no gradindex store; give another directory.")
+        (path / SHARDS).mkdir(parents=True, exist_ok=True)
+        try:
+            publish(path / HEADER, header.to_json())
+        except FileExistsError:
+            differences = compare(Header.read(path / HEADER), header)
+            if differences:
+                raise MismatchError(
+                    f"{path} already holds an index of something else: {'; '.join(differences)}. "
+                    "Give another directory, or overwrite it (overwrite=True, --overwrite)."
+                ) from None
+        return cls(path, header)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """Open a complete store for reading.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        DamagedIndexError
+            If it is incomplete or damaged.
+        """
+        path = Path(path)
+        if not (path / HEADER).exists():
+            raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
+        store = cls(path, Header.read(path / HEADER))
+        missing = store.missing()
+        if missing:
+            raise DamagedIndexError(
+                f"{path} is incomplete: {len(missing)} of {store.header.shards} shards are missing "
+                f"(the first is {manifest_path(Path(SHARDS), missing[0])}). Run the same build again to continue."
+            )
+        return store
+
+    def __len__(self) -> int:
+        return self.header.rows
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the shards that are not published yet."""
+        directory = self.path / SHARDS
+        return [n for n in range(self.header.shards) if not manifest_path(directory, n).exists()]
+
+    def write(self, number: int, rows: Rows) -> None:
+        """Publish a shard."""
+        write_shard(self.path / SHARDS, number, rows)
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """The shards in order, mapped into memory."""
+        return [Shard(self.path / SHARDS, number, self.header) for number in range(self.header.shards)]
+
+    @cached_property
+    def norms(self) -> NDArray[np.float32]:
+        """Exact norms of all gradients, (rows,) float32."""
+        return np.concatenate([shard.norms for shard in self.shards])
+
+    @cached_property
+    def ids(self) -> Ids:
+        """Dataset positions of all rows, (rows,) int64."""
+        return np.concatenate([shard.ids for shard in self.shards])
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns that every shard has (loss; label and prediction where they are scalars), each (rows,)."""
+        parts = [shard.columns() for shard in self.shards]
+        names = [name for name in parts[0] if all(name in part for part in parts)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    @property
+    def bytes(self) -> int:
+        """Size of the shards on disk."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def blocks(self, size: int = 16384) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (first row, sketches (≤ size, dim) float32) over all rows in order."""
+        for shard in self.shards:
+            for begin in range(0, len(shard), size):
+                yield shard.start + begin, shard.sketches[begin : begin + size].astype(np.float32)
+
+    def gather(self, rows: Ids) -> NDArray[np.float32]:
+        """Return the sketches of some rows, (n, dim) float32."""
+        out = np.empty((len(rows), self.header.dim), np.float32)
+        number = rows // self.header.shard_rows
+        for shard in np.unique(number):
+            here = number == shard
+            out[here] = self.shards[shard].sketches[rows[here] - self.shards[shard].start]
+        return out
+
+    def rows_of(self, ids: Ids) -> Ids:
+        """Return the rows of some ids.
+
+        Raises
+        ------
+        IndexError
+            If an id is not in the store.
+        """
+        order = np.argsort(self.ids, kind="stable")
+        place = np.searchsorted(self.ids, ids, sorter=order)
+        rows = order[np.minimum(place, len(order) - 1)]
+        bad = ids[self.ids[rows] != ids]
+        if len(bad):
+            raise IndexError(f"Ids {bad[:5].tolist()} are out of range for an index of {len(self)} samples.")
+        return rows.astype(np.int64)
+
+    def check(self) -> None:
+        """Compare the sha256 of every file; raises DamagedIndexError naming the first that differs."""
+        for shard in self.shards:
+            shard.check()
+
+
+def compare(saved: Header, wanted: Header) -> list[str]:
+    """Return what differs between two headers, in words; empty if they describe the same store."""
+    return model_differences(saved, wanted) + [
+        f"{name} is {getattr(saved, name)!r}, not {getattr(wanted, name)!r}"
+        for name in ("rows", "sketch", "seed", "shard_rows", "batch_size", "task")
+        if getattr(saved, name) != getattr(wanted, name)
+    ]
+
+
+def model_differences(saved: Header, wanted: Header) -> list[str]:
+    """Return how two headers' models differ, in words: parameter sets first, then the first changed weight.
+
+    Parameters are compared by their place, as the hashes are keyed: Keras numbers the names it makes up anew.
+    """
+    before, now = saved.parameters, wanted.parameters
+    if [_form(p) for p in before] != [_form(p) for p in now]:
+        return _parameter_differences({p["name"]: p for p in before}, {p["name"]: p for p in now})
+    changed = [name for (_, old), (name, new) in zip(saved.state, wanted.state, strict=False) if old != new]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        return [f"parameter {changed[0]!r}{more} has other values"]
+    if len(saved.state) != len(wanted.state):
+        return [f"the model has {len(wanted.state)} weights and statistics, not {len(saved.state)}"]
+    return []
+
+
+def _form(parameter: dict[str, Any]) -> tuple[int, list[int]]:
+    return parameter["position"], list(parameter["shape"])
+
+
+def _parameter_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    gone, new = [name for name in before if name not in now], [name for name in now if name not in before]
+    found = [f"parameter {name!r} is missing" for name in gone[:3]]
+    found += [f"parameter {name!r} was not indexed" for name in new[:3]]
+    found += [
+        f"parameter {name!r} had shape {tuple(before[name]['shape'])}, now {tuple(now[name]['shape'])}"
+        for name in before
+        if name in now and list(before[name]["shape"]) != list(now[name]["shape"])
+    ][:3]
+    return found or ["the parameters come in another order, or others are trainable"]

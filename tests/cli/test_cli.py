@@ -1,0 +1,157 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import gradindex
+from gradindex.cli.app import app, run
+from gradindex.explanation import Explanation
+from tests.jobs import ROWS, digits, digits_job
+
+JOB = "tests.jobs:digits_job"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "index"
+    gradindex.build(digits_job(), path)
+    return str(path)
+
+
+def cli(capsys, *arguments):
+    code = run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_build_explain_verify_info(tmp_path, capsys):
+    out = tmp_path / "i"
+    code, text, _ = cli(
+        capsys, "build", JOB, out, "--dim", 128, "--index", "IVF4,Flat", "--seed", 3, "--batch-size", 32
+    )
+    assert code == 0
+    assert "240 in 1 shard(s)" in text
+    assert "countsketch, 128 numbers, seed 3" in text
+    assert "IVF4,Flat on 128 numbers" in text
+    code, text, _ = cli(capsys, "explain", out, JOB, "--ids", "3,14", "-k", 2)
+    assert code == 0
+    assert "sample 14" in text
+    code, text, _ = cli(capsys, "verify", out, JOB, "--queries", 20)
+    assert code == 0
+    assert "recall@10, with 100 exact checks" in text
+    code, text, _ = cli(capsys, "info", out, "--check")
+    assert code == 0
+    assert "every file matches its sha256" in text
+
+
+def test_explain_prints_the_numbers_of_the_python_interface(path, capsys):
+    want = gradindex.load(path, digits_job()).explain(ids=[3, 14], k=4, kernel="grad_dot")
+    code, text, _ = cli(capsys, "explain", path, JOB, "--ids", "3,14", "-k", 4, "--kernel", "grad_dot", "--json")
+    found = Explanation.from_json(text)
+    assert code == 0
+    np.testing.assert_array_equal(found.ordered_indices, want.ordered_indices)
+    np.testing.assert_allclose(found.scores, want.scores, rtol=1e-6)
+    _, table, _ = cli(capsys, "explain", path, JOB, "--ids", "3,14", "-k", 4, "--kernel", "grad_dot")
+    for i in range(2):
+        for rank in range(4):
+            row = [f"{want.ordered_indices[i, rank]}", f"{want.labels[i, rank]}", f"{want.scores[i, rank]:.4g}"]
+            row += [f"{want.opponent_indices[i, rank]}", f"{want.opponent_labels[i, rank]}"]
+            row += [f"{want.opponent_scores[i, rank]:.4g}"]
+            assert any(line.split() == [str(rank + 1), *row] for line in table.splitlines())
+
+
+def test_rows_from_a_file(path, tmp_path, capsys):
+    x, y = digits()
+    np.savez(tmp_path / "labelled.npz", x=x[:2], y=y[:2])
+    np.savez(tmp_path / "bare.npz", x=x[:2])
+    np.savez(tmp_path / "empty.npz", y=y[:2])
+    code, text, _ = cli(capsys, "explain", path, JOB, "--rows", tmp_path / "labelled.npz", "-k", 3, "--json")
+    assert code == 0
+    assert json.loads(text)["data"]["query_labels"] == y[:2].tolist()
+    code, text, _ = cli(capsys, "explain", path, JOB, "--rows", tmp_path / "bare.npz", "-k", 3, "--rerank", 0)
+    assert code == 0
+    assert "estimate" in text
+    code, _, said = cli(capsys, "explain", path, JOB, "--rows", tmp_path / "empty.npz")
+    assert code == 2
+    assert "holds no array x" in said
+
+
+def test_verify_gates_a_pipeline(path, capsys):
+    code, text, _ = cli(capsys, "verify", path, JOB, "--queries", 20, "--json", "--min-recall", 0.99)
+    assert code == 0
+    assert json.loads(text)["recall"] == 1.0
+    code, _, said = cli(capsys, "verify", path, JOB, "--queries", 20, "--rerank", 0, "--min-recall", 1.0)
+    assert code == 1
+    assert "below the 1.0 asked for" in said
+
+
+def test_info_as_json(path, capsys):
+    code, text, _ = cli(capsys, "info", path, "--json")
+    found = json.loads(text)
+    assert code == 0
+    assert found["samples"] == ROWS
+    assert [p["name"] for p in found["parameters"]] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert found["columns"] == ["label", "loss", "prediction"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["explain", "OUT", JOB], "Give either --rows FILE.npz or --ids"),
+        (["explain", "OUT", JOB, "--ids", "3,x"], "--ids takes integers"),
+        (["explain", "OUT", JOB, "--ids", "3", "--kernel", "cosine"], "'grad_cos'"),
+        (["explain", "OUT", JOB, "--ids", "3", "-k", "0"], "-k"),
+        (["explain", "OUT", "nocolon", "--ids", "3"], "Expected MODULE:FUNCTION, got 'nocolon'"),
+        (["explain", "OUT", "no.such.module:job", "--ids", "3"], "no module 'no.such.module'"),
+        (["explain", "OUT", "no_such_file.py:job", "--ids", "3"], "no file 'no_such_file.py'"),
+        (["explain", "OUT", "tests.jobs:nothing", "--ids", "3"], "has no function 'nothing'"),
+        (["explain", "OUT", "tests.jobs:not_a_job", "--ids", "3"], "gave int; expected a gradindex.Job"),
+        (["build", JOB], "Missing argument"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_bad_usage_exits_with_2(path, capsys, arguments, said):
+    code, _, text = cli(capsys, *[path if argument == "OUT" else argument for argument in arguments])
+    assert code == 2
+    assert said in " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["explain", "OUT", JOB, "--ids", "240"], "Error: Ids [240] are out of range for a dataset of 240 samples."),
+        (["explain", "OUT", JOB, "--ids", "1", "-k", "241"], "Error: k is 241, but there are only 240 samples."),
+        (["explain", "OUT", "tests.jobs:failing_job", "--ids", "1"], "Error: the data are on another planet"),
+        (["explain", "OUT", "tests.jobs:other_model_job", "--ids", "1"], "parameter '0.weight' (and 3 more) has other"),
+        (["build", JOB, "OUT"], "already holds an index of 240 samples"),
+        (["info", "nowhere"], "Error: nowhere holds no gradindex index (store.json is missing)."),
+    ],
+)
+def test_failures_exit_with_1_and_one_line(path, capsys, arguments, said):
+    arguments = [path if argument == "OUT" else argument for argument in arguments]
+    code, _, text = cli(capsys, *arguments)
+    assert code == 1
+    assert said in text
+    assert len(text.strip().splitlines()) == 1
+    _, _, text = cli(capsys, *arguments, "--debug")
+    assert "Traceback (most recent call last)" in text
+
+
+@pytest.mark.parametrize("command", [None, "build", "explain", "verify", "info", "demo"])
+def test_every_help(command):
+    result = CliRunner().invoke(app, [*([command] if command else []), "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_as_a_command(path):
+    done = subprocess.run(
+        [sys.executable, "-m", "gradindex", "info", path], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0
+    assert "240 in 1 shard(s)" in done.stdout

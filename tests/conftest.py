@@ -1,0 +1,26 @@
+"""Fixtures shared by all tests. Nothing global but the number of threads and the frameworks' noise."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+FRAMEWORKS = ("pytorch", "tensorflow")
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def kit(request):
+    """One framework's models, losses and naive loop; see `oracles.Kit`."""
+    from tests import oracles
+
+    return oracles.kit(request.param)
+
+
+@pytest.fixture
+def digits():
+    """Scikit-learn's digits as (X_train, Y_train, X_test, Y_test), images (n, 8, 8) in [0, 1]."""
+    from tests import oracles
+
+    return oracles.digits()

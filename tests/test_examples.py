@@ -1,0 +1,58 @@
+"""The example scripts run as a reader runs them, on the digits that ship with scikit-learn."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+STUDIES = ["01_mnist_study_torch.py", "02_mnist_study_keras.py"]
+
+
+def run(script, *options, **variables):
+    environment = {name: value for name, value in os.environ.items() if name != "GRADINDEX_DATA"}
+    environment.update(PYTHONPATH=os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]), **variables)
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *map(str, options)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("script", STUDIES)
+def test_a_study_prints_its_table_and_draws_its_pictures(script, tmp_path):
+    pytest.importorskip("torch" if "torch" in script else "tensorflow")
+    done = run(script, "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"digits: test accuracy (0\.\d+)", done.stdout).group(1)) > 0.9
+    lines = re.findall(r"^(\d) +(\d) +(\d) +(\d+)% +(\d, \d, \d, \d, \d)$", done.stdout, re.MULTILINE)
+    assert [int(line[0]) for line in lines] == [0, 1, 2, 3, 4]
+    shares = [int(line[3]) for line in lines]
+    for line, share in zip(lines, shares, strict=True):
+        assert share == 20 * line[4].split(", ").count(line[1])
+    assert f"share of neighbours with the query's class: {sum(shares) / 5:.0f}%" in done.stdout
+    assert sum(shares) / 5 >= 90
+    for name in ("similar.png", "distributions.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_that_are_not_there_are_explained(tmp_path):
+    unset = run(STUDIES[0], "--data", "mnist")
+    assert unset.returncode != 0
+    assert "GRADINDEX_DATA is not set: set it to the folder that holds mnist10k.npz" in unset.stderr
+    empty = run(STUDIES[0], "--data", "fashion", GRADINDEX_DATA=str(tmp_path))
+    assert f"There is no {tmp_path / 'fashion-mnist' / 'train-images-idx3-ubyte.gz'}" in empty.stderr
+
+
+def test_the_gallery_names_every_script_and_its_pictures_exist():
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for script in sorted(EXAMPLES.glob("[0-9]*.py")):
+        assert script.name in text
+    for picture in re.findall(r"\]\((pictures/[^)]+)\)", text):
+        assert 0 < (EXAMPLES / picture).stat().st_size < 200_000, picture
