@@ -170,4 +170,3 @@ def _formed(uses: Sequence[Use], block: slice) -> Tensor:
     for use in uses[1:]:
         total = total + use.form(block)
     return total
-

@@ -20,7 +20,6 @@ from gradindex.store import Store
 from gradindex.store.shard import normalise
 from gradindex.verify import Audit, verify
 
-
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
 _SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
 
@@ -215,7 +214,8 @@ class Index:
         """
         if kernel is not Kernel.COS:
             return mips.scan(self.store, sketches, norms, kernel, depth, eps)
-        scores, rows = self.searcher.search(sketches, depth)
+        found, rows = self.searcher.search(sketches, depth)
+        scores = found.astype(np.float64)
         if self.searcher.factory != "Flat":  # score the narrow or quantised index's finds by the stored rows
             wide = self.store.gather(np.where(rows < 0, 0, rows).ravel()).reshape(*rows.shape, -1)
             scores = np.where(rows < 0, -np.inf, np.einsum("md,mkd->mk", sketches, wide))

@@ -65,9 +65,7 @@ class CountSketchProjector(Projector):
 
         for_samples(work, len(out), matrix.size)
 
-    def add_factors(
-        self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats
-    ) -> None:
+    def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
         """Add the sketch of Σ_t r_t c_tᵀ to `out` by TensorSketch, or row by touched row."""
         t = self.tables[parameter.name]
         if rows.ndim == 2:
@@ -96,9 +94,7 @@ class CountSketchProjector(Projector):
         return (positions + 0.5) * ((rows + columns) * _COUNT + self.dim * _SPECTRUM)
 
 
-def _tensor_sketch(
-    out: NDArray[np.float32], tables: SideTables, rows: Floats, columns: Floats
-) -> None:
+def _tensor_sketch(out: NDArray[np.float32], tables: SideTables, rows: Floats, columns: Floats) -> None:
     """Add irfft(Σ_t rfft(CS r_t) ∘ rfft(CS c_t)) to `out`, a few samples at a time to stay in the cache."""
     n, dim = out.shape
     step = max(1, 64 // rows.shape[1])
@@ -121,7 +117,8 @@ def _spectra(values: Floats, buckets: NDArray[np.uint32], signs: NDArray[np.floa
         count_across(counts, np.asarray(across, np.float32), buckets, signs)
     else:
         count(counts, np.ascontiguousarray(values, np.float32), buckets, signs)
-    return scipy.fft.rfft(counts)  # transforms several vectors at a time, unlike NumPy's
+    spectra: NDArray[Any] = scipy.fft.rfft(counts)  # transforms several vectors at a time, unlike NumPy's
+    return spectra
 
 
 def fold(sketches: NDArray[Any], dim: int) -> NDArray[Any]:
@@ -145,11 +142,11 @@ def _tables(parameter: Parameter, seed: int, dim: int) -> SideTables:
     outputs = _side(seed, parameter, True, parameter.output_index(), dim)
     inputs = _side(seed, parameter, False, parameter.input_index(), dim)
     rows, columns = (outputs, inputs) if parameter.outputs_first else (inputs, outputs)
-    return SideTables(rows[0].astype(np.uint32), rows[1], columns[0].astype(np.uint32), columns[1])
+    return SideTables(*rows, *columns)
 
 
 def _side(
     seed: int, parameter: Parameter, outputs: bool, places: NDArray[np.intp], dim: int
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
     buckets, signs = side_hash(seed, parameter.position, outputs, len(places), dim)
-    return buckets[places], signs[places]
+    return buckets[places].astype(np.uint32), signs[places]

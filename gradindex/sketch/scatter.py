@@ -71,9 +71,7 @@ def scatter(out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, colu
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
-def _scatter_lanes(
-    out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any
-) -> None:
+def _scatter_lanes(out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any) -> None:
     """Do eight samples at once; written out, because only so are they compiled to one vector addition."""
     dim = out.shape[1]
     sums = np.zeros((2 * dim, _LANES), np.float32)

@@ -46,7 +46,7 @@ def conv(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tenso
     F.conv_transpose3d,
 )
 def conv_transpose(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """The adjoint of `conv`, so δ and the input swap places."""
+    """Do the adjoint of `conv`: δ and the input swap places."""
     x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"] or 1
     n = weight.dim() - 2
     if x.dim() != n + 2 or isinstance(x, torch.nn.Parameter):
@@ -85,7 +85,7 @@ class Patches(Use):
         width = large.shape[1] // groups * kernel.numel()
         self.positions = places if groups == 1 else None
         self.form_cost = places * small.shape[1] * width
-        self._patch_size = large.shape[1] * kernel.numel() * places
+        self._patch_size: int = large.shape[1] * kernel.numel() * places
         self._buffers: dict[str, Tensor] = {}
 
     def form(self, block: slice) -> Tensor:

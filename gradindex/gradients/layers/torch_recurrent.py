@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradindex.gradients.layers.torch_capture import Capture, NoRule, plain, rule
+from gradindex.gradients.layers.torch_capture import Capture, Make, NoRule, plain, rule
 from gradindex.gradients.layers.torch_linear import bias_gradient
+from gradindex.gradients.layers.torch_lstm import Recurrence
 from gradindex.gradients.layers.torch_use import Outer
 
 Call = dict[str, Any]
@@ -30,31 +31,39 @@ class Weights:
     state_bias: Tensor | None = None
 
 
-Direction = Callable[[Capture, Tensor, tuple[Tensor, ...], Weights], tuple[list[Tensor], tuple[Tensor, ...]]]
+Found = tuple[Tensor, tuple[Tensor, ...]]  # outputs (T, b, h) and the last states
+Direction = Callable[[Capture, Tensor, tuple[Tensor, ...], Weights], Found]
 
 
 @rule(_ARGUMENTS, torch.lstm)
 def lstm(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """i, f, g, o = gates; c' = σ(f)c + σ(i)tanh(g); h' = σ(o)tanh(c')."""
-
-    def step(gates: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        i, f, g, o = gates.chunk(4, 1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
-
-    output, (h, c) = _layers(capture, call, call["hx"], _joint(step))
+    """Rule of c' = σ(f)c + σ(i)tanh(g); h' = σ(o)tanh(c'), whose gates i, f, g, o are linear in x and h."""
+    output, (h, c) = _layers(capture, call, call["hx"], _lstm_direction)
     return output, h, c
+
+
+def _lstm_direction(capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: Weights) -> Found:
+    before: list[Tensor] = []
+    share = _tap_inputs(capture, x, w, before)
+    outputs, c = Recurrence.apply(share, plain(w.states), *states)  # type: ignore[no-untyped-call]
+    before.append(torch.cat([states[0].detach()[None], outputs.detach()[:-1]]))
+    return outputs, (outputs[-1], c)
 
 
 @rule(_ARGUMENTS, torch.rnn_tanh, torch.rnn_relu)
 def rnn(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Tensor, Tensor]:
-    """h' = tanh(gates), or relu."""
+    """Rule of h' = tanh(gates), or relu."""
     activation = torch.tanh if function == torch.rnn_tanh else torch.relu
 
-    def step(gates: Tensor, h: Tensor) -> tuple[Tensor]:
-        return (activation(gates),)
+    def direction(capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: Weights) -> Found:
+        before: list[Tensor] = []
+        outputs, across = [states[0]], plain(w.states).t()
+        for share in _tap_inputs(capture, x, w, before).unbind(0):
+            outputs.append(activation(torch.addmm(share, outputs[-1], across)))
+        before.append(torch.stack(outputs[:-1]).detach())
+        return torch.stack(outputs[1:]), (outputs[-1],)
 
-    output, (h,) = _layers(capture, call, (call["hx"],), _joint(step))
+    output, (h,) = _layers(capture, call, (call["hx"],), direction)
     return output, h
 
 
@@ -63,6 +72,23 @@ def gru(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Ten
     """r, z = σ(gates); n = tanh(x's share + r·(h's share)); h' = (1−z)n + zh. The two shares have their own δ."""
     output, (h,) = _layers(capture, call, (call["hx"],), _gru_direction)
     return output, h
+
+
+def _gru_direction(capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: Weights) -> Found:
+    before: list[Tensor] = []
+    gates = F.linear(x, plain(w.inputs), plain(w.input_bias))
+    gates = capture.tap(gates, {w.inputs: _with_inputs(x), w.input_bias: bias_gradient}, [x])
+    biases = torch.zeros_like(gates) if w.state_bias is None else plain(w.state_bias).expand_as(gates).clone()
+    biases = capture.tap(biases, {w.states: _with_states(before), w.state_bias: bias_gradient})
+    outputs, across = [states[0]], plain(w.states).t()
+    for share, bias in zip(gates.unbind(0), biases.unbind(0), strict=True):
+        h = outputs[-1]
+        from_x, from_h = share.chunk(3, 1), torch.addmm(bias, h, across).chunk(3, 1)
+        r, z = torch.sigmoid(from_x[0] + from_h[0]), torch.sigmoid(from_x[1] + from_h[1])
+        n = torch.tanh(from_x[2] + r * from_h[2])
+        outputs.append(n + z * (h - n))
+    before.append(torch.stack(outputs[:-1]).detach())
+    return torch.stack(outputs[1:]), (outputs[-1],)
 
 
 def _layers(
@@ -83,64 +109,32 @@ def _layers(
             own = Weights(*weights[each * number : each * (number + 1)])
             states = tuple(state[number] for state in initial)
             found, final = direction(capture, steps.flip(0) if backwards else steps, states, own)
-            outputs.append(torch.stack(found[::-1] if backwards else found))
+            outputs.append(found.flip(0) if backwards else found)
             last.append(final)
         steps = torch.cat(outputs, 2) if directions == 2 else outputs[0]
-    return (steps.transpose(0, 1) if call["batch_first"] else steps), [torch.stack(s) for s in zip(*last, strict=True)]
+    output = steps.transpose(0, 1) if call["batch_first"] else steps
+    return output, [torch.stack(states) for states in zip(*last, strict=True)]
 
 
-def _joint(step: Callable[..., tuple[Tensor, ...]]) -> Direction:
-    """Return the recurrence of a cell whose gates are the sum of the input's and the state's shares."""
+def _tap_inputs(capture: Capture, x: Tensor, w: Weights, before: list[Tensor]) -> Tensor:
+    """Return the input's share of the gates (T, b, ·), biases included; its δ is that of the state's share.
 
-    def run(
-        capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: Weights
-    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        before: list[Tensor] = []
-        bias = None if w.input_bias is None else plain(w.input_bias) + plain(w.state_bias)
-        gates = _tap_inputs(capture, F.linear(x, plain(w.inputs), bias), x, w, {w.states: before, w.state_bias: None})
-        outputs = []
-        across = plain(w.states).t()
-        for share in gates.unbind(0):
-            before.append(states[0].detach())
-            states = step(torch.addmm(share, states[0], across), *states)
-            outputs.append(states[0])
-        return outputs, states
-
-    return run
+    `before`, the states (T, b, h) before each step, may be filled in later.
+    """
+    bias = None if w.input_bias is None else plain(w.input_bias) + plain(w.state_bias)
+    uses = {
+        w.inputs: _with_inputs(x),
+        w.states: _with_states(before),
+        w.input_bias: bias_gradient,
+        w.state_bias: bias_gradient,
+    }
+    return capture.tap(F.linear(x, plain(w.inputs), bias), uses, [x])
 
 
-def _gru_direction(
-    capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: Weights
-) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    before: list[Tensor] = []
-    gates = _tap_inputs(capture, F.linear(x, plain(w.inputs), plain(w.input_bias)), x, w, {})
-    biases = torch.zeros_like(gates) if w.state_bias is None else plain(w.state_bias).expand_as(gates).clone()
-    biases = _tap_states(capture, biases, w, before)
-    (h,), outputs, across = states, [], plain(w.states).t()
-    for share, bias in zip(gates.unbind(0), biases.unbind(0), strict=True):
-        before.append(h.detach())
-        from_x, from_h = share.chunk(3, 1), torch.addmm(bias, h, across).chunk(3, 1)
-        r, z = torch.sigmoid(from_x[0] + from_h[0]), torch.sigmoid(from_x[1] + from_h[1])
-        n = torch.tanh(from_x[2] + r * from_h[2])
-        h = n + z * (h - n)
-        outputs.append(h)
-    return outputs, (h,)
-
-
-def _tap_inputs(
-    capture: Capture, gates: Tensor, x: Tensor, w: Weights, more: dict[Any, list[Tensor] | None]
-) -> Tensor:
-    """Tap the input's share of the gates (T, b, ·); `more` are weights that have the same δ."""
+def _with_inputs(x: Tensor) -> Make:
     a = x.detach()
-    uses: dict[Any, Any] = {w.inputs: lambda g, at: Outer(at.positions(g), at.positions(a)), w.input_bias: bias_gradient}
-    for tensor, before in more.items():
-        uses[tensor] = bias_gradient if before is None else _with_states(before)
-    return capture.tap(gates, uses, [a])
+    return lambda g, at: Outer(at.positions(g), at.positions(a))
 
 
-def _tap_states(capture: Capture, gates: Tensor, w: Weights, before: list[Tensor]) -> Tensor:
-    return capture.tap(gates, {w.states: _with_states(before), w.state_bias: bias_gradient})
-
-
-def _with_states(before: list[Tensor]) -> Callable[[Tensor, Any], Outer]:
-    return lambda g, at: Outer(at.positions(g), at.positions(torch.stack(before)))
+def _with_states(before: list[Tensor]) -> Make:
+    return lambda g, at: Outer(at.positions(g), at.positions(before[0]))
