@@ -23,13 +23,23 @@ from gradindex.job import Job
 from gradindex.kernels import Kernel, Task
 from gradindex.labels import as_array
 from gradindex.progress import progress_bar
-from gradindex.sketch import Sketch
+from gradindex.sketch import CountSketch, Identity, Sketch
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
 
 MANIFEST = "explainer.json"
 _SHOWN = 5  # samples in most_similar and least_similar
+
+
+_WIDE = 4096  # numbers a sample, where there are few samples
+_FEW = 20_000
+
+
+def _default_sketch(size: int, rows: int) -> Sketch:
+    if size <= _WIDE:
+        return Identity()
+    return CountSketch(_WIDE if rows <= _FEW else 1024)
 
 
 class _BackendName(StrEnum):
@@ -65,7 +75,8 @@ class GradientSimilarity:
         Where to build the index, a directory that holds no other one; None: a temporary directory that lives as
         long as the index.
     sketch
-        The projection in the index; ``CountSketch(1024)`` by default.
+        The projection in the index. None: no compression for models of up to 4,096 parameters, else
+        ``CountSketch(4096)`` for up to 20,000 samples and ``CountSketch(1024)`` above, where bytes count.
     seed
         Seed of the projection.
     batch_size
@@ -327,7 +338,7 @@ class GradientSimilarity:
         return gradindex.build(
             self._job(),
             out,
-            sketch=self.sketch,
+            sketch=self.sketch or _default_sketch(self._engine.size, len(self._source)),
             index=factory,
             seed=self.seed,
             batch_size=self.batch_size,

@@ -799,3 +799,17 @@ class TestZeroGradients:
         assert (found.scores[0] != 0).any()
         assert_array_equal(found.scores[1], np.zeros(12))
         assert_array_equal(found.ordered_indices[1], np.arange(12))
+
+
+def test_the_index_is_as_wide_as_few_samples_allow(torch_kit):
+    from gradindex import CountSketch, Identity
+    from gradindex.explainer import _default_sketch
+
+    assert _default_sketch(4096, 10**6) == Identity()
+    assert _default_sketch(4097, 20_000) == CountSketch(4096)
+    assert _default_sketch(4097, 20_001) == CountSketch(1024)
+    options = {"index": "Flat", "sketch": CountSketch(8)}
+    narrow = torch_kit.explainer(torch_kit.mlp(), torch_kit.loss(), **options).fit(X, Y)
+    assert narrow.index.store.header.dim == 8
+    whole = torch_kit.explainer(torch_kit.mlp(), torch_kit.loss(), index="Flat").fit(X, Y)
+    assert whole.index.store.header.sketch["kind"] == "identity"
