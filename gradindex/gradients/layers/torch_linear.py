@@ -19,6 +19,8 @@ def linear(capture: Capture, function: Callable[..., Tensor], call: Call) -> Ten
     x, weight, bias = call["input"], call["weight"], call["bias"]
     if isinstance(x, torch.nn.Parameter):
         raise NoRule
+    # With a weight that needs no gradient, torch multiplies a strided input (attention's) slice by slice.
+    x = x.contiguous()
     output = function(x, plain(weight), plain(bias))
     a = x.detach()
     return capture.tap(

@@ -60,11 +60,15 @@ class Outer(Use):
         self.rows, self.columns = rows, columns
         self.positions = rows.shape[1]
         self.form_cost = self.positions * rows.shape[2] * columns.shape[2]
+        self._buffer = rows.new_empty(0)
 
     def form(self, block: slice) -> Tensor:
-        """Return the per-sample gradients (block, R·C)."""
+        """Return the per-sample gradients (block, R·C), in a reused buffer."""
         rows, columns = self.factors(block)
-        return torch.bmm(rows.transpose(1, 2), columns).flatten(1)
+        shape = (len(rows), rows.shape[2], columns.shape[2])
+        if self._buffer.shape != shape:
+            self._buffer = rows.new_empty(shape)
+        return torch.bmm(rows.transpose(1, 2), columns, out=self._buffer).flatten(1)
 
     def factors(self, block: slice) -> tuple[Tensor, Tensor]:
         """Return rows (block, T, R) and columns (block, T, C)."""
