@@ -362,8 +362,11 @@ class Projector(ABC):
         """Return about how many nanoseconds `add` takes for one sample."""
         return float(parameter.size)
 
-    def factor_cost(self, parameter: Parameter, positions: int) -> float:
-        """Return about how many nanoseconds `add_factors` takes for one sample of T positions."""
+    def factor_cost(self, parameter: Parameter, positions: int, touched: bool = False) -> float:
+        """Return about how many nanoseconds `add_factors` takes for one sample of T positions.
+
+        `touched`: the row factors are one-hot, given as numbers.
+        """
         return math.inf
 
     def __call__(self, parameters: Sequence[Parameter], gradients: Floats) -> NDArray[np.float32]:

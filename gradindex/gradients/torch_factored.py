@@ -18,7 +18,7 @@ from torch import Tensor
 from gradindex.gradients.base import Floats, Parameter, Projector
 from gradindex.gradients.layers import torch_attention, torch_conv, torch_linear, torch_norm  # noqa: F401
 from gradindex.gradients.layers.torch_capture import Call, Capture, Layout, layouts
-from gradindex.gradients.layers.torch_use import Use, squared_norms, upcast
+from gradindex.gradients.layers.torch_use import Touched, Use, squared_norms, upcast
 
 _BLOCK_BYTES = 4 << 20  # working memory of formed gradients: small enough to stay in a core's cache
 _PER_NS = 100.0  # multiply-adds in a nanosecond of a batched matrix product
@@ -140,7 +140,9 @@ class Sketches:
         form = sum(use.form_cost for use in uses) / _PER_NS + parameter.size * 0.2
         norm = parameter.size * 0.1
         ghost = count * count * (rows + columns) / _PER_NS + count * count * 0.5
-        sketch = self._projector.factor_cost(parameter, count)
+        sketch = sum(
+            self._projector.factor_cost(parameter, use.positions or 0, isinstance(use, Touched)) for use in uses
+        )
         formed = form + norm + self._projector.cost(parameter)
         ghost_is_cheaper = ghost < form + norm
         return (True, ghost_is_cheaper) if sketch + min(ghost, form + norm) < formed else (False, False)

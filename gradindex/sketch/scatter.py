@@ -1,0 +1,131 @@
+"""The loops of CountSketch, compiled, and the threads they run in.
+
+Plain compiled loops that release the interpreter's lock, in a thread pool of our own: numba's OpenMP pool, when
+its threads have to share cores with torch's, waits milliseconds at its barriers (measured: 7 ms a call), and
+its other pool aborts the process on concurrent entry.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+
+_LANES = 8  # samples that share one look-up of bucket and sign; their sums lie side by side in one vector
+_WORTH_A_THREAD = 200_000  # numbers; below this, handing work to a thread costs more than it saves
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS, "gradindex-sketch")
+
+
+def for_samples(work: Callable[[slice], None], samples: int, numbers: int) -> None:
+    """Run `work` on slices that make up all samples, in as many threads as `numbers` of work are worth.
+
+    A sample is one thread's work, so the result does not depend on the number of threads, which is
+    ``NUMBA_NUM_THREADS``.
+    """
+    threads = min(numba.config.NUMBA_NUM_THREADS, samples, 1 + numbers // _WORTH_A_THREAD)
+    if threads <= 1:
+        work(slice(0, samples))
+        return
+    step = -(-samples // threads)
+    step = -(-step // _LANES) * _LANES if samples >= threads * _LANES else step
+    parts = [slice(begin, min(begin + step, samples)) for begin in range(0, samples, step)]
+    others = [_pool(os.getpid()).submit(work, part) for part in parts[1:]]
+    work(parts[0])
+    for other in others:
+        other.result()
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+def scatter(out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any) -> None:
+    """Add formed gradients (n, R, C) to `out` (n, dim): entry (r, c) to bucket (rows[r] + columns[c]) mod dim.
+
+    Sums run over 2·dim buckets, so that the modulo is taken once, at the end.
+    """
+    n, dim = out.shape
+    whole = n // _LANES * _LANES
+    for begin in range(0, whole, _LANES):
+        _scatter_lanes(
+            out[begin : begin + _LANES],
+            matrix[begin : begin + _LANES],
+            rows,
+            row_signs,
+            columns,
+            column_signs,
+        )
+    sums = np.empty(2 * dim, np.float32)
+    for sample in range(whole, n):
+        sums[:] = 0
+        for row in range(matrix.shape[1]):
+            here, sign, values = sums[rows[row] :], row_signs[row], matrix[sample, row]
+            for column in range(matrix.shape[2]):
+                here[columns[column]] += sign * column_signs[column] * values[column]
+        for bucket in range(dim):
+            out[sample, bucket] += sums[bucket] + sums[bucket + dim]
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+def _scatter_lanes(
+    out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any
+) -> None:
+    """Do eight samples at once; written out, because only so are they compiled to one vector addition."""
+    dim = out.shape[1]
+    sums = np.zeros((2 * dim, _LANES), np.float32)
+    for row in range(matrix.shape[1]):
+        shift, sign = rows[row], row_signs[row]
+        a, b, c, d = matrix[0, row], matrix[1, row], matrix[2, row], matrix[3, row]
+        e, f, g, h = matrix[4, row], matrix[5, row], matrix[6, row], matrix[7, row]
+        for column in range(matrix.shape[2]):
+            into = sums[shift + columns[column]]
+            s = sign * column_signs[column]
+            a1, b1, c1, d1 = s * a[column], s * b[column], s * c[column], s * d[column]
+            e1, f1, g1, h1 = s * e[column], s * f[column], s * g[column], s * h[column]
+            a1, b1, c1, d1 = into[0] + a1, into[1] + b1, into[2] + c1, into[3] + d1
+            e1, f1, g1, h1 = into[4] + e1, into[5] + f1, into[6] + g1, into[7] + h1
+            into[0], into[1], into[2], into[3] = a1, b1, c1, d1
+            into[4], into[5], into[6], into[7] = e1, f1, g1, h1
+    for lane in range(_LANES):
+        for bucket in range(dim):
+            out[lane, bucket] += sums[bucket, lane] + sums[bucket + dim, lane]
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+def scatter_touched(
+    out: Any, touched: Any, values: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any
+) -> None:
+    """Add rows `touched` (n, T) of a matrix, each with gradient `values` (n, T, C), to `out` (n, dim)."""
+    dim = np.uint32(out.shape[1])
+    for sample in range(out.shape[0]):
+        for position in range(touched.shape[1]):
+            row = touched[sample, position]
+            shift, sign = rows[row], row_signs[row]
+            for column in range(values.shape[2]):
+                bucket = shift + columns[column]
+                if bucket >= dim:
+                    bucket -= dim
+                out[sample, bucket] += sign * column_signs[column] * values[sample, position, column]
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+def count(out: Any, values: Any, buckets: Any, signs: Any) -> None:
+    """Add vectors (n, T, size) to their plain CountSketches `out` (n, T, dim)."""
+    for sample in range(values.shape[0]):
+        for position in range(values.shape[1]):
+            into, vector = out[sample, position], values[sample, position]
+            for i in range(values.shape[2]):
+                into[buckets[i]] += signs[i] * vector[i]
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+def multiply_sum(out: Any, left: Any, right: Any) -> None:
+    """Add Σ_t left_t ∘ right_t of spectra (n, T, m) to `out` (n, m)."""
+    for sample in range(left.shape[0]):
+        for position in range(left.shape[1]):
+            for i in range(left.shape[2]):
+                out[sample, i] += left[sample, position, i] * right[sample, position, i]
