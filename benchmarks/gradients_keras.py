@@ -28,22 +28,20 @@ SIZES = {"plain": (32, 64, 128, 256), "engine": (32, 64, 128, 256), "vmap": (8, 
 
 
 def cnn() -> Any:
-    """The CNN of the docs, 412,778 parameters."""
-    convolutions = [
-        [L.Conv2D(filters, 2, padding="same", activation="relu"), L.MaxPooling2D(2), L.Dropout(0.3)]
-        for filters in (64, 32)
-    ]
-    dense = [L.Flatten(), L.Dense(256, "relu"), L.Dropout(0.5), L.Dense(10)]
-    return keras.Sequential([L.Input((28, 28, 1)), *sum(convolutions, []), *dense])
+    """Return the CNN of the docs, 412,778 parameters."""
+    layers = [L.Input((28, 28, 1))]
+    for filters in (64, 32):
+        layers += [L.Conv2D(filters, 2, padding="same", activation="relu"), L.MaxPooling2D(2), L.Dropout(0.3)]
+    return keras.Sequential([*layers, L.Flatten(), L.Dense(256, "relu"), L.Dropout(0.5), L.Dense(10)])
 
 
 def mlp() -> Any:
-    """784-1024-1024-10."""
+    """Return a perceptron 784-1024-1024-10."""
     return keras.Sequential([L.Input((784,)), L.Dense(1024, "relu"), L.Dense(1024, "relu"), L.Dense(10)])
 
 
 def resnet() -> Any:
-    """Four stages of two blocks on 32×32, 16 to 128 channels, with BatchNorm."""
+    """Return four stages of two blocks on 32×32, 16 to 128 channels, with BatchNorm."""
     inputs = L.Input((32, 32, 3))
     x = L.ReLU()(L.BatchNormalization()(L.Conv2D(16, 3, padding="same", use_bias=False)(inputs)))
     for stage, filters in enumerate((16, 32, 64, 128)):

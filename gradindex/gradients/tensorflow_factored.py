@@ -1,6 +1,7 @@
 """One batched forward and one backward pass in one graph; then every parameter is dealt with in turn."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from gradindex.gradients.layers.tensorflow_capture import Layout, NoRule, Recipe
 from gradindex.gradients.layers.tensorflow_use import Outer, Touched, Use, array, squared_norms
 from gradindex.gradients.tensorflow_graph import BatchGraph
 
-_BLOCK_BYTES = 4 << 20  # working memory of formed gradients: about a core's cache
+_BLOCK_BYTES = 16 << 20  # working memory of formed gradients; each operation on a block costs a tenth of a ms
 _LANES = 8  # samples that the sketch, and batched products, take at once
 _GHOST, _NORM = 0.02, 0.1  # nanoseconds for a multiply-add of a ghost norm, and for a number squared and added
 
@@ -52,7 +53,7 @@ class FactoredGraph:
         How many rows of an operation's output belong to one sample shows when 3 samples and then 2 are run.
         """
         graph = BatchGraph(lambda x, y: self._shapes(x), any_shape=False)
-        three, two = (graph(map_leaves(lambda leaf: _resized(leaf, n), x), None) for n in (3, 2))
+        three, two = (graph(map_leaves(partial(_resized, n), x), None) for n in (3, 2))
         self._folds = {}
         for name, shapes in three.items():
             pairs = [(a.numpy(), b.numpy(), bool(can)) for (a, can), (b, _) in zip(shapes, two[name], strict=True)]
@@ -112,7 +113,7 @@ class FactoredGraph:
         return output, found
 
 
-def _resized(leaf: Any, samples: int) -> Any:
+def _resized(samples: int, leaf: Any) -> Any:
     return tf.gather(leaf, tf.range(samples) % length(leaf))
 
 
@@ -189,7 +190,7 @@ class Sketches:
         if any(use.positions is None for use in uses):
             return False, False
         rows, columns = parameter.matrix_shape
-        if any(isinstance(use, Outer) and use.columns.shape[2] != columns for use in uses):
+        if any(isinstance(use, Outer) and use.width != columns for use in uses):
             return False, False  # a matrix, but not the one that is sketched
         count = sum(use.positions or 0 for use in uses)
         norm = parameter.size * _NORM

@@ -137,3 +137,139 @@ def test_layers(name):
     before = engine.state_hashes()
     check(engine, x)
     assert engine.state_hashes() == before
+
+
+class Own(keras.Model):
+    """A kernel of its own, used twice and scaled; a tied, transposed table; a position table and a start token."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.dense = L.Embedding(9, 5), L.Dense(5, "tanh")
+        self.places = L.Embedding(6, 5)
+        self.kernel = self.add_weight(shape=(5, 5), name="kernel")
+        self.scale = self.add_weight(shape=(5,), name="scale", initializer="ones")
+
+    def call(self, words):
+        h = self.table(words) + self.places(keras.ops.arange(6))
+        h = self.dense(self.dense(h)) * keras.ops.softplus(self.scale)
+        h = keras.ops.tanh(keras.ops.matmul(keras.ops.matmul(h, self.kernel), self.kernel))
+        return keras.ops.mean(keras.ops.matmul(h, keras.ops.transpose(self.table.embeddings)), 1)
+
+
+class TwoOutputs(keras.Model):
+    """Takes a dict and returns one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = L.Dense(4, "tanh"), L.Dense(CLASSES)
+
+    def call(self, inputs):
+        hidden = self.first(inputs["a"]) + self.first(inputs["b"])
+        return {"hidden": hidden, "out": self.second(hidden)}
+
+
+def nested():
+    inner = keras.Sequential([L.Input((4,)), L.Dense(5, "tanh"), L.Dropout(0.5)])
+    x = L.Input((4,))
+    return keras.Model(x, L.Dense(CLASSES)(inner(inner(inner(x)[:, :4])[:, :4])))
+
+
+def attention():
+    x = L.Input((9, 4))
+    h = L.LayerNormalization()(x + L.MultiHeadAttention(2, 3)(x, x))
+    return keras.Model(x, L.Dense(CLASSES)(L.GlobalAveragePooling1D()(h)))
+
+
+def test_attention_nested_and_shared_layers():
+    for model, shape in ((nested(), FLAT), (attention(), LINE)):
+        check(TensorFlowEngine(shuffled(model), LOSS), data(shape))
+
+
+def test_a_subclass_with_tied_weights_and_weights_of_its_own():
+    model = Own()
+    model(data(None))
+    check(TensorFlowEngine(shuffled(model), LOSS), data(None))
+
+
+def test_several_inputs_and_outputs():
+    model, x = TwoOutputs(), {"a": data(FLAT), "b": data(FLAT)[::-1]}
+    model(x)
+
+    def loss(y, out):
+        return LOSS(y, out["out"]) + tf.reduce_mean(out["hidden"] ** 2)
+
+    check(TensorFlowEngine(shuffled(model), loss), x)
+
+
+LOSSES = {
+    "class": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "sum": keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
+    "function": lambda y, out: keras.losses.sparse_categorical_crossentropy(y, out, from_logits=True),
+    "own": lambda y, out: tf.reduce_mean(tf.square(tf.one_hot(y, CLASSES) - out)),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_losses_of_any_reduction(loss):
+    model, x = sequential("dense")
+    check(TensorFlowEngine(shuffled(model), loss), x)
+
+
+def test_only_what_has_no_rule_takes_the_next_rung():
+    class Powers(L.Layer):
+        def build(self, shape):
+            self.power = self.add_weight(shape=(shape[-1],), initializer="ones", name="power")
+
+        def call(self, x):
+            return tf.abs(x) ** tf.convert_to_tensor(self.power)
+
+    model = keras.Sequential([L.Input((4,)), L.Dense(5), Powers(name="powers"), L.Dense(CLASSES)])
+    engine = TensorFlowEngine(shuffled(model), LOSS)
+    check(engine, data(FLAT), path=None)
+    other = {name: path for name, path in engine.paths.items() if path != "factored"}
+    assert other == {name: "vmap" for name in engine.paths if name.endswith("powers/power")}
+    assert len(other) == 1
+
+
+def test_an_exception_in_the_middle_leaves_the_model_as_it_was():
+    model, x = sequential("lstm")
+    engine = TensorFlowEngine(model, LOSS)
+    engine.gradients(x, Y)
+    before, unroll = engine.state_hashes(), model.layers[0].unroll
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("in the middle")
+
+    model.layers[-1].call = fails
+    with pytest.raises(RuntimeError, match="in the middle"):
+        engine.factored_gradients(x[:, :7], Y, [p.name for p in engine.parameters])
+    del model.layers[-1].call
+    assert model.layers[0].unroll is unroll is False
+    assert engine.state_hashes() == before
+    check(engine, x)
+
+
+def test_weights_are_read_anew_and_one_graph_serves_all_batches():
+    model, x = sequential("conv2d")
+    engine = TensorFlowEngine(model, LOSS)
+    check(engine, x)
+    check(TensorFlowEngine(shuffled(model), LOSS), x)
+    check(engine, x)
+    (graph,) = engine._factored._graphs.values()
+    assert graph._function.experimental_get_tracing_count() == 1
+
+
+def test_a_selection_of_parameters():
+    model, x = sequential("conv2d")
+    engine = TensorFlowEngine(shuffled(model), LOSS, parameters="last_layer")
+    check(engine, x)
+    whole = TensorFlowEngine(model, LOSS).gradients(x, Y).gradients
+    np.testing.assert_allclose(engine.gradients(x, Y).gradients, whole[:, -engine.size :], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 17])
+def test_blocks_of_samples_make_no_difference(size, monkeypatch):
+    monkeypatch.setattr("gradindex.gradients.tensorflow_factored._BLOCK_BYTES", size * 2000)
+    for name in ("conv2d, same", "depthwise", "dense, many positions", "conv2d, groups"):
+        model, x = sequential(name)
+        check(TensorFlowEngine(shuffled(model), LOSS), x)

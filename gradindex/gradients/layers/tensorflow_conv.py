@@ -32,7 +32,7 @@ def compiled(op: Any, i: int, weight: Weight) -> Tap:
 
 @rule("Conv2DBackpropInput", "Conv3DBackpropInputV2")
 def transposed(op: Any, i: int, weight: Weight) -> Tap:
-    """The adjoint of a convolution, so δ and the input swap places."""
+    """Let δ and the input swap places: this is the adjoint of a convolution."""
     if i != 1:
         raise NoRule(op.type)
     options = _options(op)

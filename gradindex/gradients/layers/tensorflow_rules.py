@@ -44,7 +44,7 @@ def elementwise(op: Any, i: int, weight: Weight) -> Tap:
 
 @rule("MatMul", "BatchMatMulV2", "BatchMatMulV3")
 def matmul(op: Any, i: int, weight: Weight) -> Tap:
-    """y = x W: ∇W = Σ_t x_t δ_tᵀ."""
+    """Matrix products, y = x W: ∇W = Σ_t x_t δ_tᵀ."""
     single = op.type == "MatMul"
     turned = op.get_attr("transpose_a" if single else "adj_x")
     if i != 1 or turned or weight.tensor.shape.rank != 2 or not weight.is_view:
@@ -99,7 +99,7 @@ def _size(weight: Weight, letters: str, some: list[str]) -> int:
 
 @rule("GatherV2")
 def gather(op: Any, i: int, weight: Weight) -> Tap:
-    """y_t = W[x_t]: only touched rows have a gradient."""
+    """Embeddings, y_t = W[x_t]: only touched rows have a gradient."""
     axis = tf.get_static_value(op.inputs[2])
     if i != 0 or axis != 0 or op.get_attr("batch_dims") or weight.tensor.shape.rank != 2:
         raise NoRule("GatherV2")

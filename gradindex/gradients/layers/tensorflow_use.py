@@ -52,7 +52,8 @@ class Outer(Use):
     """Dense factors: rows (b, T, R) and columns (b, T, C)."""
 
     def __init__(self, rows: Any, columns: Any) -> None:
-        self.rows, self.columns = rows, columns
+        self.rows, self.columns = Samples(rows), Samples(columns)
+        self.width = columns.shape[2]
         _, self.positions, width = rows.shape
         self.form_cost = self.positions * (width * columns.shape[2] * _MULTIPLY + width * _COPY)
         self.bytes_per_sample = 4 * self.positions * width if self.positions > 1 else 0
@@ -60,39 +61,39 @@ class Outer(Use):
     def form(self, block: slice) -> NDArray[Any]:
         """Return the per-sample gradients (block, R·C)."""
         rows, columns = self.factors(block)
-        # Transposing first is faster and steadier than a product that transposes (measured: up to 10 times).
-        rows = tf.reshape(rows, [-1, rows.shape[2], 1]) if self.positions == 1 else tf.transpose(rows, [0, 2, 1])
-        return flat(tf.matmul(rows, columns))
+        return flat(tf.matmul(rows, columns, transpose_a=True))
 
     def factors(self, block: slice) -> tuple[Any, Any]:
         """Return rows (block, T, R) and columns (block, T, C)."""
-        return upcast(self.rows[block]), upcast(self.columns[block])
+        return self.rows[block], self.columns[block]
 
     @staticmethod
     def joined(uses: Sequence["Outer"]) -> "Outer":
         """Return the sum of several uses as one with all their positions."""
         if len(uses) == 1:
             return uses[0]
-        return Outer(tf.concat([use.rows for use in uses], 1), tf.concat([use.columns for use in uses], 1))
+        return Outer(
+            tf.concat([use.rows.tensor for use in uses], 1), tf.concat([use.columns.tensor for use in uses], 1)
+        )
 
 
 class Contraction(Use):
     """An einsum of two tensors that start with the samples; no factors."""
 
     def __init__(self, left: Any, right: Any, equation: str) -> None:
-        self._left, self._right, self._equation = left, right, equation
+        self._left, self._right, self._equation = Samples(left), Samples(right), equation
         self.form_cost = float(np.prod(left.shape[1:])) * right.shape[-1] * 10 * _MULTIPLY
 
     def form(self, block: slice) -> NDArray[Any]:
         """Return the per-sample gradients (block, size)."""
-        return flat(tf.einsum(self._equation, upcast(self._left[block]), upcast(self._right[block])))
+        return flat(tf.einsum(self._equation, self._left[block], self._right[block]))
 
 
 class Touched(Use):
     """Rows of an embedding: numbers (b, T) of the touched rows, and their gradients (b, T, C)."""
 
     def __init__(self, numbers: Any, columns: Any, rows: int) -> None:
-        self._numbers, self._columns, self._rows = numbers, columns, rows
+        self._numbers, self._columns, self._rows = Samples(numbers), Samples(columns), rows
         self.positions, width = columns.shape[1:]
         self.form_cost = (self.positions + rows * 0.2) * width
 
@@ -105,7 +106,7 @@ class Touched(Use):
 
     def factors(self, block: slice) -> tuple[Any, Any]:
         """Return row numbers (block, T) and columns (block, T, C)."""
-        return self._numbers[block], upcast(self._columns[block])
+        return self._numbers[block], self._columns[block]
 
 
 class Patches(Use):
@@ -113,15 +114,16 @@ class Patches(Use):
 
     Rows are patches (kernel, then channel), columns are `small`, each group of channels with its own.
 
-    A few samples' patches are written, channel by channel, into a buffer that is reused, and multiplied by one
-    batched product. That takes about as long as the layer's own weight gradient of the whole batch. Slower,
-    measured: ``tf.image.extract_patches`` 3 to 10 times for the patches alone, a concatenation of shifted
-    slices 2 to 5 times, ``Conv2DBackpropFilter`` sample by sample 3 to 10 times for the whole.
+    A few samples' patches are copied into a buffer that is reused, and multiplied by one batched product, which
+    takes as long as the layer's own weight gradient. Measured: ``tf.image.extract_patches`` and concatenated
+    slices take some ten times the copying, ``Conv2DBackpropFilter`` sample by sample four times the whole, and
+    patches that lie the other way round gain less in the product than they cost to copy.
     """
 
     def __init__(self, large: Any, small: Any, **geometry: Any) -> None:
-        self._small, self._at = small, patches.geometry(large.shape, small.shape, **geometry)
-        self._large = large
+        self._at = patches.geometry(large.shape, small.shape, **geometry)
+        self._small = Samples(tf.reshape(small, [len(small), -1, small.shape[-1]]))
+        self._large = upcast(large)
         self._groups, self._depthwise = self._at.groups, geometry.get("depthwise", False)
         positions, length = self._at.positions, self._at.length
         self.positions = positions if self._groups == 1 else None
@@ -131,28 +133,49 @@ class Patches(Use):
 
     def form(self, block: slice) -> NDArray[Any]:
         """Return the per-sample gradients (block, kernel·C·R)."""
-        small = upcast(self._small[block])
+        small = self._small[block]
         if self._depthwise:
-            return patches.depthwise(array(upcast(self._large[block])), array(small), self._at)
+            return patches.depthwise(self._images(block), array(small), self._at)
         cut = self._cut(block)
         if self._groups == 1:
-            return flat(tf.matmul(cut, tf.reshape(small, [len(small), -1, small.shape[-1]])))
-        grouped = tf.reshape(cut, [len(cut), self._at.taps, self._groups, -1, self._at.positions])
+            return flat(tf.matmul(cut, small, transpose_a=True))
+        grouped = tf.reshape(cut, [len(cut), self._at.positions, self._at.taps, self._groups, -1])
         other = tf.reshape(small, [len(small), self._at.positions, self._groups, -1])
-        return flat(tf.einsum("nkgct,ntgo->nkcgo", grouped, other))
+        return flat(tf.einsum("ntkgc,ntgo->nkcgo", grouped, other))
 
     def factors(self, block: slice) -> tuple[Any, Any]:
         """Return patches (block, T, kernel·C) and `small` (block, T, R)."""
-        small = upcast(self._small[block])
-        return tf.transpose(self._cut(block), [0, 2, 1]), tf.reshape(small, [len(small), self.positions, -1])
+        return self._cut(block), self._small[block]
+
+    def _images(self, block: slice) -> NDArray[Any]:
+        return array(self._large)[block]
 
     def _cut(self, block: slice) -> Any:
-        """Return the patches (block, kernel·C, T), valid until the next call."""
-        large = array(upcast(self._large[block]))
+        """Return the patches (block, T, kernel·C), valid until the next call."""
+        large = self._images(block)
         if self._buffer is None or len(self._buffer) < len(large) or self._buffer.array.dtype != large.dtype:
-            self._buffer = patches.Buffer((len(large), self._at.length, self._at.positions), large.dtype)
+            self._buffer = patches.Buffer((len(large), self._at.positions, self._at.length), large.dtype)
         patches.cut(large, self._buffer.array[: len(large)], self._at)
         return self._buffer.tensor if len(self._buffer) == len(large) else self._buffer.tensor[: len(large)]
+
+
+class Samples:
+    """A tensor (b, …) to be read in blocks of equal size; cut up at once, since each operation costs some time."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+        self._parts: dict[int, Any] = {}
+
+    def __getitem__(self, block: slice) -> Any:
+        """Return the samples of a block, half precision as float32; the first block tells the size."""
+        samples, step = self.tensor.shape[0], block.stop - block.start
+        if step == samples:
+            return upcast(self.tensor)
+        if block.start == 0:
+            starts = range(0, samples, step)
+            parts = tf.split(self.tensor, [min(step, samples - start) for start in starts])
+            self._parts = dict(zip(starts, parts, strict=True))
+        return upcast(self._parts[block.start])
 
 
 def array(tensor: Any) -> NDArray[Any]:
