@@ -156,7 +156,7 @@ def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_r
             {**asdict(parameter), "shape": list(parameter.shape), "path": engine.paths[parameter.name]}
             for parameter in engine.parameters
         ],
-        state=engine.state_hashes(),
+        state=[[name, digest] for name, digest in engine.state_hashes().items()],
         versions={
             name: str(import_module(name).__version__) for name in ("gradindex", "numpy", "faiss", engine.backend)
         },

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gradindex import labels
 from gradindex.batches import Batch, Ids, is_tensor, leaves
 from gradindex.gradients import loop
-from gradindex.gradients.base import Engine, Floats, Projector
+from gradindex.gradients.base import Embedded, Engine, Floats, Projector, log
 from gradindex.job import Job
 from gradindex.sketch import CountSketch, Sketch
 
@@ -64,7 +64,7 @@ def embed_rows(
     """Yield the embeddings of samples `start` to `stop`, `batch_size` at a time."""
     for batch in job.source.blocks(batch_size, start, stop):
         check_batch(batch)
-        found = job.engine.embed(batch.x, batch.y, projector)
+        found = _embed(job.engine, batch, projector)
         check_finite(batch.ids, "loss", found.losses)
         check_finite(batch.ids, "gradient", found.norms)
         yield Block(
@@ -75,6 +75,33 @@ def embed_rows(
             labels.as_classes(batch.y),
             labels.predicted_classes(found.outputs),
         )
+
+
+def _embed(engine: Engine, batch: Batch, projector: Projector) -> Embedded:
+    """Embed a batch; when memory runs out, its halves."""
+    try:
+        return engine.embed(batch.x, batch.y, projector)
+    except Exception as error:
+        if not is_out_of_memory(error) or len(batch) < 2:
+            raise
+        log.warning("out of memory with %d samples at once, trying half of them", len(batch))
+    half = len(batch) // 2
+    parts = [_embed(engine, batch.select(rows), projector) for rows in (slice(0, half), slice(half, len(batch)))]
+    outputs = [part.outputs for part in parts if part.outputs is not None]
+    return Embedded(
+        np.concatenate([part.sketches for part in parts]),
+        np.concatenate([part.norms for part in parts]),
+        np.concatenate([part.losses for part in parts]),
+        np.concatenate(outputs) if len(outputs) == len(parts) else None,
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a framework (or Python) says that memory ran out."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"}) or (
+        "not enough memory" in str(error)  # torch's allocator on the CPU raises a plain RuntimeError
+    )
 
 
 def exact_gradients(job: Job, ids: Sequence[int] | NDArray[Any]) -> Floats:

@@ -213,6 +213,8 @@ class GradientSimilarity:
                 eps=self.eps,
             )
             data = dict(found.data)
+            if Y is None:
+                data.pop("query_labels", None)  # they were the predictions
         last = data.get("opponent_indices", data["ordered_indices"][:, ::-1])
         data["most_similar"] = self._samples(data["ordered_indices"][:, :_SHOWN])
         data["least_similar"] = self._samples(last[:, :_SHOWN])
@@ -272,7 +274,8 @@ class GradientSimilarity:
         frozen = len(self._engine.frozen)
         if frozen:
             warnings.warn(
-                f"{frozen} parameters of the model are frozen; their gradients are not part of the similarity.",
+                f"{frozen} {'parameter of the model is' if frozen == 1 else 'parameters of the model are'} frozen; "
+                "no gradient of theirs is part of the similarity.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -286,10 +289,8 @@ class GradientSimilarity:
         if len(source) == 0:
             raise ValueError("The training set is empty.")
         check_batch(Batch(np.arange(len(source), dtype=np.int64), source.x, source.y))
-        if self._source is not None:
-            self._engine = self._make_engine(
-                self.predictor
-            )  # what it found out about the samples may not hold for these
+        if self._source is not None:  # what the engine found out about the samples may not hold for these
+            self._engine = self._make_engine(self.predictor)
         self.X_train, self.Y_train, self._source = X_train, Y_train, source
         self._forget()
 
@@ -362,16 +363,17 @@ class GradientSimilarity:
             kernels.values(self.sim_fn, *self._dots(gradients, norms), self.eps)
             for _, gradients, norms in queries.gradient_chunks(self._engine, asked)
         ]
-        scores = np.concatenate(parts)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        scores = np.take_along_axis(scores, order, 1)
+        every = np.concatenate(parts)
+        order = np.argsort(-every, axis=1, kind="stable")
+        scores = np.take_along_axis(every, order, 1)
         if k is None:
             return {"scores": scores, "ordered_indices": order}
+        last = np.argsort(every, axis=1, kind="stable")[:, :k]
         return {
             "scores": scores[:, :k],
             "ordered_indices": order[:, :k],
-            "opponent_scores": scores[:, : -k - 1 : -1],
-            "opponent_indices": order[:, : -k - 1 : -1],
+            "opponent_scores": np.take_along_axis(every, last, 1),
+            "opponent_indices": last,
         }
 
     def _dots(

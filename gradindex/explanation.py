@@ -58,8 +58,8 @@ class Explanation:
         saved = json.loads(text)
         if not isinstance(saved, dict) or not {"meta", "data"} <= set(saved):
             raise ValueError("Not an explanation: expected a JSON object with 'meta' and 'data'.")
-        data = dict(saved["data"])
         try:
+            data = dict(saved["data"])
             data.update({name: _restored(data[name], dtype) for name, dtype in saved.get("dtypes", {}).items()})
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"Not an explanation: {error!r}.") from None

@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,11 @@ import numpy as np
 import gradindex
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.explainer import MANIFEST
+from gradindex.gradients.base import Engine
 from gradindex.labels import as_array
 from gradindex.sketch import from_json
 from gradindex.store.manifest import publish, read_json
+from gradindex.store.store import model_differences
 
 if TYPE_CHECKING:
     from gradindex.explainer import GradientSimilarity
@@ -50,7 +53,7 @@ def save(explainer: "GradientSimilarity", path: Path) -> None:
         "Y_train": _save_tree(path, "Y_train", explainer._source.y),
         "X_is_list": isinstance(explainer.X_train, list),
         "parameters": [asdict(parameter) for parameter in explainer._engine.parameters],
-        "state": explainer._engine.state_hashes(),
+        "state": list(explainer._engine.state_hashes().items()),
         "has_gradients": explainer.grad_X_train is not None,
         "has_index": explainer.index is not None,
     }
@@ -84,7 +87,7 @@ def load(kind: type["GradientSimilarity"], path: Path, predictor: Any, loss_fn: 
     x, y = (_load_tree(path, name, saved[name]) for name in ("X_train", "Y_train"))
     explainer._adopt(list(x) if saved["X_is_list"] and isinstance(x, np.ndarray) else x, y)
     if saved["has_gradients"] or saved["has_index"]:
-        _check_state(explainer, saved["state"], path)
+        _check_model(explainer._engine, saved, path)
     if saved["has_gradients"]:
         explainer._adopt_gradients(_load_array(path / "gradients.npy"))
     if saved["has_index"]:
@@ -92,13 +95,21 @@ def load(kind: type["GradientSimilarity"], path: Path, predictor: Any, loss_fn: 
     return explainer
 
 
-def _check_state(explainer: "GradientSimilarity", state: dict[str, str], path: Path) -> None:
-    now = explainer._engine.state_hashes()
-    changed = [name for name in sorted(set(now) | set(state)) if now.get(name) != state.get(name)]
-    if changed:
+def _model(engine: Engine) -> dict[str, Any]:
+    """Return what identifies the gradients of a model: its parameters, and the hashes of its weights in order."""
+    return {
+        "parameters": [asdict(parameter) for parameter in engine.parameters],
+        "state": list(engine.state_hashes().items()),
+    }
+
+
+def _check_model(engine: Engine, saved: dict[str, Any], path: Path) -> None:
+    before: Any = SimpleNamespace(parameters=saved["parameters"], state=saved["state"])
+    now: Any = SimpleNamespace(**_model(engine))
+    if differences := model_differences(before, now):
         raise MismatchError(
-            f"{path} holds gradients of another model: parameter {changed[0]!r} differs "
-            f"({len(changed)} in all). Give the model it was fitted with, or fit again."
+            f"{path} holds gradients of another model: {'; '.join(differences)}. "
+            "Give the model it was fitted with, or fit again."
         )
 
 

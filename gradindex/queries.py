@@ -139,8 +139,10 @@ def _keys(tree: Tree) -> str:
     return f"a tuple of {len(tree)}" if isinstance(tree, tuple) else f"a {type(tree).__name__}"
 
 
-def gradient_chunks(engine: Engine, queries: Queries) -> Iterator[tuple[slice, Floats, NDArray[np.float64]]]:
-    """Yield (rows, gradients (c, P), norms (c,)) over chunks of queries that fit the memory budget.
+def gradient_chunks(
+    engine: Engine, queries: Queries, most: int | None = None
+) -> Iterator[tuple[slice, Floats, NDArray[np.float64]]]:
+    """Yield (rows, gradients (c, P), norms (c,)) over chunks of queries that fit the memory budget, at most `most`.
 
     Raises
     ------
@@ -148,6 +150,7 @@ def gradient_chunks(engine: Engine, queries: Queries) -> Iterator[tuple[slice, F
         If inputs, losses or gradients hold NaN or infinity.
     """
     chunk = max(1, MEMORY_BUDGET // (engine.size * engine.dtype.itemsize))
+    chunk = chunk if most is None else min(chunk, most)
     size = min(default_batch_size(engine), chunk)
     for begin in range(0, len(queries), chunk):
         rows = slice(begin, min(begin + chunk, len(queries)))

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only wait for each other
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -16,6 +17,14 @@ def kit(request):
     from tests import oracles
 
     return oracles.kit(request.param)
+
+
+@pytest.fixture
+def torch_kit():
+    """Torch's kit alone, for what does not depend on the framework."""
+    from tests import oracles
+
+    return oracles.kit("pytorch")
 
 
 @pytest.fixture

@@ -54,6 +54,36 @@ def test_sketched_cosines_are_near_the_exact_ones():
     assert error.std() == pytest.approx(theory, rel=0.35)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")],
+    ids=["python", "cuda", "cpu"],
+)
+def test_halves_a_batch_that_does_not_fit(monkeypatch, error):
+    job = digits_job()
+    want = np.concatenate([block.sketches for block in gradindex.embed(job, batch_size=60)])
+    embed, sizes = type(job.engine).embed, []
+
+    def little_memory(self, x, y, projector):
+        if len(x) > 20:
+            raise error
+        sizes.append(len(x))
+        return embed(self, x, y, projector)
+
+    monkeypatch.setattr(type(job.engine), "embed", little_memory)
+    blocks = list(gradindex.embed(job, batch_size=60))
+    assert [len(block.ids) for block in blocks] == [60] * 4
+    assert sizes == [15] * 16
+    np.testing.assert_allclose(np.concatenate([block.sketches for block in blocks]), want, rtol=1e-4, atol=1e-5)
+
+    def no_memory(self, x, y, projector):
+        raise error
+
+    monkeypatch.setattr(type(job.engine), "embed", no_memory)
+    with pytest.raises(type(error)):
+        list(gradindex.embed(job, batch_size=60))
+
+
 class Fails:
     """A dataset that breaks at one sample."""
 
@@ -107,7 +137,7 @@ def test_a_finished_index_is_not_touched(tmp_path):
         gradindex.build(digits_job(), tmp_path / "i")
     with pytest.raises(MismatchError, match=r"seed is 0, not 1.*overwrite"):
         gradindex.build(digits_job(), tmp_path / "i", seed=1)
-    with pytest.raises(MismatchError, match=r"parameter '0\.bias' \(and 3 more\) has other values"):
+    with pytest.raises(MismatchError, match=r"parameter '0\.weight' \(and 3 more\) has other values"):
         gradindex.build(other_model_job(), tmp_path / "i")
     assert files(tmp_path / "i") == before
     index = gradindex.build(digits_job(), tmp_path / "i", seed=1, overwrite=True)
@@ -124,7 +154,7 @@ def test_overwrite_removes_nothing_but_an_index(tmp_path):
 def test_opening_with_something_else_names_the_difference(tmp_path):
     gradindex.build(digits_job(), tmp_path / "i")
     x, y = digits()
-    with pytest.raises(MismatchError, match=r"parameter '0\.bias' \(and 3 more\) has other values"):
+    with pytest.raises(MismatchError, match=r"parameter '0\.weight' \(and 3 more\) has other values"):
         gradindex.load(tmp_path / "i", other_model_job())
     with pytest.raises(MismatchError, match=r"parameter '0\.weight' is missing"):
         gradindex.load(tmp_path / "i", digits_job(parameters="last_layer"))

@@ -26,7 +26,7 @@ def test_says_what_it_did(shown):
     assert float(re.search(r"test accuracy (0\.\d+)", text).group(1)) > 0.93
     assert len(re.findall(r"test digit \d+, label \d, predicted \d", text)) == 5
     assert len(re.findall(r"^ +[1-5] +\d+ +\d +[\d.-]+ +\d+ +\d +[\d.-]+ *$", text, re.M)) == 25
-    assert str(gradindex_path := path / "gradindex-demo" / "index") and gradindex_path.is_dir()
+    assert (path / "gradindex-demo" / "index" / "store.json").exists()
     picture = matplotlib.image.imread(path / "gradindex-demo" / "neighbours.png")
     assert picture.shape[0] > 300
     assert np.ptp(picture) > 0.5
@@ -42,11 +42,9 @@ def test_the_audit_shown_is_the_one_measured(shown, monkeypatch):
     monkeypatch.chdir(path)
     job = demo.torch_job() if backend == "torch" else demo.tensorflow_job()
     again = gradindex.load(path / "gradindex-demo" / "index", job).verify(queries=200, k=10).to_json()
-    assert {**again, "seconds": 0} == {
-        **saved,
-        "seconds": 0,
-        **{k: pytest.approx(v) for k, v in saved.items() if k != "seconds" and isinstance(v, float)},
-    }
+    for name in set(saved) - {"seconds"}:
+        same = saved[name] if isinstance(saved[name], str) else pytest.approx(saved[name], abs=1e-4)
+        assert again[name] == same, name
 
 
 def test_most_neighbours_have_the_predicted_class(shown):

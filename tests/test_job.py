@@ -136,9 +136,9 @@ def test_datasets_that_are_none(dataset, error, said):
 
 
 def test_a_job_is_checked_at_birth():
-    with pytest.raises(ValueError, match="Unknown task 'x'. Expected one of: 'classification' | 'regression'"):
+    with pytest.raises(ValueError, match=r"Unknown task 'x'\. Expected one of: 'classification' \| 'regression'\."):
         digits_job(task="x")
-    with pytest.raises(ValueError, match="Unknown backend 'jax'. Expected one of: 'torch' | 'tensorflow'"):
+    with pytest.raises(ValueError, match=r"Unknown backend 'jax'\. Expected one of: 'torch' \| 'tensorflow'\."):
         digits_job(backend="jax")
     with pytest.raises(TypeError, match=r"Expected a torch\.nn\.Module or a keras\.Model, got int"):
         gradindex.Job(3, nn.CrossEntropyLoss(), digits())
@@ -160,7 +160,7 @@ def test_parameters_are_chosen(parameters, names):
     job = digits_job(parameters=parameters)
     assert [parameter.name for parameter in job.engine.parameters] == names
     every = gradindex.exact_gradients(digits_job(), [5])
-    places = dict((p.name, at) for p, at in digits_job().engine.slices())
+    places = {p.name: at for p, at in digits_job().engine.slices()}
     want = np.concatenate([every[:, places[name]] for name in names], axis=1)
     np.testing.assert_allclose(gradindex.exact_gradients(job, [5]), want, rtol=1e-6)
     ((block,),) = [list(gradindex.embed(job, sketch=gradindex.Identity(), batch_size=ROWS))]

@@ -117,10 +117,10 @@ class TestFromOutputs:
 
     @pytest.mark.parametrize(("like", "count"), [(np.array([0, 1, 2]), 3), (np.array([1, 1]), 1)])
     def test_a_single_output_needs_two_labels(self, like, count):
-        with pytest.raises(ValueError, match=f"labels {count} distinct values.*Pass Y"):
+        with pytest.raises(ValueError, match=rf"labels {count} distinct values.*Pass Y"):
             labels.from_outputs(np.ones((2, 1)), like, no_losses, 1)
 
     @pytest.mark.parametrize("like", [None, {"a": np.ones(3)}, (np.ones(3),), ["a", "b"]])
     def test_labels_that_are_not_numbers(self, like):
-        with pytest.raises(ValueError, match="not numbers in one array.*Pass Y"):
+        with pytest.raises(ValueError, match=r"not numbers in one array.*Pass Y"):
             labels.from_outputs(LOGITS, like, no_losses, 1)

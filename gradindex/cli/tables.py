@@ -85,6 +85,9 @@ def info_table(found: dict[str, Any]) -> Table:
         "columns": ", ".join(found["columns"]),
         "made with": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }
+    for path in paths:
+        names = [parameter["name"] for parameter in parameters if parameter.get("path", "unknown") == path]
+        lines[path] = ", ".join(names)
     if "checked" in found:
         lines["checked"] = found["checked"]
     for name, value in lines.items():

@@ -7,20 +7,21 @@ of one, so a mean does not rescale.
 
 import logging
 import math
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Tree, index, leaves, length
-from gradindex.gradients import loop
+from gradindex.batches import Tree, leaves, length
+from gradindex.gradients import ladder, loop
+from gradindex.gradients.ladder import FACTORED, LOOP
 
 log = logging.getLogger("gradindex")
 Floats = NDArray[np.floating[Any]]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,10 @@ class Embedded:
     outputs: Floats | None
 
 
+class PathFailed(Exception):
+    """A path that served the first batch does not serve this one."""
+
+
 class Engine(ABC):
     """Per-sample gradients of one model, loss and selection of parameters.
 
@@ -153,9 +158,7 @@ class Engine(ABC):
     @property
     def paths(self) -> dict[str, str]:
         """How each parameter's gradient is computed: 'factored', 'vmap', 'loop' or 'undecided'."""
-        return {
-            parameter.name: self._paths.get(parameter.name, "undecided") for parameter in self.parameters
-        }
+        return {parameter.name: self._paths.get(parameter.name, "undecided") for parameter in self.parameters}
 
     @abstractmethod
     def outputs(self, x: Tree) -> Floats:
@@ -215,54 +218,73 @@ class Engine(ABC):
         """Return per-sample gradients (b, P), losses and outputs, by the paths that the first batch chose."""
         if length(x) == 0:
             return self.batched_gradients(x, y)
-        groups = self._groups(x, y)
-        parts = {path: self._by(path, x, y, names) for path, names in groups.items()}
+        return self._with_ladder(x, y, lambda groups: self._gradients(x, y, groups))
+
+    def _gradients(self, x: Tree, y: Tree, groups: dict[str, list[str]]) -> PerSample:
+        parts = {path: self.by(path, x, y, names) for path, names in groups.items()}
         first = next(iter(parts.values()))
         if len(parts) == 1:
             return first
         rows = np.empty((length(x), self.size), first.gradients.dtype)
-        places = {parameter.name: place for parameter, place in self.slices()}
         for path, names in groups.items():
-            columns = np.concatenate([np.arange(places[name].start, places[name].stop) for name in names])
-            rows[:, columns] = parts[path].gradients
+            begin, wanted = 0, set(names)
+            for parameter, place in self.slices():
+                if parameter.name in wanted:
+                    rows[:, place] = parts[path].gradients[:, begin : begin + parameter.size]
+                    begin += parameter.size
         return PerSample(rows, first.losses, first.outputs)
 
     def embed(self, x: Tree, y: Tree, projector: "Projector") -> Embedded:
         """Return sketches, exact norms, losses and outputs of a batch."""
-        found: Embedded | PerSample | None = None
+        if length(x) == 0:
+            found = self.batched_gradients(x, y)
+            empty = np.zeros((0, projector.dim), np.float32)
+            return Embedded(empty, np.zeros(0, np.float64), found.losses, found.outputs)
+        return self._with_ladder(x, y, lambda groups: self._embed(x, y, projector, groups))
+
+    def _embed(self, x: Tree, y: Tree, projector: "Projector", groups: dict[str, list[str]]) -> Embedded:
+        found: list[Embedded | PerSample] = []
         sketches = np.zeros((length(x), projector.dim), np.float32)
         squares = np.zeros(length(x), np.float64)
-        groups = self._groups(x, y) if length(x) else {self.fast_path: [p.name for p in self.parameters]}
-        by_name = {parameter.name: parameter for parameter in self.parameters}
         for path, names in groups.items():
-            if path == "factored":
+            if path == FACTORED:
                 embedded = self.factored_embed(x, y, names, projector)
                 sketches += embedded.sketches
                 squares += embedded.norms**2
-                found = embedded
+                found.append(embedded)
             else:
-                part = self._by(path, x, y, names)
-                sketches += projector([by_name[name] for name in names], part.gradients)
+                part = self.by(path, x, y, names)
+                wanted = set(names)
+                sketches += projector([p for p in self.parameters if p.name in wanted], part.gradients)
                 squares += np.einsum("ij,ij->i", part.gradients, part.gradients, dtype=np.float64)
-                found = found or part
-        if found is None:
-            raise RuntimeError("The engine has no parameters.")
-        return Embedded(sketches, np.sqrt(squares), found.losses, found.outputs)
+                found.append(part)
+        return Embedded(sketches, np.sqrt(squares), found[0].losses, found[0].outputs)
 
-    def _groups(self, x: Tree, y: Tree) -> dict[str, list[str]]:
-        """Return the names of the parameters that take each path, in the model's order."""
+    def _with_ladder(self, x: Tree, y: Tree, work: Callable[[dict[str, list[str]]], _Result]) -> _Result:
+        """Do `work` with the parameters' names by path; what the factored path fails to do takes the next."""
         if any(isinstance(leaf, list) for leaf in leaves(x)):  # objects cannot be batched
-            return {"loop": [parameter.name for parameter in self.parameters]}
+            return work({LOOP: [parameter.name for parameter in self.parameters]})
         if not self._paths:
-            self._choose_paths(x, y)
+            self._paths = ladder.choose(self, x, y)
+            log.info("gradient paths: %s", self._paths)
+        try:
+            return work(self._groups())
+        except PathFailed as error:
+            log.warning("the factored path fails from here on, using the %s: %s", self.fast_path, error)
+            lower = {FACTORED: self.fast_path}
+            self._paths = {name: lower.get(path, path) for name, path in self._paths.items()}
+            return work(self._groups())
+
+    def _groups(self) -> dict[str, list[str]]:
+        """Return the names of the parameters that take each path, in the model's order."""
         groups: dict[str, list[str]] = {}
         for parameter in self.parameters:
             groups.setdefault(self._paths[parameter.name], []).append(parameter.name)
         return groups
 
-    def _by(self, path: str, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
+    def by(self, path: str, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
         """Return per-sample gradients (b, ·) of some parameters by one path."""
-        if path == "factored":
+        if path == FACTORED:
             return self.factored_gradients(x, y, names)
         if path == self.fast_path:
             return self.some_gradients(x, y, names)
@@ -274,60 +296,6 @@ class Engine(ABC):
             return gradients
         wanted = set(names)
         return np.concatenate([gradients[:, at] for p, at in self.slices() if p.name in wanted], axis=1)
-
-    def _choose_paths(self, x: Tree, y: Tree, samples: int = 2) -> None:
-        """Compare each rung with the loop on the first samples; what is not as expected takes the next rung."""
-        head = slice(0, samples)
-        x, y = index(x, head), None if y is None else index(y, head)
-        self._warn_of_unused(x, y)
-        truth = loop.gradients(self, x, y).gradients
-        ruled = self.factored_names(x)
-        paths = {p.name: "factored" if p.name in ruled else self.fast_path for p in self.parameters}
-        for path, lower in (("factored", self.fast_path), (self.fast_path, "loop")):
-            names = [name for name, chosen in paths.items() if chosen == path]
-            wrong = self._mismatches(path, x, y, names, truth) if names else {}
-            for name, reason in wrong.items():
-                paths[name] = lower
-                if reason:
-                    warnings.warn(f"{reason}; using the {lower}, which is slower.", UserWarning, stacklevel=2)
-        log.info("gradient paths: %s", paths)
-        self._paths = paths
-
-    def _warn_of_unused(self, x: Tree, y: Tree) -> None:
-        first = slice(0, 1)
-        unused = self.unused(index(x, first), None if y is None else index(y, first))
-        if unused:
-            warnings.warn(
-                f"The loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
-                f"{', …' if len(unused) > 5 else ''}. Their gradients count as zeros.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def _mismatches(
-        self, path: str, x: Tree, y: Tree, names: Sequence[str], truth: Floats
-    ) -> dict[str, str | None]:
-        """Return the parameters whose gradients by `path` are not `truth`, and why (None: said already)."""
-        try:
-            found = self._by(path, x, y, names).gradients
-        except Exception as error:
-            log.warning("%s gradients failed for %s: %s", path, ", ".join(names), error)
-            return dict.fromkeys(names)
-        wrong: dict[str, str | None] = {}
-        tolerance = 1e-3 if self.dtype.itemsize > 2 else 5e-2
-        places = {parameter.name: place for parameter, place in self.slices()}
-        begin = 0
-        for name in names:
-            want = truth[:, places[name]]
-            got = found[:, begin : begin + want.shape[1]]
-            begin += want.shape[1]
-            near = np.abs(got - want).max(initial=0.0) <= tolerance * np.abs(want).max(initial=0.0) + 1e-12
-            if np.isfinite(want).all() and not near:
-                wrong[name] = (
-                    f"{path} gradients of {name!r} differ from the one-sample loop by more than "
-                    f"{tolerance:g} (does the model mix samples of a batch?)"
-                )
-        return wrong
 
     def slices(self) -> Iterator[tuple[Parameter, slice]]:
         """Yield each parameter with its place in the flattened gradient."""
@@ -346,9 +314,7 @@ class Projector(ABC):
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
         """Add the sketch of one parameter's per-sample gradients (b, size) to `out` (b, dim), in place."""
 
-    def add_factors(
-        self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats
-    ) -> None:
+    def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
         """Add the sketch of Σ_t r_t c_tᵀ, of the parameter seen as a matrix in memory order, to `out`.
 
         `columns` is (b, T, C); `rows` is (b, T, R), or (b, T) integers where each r_t is one-hot. This default

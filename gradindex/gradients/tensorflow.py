@@ -190,9 +190,7 @@ class TensorFlowEngine(Engine):
         """Return the sha256 of every weight and statistic by name."""
         names = weight_names(self.model)
         return {
-            names[id(variable)]: hashlib.sha256(
-                np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes()
-            ).hexdigest()
+            names[id(variable)]: hashlib.sha256(np.ascontiguousarray(variable.value.numpy()).tobytes()).hexdigest()
             for variable in self.model.weights
         }
 

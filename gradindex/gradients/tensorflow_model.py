@@ -123,6 +123,8 @@ def bind_arguments(model: Any, x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]
     if isinstance(model, keras.Sequential) or hasattr(model, "_inputs_struct"):
         return (x,), mode
     inputs = [a for name, a in signature.parameters.items() if name not in ("training", "mask")]
+    if isinstance(x, list):  # Keras takes only tensors by position
+        return (), {inputs[0].name: x, **mode}
     if isinstance(x, tuple):
         inputs = [a for a in inputs if a.default is inspect.Parameter.empty]
         if len(inputs) < 2:

@@ -15,9 +15,10 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradindex.batches import Tree, index, length, map_leaves
-from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
+from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
 from gradindex.gradients.call import bind_inputs, select
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
+from gradindex.gradients.torch_outputs import map_tensors
 
 # functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
 # one thread at a time.
@@ -70,6 +71,8 @@ class TorchEngine(Engine):
                 f"`device` must be None, a string, an integer or a torch.device, got {type(device).__name__}."
             )
         model = getattr(model, "_orig_mod", model)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Expected a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}.")
         self.model = model.module if isinstance(model, nn.DataParallel) else model
         self.loss_fn = loss_fn
         if device is not None:
@@ -226,12 +229,17 @@ class TorchEngine(Engine):
 
     def _sample_losses(self, output: Any, targets: Tree) -> torch.Tensor:
         """Return the loss of each sample (b,) given the outputs of the whole batch."""
+        parts: list[torch.Tensor] = []
+        map_tensors(parts.append, output)
+        if any(part.dim() == 0 for part in parts):
+            raise PathFailed("the model's output has a number that belongs to no one sample")
 
-        def sample_loss(out: Any, target: Any) -> torch.Tensor:
-            out = torch.utils._pytree.tree_map(lambda leaf: leaf[None], out)
+        def sample_loss(one: list[torch.Tensor], target: Tree) -> torch.Tensor:
+            rows = iter(one)
+            out = map_tensors(lambda _: next(rows)[None], output)
             return self._loss(out, None if target is None else map_leaves(lambda leaf: leaf[None], target))
 
-        return vmap(sample_loss, in_dims=(0, None if targets is None else 0))(output, targets)
+        return vmap(sample_loss, in_dims=(0, None if targets is None else 0))(parts, targets)
 
     def _backward(self, x: Tree, y: Tree) -> tuple[Any, torch.Tensor, tuple[torch.Tensor | None, ...]]:
         inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
@@ -321,9 +329,7 @@ def _has_inputs_first(model: nn.Module, name: str) -> bool:
     """Whether the weight is stored (in, out): transposed convolutions and Hugging Face's Conv1D."""
     owner = model.get_submodule(name.rpartition(".")[0])
     kind = type(owner).__name__
-    return name.endswith("weight") and (
-        re.match(r"(Lazy)?ConvTranspose\dd$", kind) is not None or kind == "Conv1D"
-    )
+    return name.endswith("weight") and (re.match(r"(Lazy)?ConvTranspose\dd$", kind) is not None or kind == "Conv1D")
 
 
 def _main_tensor(output: Any) -> torch.Tensor | None:

@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradindex.gradients.base import Floats, Parameter, Projector
-from gradindex.gradients.layers import torch_attention, torch_conv, torch_linear, torch_norm  # noqa: F401
+from gradindex.gradients.layers import (  # noqa: F401  (they register themselves)
+    torch_attention,
+    torch_conv,
+    torch_linear,
+    torch_norm,
+    torch_recurrent,
+)
 from gradindex.gradients.layers.torch_capture import Call, Capture, Layout, layouts
-from gradindex.gradients.layers.torch_use import Touched, Use, squared_norms, upcast
+from gradindex.gradients.layers.torch_use import Touched, Use, squared_norms, squares, upcast
 
 _BLOCK_BYTES = 4 << 20  # working memory of formed gradients: small enough to stay in a core's cache
 _PER_NS = 100.0  # multiply-adds in a nanosecond of a batched matrix product
@@ -128,7 +134,7 @@ class Sketches:
             if ghost:
                 self.squares[block] += squared_norms(parts)
             elif formed is not None:
-                self.squares[block] += _squares(formed)
+                self.squares[block] += squares(formed)
 
     def _cheapest(self, parameter: Parameter, uses: Sequence[Use]) -> tuple[bool, bool]:
         """Return whether the sketch, and whether the norm, had better come from the factors."""
@@ -164,8 +170,3 @@ def _formed(uses: Sequence[Use], block: slice) -> Tensor:
     for use in uses[1:]:
         total = total + use.form(block)
     return total
-
-
-def _squares(gradients: Tensor) -> Tensor:
-    """Return squared norms (b,) in float64 of (b, n)."""
-    return torch.linalg.vector_norm(gradients, dim=1).double().square()

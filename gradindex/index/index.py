@@ -20,6 +20,9 @@ from gradindex.store import Store
 from gradindex.store.shard import normalise
 from gradindex.verify import Audit, verify
 
+_QUERIES = 256  # handled at once, so that candidates' rows take little memory
+_SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
+
 
 class Index:
     """An index over the gradients of a training set; get one from `gradindex.build` or `gradindex.load`.
@@ -89,7 +92,8 @@ class Index:
         Explanation
             With `scores` (m, k) float64 descending, `ordered_indices` (m, k) int64 ids, `exact` (m, k) bool;
             the same with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both
-            sides where known; `query_labels`, `query_predictions` (m,). A missing result has id −1 and score NaN.
+            sides where known; `query_predictions` (m,) and, where given, `query_labels`. A missing result has id −1
+            and score NaN.
 
         Raises
         ------
@@ -104,10 +108,12 @@ class Index:
             raise ValueError(f"rerank must be 0 or more, got {rerank}.")
         asked = self._queries(x, y, ids)
         parts = []
-        for _, gradients, norms in queries.gradient_chunks(self.job.engine, asked):
+        for _, gradients, norms in queries.gradient_chunks(self.job.engine, asked, _QUERIES):
             parts.append(self._answer(gradients, norms, parsed, k, rerank, eps))
         data: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         data.update(self._describe(asked, data))
+        if ids is None and y is None:
+            data.pop("query_labels", None)  # they were the predictions
         params = {
             "kernel": parsed.value,
             "k": k,
@@ -178,7 +184,7 @@ class Index:
     ) -> dict[str, NDArray[Any]]:
         sketches = normalise(self.projector(self.job.engine.parameters, gradients))
         depth = min(len(self), max(k, rerank)) if rerank else k
-        sides = [self._candidates(side * sketches, norms, kernel, depth, eps) for side in (1, -1)]
+        sides = [self._candidates(side * sketches, norms, kernel, k, depth, eps) for side in (1, -1)]
         if rerank:
             ids = self._ids(_distinct(np.hstack([rows for _, rows in sides])))
             scores = self._exact(gradients, norms, ids, kernel, eps)
@@ -194,16 +200,38 @@ class Index:
         return answer
 
     def _candidates(
-        self, sketches: NDArray[np.float32], norms: NDArray[np.float64], kernel: Kernel, k: int, eps: float
+        self,
+        sketches: NDArray[np.float32],
+        norms: NDArray[np.float64],
+        kernel: Kernel,
+        k: int,
+        depth: int,
+        eps: float,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return estimated kernel values and rows (m, k) of the nearest stored rows, descending."""
-        if kernel is not Kernel.COS or eps:
-            return mips.scan(self.store, sketches, norms, kernel, k, eps)
-        scores, rows = self.searcher.search(sketches, k)
+        """Return estimated kernel values and rows (m, depth) of the nearest stored rows, descending.
+
+        Of these the first `k` are wanted.
+        """
+        if kernel is not Kernel.COS:
+            return mips.scan(self.store, sketches, norms, kernel, depth, eps)
+        found, rows = self.searcher.search(sketches, depth)
+        scores = found.astype(np.float64)
         if self.searcher.factory != "Flat":  # score the narrow or quantised index's finds by the stored rows
             wide = self.store.gather(np.where(rows < 0, 0, rows).ravel()).reshape(*rows.shape, -1)
             scores = np.where(rows < 0, -np.inf, np.einsum("md,mkd->mk", sketches, wide))
-        return mips.top(scores, rows, k)
+        scores, rows = mips.top(scores, rows, depth)
+        if not eps:
+            return scores, rows
+        last = scores[:, -1].copy()
+        for line, norm in enumerate(norms):
+            scores[line] *= kernels.weights(kernel, float(norm), self.store.norms[rows[line]], eps)
+        scores, rows = mips.top(scores, rows, depth)
+        # eps lowers the score of small gradients. A row that was not found scores at most its cosine, so at most
+        # the last one found; where the k-th score is below that, the order of cosines is no guide.
+        unsure = scores[:, k - 1] < last - _SKETCH_TOLERANCE
+        if unsure.any():
+            scores[unsure], rows[unsure] = mips.scan(self.store, sketches[unsure], norms[unsure], kernel, depth, eps)
+        return scores, rows
 
     def _exact(
         self, gradients: Floats, norms: NDArray[np.float64], ids: Ids, kernel: Kernel, eps: float

@@ -21,7 +21,8 @@ class Sketch(ABC):
     """Whether adding up buckets modulo dim/2 gives the sketch of half the size."""
 
     def __init_subclass__(cls) -> None:
-        _KINDS[cls.kind] = cls
+        if not cls.__name__.startswith("_"):
+            _KINDS[cls.kind] = cls
 
     def __post_init__(self) -> None:
         if not isinstance(self.dim, int) or self.dim < 1:

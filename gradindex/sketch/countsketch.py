@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gradindex.gradients.base import Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import check_seed, side_hash
-from gradindex.sketch.scatter import count, for_samples, multiply_sum, scatter, scatter_touched
+from gradindex.sketch.scatter import count, count_across, for_samples, multiply_sum, scatter, scatter_touched
 
 # Nanoseconds on two cores, measured: a number scattered; one counted; a spectrum's share for each bucket.
 _SCATTER, _COUNT, _SPECTRUM = 0.18, 0.25, 1.1
@@ -65,13 +65,11 @@ class CountSketchProjector(Projector):
 
         for_samples(work, len(out), matrix.size)
 
-    def add_factors(
-        self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats
-    ) -> None:
+    def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
         """Add the sketch of Σ_t r_t c_tᵀ to `out` by TensorSketch, or row by touched row."""
         t = self.tables[parameter.name]
-        columns = np.ascontiguousarray(columns, np.float32)
         if rows.ndim == 2:
+            columns = np.ascontiguousarray(columns, np.float32)
             buckets = t.row_buckets, t.row_signs, t.column_buckets, t.column_signs
             for_samples(
                 lambda some: scatter_touched(out[some], rows[some], columns[some], *buckets),
@@ -79,7 +77,6 @@ class CountSketchProjector(Projector):
                 columns.size,
             )
             return
-        rows = np.ascontiguousarray(rows, np.float32)
         cost = self.factor_cost(parameter, rows.shape[1]) / _SCATTER
         for_samples(
             lambda some: _tensor_sketch(out[some], t, rows[some], columns[some]), len(out), int(cost * len(out))
@@ -97,9 +94,7 @@ class CountSketchProjector(Projector):
         return (positions + 0.5) * ((rows + columns) * _COUNT + self.dim * _SPECTRUM)
 
 
-def _tensor_sketch(
-    out: NDArray[np.float32], tables: SideTables, rows: NDArray[np.float32], columns: NDArray[np.float32]
-) -> None:
+def _tensor_sketch(out: NDArray[np.float32], tables: SideTables, rows: Floats, columns: Floats) -> None:
     """Add irfft(Σ_t rfft(CS r_t) ∘ rfft(CS c_t)) to `out`, a few samples at a time to stay in the cache."""
     n, dim = out.shape
     step = max(1, 64 // rows.shape[1])
@@ -117,8 +112,13 @@ def _tensor_sketch(
 
 def _spectra(values: Floats, buckets: NDArray[np.uint32], signs: NDArray[np.float32], dim: int) -> NDArray[Any]:
     counts = np.zeros((*values.shape[:2], dim), np.float32)
-    count(counts, values, buckets, signs)
-    return scipy.fft.rfft(counts)  # transforms several vectors at a time, unlike NumPy's
+    across = values.transpose(0, 2, 1)
+    if across.flags.c_contiguous and not values.flags.c_contiguous:
+        count_across(counts, np.asarray(across, np.float32), buckets, signs)
+    else:
+        count(counts, np.ascontiguousarray(values, np.float32), buckets, signs)
+    spectra: NDArray[Any] = scipy.fft.rfft(counts)  # transforms several vectors at a time, unlike NumPy's
+    return spectra
 
 
 def fold(sketches: NDArray[Any], dim: int) -> NDArray[Any]:
@@ -142,11 +142,11 @@ def _tables(parameter: Parameter, seed: int, dim: int) -> SideTables:
     outputs = _side(seed, parameter, True, parameter.output_index(), dim)
     inputs = _side(seed, parameter, False, parameter.input_index(), dim)
     rows, columns = (outputs, inputs) if parameter.outputs_first else (inputs, outputs)
-    return SideTables(rows[0].astype(np.uint32), rows[1], columns[0].astype(np.uint32), columns[1])
+    return SideTables(*rows, *columns)
 
 
 def _side(
     seed: int, parameter: Parameter, outputs: bool, places: NDArray[np.intp], dim: int
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
     buckets, signs = side_hash(seed, parameter.position, outputs, len(places), dim)
-    return buckets[places], signs[places]
+    return buckets[places].astype(np.uint32), signs[places]

@@ -23,8 +23,6 @@ _FIRST_PURPOSE = 2  # 0 and 1 are the two sides of the product hash
 
 @dataclass(frozen=True)
 class _Dense(Sketch):
-    kind: ClassVar[str] = "dense"
-
     def bind(self, parameters: Sequence[Parameter], seed: int) -> "_DenseProjector":
         """Return the projection for these parameters and seed."""
         return _DenseProjector(self, check_seed(seed))

@@ -71,9 +71,7 @@ def scatter(out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, colu
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
-def _scatter_lanes(
-    out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any
-) -> None:
+def _scatter_lanes(out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any) -> None:
     """Do eight samples at once; written out, because only so are they compiled to one vector addition."""
     dim = out.shape[1]
     sums = np.zeros((2 * dim, _LANES), np.float32)
@@ -120,6 +118,17 @@ def count(out: Any, values: Any, buckets: Any, signs: Any) -> None:
             into, vector = out[sample, position], values[sample, position]
             for i in range(values.shape[2]):
                 into[buckets[i]] += signs[i] * vector[i]
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+def count_across(out: Any, values: Any, buckets: Any, signs: Any) -> None:
+    """Do what `count` does for vectors that lie across memory, `values` (n, size, T)."""
+    for sample in range(values.shape[0]):
+        into = out[sample]
+        for i in range(values.shape[1]):
+            bucket, sign, across = buckets[i], signs[i], values[sample, i]
+            for position in range(values.shape[2]):
+                into[position, bucket] += sign * across[position]
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]

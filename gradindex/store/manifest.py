@@ -31,7 +31,8 @@ class Header:
     task: str
     backend: str
     parameters: list[dict[str, Any]]
-    state: dict[str, str]
+    state: list[list[str]]
+    """Name and sha256 of every weight and statistic of the model, in its order."""
     versions: dict[str, str]
 
     def __post_init__(self) -> None:

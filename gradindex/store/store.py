@@ -141,13 +141,16 @@ class Store:
         IndexError
             If an id is not in the store.
         """
-        order = np.argsort(self.ids, kind="stable")
-        place = np.searchsorted(self.ids, ids, sorter=order)
-        rows = order[np.minimum(place, len(order) - 1)]
+        place = np.searchsorted(self.ids, ids, sorter=self._order)
+        rows = self._order[np.minimum(place, len(self) - 1)]
         bad = ids[self.ids[rows] != ids]
         if len(bad):
             raise IndexError(f"Ids {bad[:5].tolist()} are out of range for an index of {len(self)} samples.")
         return rows.astype(np.int64)
+
+    @cached_property
+    def _order(self) -> NDArray[np.intp]:
+        return np.argsort(self.ids, kind="stable")
 
     def check(self) -> None:
         """Compare the sha256 of every file; raises DamagedIndexError naming the first that differs."""
@@ -165,9 +168,28 @@ def compare(saved: Header, wanted: Header) -> list[str]:
 
 
 def model_differences(saved: Header, wanted: Header) -> list[str]:
-    """Return how two headers' models differ, in words: parameter sets first, then the first changed weight."""
-    before, now = ({p["name"]: p for p in header.parameters} for header in (saved, wanted))
-    gone, new = [n for n in before if n not in now], [n for n in now if n not in before]
+    """Return how two headers' models differ, in words: parameter sets first, then the first changed weight.
+
+    Parameters are compared by their place, as the hashes are keyed: Keras numbers the names it makes up anew.
+    """
+    before, now = saved.parameters, wanted.parameters
+    if [_form(p) for p in before] != [_form(p) for p in now]:
+        return _parameter_differences({p["name"]: p for p in before}, {p["name"]: p for p in now})
+    changed = [name for (_, old), (name, new) in zip(saved.state, wanted.state, strict=False) if old != new]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        return [f"parameter {changed[0]!r}{more} has other values"]
+    if len(saved.state) != len(wanted.state):
+        return [f"the model has {len(wanted.state)} weights and statistics, not {len(saved.state)}"]
+    return []
+
+
+def _form(parameter: dict[str, Any]) -> tuple[int, list[int]]:
+    return parameter["position"], list(parameter["shape"])
+
+
+def _parameter_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    gone, new = [name for name in before if name not in now], [name for name in now if name not in before]
     found = [f"parameter {name!r} is missing" for name in gone[:3]]
     found += [f"parameter {name!r} was not indexed" for name in new[:3]]
     found += [
@@ -175,10 +197,4 @@ def model_differences(saved: Header, wanted: Header) -> list[str]:
         for name in before
         if name in now and list(before[name]["shape"]) != list(now[name]["shape"])
     ][:3]
-    if not found:
-        names = sorted(set(saved.state) | set(wanted.state))
-        changed = [name for name in names if saved.state.get(name) != wanted.state.get(name)]
-        if changed:
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-            found.append(f"parameter {changed[0]!r}{more} has other values")
-    return found
+    return found or ["the parameters come in another order, or others are trainable"]

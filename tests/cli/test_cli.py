@@ -127,7 +127,7 @@ def test_bad_usage_exits_with_2(path, capsys, arguments, said):
         (["explain", "OUT", JOB, "--ids", "240"], "Error: Ids [240] are out of range for a dataset of 240 samples."),
         (["explain", "OUT", JOB, "--ids", "1", "-k", "241"], "Error: k is 241, but there are only 240 samples."),
         (["explain", "OUT", "tests.jobs:failing_job", "--ids", "1"], "Error: the data are on another planet"),
-        (["explain", "OUT", "tests.jobs:other_model_job", "--ids", "1"], "parameter '0.bias' (and 3 more) has other"),
+        (["explain", "OUT", "tests.jobs:other_model_job", "--ids", "1"], "parameter '0.weight' (and 3 more) has other"),
         (["build", JOB, "OUT"], "already holds an index of 240 samples"),
         (["info", "nowhere"], "Error: nowhere holds no gradindex index (store.json is missing)."),
     ],

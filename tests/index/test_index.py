@@ -80,6 +80,7 @@ def test_columns_come_back_with_the_answer(index):
 def test_a_query_without_label_is_explained_as_predicted(index):
     x, _ = digits()
     predictions = trained()(torch.from_numpy(x[:9])).argmax(1).numpy()
+    assert "query_labels" not in index.explain(x[:9], k=3).data  # a prediction is no label
     np.testing.assert_allclose(
         index.explain(x[:9], k=3).scores, index.explain(x[:9], predictions, k=3).scores, atol=1e-6
     )
@@ -139,9 +140,11 @@ def test_bad_questions_get_clear_errors(index):
             index.explain(x[:1], k=k)
     with pytest.raises(ValueError, match="k is 241, but there are only 240 samples"):
         index.explain(x[:1], k=241)
-    with pytest.raises(ValueError, match="Unknown kernel 'cosine'. Expected one of: 'grad_dot' | 'grad_cos'"):
+    with pytest.raises(
+        ValueError, match=r"Unknown kernel 'cosine'\. Expected one of: 'grad_dot' \| 'grad_cos' \| 'grad_asym_dot'\."
+    ):
         index.explain(x[:1], kernel="cosine")
-    with pytest.raises(ValueError, match=r"X has shape \(2, 63\), but a sample of the training data has shape \(64,\)"):
+    with pytest.raises(ValueError, match=r"X has .*63,?\).*the training data has shape \(64,\)"):
         index.explain(x[:2, :63])
     with pytest.raises(ValueError, match="X has 3 samples but Y has 2"):
         index.explain(x[:3], y[:2])
@@ -227,7 +230,7 @@ def test_auto_is_exact_while_small_then_narrow_and_quantised():
 
 
 def test_unknown_factory_strings_and_too_few_rows(tmp_path):
-    with pytest.raises(ValueError, match="Unknown index 'Banana'. Expected 'auto' or a FAISS factory string"):
+    with pytest.raises(ValueError, match=r"Unknown index 'Banana'\. Expected 'auto' or a FAISS factory string"):
         gradindex.build(digits_job(), tmp_path / "a", index="Banana")
     with pytest.raises(ValueError, match="FAISS cannot train 'IVF512,Flat' on 240 rows"):
         gradindex.build(digits_job(), tmp_path / "b", index="IVF512,Flat")
@@ -248,3 +251,28 @@ def test_many_threads_get_the_same_answers(index):
         thread.join()
     for got in found:
         np.testing.assert_array_equal(got, want)
+
+
+def test_eps_outranks_the_cosine_where_gradients_are_tiny(index, truth):
+    """With a large eps the order is that of the inner product: the cosine's candidates alone would be wrong."""
+    ids = np.arange(0, ROWS, 11)
+    norms = index.store.norms.astype(np.float64)
+    products = norms[ids][:, None] * norms
+    for eps in (1e-7, 1e-2, 1e3):
+        want = truth["grad_cos"][ids] * products / (products + eps)
+        result = index.explain(ids=ids, k=5, rerank=20, eps=eps)
+        best = -np.sort(-want, axis=1)[:, :5]
+        np.testing.assert_allclose(result.scores, best, rtol=1e-4)
+        np.testing.assert_allclose(result.opponent_scores, np.sort(want, axis=1)[:, :5], rtol=1e-4)
+
+
+def test_the_cosine_asks_faiss_and_the_others_scan(index, monkeypatch):
+    asked = []
+    search = type(index.searcher).search
+    monkeypatch.setattr(
+        type(index.searcher), "search", lambda self, sketches, k: asked.append(k) or search(self, sketches, k)
+    )
+    index.explain(ids=[1, 2], k=5, rerank=50, eps=1e-7)
+    assert asked == [50, 50]  # proponents and opponents
+    index.explain(ids=[1, 2], k=5, kernel="grad_dot")
+    assert asked == [50, 50]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gradindex.gradients.base import PathFailed
 from gradindex.gradients.layers.torch_use import Use
 
 Rule = Callable[["Capture", Callable[..., Any], dict[str, Any]], Any]
@@ -23,10 +24,10 @@ RULES: dict[Callable[..., Any], tuple[Rule, inspect.Signature]] = {}
 
 
 class NoRule(Exception):
-    """This call is beyond the rule; the parameters in it take the next rung."""
+    """A call is beyond the rule; the parameters in it take the next rung."""
 
 
-class Changed(Exception):
+class Changed(PathFailed):
     """The model did not make the calls it made before, or changed a layer's input in place."""
 
 
@@ -129,7 +130,7 @@ class Call:
                 yield name, make(gradient, self.layout)
 
 
-class Capture(TorchFunctionMode):
+class Capture(TorchFunctionMode):  # type: ignore[misc]
     """Runs a model's forward pass with the rules in force.
 
     Parameters
@@ -245,7 +246,7 @@ class Capture(TorchFunctionMode):
         return self._known[number]
 
 
-class _Start(torch.autograd.Function):
+class _Start(torch.autograd.Function):  # type: ignore[misc]
     """The identity, in place (no copy, and a later in-place activation is fine), where the graph begins.
 
     Later taps are hooks, which see the gradient of the value they were registered on even if an activation

@@ -46,7 +46,7 @@ def conv(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tenso
     F.conv_transpose3d,
 )
 def conv_transpose(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """The adjoint of `conv`, so δ and the input swap places."""
+    """Do the adjoint of `conv`: δ and the input swap places."""
     x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"] or 1
     n = weight.dim() - 2
     if x.dim() != n + 2 or isinstance(x, torch.nn.Parameter):
@@ -85,7 +85,7 @@ class Patches(Use):
         width = large.shape[1] // groups * kernel.numel()
         self.positions = places if groups == 1 else None
         self.form_cost = places * small.shape[1] * width
-        self._patch_size = large.shape[1] * kernel.numel() * places
+        self._patch_size: int = large.shape[1] * kernel.numel() * places
         self._buffers: dict[str, Tensor] = {}
 
     def form(self, block: slice) -> Tensor:
@@ -118,10 +118,7 @@ class Patches(Use):
 
     def _patches(self, block: slice) -> Tensor:
         """Return the patches (block, C·kernel, T)."""
-        large = upcast(self.large[block])
-        if any(any(pair) for pair in self.padding):
-            large = F.pad(large, [p for pair in reversed(self.padding) for p in pair])
-        large = large.contiguous()
+        large = self._padded(self.large[block])
         positions = self.small.shape[2:]
         steps = large.stride()[2:]
         view = large.as_strided(
@@ -135,10 +132,25 @@ class Patches(Use):
         buffer = self._buffer("patches", view.shape, large)
         return buffer.copy_(view).view(len(large), -1, positions.numel())
 
+    def _padded(self, large: Tensor) -> Tensor:
+        """Return `large` with its zeros around, which a reused buffer keeps."""
+        if not any(any(pair) for pair in self.padding):
+            return upcast(large).contiguous()
+        sizes = large.shape[2:]
+        shape = (*large.shape[:2], *(n + sum(p) for n, p in zip(sizes, self.padding, strict=True)))
+        padded = self._buffer("padded", shape, large)
+        inner = padded
+        for axis, (n, (before, _)) in enumerate(zip(sizes, self.padding, strict=True), 2):
+            inner = inner.narrow(axis, before, n)
+        inner.copy_(large)
+        return padded
+
     def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return a buffer that earlier blocks have used; its first contents are zeros."""
         found = self._buffers.get(name)
         if found is None or found.shape != shape:
-            found = self._buffers[name] = like.new_empty(shape)
+            dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+            found = self._buffers[name] = like.new_zeros(shape, dtype=dtype)
         return found
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradindex.gradients.layers.torch_capture import Capture, Layout, NoRule, plain, rule
+from gradindex.gradients.layers.torch_capture import Capture, Layout, Make, NoRule, plain, rule
 from gradindex.gradients.layers.torch_use import Direct, Outer, Touched, upcast
 
 Call = dict[str, Any]
@@ -15,7 +15,7 @@ Call = dict[str, Any]
 
 @rule("input, weight, bias=", F.linear)
 def linear(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = x Wᵀ + b: ∇W = Σ_t δ_t x_tᵀ, ∇b = Σ_t δ_t."""
+    """Rule of y = x Wᵀ + b: ∇W = Σ_t δ_t x_tᵀ, ∇b = Σ_t δ_t."""
     x, weight, bias = call["input"], call["weight"], call["bias"]
     if isinstance(x, torch.nn.Parameter):
         raise NoRule
@@ -30,13 +30,13 @@ def linear(capture: Capture, function: Callable[..., Tensor], call: Call) -> Ten
 
 @rule("bias, input, weight, beta=, alpha=", torch.addmm)
 def addmm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = b + x W, as in Hugging Face's Conv1D, whose weight is (in, out): ∇W = Σ_t x_t δ_tᵀ."""
+    """Rule of y = b + x W, as in Hugging Face's Conv1D, whose weight is (in, out): ∇W = Σ_t x_t δ_tᵀ."""
     bias, x, weight = call["bias"], call["input"], call["weight"]
     if call["beta"] is not None or call["alpha"] is not None or isinstance(x, torch.nn.Parameter):
         raise NoRule
     output = function(plain(bias), x, plain(weight))
     a = x.detach()
-    uses = {weight: lambda g, at: Outer(at.positions(a), at.positions(g))}
+    uses: dict[Any, Make] = {weight: lambda g, at: Outer(at.positions(a), at.positions(g))}
     if bias.dim() == 1:
         uses[bias] = bias_gradient
     elif capture.name(bias):
@@ -46,14 +46,12 @@ def addmm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tens
 
 @rule("input, other", torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
 def matmul(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = x W: ∇W = Σ_t x_t δ_tᵀ."""
+    """Rule of y = x W: ∇W = Σ_t x_t δ_tᵀ."""
     x, weight = call["input"], call["other"]
     if isinstance(x, torch.nn.Parameter) or weight.dim() != 2 or x.dim() < 2:
         raise NoRule
     a = x.detach()
-    return capture.tap(
-        function(x, plain(weight)), {weight: lambda g, at: Outer(at.positions(a), at.positions(g))}, [a]
-    )
+    return capture.tap(function(x, plain(weight)), {weight: lambda g, at: Outer(at.positions(a), at.positions(g))}, [a])
 
 
 @rule(
@@ -79,4 +77,5 @@ def embedding(capture: Capture, function: Callable[..., Tensor], call: Call) -> 
 
 def bias_gradient(g: Tensor, at: Layout) -> Direct:
     """Return ∇b = Σ_t δ_t of a bias added along the last axis."""
-    return Direct(upcast(at.positions(g)).sum(1))
+    by_position = upcast(at.positions(g))
+    return Direct(by_position[:, 0] if by_position.shape[1] == 1 else by_position.sum(1))

@@ -15,13 +15,13 @@ Call = dict[str, Any]
 
 @rule("input, normalized_shape, weight=, bias=, eps=", F.layer_norm)
 def layer_norm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = w·x̂ + b over the last axes: ∇w = Σ_t δ_t x̂_t, ∇b = Σ_t δ_t."""
+    """Rule of y = w·x̂ + b over the last axes: ∇w = Σ_t δ_t x̂_t, ∇b = Σ_t δ_t."""
     return _normalised_last(capture, function, call, bias=call["bias"], eps=call["eps"] or 1e-5)
 
 
 @rule("input, normalized_shape, weight=, eps=", F.rms_norm)
 def rms_norm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = w·x̂ over the last axes: ∇w = Σ_t δ_t x̂_t."""
+    """Rule of y = w·x̂ over the last axes: ∇w = Σ_t δ_t x̂_t."""
     return _normalised_last(capture, function, call, eps=call["eps"])
 
 
@@ -43,7 +43,7 @@ def _normalised_last(capture: Capture, function: Callable[..., Tensor], call: Ca
 
 @rule("input, num_groups, weight=, bias=, eps=", F.group_norm)
 def group_norm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = w_c·x̂ + b_c in each channel c: ∇w_c = Σ δ x̂, ∇b_c = Σ δ over the channel."""
+    """Rule of y = w_c·x̂ + b_c in each channel c: ∇w_c = Σ δ x̂, ∇b_c = Σ δ over the channel."""
 
     def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return function(x, call["num_groups"], weight, bias, call["eps"] or 1e-5)
@@ -102,7 +102,7 @@ def _by_channel(capture: Capture, normalise: Callable[..., Tensor], call: Call) 
 
 @rule("input, weight", F.prelu)
 def prelu(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = x where positive, else w_c·x: ∇w_c = Σ δ min(x, 0) over the channel."""
+    """Rule of y = x where positive, else w_c·x: ∇w_c = Σ δ min(x, 0) over the channel."""
     x, weight = call["input"], call["weight"]
     a = x.detach()
     if x.dim() < 2:
@@ -124,14 +124,14 @@ def _channels(values: Tensor, at: Layout) -> Tensor:
 
 @rule("input, other", torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 def add(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = x + p, broadcast: ∇p = Σ δ over the axes that p lacks."""
+    """Rule of y = x + p, broadcast: ∇p = Σ δ over the axes that p lacks."""
     x, p = _operands(call)
     return capture.tap(function(x, plain(p)), {p: lambda g, at: Direct(_reduce(g, p, at))})
 
 
 @rule("input, other", torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 def multiply(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = x·p, broadcast: ∇p = Σ δ·x over the axes that p lacks."""
+    """Rule of y = x·p, broadcast: ∇p = Σ δ·x over the axes that p lacks."""
     x, p = _operands(call)
     a = x.detach()
     return capture.tap(function(x, plain(p)), {p: lambda g, at: Direct(_reduce(g * a, p, at))}, [a])
@@ -139,7 +139,7 @@ def multiply(capture: Capture, function: Callable[..., Tensor], call: Call) -> T
 
 @rule("input, *sizes", Tensor.expand)
 def expand(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y = p, repeated for each sample: ∇p = Σ δ over what was repeated."""
+    """Rule of y = p, repeated for each sample: ∇p = Σ δ over what was repeated."""
     p = call["input"]
     return capture.tap(function(plain(p), *call["sizes"]), {p: lambda g, at: Direct(_reduce(g, p, at))})
 
@@ -158,9 +158,7 @@ def _reduce(values: Tensor, p: Tensor, at: Layout) -> Tensor:
     """Return `values`, shaped like the output, summed to (b, *p.shape)."""
     lacking = values.dim() - p.dim()
     axes = [
-        axis
-        for axis in range(values.dim())
-        if axis != at.axis and (axis < lacking or p.shape[axis - lacking] == 1)
+        axis for axis in range(values.dim()) if axis != at.axis and (axis < lacking or p.shape[axis - lacking] == 1)
     ]
     sums = upcast(values).sum(axes, keepdim=True) if axes else upcast(values)
     first = at.samples_first(sums)

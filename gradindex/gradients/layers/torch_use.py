@@ -99,6 +99,11 @@ def upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
+def squares(vectors: Tensor) -> Tensor:
+    """Return squared norms (b,) in float64 of (b, n)."""
+    return torch.linalg.vector_norm(vectors, dim=1).double().square_()
+
+
 def squared_norms(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return ‖Σ_t r_t c_tᵀ‖² (b,) in float64 from factors alone: Σ_{t,u} ⟨r_t, r_u⟩⟨c_t, c_u⟩.
 
@@ -108,7 +113,7 @@ def squared_norms(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     total = torch.zeros(len(parts[0][1]), dtype=torch.float64, device=parts[0][1].device)
     for i, (rows, columns) in enumerate(parts):
         if columns.shape[1] == 1 and rows.dim() == 3:
-            total += rows.double().square().sum((1, 2)) * columns.double().square().sum((1, 2))
+            total += squares(rows[:, 0]) * squares(columns[:, 0])
         else:
             total += _overlap(rows, columns, rows, columns)
         for other_rows, other_columns in parts[i + 1 :]:

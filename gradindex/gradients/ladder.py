@@ -1,0 +1,93 @@
+"""Which path each parameter's gradient takes: factored, else batched, else the loop. Never silently."""
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradindex.batches import Tree, index, length
+from gradindex.gradients import loop
+
+if TYPE_CHECKING:
+    from gradindex.gradients.base import Engine, Parameter, PerSample
+
+FACTORED, LOOP = "factored", "loop"
+_SAMPLES = 2  # compared with the loop; two, so that a model that mixes samples is found out
+
+
+def choose(engine: "Engine", x: Tree, y: Tree) -> dict[str, str]:
+    """Return the path of each parameter, found by comparing each rung with the loop on the first samples.
+
+    Warns of parameters that the loss does not depend on, and of what is not as the loop says and therefore
+    takes the next rung. What does not run at all is logged.
+    """
+    head = slice(0, min(_SAMPLES, length(x)))
+    x, y = index(x, head), None if y is None else index(y, head)
+    _warn_of_unused(engine, x, y)
+    truth = loop.gradients(engine, x, y)
+    ruled = engine.factored_names(x)
+    paths = {p.name: FACTORED if p.name in ruled else engine.fast_path for p in engine.parameters}
+    for path, lower in ((FACTORED, engine.fast_path), (engine.fast_path, LOOP)):
+        names = [name for name, chosen in paths.items() if chosen == path]
+        paths.update(dict.fromkeys(_wrong(engine, path, lower, x, y, names, truth), lower))
+    return paths
+
+
+def _wrong(
+    engine: "Engine", path: str, lower: str, x: Tree, y: Tree, names: Sequence[str], truth: "PerSample"
+) -> Sequence[str]:
+    """Return which of these parameters' gradients this path does not get right."""
+    from gradindex.gradients.base import log
+
+    if not names:
+        return []
+    try:
+        found = engine.by(path, x, y, names)
+    except Exception as error:
+        log.warning("%s gradients do not work here, using the %s: %s", path, lower, error)
+        return names
+    wrong = _differing(engine, names, found, truth)
+    if wrong:
+        few = ", ".join(map(repr, wrong[:5])) + (", …" if len(wrong) > 5 else "")
+        warnings.warn(
+            f"{path} gradients of {few} differ from the one-sample loop (does the model mix samples of a "
+            f"batch?); using the {lower} for {len(wrong)} parameters, which is slower.",
+            UserWarning,
+            stacklevel=6,
+        )
+    return wrong
+
+
+def _differing(engine: "Engine", names: Sequence[str], found: "PerSample", truth: "PerSample") -> Sequence[str]:
+    tolerance = max(_tolerance(parameter) for parameter in engine.parameters)
+    if not np.allclose(found.losses, truth.losses, rtol=tolerance, atol=tolerance, equal_nan=True):
+        return names
+    # Some gradients are zero but for rounding, such as that of attention's key bias.
+    rounding = 1e-6 * np.abs(truth.gradients).max(initial=0.0)
+    wrong, begin = [], 0
+    for parameter, place in engine.slices():
+        if parameter.name not in names:
+            continue
+        want = truth.gradients[:, place]
+        error = np.abs(found.gradients[:, begin : begin + parameter.size] - want).max(initial=0.0)
+        begin += parameter.size
+        if np.isfinite(want).all() and not error <= tolerance * np.abs(want).max(initial=0.0) + rounding:
+            wrong.append(parameter.name)
+    return wrong
+
+
+def _tolerance(parameter: "Parameter") -> float:
+    return 5e-2 if parameter.dtype in ("bfloat16", "float16") else 1e-3
+
+
+def _warn_of_unused(engine: "Engine", x: Tree, y: Tree) -> None:
+    first = slice(0, 1)
+    unused = engine.unused(index(x, first), None if y is None else index(y, first))
+    if unused:
+        warnings.warn(
+            f"The loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"
+            f"{', …' if len(unused) > 5 else ''}. Their gradients count as zeros.",
+            UserWarning,
+            stacklevel=5,
+        )

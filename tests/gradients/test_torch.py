@@ -1,0 +1,214 @@
+"""The torch engine on whole models: the ladder, what is left behind, outputs and inputs of other kinds."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradindex.gradients.base import PathFailed
+from gradindex.gradients.layers.torch_capture import Capture, Layout
+from gradindex.gradients.torch import TorchEngine
+from gradindex.sketch import CountSketch, Gaussian, Identity
+from tests.gradients.test_torch_layers import TOKENS, assert_as_the_loop, loss, samples
+
+
+class Block(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(after)
+        self.short = nn.Conv2d(before, after, 1, stride) if before != after else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
+        out += self.short(x)
+        return self.relu(out)
+
+
+def resnet() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 1, 1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), Block(6, 6, 1), Block(6, 8, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+class BiLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(TOKENS, 5)
+        self.lstm = nn.LSTM(5, 4, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(self.embedding(x))[0].mean(1))
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(TOKENS, 8)
+        self.position = nn.Parameter(torch.randn(1, 6, 8))
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.embedding(x) + self.position).mean(1))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("build", "shape"), [(resnet, (3, 8, 8)), (BiLSTM, "text"), (Transformer, "text")])
+def test_models(build, shape, reduction):
+    torch.manual_seed(0)
+    engine = TorchEngine(build(), nn.CrossEntropyLoss(reduction=reduction))
+    assert_as_the_loop(engine, samples(shape, 6), np.arange(6) % 3, tolerance=2e-5)
+    assert set(engine.paths.values()) == {"factored"}
+
+
+@pytest.mark.parametrize("sketch", [Gaussian(32), Identity(), CountSketch(33)])
+def test_any_sketch_takes_factors(sketch):
+    torch.manual_seed(0)
+    engine = TorchEngine(Transformer(), nn.CrossEntropyLoss())
+    x, y = samples("text", 3), np.array([0, 1, 2])
+    projector = sketch.bind(engine.parameters, 0)
+    expected = projector(engine.parameters, engine.gradients(x, y).gradients)
+    np.testing.assert_allclose(engine.embed(x, y, projector).sketches, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_model_leaves_as_it_came():
+    torch.manual_seed(0)
+    model = resnet().train()
+    model[0].bias.grad = torch.ones(6)
+    engine = TorchEngine(model, nn.CrossEntropyLoss())
+    before, state = engine.state_hashes(), torch.get_rng_state()
+    engine.embed(samples((3, 8, 8), 4), np.zeros(4, np.int64), CountSketch(16).bind(engine.parameters, 0))
+    assert engine.state_hashes() == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(model[0].bias.grad, torch.ones(6))
+    assert all(value.grad is None for name, value in model.named_parameters() if name != "0.bias")
+    assert all(value.requires_grad for value in model.parameters())
+
+
+def test_unused_parameters_are_named_and_count_as_zeros():
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "head": nn.Linear(3, 2)})
+    model.forward = lambda x: model["used"](x)
+    engine = TorchEngine(model, loss)
+    with pytest.warns(UserWarning, match=r"does not depend on 2 parameters: head\.weight, head\.bias"):
+        assert_as_the_loop(engine, samples((3,), 4), np.zeros(4, np.float32))
+
+
+def test_a_layer_whose_output_goes_unused_counts_as_zeros():
+    class Wasteful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.wasted = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            self.wasted(x)
+            return self.used(x)
+
+    engine = TorchEngine(Wasteful(), loss)
+    with pytest.warns(UserWarning, match=r"wasted\.weight"):
+        assert_as_the_loop(engine, samples((3,), 4), np.zeros(4, np.float32))
+
+
+def test_samples_that_mix_take_the_loop_with_a_warning():
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x - x.mean(0, keepdim=True) * 0.5)
+
+    engine = TorchEngine(Mixing(), loss)
+    message = r"factored gradients of 'layer\.weight'.* differ from the one-sample loop"
+    with pytest.warns(UserWarning, match=message):
+        assert_as_the_loop(engine, samples((3,), 4), np.zeros(4, np.float32))
+    assert set(engine.paths.values()) == {"vmap"}
+
+
+def test_an_input_changed_after_it_was_read_is_not_believed():
+    layer = nn.Linear(3, 3)
+    capture = Capture({id(layer.weight): "weight"}, [Layout(0)], lambda call, g: list(call(g)))
+    with capture:
+        x = torch.ones(2, 3)
+        y = layer(x)
+        x.mul_(2)
+    with pytest.raises(PathFailed, match="changed in place"):
+        y.sum().backward()
+
+
+def test_selected_and_frozen_parameters():
+    torch.manual_seed(0)
+    model = resnet()
+    model[0].weight.requires_grad_(False)
+    engine = TorchEngine(model, nn.CrossEntropyLoss(), parameters=r"conv|^7")
+    assert_as_the_loop(engine, samples((3, 8, 8), 4), np.array([0, 1, 2, 0]), tolerance=2e-5)
+    assert len(engine.parameters) == 6
+    assert engine.frozen == ("0.weight",)
+
+
+def test_output_with_logits_and_keyword_inputs():
+    class Hugging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, ids, mask=None):
+            return SimpleNamespace(logits=self.layer(ids * mask), loss=None)
+
+    engine = TorchEngine(Hugging(), lambda out, y: nn.functional.cross_entropy(out.logits, y))
+    x = {"ids": samples((3,), 4), "mask": np.ones((4, 3), np.float32)}
+    assert_as_the_loop(engine, x, np.array([0, 1, 1, 0]))
+    assert set(engine.paths.values()) == {"factored"}
+    assert engine.gradients(x, np.array([0, 1, 1, 0])).outputs.shape == (4, 2)
+
+
+def test_loss_within_the_output():
+    class WithLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x, labels):
+            logits = self.layer(x)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    engine = TorchEngine(WithLoss(), lambda out, y: out["loss"])
+    x = {"x": samples((3,), 4), "labels": np.array([0, 1, 1, 0])}
+    assert_as_the_loop(engine, x, None)
+
+
+def test_more_layer_calls_than_the_first_batch_saw():
+    class Deepening(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            self.times = 1
+
+        def forward(self, x):
+            for _ in range(self.times):
+                x = self.layer(x)
+            return x
+
+    torch.manual_seed(0)
+    model = Deepening()
+    engine = TorchEngine(model, loss)
+    x, y = samples((3,), 4), np.zeros(4, np.float32)
+    assert_as_the_loop(engine, x, y)
+    model.times = 2
+    assert_as_the_loop(engine, x, y)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_compiled_module_is_unwrapped():
+    model = nn.Linear(3, 2)
+    assert TorchEngine(torch.compile(model), loss).model is model
