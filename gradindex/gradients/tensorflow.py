@@ -1,4 +1,4 @@
-"""TensorFlow (Keras 3): per-sample gradients by ``vectorized_map``, directional derivatives by forward mode."""
+"""TensorFlow (Keras 3): per-sample gradients factored or by ``vectorized_map``, directional ones by forward mode."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
-from gradindex.gradients.base import Engine, Floats, Parameter, PerSample, log
+from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
 from gradindex.gradients.call import select
+from gradindex.gradients.tensorflow_factored import FactoredGraph, Finish, Rows, Sketches
 from gradindex.gradients.tensorflow_graph import BatchGraph
 from gradindex.gradients.tensorflow_model import (
     bind_arguments,
@@ -19,6 +20,7 @@ from gradindex.gradients.tensorflow_model import (
     check_model,
     layout,
     needs_one_matrix,
+    unrolled,
     weight_names,
     weight_owners,
 )
@@ -94,7 +96,9 @@ class TensorFlowEngine(Engine):
         self._label_form: str | None = None
         self._eager_directional = False
         self._copied: list[Any] = []
-        self._graph_gradients = BatchGraph(self._all_gradients)
+        self._graph_gradients: dict[tuple[str, ...], BatchGraph] = {}
+        named = dict(zip(chosen, self._variables, strict=True))
+        self._factored = FactoredGraph(named, self._call_unrolled, self._sample_losses)
         self._graph_directional = BatchGraph(self._all_directional)
 
     def outputs(self, x: Tree) -> Floats:
@@ -115,11 +119,43 @@ class TensorFlowEngine(Engine):
 
     def batched_gradients(self, x: Tree, y: Tree) -> PerSample:
         """Return per-sample gradients by ``vectorized_map``; memory is b × P."""
+        return self.some_gradients(x, y, [parameter.name for parameter in self.parameters])
+
+    def some_gradients(self, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
+        """Return per-sample gradients (b, ·) of some parameters by ``vectorized_map``."""
         if length(x) == 0:
-            return PerSample(np.empty((0, self.size), self.dtype), np.empty(0, self.dtype), None)
+            size = sum(parameter.size for parameter in self.parameters if parameter.name in set(names))
+            return PerSample(np.empty((0, size), self.dtype), np.empty(0, self.dtype), None)
         with self._on_device():
-            rows, losses, *outputs = self._safe_gradients(*self._ready(x, y))
+            rows, losses, *outputs = self._safe_gradients(*self._ready(x, y), tuple(names))
             return PerSample(_numpy(rows), _numpy(losses), _numpy(outputs[0]) if outputs else None)
+
+    def factored_names(self, x: Tree) -> frozenset[str]:
+        """Return the names of parameters all uses of which have a rule."""
+        try:
+            with self._on_device():
+                return self._factored.plan(self._tensors(x))
+        except Exception as error:
+            log.warning("no layer is factored: %s", error)
+            return frozenset()
+
+    def factored_gradients(self, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
+        """Return per-sample gradients (b, ·) of some parameters, formed from the layers' factors."""
+        wanted = [parameter for parameter in self.parameters if parameter.name in set(names)]
+        rows = Rows(length(x), wanted, self.dtype)
+        losses, outputs = self._run_factored(x, y, names, rows)
+        return PerSample(rows.gradients, losses, outputs)
+
+    def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> Embedded:
+        """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
+        found = Sketches(length(x), self.parameters, projector)
+        losses, outputs = self._run_factored(x, y, names, found)
+        return Embedded(found.sketches, np.sqrt(found.squares), losses, outputs)
+
+    def _run_factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Floats, Floats | None]:
+        with self._on_device():
+            losses, output = self._factored.run(*self._ready(x, y), names, finish)
+            return _numpy(losses), None if output is None else _numpy(output)
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
         """Return the gradient (1, P) of one sample by one backward pass."""
@@ -168,18 +204,23 @@ class TensorFlowEngine(Engine):
             self._backward(index(inputs, first), None if y is None else index(targets, first))
         return inputs, targets
 
-    def _safe_gradients(self, x: Tree, y: Tree) -> tuple[Any, ...]:
+    def _safe_gradients(self, x: Tree, y: Tree, names: tuple[str, ...]) -> tuple[Any, ...]:
         """Run the graph of gradients, if need be with a copy of each matrix for each sample."""
-        if not self._copied and not self._graph_gradients.is_safe(x, y):
+        if not self._copied and not self._gradient_graph(names).is_safe(x, y):
             owners = weight_owners(self.model)
             self._copied = [v for v in self.model.weights if not needs_one_matrix(owners.get(id(v)), v)]
-            self._graph_gradients = BatchGraph(self._all_gradients)
-        if not self._graph_gradients.is_safe(x, y):
+            self._graph_gradients = {}
+        if not self._gradient_graph(names).is_safe(x, y):
             raise NotImplementedError("The model contains a matrix product that TensorFlow gets wrong.")
-        found: tuple[Any, ...] = self._graph_gradients(x, y)
+        found: tuple[Any, ...] = self._gradient_graph(names)(x, y)
         return found
 
-    def _all_gradients(self, x: Tree, y: Tree) -> tuple[Any, ...]:
+    def _gradient_graph(self, names: tuple[str, ...]) -> BatchGraph:
+        if names not in self._graph_gradients:
+            self._graph_gradients[names] = BatchGraph(lambda x, y: self._all_gradients(x, y, set(names)))
+        return self._graph_gradients[names]
+
+    def _all_gradients(self, x: Tree, y: Tree, names: set[str]) -> tuple[Any, ...]:
         count = tf.shape(leaves(x)[0])[0]
         copies = {
             id(variable): tf.broadcast_to(variable.value, tf.concat([[count], variable.shape], 0))
@@ -188,13 +229,25 @@ class TensorFlowEngine(Engine):
 
         def sample(parts: dict[str, Any]) -> tuple[Any, ...]:
             one, target = _each(_batch_of_one, parts["x"]), _each(_batch_of_one, parts.get("y"))
-            output, loss, grads = self._backward(one, target, parts["copies"])
+            output, loss, grads = self._backward(one, target, parts["copies"], names)
             main = _main_tensor(output)
-            return (self._flat(grads), loss) if main is None else (self._flat(grads), loss, main[0])
+            flat = self._flat(grads, names)
+            return (flat, loss) if main is None else (flat, loss, main[0])
 
         parts = {"x": x, "copies": copies} | ({} if y is None else {"y": y})
         grads, *rest = tf.vectorized_map(sample, parts, warn=False)
         return (tf.concat(grads, axis=1), *rest)
+
+    def _sample_losses(self, output: Any, y: Tree) -> Any:
+        """Return the loss of each sample (b,), given the outputs of a batch, with batches of one."""
+        seen = Seen(output)
+
+        def sample(parts: tuple[Any, ...]) -> Any:
+            values, masks, *target = _each(_batch_of_one, parts)
+            return self._loss(seen.rebuild(values, masks), target[0] if target else None)
+
+        parts = (tuple(seen.values), tuple(seen.masks)) + (() if y is None else (y,))
+        return tf.vectorized_map(sample, parts, warn=False)
 
     def _all_directional(self, x: Tree, y: Tree, direction: Any) -> tuple[Any, Any]:
         """Forward mode through the model, then the derivative of each sample's loss along its output's change.
@@ -225,26 +278,30 @@ class TensorFlowEngine(Engine):
         dots, losses = tf.vectorized_map(sample, parts, warn=False)
         return dots, losses
 
-    def _backward(self, x: Tree, y: Tree, values: dict[int, Any] | None = None) -> tuple[Any, Any, list[Any]]:
+    def _backward(
+        self, x: Tree, y: Tree, values: dict[int, Any] | None = None, names: set[str] | None = None
+    ) -> tuple[Any, Any, list[Any]]:
         """Return the output, the loss and its derivatives (None where it does not depend) of a batch of one.
 
-        `values` stand in for variables, by their ids.
+        `values` stand in for variables, by their ids; `names` are of parameters, None for all.
         """
-        values = {id(v): tf.convert_to_tensor(v.value) for v in self._variables} | (values or {})
-        weights = [values[id(variable)] for variable in self._variables]
+        wanted = [v for p, v in zip(self.parameters, self._variables, strict=True) if names is None or p.name in names]
+        values = {id(v): tf.convert_to_tensor(v.value) for v in wanted} | (values or {})
+        weights = [values[id(variable)] for variable in wanted]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             output = self._call(values, x)
             loss = self._loss(tf.nest.map_structure(plain, output), y)
         return output, loss, tape.gradient(loss, weights)
 
-    def _flat(self, grads: list[Any]) -> list[Any]:
+    def _flat(self, grads: list[Any], names: set[str] | None = None) -> list[Any]:
         """Return dense gradients (size,) of one sample, zeros where there is none."""
+        wanted = [p for p in self.parameters if names is None or p.name in names]
         return [
             tf.zeros(p.size, self.dtype)
             if g is None
             else tf.cast(tf.reshape(tf.convert_to_tensor(g), [p.size]), self.dtype)
-            for p, g in zip(self.parameters, grads, strict=True)
+            for p, g in zip(wanted, grads, strict=True)
         ]
 
     def _call(self, values: dict[int, Any], x: Tree) -> Any:
@@ -253,6 +310,10 @@ class TensorFlowEngine(Engine):
         mapping = [(v, values[id(v)]) for v in self.model.weights if id(v) in values]
         with keras.StatelessScope(mapping):
             return self.model(*args, **kwargs)
+
+    def _call_unrolled(self, values: dict[int, Any], x: Tree) -> Any:
+        with unrolled(self.model, x):
+            return self._call(values, x)
 
     def _loss(self, output: Any, target: Any) -> Any:
         """Return the loss of a batch of one, summed to a scalar."""

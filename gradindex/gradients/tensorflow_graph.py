@@ -17,17 +17,22 @@ class BatchGraph:
     """A function of trees of tensors whose first axis is the sample, as a graph for any number of samples.
 
     `function` takes inputs, labels (or None), and perhaps tensors that are the same for all samples. AutoGraph
-    is off, as it is where Keras trains.
+    is off, as it is where Keras trains. Unless `any_shape`, each shape of a sample has its own graph.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = tf.function(function, autograph=False, reduce_retracing=True)
+    def __init__(self, function: Callable[..., Any], any_shape: bool = True) -> None:
+        self._function = tf.function(function, autograph=False, reduce_retracing=any_shape)
         self._safe: dict[Any, bool] = {}
 
     def __call__(self, x: Tree, y: Tree, *constants: Any) -> Any:
         """Run the graph."""
         self._trace(x, y, *constants)
         return self._function(x, y, *constants)
+
+    def run(self, x: Tree, y: Tree) -> tuple[Any, Any]:
+        """Run the graph, and return it (as a key to what its trace found out) with the results."""
+        traced = self._trace(x, y)
+        return traced.graph, traced(x, y)
 
     def is_safe(self, x: Tree, y: Tree) -> bool:
         """Whether the graph for such inputs is free of the operation that corrupts memory."""

@@ -1,12 +1,15 @@
 """A Keras model from outside: names and layout of its weights, and how it is called."""
 
 import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from gradindex.batches import Tree
+from gradindex.batches import Tree, leaves
 from gradindex.gradients.call import bind_inputs
 
 _CONVOLUTIONS = (
@@ -132,6 +135,35 @@ def bind_arguments(model: Any, x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]
     forward.__signature__ = signature.replace(parameters=inputs)  # type: ignore[attr-defined]
     args, kwargs = bind_inputs(forward, x)
     return args, {**kwargs, **mode}
+
+
+_RECURRENT = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
+_MOST_STEPS = 256  # a longer loop would make too large a graph
+_one_at_a_time = threading.RLock()
+
+
+def recurrent_layers(model: Any) -> list[Any]:
+    """Return the layers that loop over time."""
+    return [layer for layer in model._flatten_layers() if type(layer) in _RECURRENT and not layer.stateful]
+
+
+@contextmanager
+def unrolled(model: Any, x: Tree) -> Iterator[None]:
+    """Make the model's loops over time, while it is traced, a step after the other: only so are steps seen."""
+    layers = recurrent_layers(model)
+    steps = [leaf.shape[1] for leaf in leaves(x) if leaf.shape.rank is not None and leaf.shape.rank > 1]
+    if not layers or not steps or None in steps or max(steps) > _MOST_STEPS:
+        yield
+        return
+    with _one_at_a_time:
+        before = [layer.unroll for layer in layers]
+        try:
+            for layer in layers:
+                layer.unroll = True
+            yield
+        finally:
+            for layer, value in zip(layers, before, strict=True):
+                layer.unroll = value
 
 
 def layout(owner: Any, variable: Any) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""One batched forward and one backward pass in one graph; then every parameter is dealt with in turn."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from gradindex.batches import Tree, leaves, length, map_leaves
+from gradindex.gradients.base import Floats, Parameter, Projector, log
+from gradindex.gradients.layers import tensorflow_conv, tensorflow_rules  # noqa: F401
+from gradindex.gradients.layers.patches import squares
+from gradindex.gradients.layers.tensorflow_capture import Layout, NoRule, Recipe, Tap, reached, taps
+from gradindex.gradients.layers.tensorflow_use import Outer, Touched, Use, array, squared_norms
+from gradindex.gradients.tensorflow_graph import BatchGraph
+
+_BLOCK_BYTES = 16 << 20  # working memory of formed gradients; each operation on a block costs a tenth of a ms
+_LANES = 8  # samples that the sketch, and batched products, take at once
+_GHOST, _NORM = 0.02, 0.1  # nanoseconds for a multiply-add of a ghost norm, and for a number squared and added
+
+Finish = Callable[[str, Sequence[Use]], None]
+
+
+class FactoredGraph:
+    """The graph of a model's outputs, losses and the factors of per-sample gradients.
+
+    Parameters
+    ----------
+    variables
+        Selected variables by name.
+    call
+        Calls the model with other values for variables, given by their ids.
+    losses_of
+        Returns the loss of each sample (b,), given the outputs and labels of a batch.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, Any],
+        call: Callable[[dict[int, Any], Tree], Any],
+        losses_of: Callable[[Any, Tree], Any],
+    ) -> None:
+        self._variables, self._call, self._losses_of = variables, call, losses_of
+        self._folds: dict[str, list[int]] = {}
+        self._recipes: dict[Any, dict[str, list[Recipe]]] = {}
+        self._graphs: dict[tuple[str, ...], BatchGraph] = {}
+
+    def plan(self, x: Tree) -> frozenset[str]:
+        """Return the names of parameters all uses of which have a rule.
+
+        How many rows of an operation's output belong to one sample shows when 3 samples and then 2 are run.
+        """
+        graph = BatchGraph(lambda x, y: self._shapes(x), any_shape=False)
+        three, two = (graph(map_leaves(partial(_resized, n), x), None) for n in (3, 2))
+        self._folds = {}
+        for name, shapes in three.items():
+            pairs = [(a.numpy(), b.numpy(), bool(can)) for (a, can), (b, _) in zip(shapes, two[name], strict=True)]
+            if all(_fits(a, b, can) for a, b, can in pairs):
+                self._folds[name] = [int(a[0]) // 3 for a, _, _ in pairs]
+            else:
+                log.debug("%s has no rule: no axis of samples", name)
+        return frozenset(self._folds)
+
+    def run(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Any, Any]:
+        """Run the graph; call `finish` with each used parameter's name and uses. Returns losses and output."""
+        key = tuple(names)
+        graph = self._graphs.setdefault(key, BatchGraph(lambda x, y: self._all_factors(x, y, key), any_shape=False))
+        if not graph.is_safe(x, y):
+            raise NotImplementedError("The model contains a matrix product that TensorFlow gets wrong.")
+        traced, (losses, output, factors) = graph.run(x, y)
+        for name, uses in _made(self._recipes[traced], factors):
+            finish(name, uses)
+        return losses, output
+
+    def _shapes(self, x: Tree) -> dict[str, list[tuple[Any, Any]]]:
+        _, found = self._taps(x, list(self._variables))
+        return {name: [(tf.shape(tap.output), tf.constant(tap.foldable)) for tap in found[name]] for name in found}
+
+    def _all_factors(self, x: Tree, y: Tree, names: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
+        output, found = self._taps(x, names)
+        if any(len(found.get(name, [])) != len(self._folds[name]) for name in names):
+            raise RuntimeError("The model makes other operations than before.")
+        losses = self._losses_of(output, y)
+        wanted = {id(tap.output): tap.output for some in found.values() for tap in some}
+        deltas = dict(zip(wanted, tf.gradients(tf.reduce_sum(losses), list(wanted.values())), strict=True))
+        samples = tf.shape(leaves(x)[0])[0]
+        recipes = {
+            name: [
+                tap.make(tf.convert_to_tensor(deltas[id(tap.output)]), Layout(samples, fold))
+                for tap, fold in zip(found[name], self._folds[name], strict=True)
+                if deltas[id(tap.output)] is not None
+            ]
+            for name in names
+        }
+        self._recipes[tf.compat.v1.get_default_graph()] = recipes
+        main = getattr(output, "logits", output)
+        tensors = {name: [recipe.tensors for recipe in some] for name, some in recipes.items()}
+        return losses, main if isinstance(main, tf.Tensor) else None, tensors
+
+    def _taps(self, x: Tree, names: Sequence[str]) -> tuple[Any, dict[str, list[Tap]]]:
+        """Call the model, and return its output and the taps of those parameters that have rules."""
+        values = {name: tf.identity(self._variables[name].value) for name in names}
+        output = self._call({id(self._variables[name]): value for name, value in values.items()}, x)
+        data, outputs = reached(leaves(x)), {id(part) for part in tf.nest.flatten(output)}
+        found = {}
+        for name, value in values.items():
+            try:
+                found[name] = taps(value, data, outputs)
+            except NoRule as reason:
+                log.debug("%s has no rule: %s", name, reason)
+        return output, found
+
+
+def _resized(samples: int, leaf: Any) -> Any:
+    return tf.gather(leaf, tf.range(samples) % length(leaf))
+
+
+def _fits(three: NDArray[Any], two: NDArray[Any], foldable: bool) -> bool:
+    """Whether the first axis, and no other, follows the number of samples."""
+    same = len(three) == len(two) > 0 and (three[1:] == two[1:]).all() and 2 * three[0] == 3 * two[0] > 0
+    return bool(same) and (foldable or three[0] == 3)
+
+
+def _made(recipes: dict[str, list[Recipe]], factors: dict[str, Any]) -> Iterator[tuple[str, list[Use]]]:
+    """Yield each parameter's uses; factors are let go of as they are used."""
+    for name, some in recipes.items():
+        parts = factors.pop(name)
+        uses = [one.kind(*tensors, **one.options) for one, tensors in zip(some, parts, strict=True)]
+        outer = [use for use in uses if isinstance(use, Outer)]
+        rest = [use for use in uses if not isinstance(use, Outer)]
+        if uses:
+            yield name, ([Outer.joined(outer)] if outer else []) + rest
+
+
+class Rows:
+    """Collects formed gradients (b, P) of the given parameters."""
+
+    def __init__(self, samples: int, parameters: Sequence[Parameter], dtype: Any) -> None:
+        self.gradients: Floats = np.zeros((samples, sum(parameter.size for parameter in parameters)), dtype)
+        self._places: dict[str, slice] = {}
+        begin = 0
+        for parameter in parameters:
+            self._places[parameter.name] = slice(begin, begin + parameter.size)
+            begin += parameter.size
+
+    def __call__(self, name: str, uses: Sequence[Use]) -> None:
+        """Take the uses of one parameter."""
+        out = self.gradients[:, self._places[name]]
+        for block in _blocks(len(out), _formed_bytes(out.shape[1], uses)):
+            out[block] = _formed(uses, block)
+
+
+class Sketches:
+    """Collects sketches (b, k) and squared norms (b,), by each parameter's cheaper path."""
+
+    def __init__(self, samples: int, parameters: Sequence[Parameter], projector: Projector) -> None:
+        self.squares: NDArray[np.float64] = np.zeros(samples, np.float64)
+        self.sketches: NDArray[np.float32] = np.zeros((samples, projector.dim), np.float32)
+        self._parameters = {parameter.name: parameter for parameter in parameters}
+        self._projector = projector
+
+    def __call__(self, name: str, uses: Sequence[Use]) -> None:
+        """Take the uses of one parameter."""
+        parameter = self._parameters[name]
+        by_factors, ghost = self._cheapest(parameter, uses)
+        needed = sum(use.bytes_per_sample for use in uses)
+        if by_factors:
+            needed += sum(use.positions or 0 for use in uses) * self._projector.dim * 16
+        if not (by_factors and ghost):
+            needed += _formed_bytes(parameter.size, uses)
+        for block in _blocks(len(self.squares), needed):
+            parts = [use.factors(block) for use in uses] if by_factors or ghost else []
+            out = self.sketches[block]
+            if by_factors:
+                for rows, columns in parts:
+                    self._projector.add_factors(out, parameter, array(rows), array(columns))
+            if ghost:
+                self.squares[block] += squared_norms(parts)
+            if not (by_factors and ghost):
+                formed = _formed(uses, block)
+                if not by_factors:
+                    self._projector.add(out, parameter, formed)
+                if not ghost:
+                    self.squares[block] += squares(formed)
+
+    def _cheapest(self, parameter: Parameter, uses: Sequence[Use]) -> tuple[bool, bool]:
+        """Return whether the sketch, and whether the norm, had better come from the factors."""
+        if any(use.positions is None for use in uses):
+            return False, False
+        rows, columns = parameter.matrix_shape
+        if any(isinstance(use, Outer) and use.width != columns for use in uses):
+            return False, False  # a matrix, but not the one that is sketched
+        count = sum(use.positions or 0 for use in uses)
+        norm = parameter.size * _NORM
+        form = sum(use.form_cost for use in uses)
+        ghost = count * count * ((rows + columns) * _GHOST + 0.5)
+        sketch = sum(
+            self._projector.factor_cost(parameter, use.positions or 0, isinstance(use, Touched)) for use in uses
+        )
+        formed = form + norm + self._projector.cost(parameter)
+        ghost_is_cheaper = ghost < form + norm
+        return (True, ghost_is_cheaper) if sketch + min(ghost, form + norm) < formed else (False, False)
+
+
+def _formed_bytes(size: int, uses: Sequence[Use]) -> int:
+    return 4 * size + sum(use.bytes_per_sample for use in uses)
+
+
+def _blocks(samples: int, bytes_per_sample: int) -> list[slice]:
+    """Return slices of as many samples as fit the working memory, a multiple of 8 where that is possible."""
+    size = max(1, _BLOCK_BYTES // max(1, bytes_per_sample))
+    size = size // _LANES * _LANES if size >= _LANES else size
+    return [slice(begin, min(begin + size, samples)) for begin in range(0, samples, size)]
+
+
+def _formed(uses: Sequence[Use], block: slice) -> NDArray[Any]:
+    total = uses[0].form(block)
+    for use in uses[1:]:
+        total = total + use.form(block)
+    return total
