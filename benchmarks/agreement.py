@@ -1,4 +1,4 @@
-"""Do the explainer's scores equal a naive loop's, and the index's answers those of all scores?
+"""The explainer's scores beside a naive loop's, and the index's answers beside all scores.
 
 Trains a small CNN on scikit-learn's digits in each framework, explains test digits, and compares with gradients
 taken one sample at a time, multiplied in float64. Prints for each kernel the largest error relative to the largest
@@ -11,6 +11,7 @@ import argparse
 import json
 
 import numpy as np
+
 from gradindex import GradientSimilarity, demo
 from gradindex.gradients import Backend
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradindex.embedding import Block, check_batch, default_batch_size, embed_rows
+from gradindex.embedding import Block, embed_rows, embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
 from gradindex.gradients.base import log
 from gradindex.index import factory
@@ -55,7 +55,7 @@ def build(
     seed
         Seed of the projection and of FAISS's training sample.
     batch_size
-        Samples at once; None finds a size whose gradients take at most 1 GiB.
+        Samples at once; None finds a size that takes about 1 GiB, at most 128.
     shard_rows
         Rows of a shard; None: as many as 128 MiB hold.
     overwrite
@@ -139,9 +139,7 @@ def check_job(store: Store, job: Job) -> None:
 
 def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_rows: int | None) -> Header:
     engine = job.engine
-    first = job.source.take(np.arange(min(2, len(job.source)), dtype=np.int64))
-    check_batch(first)
-    engine.gradients(first.x, first.y)  # decides the paths that the header reports
+    fitting = embedding_batch_size(job)  # decides the paths that the header reports, too
     dim = sketch.bind(engine.parameters, seed).dim
     return Header(
         rows=len(job.source),
@@ -149,7 +147,7 @@ def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_r
         dim=dim,
         sketch=sketch.to_json(),
         seed=seed,
-        batch_size=batch_size or default_batch_size(engine),
+        batch_size=batch_size or fitting,
         task=str(job.task),
         backend=engine.backend,
         parameters=[

@@ -15,7 +15,8 @@ from gradindex.gradients.base import Embedded, Engine, Floats, Projector, log
 from gradindex.job import Job
 from gradindex.sketch import CountSketch, Sketch
 
-MEMORY_BUDGET = 1 << 30  # bytes for the gradients of one batch
+MEMORY_BUDGET = 1 << 30  # bytes for one batch
+_MOST = 128  # beyond this a batch gains nothing
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: 
     seed
         Seed of the projection, an integer in [0, 2**64).
     batch_size
-        Samples at once; None finds a size whose gradients take at most 1 GiB.
+        Samples at once; None finds a size that takes about 1 GiB, at most 128.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: 
         If data, losses or gradients hold NaN or infinity (the message names the ids), or labels are missing.
     """
     projector = (sketch or CountSketch()).bind(job.engine.parameters, seed)
-    yield from embed_rows(job, projector, batch_size or default_batch_size(job.engine))
+    yield from embed_rows(job, projector, batch_size or embedding_batch_size(job))
 
 
 def embed_rows(
@@ -131,8 +132,19 @@ def as_ids(ids: Any) -> Ids:
 
 
 def default_batch_size(engine: Engine, budget: int = MEMORY_BUDGET) -> int:
-    """Return how many samples' gradients (with two working copies) fit into `budget` bytes, at most 128."""
-    return int(np.clip(budget // (3 * engine.size * engine.dtype.itemsize), 1, 128))
+    """Return how many samples' formed gradients (with two working copies) fit into `budget` bytes, at most 128."""
+    return int(np.clip(budget // (3 * engine.size * engine.dtype.itemsize), 1, _MOST))
+
+
+def embedding_batch_size(job: Job, budget: int = MEMORY_BUDGET) -> int:
+    """Return how many samples can be embedded at once in about `budget` bytes, at most 128.
+
+    Embeds the first samples to find out which gradients have to be formed whole.
+    """
+    first = job.source.take(np.arange(min(2, len(job.source)), dtype=np.int64))
+    check_batch(first)
+    job.engine.gradients(first.x, first.y)
+    return int(np.clip(budget // max(1, job.engine.bytes_per_sample), 1, _MOST))
 
 
 def check_batch(batch: Batch) -> None:

@@ -335,6 +335,7 @@ class GradientSimilarity:
         return index
 
     def _build_index_at(self, out: Path, factory: str, overwrite: bool) -> "Index":
+        assert self._source is not None
         return gradindex.build(
             self._job(),
             out,

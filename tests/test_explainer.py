@@ -809,7 +809,7 @@ def test_the_index_is_as_wide_as_few_samples_allow(torch_kit):
     assert _default_sketch(4097, 20_000) == CountSketch(4096)
     assert _default_sketch(4097, 20_001) == CountSketch(1024)
     options = {"index": "Flat", "sketch": CountSketch(8)}
-    narrow = torch_kit.explainer(torch_kit.mlp(), torch_kit.loss(), **options).fit(X, Y)
+    narrow = torch_kit.explainer(torch_kit.mlp(), torch_kit.loss, **options).fit(X, Y)
     assert narrow.index.store.header.dim == 8
-    whole = torch_kit.explainer(torch_kit.mlp(), torch_kit.loss(), index="Flat").fit(X, Y)
+    whole = torch_kit.explainer(torch_kit.mlp(), torch_kit.loss, index="Flat").fit(X, Y)
     assert whole.index.store.header.sketch["kind"] == "identity"

@@ -147,8 +147,21 @@ class Engine(ABC):
     dtype: np.dtype[Any]
     """The model's floating type, which is that of gradients, losses and outputs."""
 
+    captured: int = 0
+    """Numbers of a sample's layer outputs that the factored path holds on to; known once the paths are."""
+
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}  # of each parameter, decided by the first batch
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """About how many bytes of working memory `embed` takes for a sample.
+
+        An output that is held comes with its input, its gradient and what lies between layers; a gradient that
+        has to be formed whole, with two working copies.
+        """
+        formed = sum(p.size for p in self.parameters if self.paths[p.name] != ladder.FACTORED)
+        return (4 * self.captured + 3 * formed) * self.dtype.itemsize
 
     @property
     def size(self) -> int:

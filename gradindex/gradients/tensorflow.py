@@ -134,7 +134,9 @@ class TensorFlowEngine(Engine):
         """Return the names of parameters all uses of which have a rule."""
         try:
             with self._on_device():
-                return self._factored.plan(self._tensors(x))
+                found = self._factored.plan(self._tensors(x))
+                self.captured = self._factored.captured
+                return found
         except Exception as error:
             log.warning("no layer is factored: %s", error)
             return frozenset()

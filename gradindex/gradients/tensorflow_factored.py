@@ -44,6 +44,7 @@ class FactoredGraph:
     ) -> None:
         self._variables, self._call, self._losses_of = variables, call, losses_of
         self._folds: dict[str, list[int]] = {}
+        self.captured = 0
         self._recipes: dict[Any, dict[str, list[Recipe]]] = {}
         self._graphs: dict[tuple[str, ...], BatchGraph] = {}
 
@@ -55,6 +56,7 @@ class FactoredGraph:
         graph = BatchGraph(lambda x, y: self._shapes(x), any_shape=False)
         three, two = (graph(map_leaves(partial(_resized, n), x), None) for n in (3, 2))
         self._folds = {}
+        self.captured = sum(int(np.prod(b.numpy())) for shapes in two.values() for b, _ in shapes) // 2
         for name, shapes in three.items():
             pairs = [(a.numpy(), b.numpy(), bool(can)) for (a, can), (b, _) in zip(shapes, two[name], strict=True)]
             if all(_fits(a, b, can) for a, b, can in pairs):

@@ -152,6 +152,7 @@ class TorchEngine(Engine):
         except Exception as error:
             log.warning("no layer is factored: %s", error)
             return frozenset()
+        self.captured = self._plan.captured
         return self._plan.factored
 
     def factored_gradients(self, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:

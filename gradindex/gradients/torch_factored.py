@@ -38,6 +38,8 @@ class Plan:
 
     layouts: Sequence[Layout | None]
     factored: frozenset[str]
+    captured: int
+    """Numbers of a sample's layer outputs."""
 
 
 def plan(forward: Callable[[int], Any], named: Mapping[str, Tensor]) -> Plan:
@@ -53,7 +55,8 @@ def plan(forward: Callable[[int], Any], named: Mapping[str, Tensor]) -> Plan:
     again = Capture({id(value): name for name, value in named.items()}, found, lambda call, g: None)
     with torch.enable_grad(), again:
         forward(2)
-    return Plan(found, frozenset(named) - again.without_rule)
+    captured = sum(shape.numel() for shape in two.shapes) // 2
+    return Plan(found, frozenset(named) - again.without_rule, captured)
 
 
 def backward(
