@@ -16,7 +16,7 @@ from gradindex.gradients.layers.tensorflow_capture import Layout, NoRule, Recipe
 from gradindex.gradients.layers.tensorflow_use import Outer, Touched, Use, array, squared_norms
 from gradindex.gradients.tensorflow_graph import BatchGraph
 
-_BLOCK_BYTES = 16 << 20  # working memory of formed gradients; each operation on a block costs a tenth of a ms
+_BLOCK_BYTES = 32 << 20  # working memory of formed gradients; each operation on a block costs a tenth of a ms
 _LANES = 8  # samples that the sketch, and batched products, take at once
 _GHOST, _NORM = 0.02, 0.1  # nanoseconds for a multiply-add of a ghost norm, and for a number squared and added
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from gradindex.gradients.layers.tensorflow_use import Direct, Use
@@ -188,20 +187,17 @@ def _selected(op: Any, i: int, weight: Weight) -> list[Weight]:
     shape = weight.tensor.shape.as_list()
     size = math.prod(shape)
     names = [argument.name for argument in op.op_def.input_arg]
-    inputs = {name: tf.get_static_value(value) for name, value in zip(names, op.inputs, strict=True)}
-    inputs[names[i]] = np.arange(size).reshape(shape)
-    if any(value is None for value in inputs.values()):
-        raise NoRule(op.type)
+    inputs = dict(zip(names, op.inputs, strict=True))
+    inputs[names[i]] = tf.reshape(tf.range(size), shape)
     if op.type == "Split":
         inputs["axis"] = inputs.pop("split_dim")  # its name in Python
     options = {a.name: op.get_attr(a.name) for a in op.op_def.attr if a.type != "type"}
-    with tf.init_scope(), tf.device("CPU"):
-        found = getattr(tf.raw_ops, op.type)(**inputs, **options)
-        parts = [part.numpy().ravel() for part in (found if isinstance(found, list) else [found])]
+    found = getattr(tf.raw_ops, op.type)(**inputs, **options)
+    parts = [tf.reshape(part, [-1]) for part in (found if isinstance(found, list) else [found])]
 
     def back(numbers: Any) -> Callable[[Any], Any]:
         def pull(g: Any) -> Any:
-            sums = tf.math.unsorted_segment_sum(tf.transpose(_reshaped(g, [len(numbers)])), numbers, size)
+            sums = tf.math.unsorted_segment_sum(tf.transpose(_reshaped(g, tf.shape(numbers))), numbers, size)
             return _reshaped(tf.transpose(sums), shape)
 
         return pull
@@ -219,7 +215,7 @@ def _next(op: Any, weight: Weight, pull: Callable[[Any], Any], output: Any = Non
 
 
 def _reshaped(gradients: Any, shape: Any) -> Any:
-    return tf.reshape(gradients, tf.concat([tf.shape(gradients)[:1], tf.constant(list(shape), tf.int32)], 0))
+    return tf.reshape(gradients, tf.concat([tf.shape(gradients)[:1], tf.cast(shape, tf.int32)], 0))
 
 
 def _unbroadcast(gradients: Any, shape: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from gradindex.gradients.layers.tensorflow_capture import Layout, NoRule, Recipe, Tap, Weight, rule
-from gradindex.gradients.layers.tensorflow_use import Patches
+from gradindex.gradients.layers.tensorflow_use import Outer, Patches
 
 _RESHAPES = frozenset({"ExpandDims", "Squeeze", "Identity"})
 _TRIVIAL = _RESHAPES | {"Placeholder", "Const", "NoOp", "SpaceToBatchND", "BatchToSpaceND"}
@@ -55,6 +55,8 @@ def _tap(weight: Weight, x: Any, output: Any, options: dict[str, Any], depthwise
     options = {**options, "kernel": tuple(shape[:-2]), "groups": groups, "depthwise": depthwise}
 
     def make(delta: Any, at: Layout) -> Recipe:
+        if groups == 1 and set(shape[:-2]) == set(options["stride"]) == {1} and isinstance(options["padding"], str):
+            return Recipe(Outer, (at.positions(x), at.positions(delta)), {})  # a pixel is a patch
         return Recipe(Patches, (x, delta), options)
 
     return Tap(output, make, foldable=False)
