@@ -327,6 +327,16 @@ class Projector(ABC):
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
         """Add the sketch of one parameter's per-sample gradients (b, size) to `out` (b, dim), in place."""
 
+    def add_measured(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> NDArray[np.float64]:
+        """Do `add`, and return the gradients' squared norms (b,)."""
+        self.add(out, parameter, gradients)
+        squares: NDArray[np.float64] = np.einsum("ij,ij->i", gradients, gradients, dtype=np.float64)
+        return squares
+
+    def on_device(self, device: Any) -> Any:
+        """Return a twin whose `add_measured` and `add_factors` take torch tensors on that device, else None."""
+        return None
+
     def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
         """Add the sketch of Σ_t r_t c_tᵀ, of the parameter seen as a matrix in memory order, to `out`.
 

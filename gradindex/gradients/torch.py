@@ -166,8 +166,7 @@ class TorchEngine(Engine):
         """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
         found = Sketches(length(x), self.parameters, projector, self.device)
         output, losses = self._factored(x, y, names, found)
-        norms = found.squares.sqrt().cpu().numpy()
-        return Embedded(found.sketches, norms, _numpy(losses), _as_array(output))
+        return Embedded(found.sketches, found.norms, _numpy(losses), _as_array(output))
 
     def _factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Any, torch.Tensor]:
         inputs, targets = self._tensors(x), None if y is None else self._tensors(y)

@@ -105,16 +105,44 @@ class Rows:
             out[block] = _formed(uses, block).cpu().numpy()
 
 
+class _OnHost:
+    """A NumPy projector that takes torch tensors."""
+
+    def __init__(self, projector: Projector) -> None:
+        self._projector = projector
+
+    def add_measured(self, out: Tensor, parameter: Parameter, gradients: Tensor) -> Tensor:
+        squares = self._projector.add_measured(out.numpy(), parameter, gradients.cpu().numpy())
+        return torch.from_numpy(squares).to(gradients.device)
+
+    def add_factors(self, out: Tensor, parameter: Parameter, rows: Tensor, columns: Tensor) -> None:
+        self._projector.add_factors(out.numpy(), parameter, rows.cpu().numpy(), columns.cpu().numpy())
+
+
 class Sketches:
     """Collects sketches (b, k) and squared norms (b,), by each parameter's cheaper path."""
 
     def __init__(
         self, samples: int, parameters: Sequence[Parameter], projector: Projector, device: torch.device
     ) -> None:
-        self.squares = torch.zeros(samples, dtype=torch.float64, device=device)
+        self._squares = torch.zeros(samples, dtype=torch.float64, device=device)
         self._parameters = {parameter.name: parameter for parameter in parameters}
-        self._projector = projector
-        self.sketches: NDArray[np.float32] = np.zeros((samples, projector.dim), np.float32)
+        self._costs = projector
+        twin = None if device.type == "cpu" else projector.on_device(device)
+        self._projector: Any = _OnHost(projector) if twin is None else twin
+        self._sketches = torch.zeros(samples, projector.dim, device="cpu" if twin is None else device)
+
+    @property
+    def sketches(self) -> NDArray[np.float32]:
+        """The sketches (b, k)."""
+        found: NDArray[np.float32] = self._sketches.cpu().numpy()
+        return found
+
+    @property
+    def norms(self) -> NDArray[np.float64]:
+        """The norms (b,)."""
+        found: NDArray[np.float64] = self._squares.sqrt().cpu().numpy()
+        return found
 
     def __call__(self, name: str, uses: Sequence[Use]) -> None:
         """Take the uses of one parameter."""
@@ -122,22 +150,18 @@ class Sketches:
         by_factors, ghost = self._cheapest(parameter, uses)
         needed = sum(use.bytes_per_sample() for use in uses)
         if by_factors:
-            needed += sum(use.positions or 0 for use in uses) * self._projector.dim * 16
+            needed += sum(use.positions or 0 for use in uses) * self._costs.dim * 16
         if not (by_factors and ghost):
             needed += _formed_bytes(parameter.size, uses)
-        for block in _blocks(len(self.squares), needed):
-            parts = [use.factors(block) for use in uses] if by_factors or ghost else []
-            formed = None if by_factors and ghost else _formed(uses, block)
-            out = self.sketches[block]
-            if by_factors:
-                for rows, columns in parts:
-                    self._projector.add_factors(out, parameter, rows.cpu().numpy(), columns.cpu().numpy())
-            elif formed is not None:
-                self._projector.add(out, parameter, formed.cpu().numpy())
-            if ghost:
-                self.squares[block] += squared_norms(parts)
-            elif formed is not None:
-                self.squares[block] += squares(formed)
+        for block in _blocks(len(self._squares), needed):
+            out, squared = self._sketches[block], self._squares[block]
+            if not by_factors:
+                squared += self._projector.add_measured(out, parameter, _formed(uses, block))
+                continue
+            parts = [use.factors(block) for use in uses]
+            for rows, columns in parts:
+                self._projector.add_factors(out, parameter, rows, columns)
+            squared += squared_norms(parts) if ghost else squares(_formed(uses, block))
 
     def _cheapest(self, parameter: Parameter, uses: Sequence[Use]) -> tuple[bool, bool]:
         """Return whether the sketch, and whether the norm, had better come from the factors."""
@@ -149,10 +173,8 @@ class Sketches:
         form = sum(use.form_cost for use in uses) / _PER_NS + parameter.size * 0.2
         norm = parameter.size * 0.1
         ghost = count * count * (rows + columns) / _PER_NS + count * count * 0.5
-        sketch = sum(
-            self._projector.factor_cost(parameter, use.positions or 0, isinstance(use, Touched)) for use in uses
-        )
-        formed = form + norm + self._projector.cost(parameter)
+        sketch = sum(self._costs.factor_cost(parameter, use.positions or 0, isinstance(use, Touched)) for use in uses)
+        formed = form + norm + self._costs.cost(parameter)
         ghost_is_cheaper = ghost < form + norm
         return (True, ghost_is_cheaper) if sketch + min(ghost, form + norm) < formed else (False, False)
 

@@ -7,7 +7,7 @@ from its formed gradient with the same result. Unbiased: E⟨Sx, Sy⟩ = ⟨x, y
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import scipy.fft
@@ -17,6 +17,9 @@ from gradindex.gradients.base import Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import check_seed, side_hash
 from gradindex.sketch.scatter import count, count_across, for_samples, multiply_sum, scatter, scatter_touched
+
+if TYPE_CHECKING:
+    from gradindex.sketch.torch_countsketch import TorchCountSketch
 
 # Nanoseconds on two cores, measured: a number scattered; one counted; a spectrum's share for each bucket.
 _SCATTER, _COUNT, _SPECTRUM = 0.18, 0.25, 1.1
@@ -56,14 +59,20 @@ class CountSketchProjector(Projector):
 
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
         """Add the sketch of formed gradients (b, size) to `out` (b, dim), in place."""
+        self.add_measured(out, parameter, gradients)
+
+    def add_measured(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> NDArray[np.float64]:
+        """Do `add`, and return the gradients' squared norms (b,) from the same pass over memory."""
         t = self.tables[parameter.name]
         matrix = np.ascontiguousarray(gradients, np.float32).reshape(len(gradients), *parameter.matrix_shape)
         columns = t.column_buckets, t.column_signs
+        squares = np.zeros(len(matrix), np.float64)
 
         def work(some: slice) -> None:
-            scatter(out[some], matrix[some], t.row_buckets, t.row_signs, *columns)
+            scatter(out[some], squares[some], matrix[some], t.row_buckets, t.row_signs, *columns)
 
         for_samples(work, len(out), matrix.size)
+        return squares
 
     def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
         """Add the sketch of Σ_t r_t c_tᵀ to `out` by TensorSketch, or row by touched row."""
@@ -81,6 +90,12 @@ class CountSketchProjector(Projector):
         for_samples(
             lambda some: _tensor_sketch(out[some], t, rows[some], columns[some]), len(out), int(cost * len(out))
         )
+
+    def on_device(self, device: Any) -> "TorchCountSketch":
+        """Return the same projection in torch operations on that device."""
+        from gradindex.sketch.torch_countsketch import TorchCountSketch
+
+        return TorchCountSketch(self, device)
 
     def cost(self, parameter: Parameter) -> float:
         """Return about how many nanoseconds `add` takes for one sample."""

@@ -43,16 +43,18 @@ def for_samples(work: Callable[[slice], None], samples: int, numbers: int) -> No
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
-def scatter(out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any) -> None:
+def scatter(out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any) -> None:
     """Add formed gradients (n, R, C) to `out` (n, dim): entry (r, c) to bucket (rows[r] + columns[c]) mod dim.
 
-    Sums run over 2·dim buckets, so that the modulo is taken once, at the end.
+    Their squared norms are added to `squares` (n,) float64 in the same pass over memory. Sums run over 2·dim
+    buckets, so that the modulo is taken once, at the end.
     """
     n, dim = out.shape
     whole = n // _LANES * _LANES
     for begin in range(0, whole, _LANES):
         _scatter_lanes(
             out[begin : begin + _LANES],
+            squares[begin : begin + _LANES],
             matrix[begin : begin + _LANES],
             rows,
             row_signs,
@@ -66,12 +68,15 @@ def scatter(out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, colu
             here, sign, values = sums[rows[row] :], row_signs[row], matrix[sample, row]
             for column in range(matrix.shape[2]):
                 here[columns[column]] += sign * column_signs[column] * values[column]
+            squares[sample] += _square(values)
         for bucket in range(dim):
             out[sample, bucket] += sums[bucket] + sums[bucket + dim]
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
-def _scatter_lanes(out: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any) -> None:
+def _scatter_lanes(
+    out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any
+) -> None:
     """Do eight samples at once; written out, because only so are they compiled to one vector addition."""
     dim = out.shape[1]
     sums = np.zeros((2 * dim, _LANES), np.float32)
@@ -88,9 +93,19 @@ def _scatter_lanes(out: Any, matrix: Any, rows: Any, row_signs: Any, columns: An
             e1, f1, g1, h1 = into[4] + e1, into[5] + f1, into[6] + g1, into[7] + h1
             into[0], into[1], into[2], into[3] = a1, b1, c1, d1
             into[4], into[5], into[6], into[7] = e1, f1, g1, h1
+        for lane in range(_LANES):
+            squares[lane] += _square(matrix[lane, row])
     for lane in range(_LANES):
         for bucket in range(dim):
             out[lane, bucket] += sums[bucket, lane] + sums[bucket + dim, lane]
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+def _square(values: Any) -> Any:
+    total = np.float32(0)
+    for i in range(len(values)):
+        total += values[i] * values[i]
+    return total
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]

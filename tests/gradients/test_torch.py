@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradindex.gradients.base import PathFailed
+from gradindex.gradients.base import Parameter, PathFailed
 from gradindex.gradients.layers.torch_capture import Capture, Layout
 from gradindex.gradients.torch import TorchEngine
 from gradindex.sketch import CountSketch, Gaussian, Identity
@@ -78,6 +78,39 @@ def test_any_sketch_takes_factors(sketch):
     projector = sketch.bind(engine.parameters, 0)
     expected = projector(engine.parameters, engine.gradients(x, y).gradients)
     np.testing.assert_allclose(engine.embed(x, y, projector).sketches, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_sketch_on_the_device_has_the_same_values():
+    """The twin for CUDA, run on the CPU: formed gradients, factors and touched rows."""
+    torch.manual_seed(0)
+    parameter = Parameter(name="w", position=3, shape=(7, 5), dtype="float32")
+    projector = CountSketch(16).bind([parameter], 1)
+    twin = projector.on_device(torch.device("cpu"))
+    gradients, rows, columns = torch.randn(4, 35), torch.randn(4, 3, 7), torch.randn(4, 3, 5)
+    numbers = torch.randint(0, 7, (4, 3))
+    for method, values in (
+        ("add_measured", (gradients,)),
+        ("add_factors", (rows, columns)),
+        ("add_factors", (numbers, columns)),
+    ):
+        found, expected = torch.zeros(4, 16), np.zeros((4, 16), np.float32)
+        squares = getattr(twin, method)(found, parameter, *values)
+        wanted = getattr(projector, method)(expected, parameter, *(value.numpy() for value in values))
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+        if squares is not None:
+            np.testing.assert_allclose(squares.numpy(), wanted, rtol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_embedding():
+    torch.manual_seed(0)
+    model = resnet()
+    x, y = samples((3, 8, 8), 6), np.arange(6) % 3
+    engines = [TorchEngine(model, nn.CrossEntropyLoss()), TorchEngine(resnet(), nn.CrossEntropyLoss(), device="cuda")]
+    engines[1].model.load_state_dict(model.state_dict())
+    host, device = (engine.embed(x, y, CountSketch(64).bind(engine.parameters, 0)) for engine in engines)
+    np.testing.assert_allclose(device.norms, host.norms, rtol=1e-3)
+    np.testing.assert_allclose(device.sketches, host.sketches, atol=1e-3 * np.abs(host.sketches).max())
 
 
 def test_the_model_leaves_as_it_came():
