@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Nanoseconds on two cores, measured: a number scattered; one counted; a spectrum's share for each bucket.
 _SCATTER, _COUNT, _SPECTRUM = 0.18, 0.25, 1.1
+_HEAP_BYTES = 96 << 10  # malloc maps pages anew for blocks from 128 KiB on
 
 
 @dataclass(frozen=True)
@@ -110,28 +111,41 @@ class CountSketchProjector(Projector):
 
 
 def _tensor_sketch(out: NDArray[np.float32], tables: SideTables, rows: Floats, columns: Floats) -> None:
-    """Add irfft(Σ_t rfft(CS r_t) ∘ rfft(CS c_t)) to `out`, a few samples at a time to stay in the cache."""
-    n, dim = out.shape
-    step = max(1, 64 // rows.shape[1])
+    """Add irfft(Σ_t rfft(CS r_t) ∘ rfft(CS c_t)) to `out`, a few vectors at a time.
+
+    So few that memory for them comes from the heap: fresh pages cost as much as the transforms.
+    """
+    (n, dim), positions = out.shape, rows.shape[1]
+    vectors = max(1, _HEAP_BYTES // (4 * dim))
+    some_positions = min(positions, vectors)
+    step = max(1, vectors // positions)
+    counts = np.empty((step, some_positions, dim), np.float32)
+    row_side, column_side = (tables.row_buckets, tables.row_signs), (tables.column_buckets, tables.column_signs)
     for begin in range(0, n, step):
         some = slice(begin, begin + step)
-        left = _spectra(rows[some], tables.row_buckets, tables.row_signs, dim)
-        right = _spectra(columns[some], tables.column_buckets, tables.column_signs, dim)
-        if rows.shape[1] == 1:
-            total = left[:, 0] * right[:, 0]
-        else:
-            total = np.zeros((len(left), left.shape[2]), left.dtype)
+        total = np.zeros((min(step, n - begin), dim // 2 + 1), np.complex64)
+        for first in range(0, positions, some_positions):
+            left = _spectra(counts, rows[some], first, *row_side)
+            right = _spectra(counts, columns[some], first, *column_side)
             multiply_sum(total, left, right)
         out[some] += scipy.fft.irfft(total, dim)
 
 
-def _spectra(values: Floats, buckets: NDArray[np.uint32], signs: NDArray[np.float32], dim: int) -> NDArray[Any]:
-    counts = np.zeros((*values.shape[:2], dim), np.float32)
+def _spectra(
+    counts: NDArray[np.float32],
+    values: Floats,
+    first: int,
+    buckets: NDArray[np.uint32],
+    signs: NDArray[np.float32],
+) -> NDArray[Any]:
+    """Return rfft(CS v_t) of the vectors (n, T, size) from position `first` on, as many as `counts` holds."""
+    counts = counts[: len(values), : values.shape[1] - first]
+    counts[:] = 0
     across = values.transpose(0, 2, 1)
     if across.flags.c_contiguous and not values.flags.c_contiguous:
-        count_across(counts, np.asarray(across, np.float32), buckets, signs)
+        count_across(counts, np.asarray(across, np.float32), first, buckets, signs)
     else:
-        count(counts, np.ascontiguousarray(values, np.float32), buckets, signs)
+        count(counts, np.ascontiguousarray(values, np.float32), first, buckets, signs)
     spectra: NDArray[Any] = scipy.fft.rfft(counts)  # transforms several vectors at a time, unlike NumPy's
     return spectra
 

@@ -126,24 +126,24 @@ def scatter_touched(
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
-def count(out: Any, values: Any, buckets: Any, signs: Any) -> None:
-    """Add vectors (n, T, size) to their plain CountSketches `out` (n, T, dim)."""
-    for sample in range(values.shape[0]):
-        for position in range(values.shape[1]):
-            into, vector = out[sample, position], values[sample, position]
+def count(out: Any, values: Any, first: int, buckets: Any, signs: Any) -> None:
+    """Add vectors (n, T, size), from position `first` on, to their plain CountSketches `out` (n, t, dim)."""
+    for sample in range(out.shape[0]):
+        for position in range(out.shape[1]):
+            into, vector = out[sample, position], values[sample, first + position]
             for i in range(values.shape[2]):
                 into[buckets[i]] += signs[i] * vector[i]
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
-def count_across(out: Any, values: Any, buckets: Any, signs: Any) -> None:
+def count_across(out: Any, values: Any, first: int, buckets: Any, signs: Any) -> None:
     """Do what `count` does for vectors that lie across memory, `values` (n, size, T)."""
     for sample in range(values.shape[0]):
         into = out[sample]
         for i in range(values.shape[1]):
             bucket, sign, across = buckets[i], signs[i], values[sample, i]
-            for position in range(values.shape[2]):
-                into[position, bucket] += sign * across[position]
+            for position in range(out.shape[1]):
+                into[position, bucket] += sign * across[first + position]
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
