@@ -16,13 +16,22 @@ from numpy.typing import NDArray
 from gradindex.gradients.base import Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import check_seed, side_hash
-from gradindex.sketch.scatter import count, count_across, for_samples, multiply_sum, scatter, scatter_touched
+from gradindex.sketch.scatter import (
+    count,
+    count_across,
+    for_samples,
+    multiply_sum,
+    rotate_sum,
+    scatter,
+    scatter_touched,
+)
 
 if TYPE_CHECKING:
     from gradindex.sketch.torch_countsketch import TorchCountSketch
 
 # Nanoseconds on two cores, measured: a number scattered; one counted; a spectrum's share for each bucket.
 _SCATTER, _COUNT, _SPECTRUM = 0.18, 0.25, 1.1
+_ROTATE, _FEW_ROWS = 0.06, 16  # a number of a vector added in another rotation: so few rows need no spectrum
 _HEAP_BYTES = 96 << 10  # malloc maps pages anew for blocks from 128 KiB on
 
 
@@ -66,11 +75,13 @@ class CountSketchProjector(Projector):
         """Do `add`, and return the gradients' squared norms (b,) from the same pass over memory."""
         t = self.tables[parameter.name]
         matrix = np.ascontiguousarray(gradients, np.float32).reshape(len(gradients), *parameter.matrix_shape)
-        columns = t.column_buckets, t.column_signs
+        rows, columns = (t.row_buckets, t.row_signs), (t.column_buckets, t.column_signs)
+        if matrix.shape[2] == 1:  # a bias: the long side inside
+            matrix, rows, columns = matrix.reshape(len(matrix), 1, -1), columns, rows
         squares = np.zeros(len(matrix), np.float64)
 
         def work(some: slice) -> None:
-            scatter(out[some], squares[some], matrix[some], t.row_buckets, t.row_signs, *columns)
+            scatter(out[some], squares[some], matrix[some], *rows, *columns)
 
         for_samples(work, len(out), matrix.size)
         return squares
@@ -107,6 +118,8 @@ class CountSketchProjector(Projector):
         rows, columns = parameter.matrix_shape
         if touched:
             return positions * columns * _COUNT
+        if rows <= _FEW_ROWS:
+            return positions * (columns * _COUNT + rows * self.dim * _ROTATE)
         return (positions + 0.5) * ((rows + columns) * _COUNT + self.dim * _SPECTRUM)
 
 
@@ -119,26 +132,34 @@ def _tensor_sketch(out: NDArray[np.float32], tables: SideTables, rows: Floats, c
     vectors = max(1, _HEAP_BYTES // (4 * dim))
     some_positions = min(positions, vectors)
     step = max(1, vectors // positions)
-    counts = np.empty((step, some_positions, dim), np.float32)
+    few = rows.shape[2] <= _FEW_ROWS
+    rows = np.ascontiguousarray(rows, np.float32) if few else rows
+    # A line's offset between vectors: at a multiple of 4 KiB they would all fall into one set of the cache.
+    counts = np.empty((step, some_positions, dim + 16), np.float32)[:, :, :dim]
     row_side, column_side = (tables.row_buckets, tables.row_signs), (tables.column_buckets, tables.column_signs)
     for begin in range(0, n, step):
         some = slice(begin, begin + step)
         total = np.zeros((min(step, n - begin), dim // 2 + 1), np.complex64)
         for first in range(0, positions, some_positions):
-            left = _spectra(counts, rows[some], first, *row_side)
-            right = _spectra(counts, columns[some], first, *column_side)
-            multiply_sum(total, left, right)
-        out[some] += scipy.fft.irfft(total, dim)
+            counted = _counts(counts, columns[some], first, *column_side)
+            if few:
+                rotate_sum(out[some], counted, rows[some], first, *row_side)
+            else:
+                right = scipy.fft.rfft(counted)  # transforms several vectors at a time, unlike NumPy's
+                left = scipy.fft.rfft(_counts(counts, rows[some], first, *row_side))
+                multiply_sum(total, left, right)
+        if not few:
+            out[some] += scipy.fft.irfft(total, dim)
 
 
-def _spectra(
+def _counts(
     counts: NDArray[np.float32],
     values: Floats,
     first: int,
     buckets: NDArray[np.uint32],
     signs: NDArray[np.float32],
-) -> NDArray[Any]:
-    """Return rfft(CS v_t) of the vectors (n, T, size) from position `first` on, as many as `counts` holds."""
+) -> NDArray[np.float32]:
+    """Return CS v_t of the vectors (n, T, size) from position `first` on, as many as `counts` holds."""
     counts = counts[: len(values), : values.shape[1] - first]
     counts[:] = 0
     across = values.transpose(0, 2, 1)
@@ -146,8 +167,7 @@ def _spectra(
         count_across(counts, np.asarray(across, np.float32), first, buckets, signs)
     else:
         count(counts, np.ascontiguousarray(values, np.float32), first, buckets, signs)
-    spectra: NDArray[Any] = scipy.fft.rfft(counts)  # transforms several vectors at a time, unlike NumPy's
-    return spectra
+    return counts
 
 
 def fold(sketches: NDArray[Any], dim: int) -> NDArray[Any]:

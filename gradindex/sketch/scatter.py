@@ -147,6 +147,24 @@ def count_across(out: Any, values: Any, first: int, buckets: Any, signs: Any) ->
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+def rotate_sum(out: Any, counts: Any, values: Any, first: int, buckets: Any, signs: Any) -> None:
+    """Add Σ_t Σ_r s_r·v_tr·counts_t rotated by h_r to `out` (n, dim): a circular convolution with few numbers."""
+    dim = out.shape[1]
+    for sample in range(out.shape[0]):
+        for position in range(counts.shape[1]):
+            vector = counts[sample, position]
+            for row in range(values.shape[2]):
+                shift, factor = buckets[row], signs[row] * values[sample, first + position, row]
+                if factor != 0:
+                    end, begin = out[sample, shift:], out[sample, :shift]
+                    for i in range(len(end)):
+                        end[i] += factor * vector[i]
+                    rest = vector[dim - shift :]
+                    for i in range(len(begin)):
+                        begin[i] += factor * rest[i]
+
+
+@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
 def multiply_sum(out: Any, left: Any, right: Any) -> None:
     """Add Σ_t left_t ∘ right_t of spectra (n, T, m) to `out` (n, m)."""
     for sample in range(left.shape[0]):
