@@ -77,7 +77,7 @@ class CountSketchProjector(Projector):
         matrix = np.ascontiguousarray(gradients, np.float32).reshape(len(gradients), *parameter.matrix_shape)
         rows, columns = (t.row_buckets, t.row_signs), (t.column_buckets, t.column_signs)
         if matrix.shape[2] == 1:  # a bias: the long side inside
-            matrix, rows, columns = matrix.reshape(len(matrix), 1, -1), columns, rows
+            matrix, rows, columns = matrix.transpose(0, 2, 1), columns, rows
         squares = np.zeros(len(matrix), np.float64)
 
         def work(some: slice) -> None:
