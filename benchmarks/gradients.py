@@ -10,6 +10,8 @@ spin (OMP_WAIT_POLICY), for every contender alike: on cores that are shared, spi
 """
 
 import argparse
+import ctypes
+import gc
 import importlib
 import importlib.util
 import json
@@ -79,6 +81,8 @@ def step_memory(case: Case, name: str) -> int:
     step = case.contenders[name]
     step(*case.data(2))
     x, y = case.data(case.sizes[-1])
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the first step left with the allocator would hide this one's needs
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")
     step(x, y)

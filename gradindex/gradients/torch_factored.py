@@ -26,7 +26,7 @@ from gradindex.gradients.layers import (  # noqa: F401  (they register themselve
 from gradindex.gradients.layers.torch_capture import Call, Capture, Layout, layouts
 from gradindex.gradients.layers.torch_use import Touched, Use, squared_norms, squares, upcast
 
-_BLOCK_BYTES = 4 << 20  # working memory of formed gradients: small enough to stay in a core's cache
+_BLOCK_BYTES = 8 << 20  # working memory of formed gradients: less means more, smaller parallel steps
 _PER_NS = 100.0  # multiply-adds in a nanosecond of a batched matrix product
 
 Finish = Callable[[str, Sequence[Use]], None]
@@ -172,7 +172,8 @@ class Sketches:
         rows, columns = parameter.matrix_shape
         form = sum(use.form_cost for use in uses) / _PER_NS + parameter.size * 0.2
         norm = parameter.size * 0.1
-        ghost = count * count * (rows + columns) / _PER_NS + count * count * 0.5
+        dense = any(not isinstance(use, Touched) for use in uses)  # numbers of rows are only compared
+        ghost = count * count * ((rows if dense else 0) + columns) / _PER_NS + count * count * 0.5
         sketch = sum(self._costs.factor_cost(parameter, use.positions or 0, isinstance(use, Touched)) for use in uses)
         formed = form + norm + self._costs.cost(parameter)
         ghost_is_cheaper = ghost < form + norm

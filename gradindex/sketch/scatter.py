@@ -34,7 +34,7 @@ def for_samples(work: Callable[[slice], None], samples: int, numbers: int) -> No
         work(slice(0, samples))
         return
     step = -(-samples // threads)
-    step = -(-step // _LANES) * _LANES if samples >= threads * _LANES else step
+    step = -(-step // _LANES) * _LANES if samples >= _LANES else step
     parts = [slice(begin, min(begin + step, samples)) for begin in range(0, samples, step)]
     others = [_pool(os.getpid()).submit(work, part) for part in parts[1:]]
     work(parts[0])

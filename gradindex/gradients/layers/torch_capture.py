@@ -128,6 +128,7 @@ class Call:
         for name, make in self.uses.items():
             if self.layout is not None:
                 yield name, make(gradient, self.layout)
+        self.uses, self.watched = {}, ()  # autograd keeps its hooks, and with them this, to the end
 
 
 class Capture(TorchFunctionMode):  # type: ignore[misc]
