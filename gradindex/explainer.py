@@ -5,7 +5,6 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,34 +16,19 @@ from gradindex import exact, kernels, queries
 from gradindex.batches import Batch, ColumnSource, Tree, index, map_leaves
 from gradindex.embedding import check_batch
 from gradindex.explanation import Explanation
-from gradindex.gradients import Backend, make_engine
+from gradindex.gradients import Backend, BackendName, make_engine
 from gradindex.gradients.base import Engine, Floats
 from gradindex.job import Job
 from gradindex.kernels import Kernel, Task
 from gradindex.labels import as_array
 from gradindex.progress import progress_bar
-from gradindex.sketch import CountSketch, Identity, Sketch
+from gradindex.sketch import Sketch, widest
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
 
 MANIFEST = "explainer.json"
 _SHOWN = 5  # samples in most_similar and least_similar
-
-
-_WIDE = 4096  # numbers a sample, where there are few samples
-_FEW = 20_000
-
-
-def _default_sketch(size: int, rows: int) -> Sketch:
-    if size <= _WIDE:
-        return Identity()
-    return CountSketch(_WIDE if rows <= _FEW else 1024)
-
-
-class _BackendName(StrEnum):
-    TENSORFLOW = "tensorflow"
-    PYTORCH = "pytorch"
 
 
 class GradientSimilarity:
@@ -119,7 +103,7 @@ class GradientSimilarity:
     ) -> None:
         self.sim_fn = kernels.parse(Kernel, sim_fn, "sim_fn")
         self.task = kernels.parse(Task, task, "task")
-        self.backend = kernels.parse(_BackendName, backend, "backend")
+        self.backend = kernels.parse(BackendName, backend, "backend")
         self.loss_fn = loss_fn
         self.precompute_grads = precompute_grads
         self.device = device
@@ -292,7 +276,7 @@ class GradientSimilarity:
             )
 
     def _make_engine(self, predictor: Any) -> Engine:
-        backend = Backend.TORCH if self.backend is _BackendName.PYTORCH else Backend.TENSORFLOW
+        backend = Backend.TORCH if self.backend is BackendName.PYTORCH else Backend.TENSORFLOW
         return make_engine(predictor, self.loss_fn, backend=backend, parameters=self.parameters, device=self.device)
 
     def _adopt(self, X_train: Any, Y_train: Any) -> None:
@@ -339,7 +323,7 @@ class GradientSimilarity:
         return gradindex.build(
             self._job(),
             out,
-            sketch=self.sketch or _default_sketch(self._engine.size, len(self._source)),
+            sketch=self.sketch or widest(self._engine.size, len(self._source)),
             index=factory,
             seed=self.seed,
             batch_size=self.batch_size,

@@ -802,12 +802,11 @@ class TestZeroGradients:
 
 
 def test_the_index_is_as_wide_as_few_samples_allow(torch_kit):
-    from gradindex import CountSketch, Identity
-    from gradindex.explainer import _default_sketch
+    from gradindex.sketch import CountSketch, Identity, widest
 
-    assert _default_sketch(4096, 10**6) == Identity()
-    assert _default_sketch(4097, 20_000) == CountSketch(4096)
-    assert _default_sketch(4097, 20_001) == CountSketch(1024)
+    assert widest(4096, 10**6) == Identity()
+    assert widest(4097, 20_000) == CountSketch(4096)
+    assert widest(4097, 20_001) == CountSketch(1024)
     options = {"index": "Flat", "sketch": CountSketch(8)}
     narrow = torch_kit.explainer(torch_kit.mlp(), torch_kit.loss, **options).fit(X, Y)
     assert narrow.index.store.header.dim == 8

@@ -14,6 +14,13 @@ class Backend(StrEnum):
     TENSORFLOW = "tensorflow"
 
 
+class BackendName(StrEnum):
+    """What `GradientSimilarity` calls the frameworks, as Alibi does."""
+
+    TENSORFLOW = "tensorflow"
+    PYTORCH = "pytorch"
+
+
 def backend_of(model: Any) -> Backend:
     """Return the framework that `model` is written in.
 

@@ -6,4 +6,14 @@ from gradindex.sketch.dense import Gaussian, Rademacher
 from gradindex.sketch.identity import Identity
 from gradindex.sketch.sjlt import SJLT
 
-__all__ = ["SJLT", "CountSketch", "Gaussian", "Identity", "Rademacher", "Sketch", "from_json"]
+__all__ = ["SJLT", "CountSketch", "Gaussian", "Identity", "Rademacher", "Sketch", "from_json", "widest"]
+
+_WIDE = 4096  # numbers a sample, where there are few samples
+_FEW = 20_000
+
+
+def widest(size: int, rows: int) -> Sketch:
+    """Return the sketch for an index that few rows let be wide, of gradients of `size` numbers."""
+    if size <= _WIDE:
+        return Identity()
+    return CountSketch(_WIDE if rows <= _FEW else 1024)
