@@ -21,12 +21,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FRAMEWORKS = {"torch": "gradients_torch", "keras": "gradients_keras"}  # modules with a dict CASES
 Step = Callable[[Any, Any], Any]
 
 
@@ -43,10 +43,25 @@ class Case:
 def cases() -> dict[tuple[str, str], Callable[[], Case]]:
     """Return every case of the frameworks that are there, by (framework, model)."""
     found: dict[tuple[str, str], Callable[[], Case]] = {}
-    for module in FRAMEWORKS.values():
-        if importlib.util.find_spec(module):
-            found |= importlib.import_module(module).CASES
+    if importlib.util.find_spec("torch"):
+        found |= importlib.import_module("gradients_torch").CASES
+    if importlib.util.find_spec("keras"):
+        keras = importlib.import_module("gradients_keras")
+        for name, build in keras.CASES.items():
+            found["keras", name.removeprefix("keras ")] = partial(keras_case, keras, build)
     return found
+
+
+def keras_case(module: Any, build: Callable[[], Any]) -> Case:
+    """Return the case of one of `gradients_keras`'s models."""
+    model, rng = build(), np.random.default_rng(0)
+    shape = model.input_shape[1:]
+    return Case(
+        data=lambda n: (rng.standard_normal((n, *shape)).astype(np.float32), rng.integers(0, 10, n)),
+        sizes=module.SIZES["engine"],
+        contenders=module.contenders(model),
+        few={name: module.SIZES[name][-1] for name in ("vmap", "loop")},
+    )
 
 
 def seconds(step: Step, x: Any, y: Any) -> float:
