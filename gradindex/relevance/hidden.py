@@ -80,7 +80,7 @@ class Hidden:
                 ) from error
         if not wanted:
             return []
-        outputs = keras.Model(model.inputs, wanted)(x, training=False)
+        outputs = keras.Model(model.inputs if len(model.inputs) > 1 else model.inputs[0], wanted)(x, training=False)
         return [np.asarray(out) for out in (outputs if isinstance(outputs, list | tuple) else [outputs])]
 
     def _check(self, layers: dict[str, Any]) -> None:
