@@ -1,4 +1,4 @@
-"""The three tests of Hanawa et al. (2021): does a relevance metric give explanations that make sense?
+"""The three tests of Hanawa et al. (2021): which relevance metric gives explanations that make sense.
 
 `identical_class`, `identical_subclass` and `model_randomization` run one test on an `Experiment`; `evaluate`
 runs several and shares their models.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Tree, as_columns, index, length
 from gradindex.job import Job
+from gradindex.labels import as_classes
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,34 @@ class Experiment:
             raise ValueError(f"train_size {self.train_size} is not a part of the {len(y)} samples.")
         if self.queries < 1:
             raise ValueError(f"queries must be at least 1, got {self.queries}.")
+
+    @classmethod
+    def of_job(cls, job: Job, test: tuple[Any, Any]) -> "Experiment":
+        """Return an experiment around a trained model, which cannot be trained anew: no subclass test.
+
+        The job's training data are read into memory.
+        """
+        batch = job.source.take(np.arange(len(job.source), dtype=np.int64))
+        classes = as_classes(batch.y)
+        if classes is None:
+            raise ValueError("The tests need labels that are classes (n,) or one-hot rows (n, c).")
+
+        def fit(x: Any, y: Any, outputs: int, seed: int) -> Any:
+            if outputs < len(np.unique(classes)):
+                raise ValueError(
+                    "The subclass test trains anew, and a Job cannot. Give an Experiment with a function fit."
+                )
+            return job.model
+
+        return cls(
+            fit,
+            job.loss_fn,
+            (batch.x, classes),
+            test=test,
+            train_size=len(job.source),
+            parameters=job.parameters,
+            device=job.device,
+        )
 
     def _count(self) -> int:
         n = len(self.data[1])

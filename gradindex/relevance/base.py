@@ -77,7 +77,8 @@ class Metric:
         if self.similarity != "l2":
             return dots
         squares = np.einsum("ij,ij->i", queries, queries)[:, None] + np.einsum("ij,ij->i", keys, keys)
-        return 2 * dots - squares
+        found: Rows = 2 * dots - squares
+        return found
 
     def top(self, X: Any, y: Any = None, k: int = 10) -> tuple[NDArray[np.int64], Rows]:
         """Return the ids and scores (m, k) of the most relevant samples, best first; ties by id.
@@ -120,4 +121,5 @@ class Metric:
 def unit(rows: Rows) -> Rows:
     """Return rows of length 1; rows of zeros stay."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    found: Rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return found

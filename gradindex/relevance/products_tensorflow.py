@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from gradindex.job import Job
-from gradindex.relevance.curvature import Product
 from gradindex.relevance.base import Rows
+from gradindex.relevance.curvature import Product
 
 _BATCH = 1024
 
@@ -22,7 +22,8 @@ def hessian_product(job: Job) -> Product:
         vectors = tf.convert_to_tensor(rows, engine.dtype)
         for batch in source.blocks(_BATCH):
             with engine._on_device():
-                total += _block(engine, *engine._ready(batch.x, batch.y), vectors).numpy()
+                x, y = engine._ready(batch.x, batch.y)
+                total += _block(engine, x, y, vectors).numpy()
         return total / len(source)
 
     return product

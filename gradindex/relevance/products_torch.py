@@ -8,8 +8,8 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from gradindex.job import Job
-from gradindex.relevance.curvature import Product
 from gradindex.relevance.base import Rows
+from gradindex.relevance.curvature import Product
 
 _BATCH = 1024
 

@@ -10,8 +10,8 @@ from gradindex.batches import leaves
 from gradindex.job import Job
 from gradindex.kernels import Task
 from gradindex.relevance import curvature
-from gradindex.relevance.hidden import Hidden
 from gradindex.relevance.base import Options, Rows
+from gradindex.relevance.hidden import Hidden
 
 _BATCH = 128
 

@@ -167,7 +167,7 @@ def test_named_layers_and_models_without_hidden_layers():
 
 def test_options_are_validated(case):
     job = case[0]
-    with pytest.raises(ValueError, match="Unknown metric 'cosine'. Expected one of: 'l2-x'"):
+    with pytest.raises(ValueError, match=r"Unknown metric 'cosine'\. Expected one of: 'l2-x'"):
         relevance.metric("cosine", job)
     with pytest.raises(ValueError, match="Unknown fisher 'false'"):
         relevance.metric("FK", job, fisher="false")
