@@ -141,7 +141,16 @@ def test_results_go_to_json_and_pictures(tmp_path):
 
 def test_the_command(tmp_path, capsys):
     code = run(
-        "evaluate tests.evaluation.jobs:experiment --metrics l2-x,GC --tests class,subclass --repeats 1".split()
+        [
+            "evaluate",
+            "tests.evaluation.jobs:experiment",
+            "--metrics",
+            "l2-x,GC",
+            "--tests",
+            "class,subclass",
+            "--repeats",
+            "1",
+        ]
         + f"--out {tmp_path}/r.json --chart {tmp_path}/c.png".split()
     )
     text = capsys.readouterr().out
