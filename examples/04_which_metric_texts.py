@@ -1,8 +1,8 @@
 """Ask which relevance metric to trust for a text classifier, and read the neighbours each one finds.
 
 One-line descriptions of Debian packages, the label is the archive section (``debian_sections.tsv.gz`` in the folder
-named by ``GRADINDEX_DATA``; without it, a handful of sentences made by a template). Two models: bag of words with logistic
-regression, and averaged embeddings. Run it with ``python examples/04_which_metric_texts.py``.
+named by ``GRADINDEX_DATA``; without it, sentences made of random words of three topics). Two models: bag of words
+with logistic regression, and averaged embeddings. Run it with ``python examples/04_which_metric_texts.py``.
 """
 
 import argparse
@@ -69,6 +69,7 @@ class AveragedEmbeddings(nn.Module):
         self.out = nn.Linear(16, classes)
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, classes) of counts (n, words)."""
         return self.out(self.embed(counts) / counts.sum(1, keepdim=True).clamp(min=1))
 
 

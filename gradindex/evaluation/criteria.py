@@ -43,7 +43,7 @@ def agrees(ids: NDArray[np.int64], train_classes: NDArray[Any], wanted: NDArray[
 def rank_correlation(one: Scores, other: Scores) -> float:
     """Return Spearman's correlation of two rankings (m, n), averaged over the m queries (definition 2).
 
-    A constant row has no ranking and counts as 0.
+    A constant row has no ranking: it counts as 0, or as 1 where both are constant.
     """
     from scipy.stats import rankdata
 
@@ -51,7 +51,8 @@ def rank_correlation(one: Scores, other: Scores) -> float:
     a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
     scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     dots = np.einsum("ij,ij->i", a, b)
-    return float(np.divide(dots, scale, out=np.zeros_like(dots), where=scale > 0).mean())
+    same = (a == b).all(axis=1).astype(np.float64)
+    return float(np.divide(dots, scale, out=same, where=scale > 0).mean())
 
 
 def merge_classes(y: NDArray[Any], seed: int) -> tuple[NDArray[np.int64], dict[int, int]]:

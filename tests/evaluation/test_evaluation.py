@@ -75,6 +75,7 @@ def test_criteria_by_hand():
     want = np.mean([spearmanr(p, q).statistic for p, q in zip(a, b, strict=True)])
     assert criteria.rank_correlation(a, b) == pytest.approx(want)
     assert criteria.rank_correlation(np.ones((1, 5)), b[:1, :5]) == 0
+    assert criteria.rank_correlation(np.ones((1, 5)), 2 * np.ones((1, 5))) == 1
     with pytest.raises(ValueError, match="k must be between 1 and the 3"):
         criteria.passes(scores, classes, wanted, 4)
     with pytest.raises(ValueError, match="NaN"):
@@ -140,19 +141,8 @@ def test_results_go_to_json_and_pictures(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    code = run(
-        [
-            "evaluate",
-            "tests.evaluation.jobs:experiment",
-            "--metrics",
-            "l2-x,GC",
-            "--tests",
-            "class,subclass",
-            "--repeats",
-            "1",
-        ]
-        + f"--out {tmp_path}/r.json --chart {tmp_path}/c.png".split()
-    )
+    asked = "evaluate tests.evaluation.jobs:experiment --metrics l2-x,GC --tests class,subclass --repeats 1"
+    code = run(f"{asked} --out {tmp_path}/r.json --chart {tmp_path}/c.png".split())
     text = capsys.readouterr().out
     assert code == 0
     assert "top-10 subclass" in text
