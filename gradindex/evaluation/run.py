@@ -90,7 +90,7 @@ def evaluate(
                 continue
             trial = _Trial(experiment, split, repeat, labels, metrics, options or {})
             accuracy.setdefault(labels, []).append(trial.accuracy)
-            parameters = trial.job.engine.size
+            parameters = max(parameters, trial.job.engine.size)
             for test in wanted:
                 if test == "randomization":
                     trial.randomization(values, top)
