@@ -1,8 +1,8 @@
 """The tables of Hanawa et al. (2021) beside ours: ``python benchmarks/hanawa.py --cases vehicle-logreg …``.
 
 Our choices where the study says nothing: features of the tables as they are in the files (``--scaling raw``), MNIST
-divided by 255; batches of 64, MNIST 128; the epochs in CASES; MLP with two hidden layers of 24 and ReLU; the model of the last
-epoch. Models are trained in float32; gradients and matrices are computed in float64.
+divided by 255; batches of 64, MNIST 128; the epochs in CASES; MLP with two hidden layers of 24 and ReLU; the model
+of the last epoch. Models are trained in float32; gradients and matrices are computed in float64.
 """
 
 import argparse
