@@ -1,5 +1,6 @@
 """The example scripts run as a reader runs them, on the digits that ship with scikit-learn."""
 
+import json
 import os
 import re
 import subprocess
@@ -40,6 +41,39 @@ def test_a_study_prints_its_table_and_draws_its_pictures(script, tmp_path):
     assert sum(shares) / 5 >= 90
     for name in ("similar.png", "distributions.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_are_compared_on_digits(tmp_path):
+    pytest.importorskip("torch")
+    done = run("03_which_metric_digits.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "most often right about class and subclass: GC" in done.stdout
+    saved = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["summary"]
+    assert saved["class"]["GC"]["mean"] > 0.95
+    assert saved["randomization"]["l2-x"]["mean"] == pytest.approx(1)
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_are_compared_on_texts(tmp_path):
+    pytest.importorskip("torch")
+    done = run("04_which_metric_texts.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^  GC +(games|sound|net) +\w+ \w+ \w+ \w+$", done.stdout, re.MULTILINE)) == 4
+    for kind in ("logreg", "embeddings"):
+        summary = json.loads((tmp_path / f"{kind}.json").read_text(encoding="utf-8"))["summary"]
+        assert summary["class"]["GC"]["mean"] > 0.95
+
+
+def test_quanda_judges_our_metrics_or_is_asked_for():
+    done = run("05_quanda.py", "--quick")
+    try:
+        import quanda  # noqa: F401
+    except ImportError:
+        assert done.returncode != 0
+        assert "Type: pip install quanda" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"^class +GC +(\S+)$", done.stdout, re.MULTILINE).group(1)) > 0.95
 
 
 def test_data_that_are_not_there_are_explained(tmp_path):

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from gradindex.cli.evaluate import evaluate
 from gradindex.gradients import Backend
 from gradindex.kernels import Kernel
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command()(evaluate)
 out = Console()
 err = Console(stderr=True)
 

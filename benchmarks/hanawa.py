@@ -1,0 +1,178 @@
+"""The tables of Hanawa et al. (2021) beside ours: ``python benchmarks/hanawa.py --cases vehicle-logreg …``.
+
+Our choices where the study says nothing: features of the tables as they are in the files (``--scaling raw``), MNIST
+divided by 255; batches of 64, MNIST 128; the epochs in CASES; MLP with two hidden layers of 24 and ReLU; the model
+of the last epoch. Models are trained in float32; gradients and matrices are computed in float64.
+"""
+
+import argparse
+import json
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradindex import relevance
+from gradindex.evaluation import Experiment, evaluate
+
+RESULTS = Path(__file__).parent / "results"
+PAPER = json.loads((Path(__file__).parent / "hanawa_paper.json").read_text(encoding="utf-8"))
+DATA = Path(os.environ.get("GRADINDEX_DATA", "."))
+FEATURES = [name for name in relevance.METRICS if name.split("-")[-1] in ("x", "last", "all")]
+GRADIENTS = [name for name in relevance.METRICS if name not in FEATURES]
+
+
+def table(name, scaling):
+    rows = [line.replace(" ", "").strip().split(",") for line in (DATA / f"{name}.dat").read_text().splitlines()]
+    rows = [row for row in rows if len(row) > 2 and not row[0].startswith("@")]
+    x = np.array([row[:-1] for row in rows], np.float32)
+    _, y = np.unique([row[-1] for row in rows], return_inverse=True)
+    if scaling == "raw":
+        return x, y
+    centre, scale = (x.mean(axis=0), x.std(axis=0)) if scaling == "standard" else (x.min(axis=0), np.ptp(x, axis=0))
+    return (x - centre) / np.where(scale > 0, scale, 1), y
+
+
+def mnist():
+    with np.load(DATA / "mnist10k.npz") as saved:
+        return saved["x"][:, None].astype(np.float32) / 255, saved["y"].astype(np.int64)
+
+
+def make(kind, shape, classes, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "logreg":
+            return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), classes))
+        if kind == "mlp":
+            return nn.Sequential(
+                *(nn.Linear(shape[0], 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, classes))
+            )
+        layers, channels = [], shape[0]
+        for _ in range(3):
+            layers += [nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+            channels = 16
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
+
+
+def fit(x, y, classes, seed, *, kind, epochs, batch):
+    model = make(kind, x.shape[1:], classes, seed)
+    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    order = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=order).split(batch):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimiser.step()
+    return model.eval().double()
+
+
+# data, model, epochs, batch, training samples
+CASES = {
+    "vehicle-mlp": ("vehicle", "mlp", 1000, 64, 423),
+    "vehicle-logreg": ("vehicle", "logreg", 3000, 64, 423),
+    "segment-mlp": ("segment", "mlp", 400, 64, 1155),
+    "segment-logreg": ("segment", "logreg", 1000, 64, 1155),
+    "mnist-cnn": ("mnist", "cnn", 30, 128, 5500),
+    "mnist-logreg": ("mnist", "logreg", 100, 128, 5500),
+}
+
+
+def experiment(case, epochs=None, scaling="raw"):
+    data, kind, default, batch, train = CASES[case]
+    x, y = mnist() if data == "mnist" else table(data, scaling)
+    return Experiment(
+        partial(fit, kind=kind, epochs=epochs or default, batch=batch),
+        nn.functional.cross_entropy,
+        (x, y),
+        train_size=train,
+        queries=500,
+    )
+
+
+def names(case):
+    return [n for n in relevance.METRICS if not (case.endswith("logreg") and n.split("-")[-1] in ("last", "all"))]
+
+
+def compare(case, result, label=""):
+    print(f"\n{case}{label}: accuracy {np.mean(result['accuracy'].get('class', [np.nan])):.3f}")
+    paper = PAPER["cases"][case]
+    for test, rows in result["summary"].items():
+        print(f"  {test:18}{'ours':>14}{'paper':>14}  meet (± 2 std)")
+        for name, ours in rows.items():
+            theirs = paper.get(test, {}).get(name)
+            cell, meet = "–", ""
+            if theirs:
+                cell = f"{theirs[0]:.2f} ± {theirs[1]:.2f}"
+                meet = "yes" if meets(ours, theirs) else "no"
+            print(f"  {name:18}{ours['mean']:>7.2f} ± {ours['std']:.2f}{cell:>14}  {meet}")
+
+
+def meets(ours, theirs):
+    return abs(ours["mean"] - theirs[0]) <= 2 * (ours["std"] + theirs[1]) + 0.005  # tables have two digits
+
+
+def markdown(cases, suffix):
+    """Print saved results as one table a test: ours / the paper's, bold where the intervals do not meet."""
+    found = {case: RESULTS / f"hanawa_{case}{suffix}.json" for case in cases}
+    results = {case: json.loads(path.read_text(encoding="utf-8")) for case, path in found.items() if path.is_file()}
+    tests = dict.fromkeys(test for result in results.values() for test in result["summary"] if "index" not in test)
+    for test in tests:
+        print(f"\n| {test}, ours / paper | {' | '.join(results)} |\n|{'---|' * (len(results) + 1)}")
+        for name in relevance.METRICS:
+            cells = []
+            for case, result in results.items():
+                ours, theirs = result["summary"].get(test, {}).get(name), PAPER["cases"][case][test].get(name)
+                cell = (
+                    "–"
+                    if ours is None
+                    else f"{ours['mean']:.2f} ± {ours['std']:.2f} / {theirs[0]:.2f} ± {theirs[1]:.2f}"
+                )
+                cells.append(cell if ours is None or meets(ours, theirs) else f"**{cell}**")
+            if any(cell != "–" for cell in cells):
+                print(f"| {name} | {' | '.join(cells)} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["vehicle-mlp", "vehicle-logreg"])
+    parser.add_argument("--tests", nargs="+", default=["class", "subclass", "randomization"])
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="other than the case's own")
+    parser.add_argument("--metrics", nargs="+")
+    parser.add_argument("--fisher", default="true", choices=("true", "mean"))
+    parser.add_argument("--scaling", default="raw", choices=("minmax", "standard", "raw"), help="of the tables")
+    parser.add_argument("--index", action="store_true", help="answer through a FAISS index as well")
+    parser.add_argument("--suffix", default="", help="of the result file's name")
+    parser.add_argument("--markdown", action="store_true", help="only print the saved results as tables")
+    arguments = parser.parse_args()
+    if arguments.markdown:
+        markdown(arguments.cases, arguments.suffix)
+        return
+    torch.set_num_threads(1)
+    for case in arguments.cases:
+        start = time.perf_counter()
+        chosen = arguments.metrics or names(case)
+        result = evaluate(
+            experiment(case, arguments.epochs, arguments.scaling),
+            chosen,
+            arguments.tests,
+            repeats=arguments.repeats,
+            seed=arguments.seed,
+            through_index=arguments.index,
+            options={"fisher": arguments.fisher},
+        )
+        RESULTS.mkdir(exist_ok=True)
+        result.to_json(RESULTS / f"hanawa_{case}{arguments.suffix}.json")
+        compare(case, result.to_dict(), arguments.suffix)
+        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

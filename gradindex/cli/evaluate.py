@@ -1,0 +1,85 @@
+"""The command `gradindex evaluate`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+
+def evaluate(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FUNCTION",
+            help="Function that returns a gradindex.evaluation.Experiment, or a gradindex.Job (then --rows is needed).",
+        ),
+    ],
+    tests: Annotated[str, typer.Option(help="Some of class,subclass,randomization.")] = "class,randomization",
+    metrics: Annotated[str, typer.Option(help="Names of metrics, or all.")] = "l2-x,cos-x,dot-x,GD,GC,l2-grad",
+    rows: Annotated[
+        Path | None, typer.Option("--rows", help="FILE.npz with test inputs x and classes y, for a Job.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often to train; 1 for a Job.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Of the top-k tests.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Repeat r uses seed + r.")] = 0,
+    fisher: Annotated[str, typer.Option(help="true or mean, for FK.")] = "true",
+    index: Annotated[bool, typer.Option("--index", help="Answer through a FAISS index as well.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.")] = None,
+    chart: Annotated[Path | None, typer.Option("--chart", help="Draw the bar chart into this picture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Ask which relevance metric makes sense for a model: the three tests of Hanawa et al."""
+    from gradindex import evaluation, relevance
+
+    experiment, once = _experiment(subject, rows)
+    names = relevance.METRICS if metrics == "all" else _words(metrics)
+    result = evaluation.evaluate(
+        experiment,
+        names,
+        _words(tests),
+        repeats=1 if once else repeats,
+        seed=seed,
+        k=k,
+        through_index=index,
+        options={"fisher": fisher},
+    )
+    text = result.to_json(json_path)
+    if chart is not None:
+        result.chart().savefig(chart, dpi=120)
+    if as_json:
+        print(text)  # noqa: T201
+    else:
+        out = Console()
+        out.print(result.table())
+        for what, values in result.accuracy.items():
+            out.print(f"Test accuracy ({what} labels): {np.mean(values):.3f}", highlight=False)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _experiment(reference: str, rows: Path | None) -> tuple[Any, bool]:
+    """Return the experiment and whether it is a job's single trained model."""
+    from gradindex.evaluation import Experiment
+    from gradindex.job import Job, JobReferenceError, _import
+
+    module_name, _, function = reference.rpartition(":")
+    try:
+        make = getattr(_import(module_name), function, None) if module_name and function else None
+    except JobReferenceError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not callable(make):
+        raise typer.BadParameter(f"Expected MODULE:FUNCTION, and there is no function {reference!r}.")
+    found = make()
+    if isinstance(found, Experiment):
+        return found, False
+    if not isinstance(found, Job):
+        raise typer.BadParameter(f"{reference} gave {type(found).__name__}; expected an Experiment or a Job.")
+    if rows is None:
+        raise typer.BadParameter("A Job has no test samples: give --rows FILE.npz with x and y.")
+    with np.load(rows, allow_pickle=False) as arrays:
+        test = (arrays["x"], arrays["y"])
+    return Experiment.of_job(found, test), True

@@ -1,0 +1,125 @@
+"""A relevance metric: a feature map and one of three similarities."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex import relevance
+
+if TYPE_CHECKING:
+    from gradindex.relevance.space import Space
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How the metrics are computed.
+
+    Parameters
+    ----------
+    damping
+        Absolute number added to the diagonal of Hessian or Fisher matrix; None: 1e-10 times its mean |diagonal|.
+    fisher
+        ``"true"``: mean over samples of g gᵀ. ``"mean"``: ḡ ḡᵀ of the mean gradient ḡ, a matrix of rank one,
+        which is what the study's published code inverts.
+    layers
+        Names of hidden layers whose outputs are h_all (the last of them h_last). None: what every layer with
+        parameters receives, the first one excepted.
+    exact_limit
+        Up to this many parameters the Hessian is formed and decomposed; above, each solution of H v = g is
+        iterated (SciPy's MINRES), of which the cosine and ℓ2 forms are not to be had.
+    tolerance, iterations
+        Of MINRES.
+    """
+
+    damping: float | None = None
+    fisher: str = "true"
+    layers: tuple[str, ...] | None = None
+    exact_limit: int = 8192
+    tolerance: float = 1e-8
+    iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.fisher not in ("true", "mean"):
+            raise ValueError(f"Unknown fisher {self.fisher!r}. Expected one of: 'true' | 'mean'.")
+        if self.damping is not None and not self.damping >= 0:
+            raise ValueError(f"damping must be None or a number of at least 0, got {self.damping!r}.")
+
+
+class Metric:
+    """One metric on one job; made by `gradindex.relevance.metric`."""
+
+    def __init__(self, name: str, space: "Space") -> None:
+        self.name = name
+        self.similarity, self.feature = relevance.parse(name)
+        self.space = space
+
+    @property
+    def solver(self) -> str:
+        """How the matrix of the metric is inverted; ``"none"`` where there is none."""
+        return self.space.inverse(self.feature).solver if self.feature in ("IF", "FK") else "none"
+
+    def scores(self, X: Any, y: Any = None) -> Rows:
+        """Return the scores (m, n) float64 of queries against all training samples; larger is more relevant.
+
+        Parameters
+        ----------
+        X
+            Inputs of m queries.
+        y
+            Their labels; None: the model's own predictions.
+        """
+        queries, keys = self.query_rows(X, y), self.keys()
+        dots: Rows = queries @ keys.T
+        if self.similarity != "l2":
+            return dots
+        squares = np.einsum("ij,ij->i", queries, queries)[:, None] + np.einsum("ij,ij->i", keys, keys)
+        found: Rows = 2 * dots - squares
+        return found
+
+    def top(self, X: Any, y: Any = None, k: int = 10) -> tuple[NDArray[np.int64], Rows]:
+        """Return the ids and scores (m, k) of the most relevant samples, best first; ties by id.
+
+        Raises
+        ------
+        ValueError
+            If k is less than 1.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}.")
+        scores = self.scores(X, y)
+        ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return ids, np.take_along_axis(scores, ids, axis=1)
+
+    def keys(self) -> Rows:
+        """Return the training side (n, d): for dot and cos, scores are inner products with `query_rows`."""
+        if self.similarity == "dot":
+            return self.space.train("grad" if self.feature in ("IF", "FK") else self.feature)
+        rows = self._roots(None, None)
+        return unit(rows) if self.similarity == "cos" else rows
+
+    def query_rows(self, X: Any, y: Any = None) -> Rows:
+        """Return the query side (m, d); for dot with a matrix it carries the inverse, M q."""
+        if self.similarity == "dot":
+            if self.feature in ("IF", "FK"):
+                return self.space.inverse(self.feature).apply(self.space.of("grad", X, y))
+            return self.space.of(self.feature, X, y)
+        rows = self._roots(X, y)
+        return unit(rows) if self.similarity == "cos" else rows
+
+    def _roots(self, X: Any, y: Any) -> Rows:
+        matrix = self.feature in ("IF", "FK")
+        if X is None:
+            return self.space.train_root(self.feature) if matrix else self.space.train(self.feature)
+        rows = self.space.of("grad" if matrix else self.feature, X, y)
+        return self.space.inverse(self.feature).root(rows) if matrix else rows
+
+
+def unit(rows: Rows) -> Rows:
+    """Return rows of length 1; rows of zeros stay."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    found: Rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return found

@@ -1,0 +1,175 @@
+"""Every metric by value against naive dense NumPy, in both frameworks."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+
+import gradindex
+from gradindex import relevance
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((40, 4))
+Y = RNG.integers(0, 3, 40)
+Q = RNG.standard_normal((5, 4))
+QY = np.array([0, 1, 2, 0, 1])
+ALL = (*relevance.METRICS, "RIF")
+
+
+def torch_job(hidden=3):
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, 3)).double()
+    return gradindex.Job(model, torch.nn.functional.cross_entropy, (X, Y))
+
+
+def truth(job):
+    """Inputs, hidden layer, gradients and Hessian, by torch's plain functions."""
+    import torch
+
+    model = copy.deepcopy(job.model)
+    names = [n for n, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def loss(flat, x, y):
+        parts = [p.reshape(s) for p, s in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
+        output = torch.func.functional_call(model, dict(zip(names, parts, strict=True)), (torch.tensor(x),))
+        return torch.nn.functional.cross_entropy(output, torch.tensor(y))
+
+    def gradients(x, y):
+        return np.stack([torch.func.grad(loss)(flat, x[i : i + 1], y[i : i + 1]).numpy() for i in range(len(x))])
+
+    def hidden(x):
+        return model[1](model[0](torch.tensor(x))).detach().numpy()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at the first forward mode
+        hessian = torch.func.hessian(loss)(flat, X, Y).numpy()
+    return {"x": (Q, X), "last": (hidden(Q), hidden(X)), "grad": (gradients(Q, QY), gradients(X, Y))}, hessian
+
+
+def naive(name, features, hessian, damping):
+    similarity, feature = relevance.parse(name)
+    matrix = feature in ("IF", "FK")
+    q, t = features["grad" if matrix else "last" if feature == "all" else feature]
+    root = np.eye(q.shape[1])
+    if matrix:
+        a = hessian if feature == "IF" else t.T @ t / len(t)
+        a = a + damping * np.eye(len(a))
+        if similarity == "dot":
+            return q @ np.linalg.inv(a) @ t.T
+        values, vectors = np.linalg.eigh(a)
+        root = vectors @ np.diag([0 if v <= 0 else v**-0.5 for v in values]) @ vectors.T
+    q, t = q @ root, t @ root
+    out = np.empty((len(q), len(t)))
+    for i, a in enumerate(q):
+        for j, b in enumerate(t):
+            out[i, j] = {
+                "dot": a @ b,
+                "cos": a @ b / np.sqrt((a @ a) * (b @ b)),
+                "l2": -((a - b) @ (a - b)),
+            }[similarity]
+    return out
+
+
+@pytest.fixture(scope="module")
+def case():
+    job = torch_job()
+    return job, *truth(job)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_metric_is_its_formula(case, name):
+    job, features, hessian = case
+    found = relevance.metric(name, job, damping=0.01).scores(Q, QY)
+    want = naive(name, features, hessian, 0.01)
+    np.testing.assert_allclose(found, want, rtol=1e-8, atol=1e-9 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", ["FK", "cos-FK", "l2-FK"])
+def test_more_parameters_than_samples_give_the_same_fisher_kernel(name):
+    job = torch_job(hidden=20)  # 163 parameters, 40 samples
+    features, _ = truth(job)
+    found = relevance.metric(name, job, damping=0.05).scores(Q, QY)
+    want = naive(name, features, None, 0.05)
+    np.testing.assert_allclose(found, want, rtol=1e-7, atol=1e-8 * np.abs(want).max())
+
+
+def test_the_rank_one_fisher_matrix_is_that_of_the_mean_gradient(case):
+    job, features, _ = case
+    q, t = features["grad"]
+    mean = t.mean(axis=0)
+    want = q @ np.linalg.inv(np.outer(mean, mean) + 0.01 * np.eye(len(mean))) @ t.T
+    found = relevance.metric("FK", job, damping=0.01, fisher="mean").scores(Q, QY)
+    np.testing.assert_allclose(found, want, rtol=1e-9)
+
+
+def test_default_damping_is_relative_to_the_diagonal(case):
+    job, _, hessian = case
+    inverse = relevance.metric("IF", job).space.inverse("IF")
+    assert inverse.damping == pytest.approx(1e-10 * np.abs(np.diag(hessian)).mean())
+
+
+def test_the_iterated_hessian_agrees_with_the_formed_one(case):
+    job, features, hessian = case
+    metric = relevance.metric("IF", job, damping=0.05, exact_limit=1, tolerance=1e-12)
+    np.testing.assert_allclose(metric.scores(Q, QY), naive("IF", features, hessian, 0.05), rtol=1e-5, atol=1e-6)
+    assert metric.solver.startswith("MINRES")
+    with pytest.raises(ValueError, match="Raise exact_limit"):
+        relevance.metric("RIF", job, exact_limit=1).scores(Q, QY)
+
+
+def test_top_sorts_and_predicts_labels(case):
+    job, _, _ = case
+    metric = relevance.metric("GC", job)
+    ids, scores = metric.top(Q, k=4)
+    labels = job.engine.outputs(Q).argmax(axis=1)
+    every = metric.scores(Q, labels)
+    np.testing.assert_allclose(scores, -np.sort(-every, axis=1)[:, :4])
+    np.testing.assert_allclose(np.take_along_axis(every, ids, 1), scores)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        metric.top(Q, k=0)
+
+
+def test_keras_agrees_with_torch():
+    keras = pytest.importorskip("keras")
+    job = torch_job()
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, "tanh", dtype="float64"), keras.layers.Dense(3, dtype="float64")]
+    )
+    model.set_weights([p.detach().numpy().T for p in job.model.parameters()])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    other = gradindex.Job(model, loss, (X, Y))
+    ours, theirs = (relevance.metrics(relevance.METRICS, one, damping=0.01) for one in (job, other))
+    for name in relevance.METRICS:
+        want = ours[name].scores(Q, QY)
+        np.testing.assert_allclose(
+            theirs[name].scores(Q, QY), want, rtol=1e-4, atol=1e-5 * np.abs(want).max(), err_msg=name
+        )
+
+
+def test_named_layers_and_models_without_hidden_layers():
+    import torch
+
+    job = torch_job()
+    named = relevance.metric("dot-last", job, layers=("1",)).scores(Q)
+    np.testing.assert_allclose(named, relevance.metric("dot-last", job).scores(Q))
+    with pytest.raises(ValueError, match="There is no layer 'nine'"):
+        relevance.metric("dot-all", job, layers=("nine",)).scores(Q)
+    linear = gradindex.Job(torch.nn.Linear(4, 3).double(), torch.nn.functional.cross_entropy, (X, Y))
+    with pytest.raises(ValueError, match="has no hidden layer"):
+        relevance.metric("cos-last", linear).scores(Q)
+
+
+def test_options_are_validated(case):
+    job = case[0]
+    with pytest.raises(ValueError, match=r"Unknown metric 'cosine'\. Expected one of: 'l2-x'"):
+        relevance.metric("cosine", job)
+    with pytest.raises(ValueError, match="Unknown fisher 'false'"):
+        relevance.metric("FK", job, fisher="false")
+    with pytest.raises(ValueError, match="damping must be None"):
+        relevance.metric("FK", job, damping=-1.0)
