@@ -59,7 +59,8 @@ def build(
     shard_rows
         Rows of a shard; None: as many as 128 MiB hold.
     overwrite
-        Remove an index that is already there.
+        Replace an index that is already there. The new one is built beside it (in ``.<name>.building``) and takes
+        its place when finished, so that a build that fails or is killed leaves the old one as it was.
     progress
         Show a progress bar; None: only on a terminal.
 
@@ -70,22 +71,27 @@ def build(
     MismatchError
         If `out` holds an unfinished build of something else.
     ValueError
-        If the dataset is empty, or data, losses or gradients are not finite (the message names the ids).
+        If FAISS does not know `index`, the dataset is empty, or data, losses or gradients are not finite (the
+        message names the ids).
     """
     out = Path(out)
     sketch = sketch or CountSketch()
     header = _header(job, sketch, check_seed(seed), batch_size, shard_rows)
+    factory.plan(header, index)  # a mistake here should not cost an embedding
     if overwrite:
-        _remove(out)
+        _undo(out)
+    if overwrite and (out / HEADER).exists():
+        aside = _beside(out, header)
+        _fill(job, aside, sketch, index, progress)
+        _replace(out, aside.path)
+        return Index(Store.open(out), job)
     store = Store.create(out, header)
     if not store.missing() and factory.exists(store):
         raise IndexExistsError(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
-    _embed(job, store, sketch, progress)
-    with progress_bar("Indexing", len(store), show=progress) as advance:
-        factory.build(store, index, seed, advance)
+    _fill(job, store, sketch, index, progress)
     return Index(store, job)
 
 
@@ -161,6 +167,12 @@ def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_r
     )
 
 
+def _fill(job: Job, store: Store, sketch: Sketch, index: str, progress: bool | None) -> None:
+    _embed(job, store, sketch, progress)
+    with progress_bar("Indexing", len(store), show=progress) as advance:
+        factory.build(store, index, store.header.seed, advance)
+
+
 def _embed(job: Job, store: Store, sketch: Sketch, progress: bool | None) -> None:
     header, missing = store.header, store.missing()
     projector = sketch.bind(job.engine.parameters, header.seed)
@@ -201,11 +213,37 @@ def _rows(blocks: list[Block]) -> Rows:
     )
 
 
-def _remove(out: Path) -> None:
-    """Remove an index, and nothing that is not one."""
-    if (out / HEADER).exists():
-        read_json(out / HEADER)
-        shutil.rmtree(out)
+def _beside(out: Path, header: Header) -> Store:
+    """Return the store that is to replace `out`; an unfinished one of the same job is continued."""
+    read_json(out / HEADER)  # replace an index, and nothing that is not one
+    out = out.resolve()
+    aside = out.with_name(f".{out.name}.building")
+    try:
+        return Store.create(aside, header)
+    except MismatchError:
+        shutil.rmtree(aside)
+        return Store.create(aside, header)
+
+
+def _replace(out: Path, new: Path) -> None:
+    """Put the directory `new` in the place of `out`; see `_undo` for a kill between the renames."""
+    out = out.resolve()
+    old = _replaced(out)
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old)
+
+
+def _undo(out: Path) -> None:
+    """Put the old index back where a replacement was killed between its two renames."""
+    if not out.exists() and _replaced(out).exists():
+        _replaced(out).rename(out.resolve())
+
+
+def _replaced(out: Path) -> Path:
+    out = out.resolve()
+    return out.with_name(f".{out.name}.replaced")
 
 
 __all__ = ["MismatchError", "build", "check_job", "load"]

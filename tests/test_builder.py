@@ -222,3 +222,46 @@ def test_the_header_tells_how_each_gradient_was_computed(tmp_path):
     header = json.loads((tmp_path / "i" / "store.json").read_text())
     assert {p["path"] for p in header["parameters"]} <= {"factored", "vmap", "loop"}
     assert set(header["versions"]) == {"gradindex", "numpy", "faiss", "torch"}
+
+
+def test_a_failed_overwrite_leaves_the_old_index(tmp_path, monkeypatch):
+    out = tmp_path / "i"
+    gradindex.build(digits_job(), out, shard_rows=64)
+    before = files(out)
+    with pytest.raises(ValueError, match="Unknown index 'IVX'"):
+        gradindex.build(other_model_job(), out, index="IVX", overwrite=True)
+    assert list(tmp_path.iterdir()) == [out]  # noticed before anything was embedded
+    with monkeypatch.context() as patch:
+        patch.setattr("gradindex.builder.factory.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            gradindex.build(other_model_job(), out, shard_rows=64, overwrite=True)
+    assert files(out) == before
+    new = gradindex.build(other_model_job(), out, shard_rows=64, overwrite=True)
+    assert new.store.path == out
+    assert list(tmp_path.iterdir()) == [out]
+    assert files(out) == files(gradindex.build(other_model_job(), tmp_path / "fresh", shard_rows=64).store.path)
+
+
+def test_an_overwrite_does_not_continue_another_jobs_leftovers(tmp_path, monkeypatch):
+    out = tmp_path / "i"
+    gradindex.build(digits_job(), out)
+    with monkeypatch.context() as patch:
+        patch.setattr("gradindex.builder.factory.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            gradindex.build(other_model_job(), out, overwrite=True)
+    before = files(gradindex.build(digits_job(), tmp_path / "fresh", seed=3).store.path)
+    gradindex.build(digits_job(), out, seed=3, overwrite=True)
+    assert files(out) == before
+
+
+def test_a_replacement_killed_between_its_renames_is_taken_up_again(tmp_path):
+    out = tmp_path / "i"
+    gradindex.build(digits_job(), out)
+    before = files(out)
+    gradindex.build(other_model_job(), tmp_path / "j").store.path.rename(tmp_path / ".i.building")
+    out.rename(tmp_path / ".i.replaced")
+    with pytest.raises(ValueError, match="Unknown index"):
+        gradindex.build(other_model_job(), out, index="IVX", overwrite=True)
+    gradindex.build(other_model_job(), out, overwrite=True)
+    assert files(out) != before
+    assert list(tmp_path.iterdir()) == [out]

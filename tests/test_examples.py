@@ -64,18 +64,6 @@ def test_metrics_are_compared_on_texts(tmp_path):
         assert summary["class"]["GC"]["mean"] > 0.95
 
 
-def test_quanda_judges_our_metrics_or_is_asked_for():
-    done = run("05_quanda.py", "--quick")
-    try:
-        import quanda  # noqa: F401
-    except ImportError:
-        assert done.returncode != 0
-        assert "Type: pip install quanda" in done.stderr
-        return
-    assert done.returncode == 0, done.stderr
-    assert float(re.search(r"^class +GC +(\S+)$", done.stdout, re.MULTILINE).group(1)) > 0.95
-
-
 def test_data_that_are_not_there_are_explained(tmp_path):
     unset = run(STUDIES[0], "--data", "mnist")
     assert unset.returncode != 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradindex.errors import DamagedIndexError
 from gradindex.sketch import from_json
 from gradindex.sketch.countsketch import fold
-from gradindex.store import Store
+from gradindex.store import Header, Store
 from gradindex.store.manifest import keep, publish, read_entries, read_json, temporary
 from gradindex.store.shard import normalise
 
@@ -50,6 +50,21 @@ def choose(rows: int, dim: int, foldable: bool) -> tuple[str, int]:
     return f"IVF{lists},SQ8", width
 
 
+def plan(header: Header, index: str) -> tuple[str, int]:
+    """Return the factory string and width that `build` will use, before there are any rows.
+
+    Raises
+    ------
+    ValueError
+        If FAISS does not know the string.
+    """
+    factory, dim = index, header.dim
+    if index == "auto":
+        factory, dim = choose(header.rows, header.dim, from_json(header.sketch).foldable)
+    _new(factory, dim)
+    return factory, dim
+
+
 def build(store: Store, index: str, seed: int, advance: Callable[[int], None] = lambda rows: None) -> None:
     """Build and save the FAISS index of a store.
 
@@ -69,17 +84,8 @@ def build(store: Store, index: str, seed: int, advance: Callable[[int], None] = 
     ValueError
         If FAISS does not know the string, or cannot train it on this many rows.
     """
-    sketch = from_json(store.header.sketch)
-    factory, dim = index, store.header.dim
-    if index == "auto":
-        factory, dim = choose(len(store), store.header.dim, sketch.foldable)
-    try:
-        built = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError:
-        raise ValueError(
-            f"Unknown index {index!r}. Expected 'auto' or a FAISS factory string of width {dim}, "
-            "such as 'Flat', 'IVF256,SQ8' or 'HNSW32'."
-        ) from None
+    factory, dim = plan(store.header, index)
+    built = _new(factory, dim)
     if not built.is_trained:
         _train(built, factory, store, dim, seed)
     for _, rows in store.blocks():
@@ -120,6 +126,16 @@ def load(store: Store) -> Searcher:
         )
     _set_probes(index)
     return Searcher(index, str(saved.get("factory")), index.d, entry.bytes)
+
+
+def _new(factory: str, dim: int) -> Any:
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        raise ValueError(
+            f"Unknown index {factory!r}. Expected 'auto' or a FAISS factory string of width {dim}, "
+            "such as 'Flat', 'IVF256,SQ8' or 'HNSW32'."
+        ) from None
 
 
 def _train(index: Any, factory: str, store: Store, dim: int, seed: int) -> None:
