@@ -146,6 +146,18 @@ class Index:
         scores, rows = self.searcher.search(vectors, k)
         return scores, self._ids(rows)
 
+    def self_influence(self, top: int = 10) -> tuple[NDArray[np.float64], Ids]:
+        """Return the largest squared gradient norms (top,), descending, and their ids; reads no gradient.
+
+        Raises
+        ------
+        ValueError
+            If `top` is not between 1 and the number of rows.
+        """
+        check_k(top, len(self))
+        rows = np.argsort(-self.store.norms, kind="stable")[:top].astype(np.int64)
+        return self.store.norms[rows].astype(np.float64) ** 2, self.store.ids[rows]
+
     def verify(
         self, *, queries: int = 200, k: int = 10, kernel: str = "grad_cos", rerank: int = 100, seed: int = 0
     ) -> Audit:
@@ -213,7 +225,7 @@ class Index:
         Of these the first `k` are wanted.
         """
         if kernel is not Kernel.COS:
-            return mips.scan(self.store, sketches, norms, kernel, depth, eps)
+            return mips.scan(self.store, sketches, norms, kernel, depth, eps)[:2]
         found, rows = self.searcher.search(sketches, depth)
         scores = found.astype(np.float64)
         if self.searcher.factory != "Flat":  # score the narrow or quantised index's finds by the stored rows
@@ -230,7 +242,8 @@ class Index:
         # the last one found; where the k-th score is below that, the order of cosines is no guide.
         unsure = scores[:, k - 1] < last - _SKETCH_TOLERANCE
         if unsure.any():
-            scores[unsure], rows[unsure] = mips.scan(self.store, sketches[unsure], norms[unsure], kernel, depth, eps)
+            scan = mips.scan(self.store, sketches[unsure], norms[unsure], kernel, depth, eps)
+            scores[unsure], rows[unsure] = scan[:2]
         return scores, rows
 
     def _exact(

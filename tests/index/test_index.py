@@ -207,12 +207,33 @@ def test_the_scan_is_a_scan(index, kernel):
     store = index.store
     queries = store.gather(np.array([3, 99]))
     norms = np.array([0.5, 2.0])
-    scores, rows = mips.scan(store, queries, norms, kernel, 17, eps=1e-7)
+    scores, rows, _ = mips.scan(store, queries, norms, kernel, 17, eps=1e-7)
     cosines = queries @ store.gather(np.arange(ROWS)).T
     want = np.stack([cosines[i] * kernels.weights(kernel, norms[i], store.norms, 1e-7) for i in range(2)])
     order = np.argsort(-want, axis=1, kind="stable")[:, :17]
     np.testing.assert_array_equal(rows, order)
     np.testing.assert_allclose(scores, np.take_along_axis(want, order, 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [Kernel.DOT, Kernel.ASYM_DOT])
+def test_the_scan_stops_early_with_the_same_answer(index, kernel, monkeypatch):
+    monkeypatch.setattr(mips, "_BLOCKS", (8, 16))
+    store = index.store
+    queries, norms = store.gather(np.arange(40)), np.ones(40)
+    scores, rows, scanned = mips.scan(store, queries, norms, kernel, 3)
+    want = (queries @ store.gather(np.arange(ROWS)).T) * kernels.weights(kernel, 1.0, store.norms)
+    np.testing.assert_array_equal(rows, np.argsort(-want, axis=1, kind="stable")[:, :3])
+    np.testing.assert_allclose(scores, -np.sort(-want, axis=1)[:, :3], rtol=1e-6)
+    assert scanned.min() < ROWS
+
+
+def test_self_influence_is_the_squared_norm(index, truth):
+    scores, ids = index.self_influence(7)
+    want = np.diag(truth["grad_dot"])
+    np.testing.assert_array_equal(ids, np.argsort(-want, kind="stable")[:7])
+    np.testing.assert_allclose(scores, want[ids], rtol=1e-5)
+    with pytest.raises(ValueError, match="k is 241, but there are only 240 samples"):
+        index.self_influence(241)
 
 
 def test_ties_go_to_the_smaller_row():
