@@ -76,7 +76,7 @@ def build(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.  [default: fits memory]")] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: 128 MiB]")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute.  [default: where the model is]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an index that is already there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is already there.")] = False,
 ) -> None:
     """Embed a job's dataset into OUT and index it; continues an interrupted build."""
     import gradindex

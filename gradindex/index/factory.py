@@ -96,7 +96,8 @@ def build(store: Store, index: str, seed: int, advance: Callable[[int], None] = 
     with temporary(directory) as part:
         faiss.write_index(built, str(part))
         entry = keep(part, directory, "<tag>.faiss")
-    saved = {"factory": factory, "dim": dim, "rows": len(store), "files": {"faiss": vars(entry)}}
+    place = {"store": store.header.seal, "rows": len(store)}
+    saved = {**place, "factory": factory, "dim": dim, "files": {"faiss": vars(entry)}}
     publish(directory / MANIFEST, saved, replace=True)
 
 
@@ -116,6 +117,8 @@ def load(store: Store) -> Searcher:
     directory = store.path / DIRECTORY
     path = directory / MANIFEST
     saved = read_json(path)
+    if saved.get("store") != store.header.seal:
+        raise DamagedIndexError(f"{path} is not of this store.")
     entry = read_entries(saved, path, {"faiss"})["faiss"]
     index = faiss.read_index(str(entry.check_contents(directory)))
     wanted = (saved.get("dim"), len(store))

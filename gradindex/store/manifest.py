@@ -54,6 +54,11 @@ class Header:
         """Return the header as JSON-ready values."""
         return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
 
+    @property
+    def seal(self) -> str:
+        """Hash of the header, by which shards and index name the store they belong to."""
+        return seal(self.to_json())
+
     @classmethod
     def read(cls, path: Path) -> "Header":
         """Read ``store.json``.
@@ -128,8 +133,19 @@ def read_entries(saved: dict[str, Any], path: Path, kinds: set[str]) -> dict[str
     return entries
 
 
+def seal(value: dict[str, Any]) -> str:
+    """Return the sha256 of a JSON object's compact form with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`; raises DamagedIndexError if there is none."""
+    """Return the JSON object in `path`, without its seal.
+
+    Raises
+    ------
+    DamagedIndexError
+        If there is none, or its contents do not match its seal.
+    """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise DamagedIndexError(f"{path} is damaged: larger than {_MAX_JSON_BYTES} bytes.")
@@ -140,6 +156,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DamagedIndexError(f"{path} is damaged: {error}") from None
     if not isinstance(saved, dict):
         raise DamagedIndexError(f"{path} is damaged: expected a JSON object.")
+    if saved.pop("seal", None) != seal(saved):
+        raise DamagedIndexError(f"{path} is damaged: its contents do not match its seal.")
     return saved
 
 
@@ -174,7 +192,7 @@ def keep(written: Path, directory: Path, suffix: str) -> FileEntry:
 
 
 def publish(path: Path, value: dict[str, Any], *, replace: bool = False) -> None:
-    """Write JSON to `path` so that readers see all of it or nothing.
+    """Write JSON and its seal to `path` so that readers see all of it or nothing.
 
     Raises
     ------
@@ -182,7 +200,8 @@ def publish(path: Path, value: dict[str, Any], *, replace: bool = False) -> None
         If `path` exists, unless `replace`.
     """
     with temporary(path.parent) as part:
-        part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        sealed = {**value, "seal": seal(value)}
+        part.write_text(json.dumps(sealed, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         sync(part)
         if replace:
             os.replace(part, path)

@@ -37,8 +37,8 @@ def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
     return unit
 
 
-def write_shard(directory: Path, number: int, rows: Rows) -> None:
-    """Write and publish a shard into `directory`; if another builder published it first, theirs stands."""
+def write_shard(directory: Path, number: int, rows: Rows, header: Header) -> None:
+    """Write and publish a shard of the store of `header` into `directory`; if another builder published it first, theirs stands."""
     arrays: dict[str, NDArray[Any]] = dict(zip(_ARRAYS, (rows.sketches, rows.norms, rows.ids), strict=True))
     entries: dict[str, FileEntry] = {}
     for kind, array in arrays.items():
@@ -51,7 +51,8 @@ def write_shard(directory: Path, number: int, rows: Rows) -> None:
         entries["columns"] = keep(part, directory, f"{number:06d}.<tag>.columns.parquet")
     files = {kind: vars(entry) for kind, entry in entries.items()}
     try:
-        publish(manifest_path(directory, number), {"rows": len(rows.ids), "files": files})
+        place = {"store": header.seal, "shard": number, "rows": len(rows.ids)}
+        publish(manifest_path(directory, number), {**place, "files": files})
     except FileExistsError:
         return
 
@@ -74,6 +75,8 @@ class Shard:
         path = manifest_path(directory, number)
         saved = read_json(path)
         self.start, self.stop = header.span(number)
+        if (saved.get("store"), saved.get("shard")) != (header.seal, number):
+            raise DamagedIndexError(f"{path} is not the manifest of shard {number} of this store.")
         if saved.get("rows") != len(self):
             raise DamagedIndexError(f"{path} is damaged: expected {len(self)} rows, found {saved.get('rows')}.")
         self._directory = directory

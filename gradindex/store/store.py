@@ -65,7 +65,8 @@ class Store:
         FileNotFoundError
             If there is none.
         DamagedIndexError
-            If it is incomplete or damaged.
+            If it is incomplete, or a file is missing or of another size than its manifest says; `check` compares
+            contents.
         """
         path = Path(path)
         if not (path / HEADER).exists():
@@ -77,6 +78,7 @@ class Store:
                 f"{path} is incomplete: {len(missing)} of {store.header.shards} shards are missing "
                 f"(the first is {manifest_path(Path(SHARDS), missing[0])}). Run the same build again to continue."
             )
+        _ = store.shards  # maps every file, after comparing its size
         return store
 
     def __len__(self) -> int:
@@ -89,7 +91,7 @@ class Store:
 
     def write(self, number: int, rows: Rows) -> None:
         """Publish a shard."""
-        write_shard(self.path / SHARDS, number, rows)
+        write_shard(self.path / SHARDS, number, rows, self.header)
 
     @cached_property
     def shards(self) -> list[Shard]:

@@ -97,6 +97,12 @@ def test_the_first_publisher_of_a_shard_wins(filled):
     np.testing.assert_array_equal(Store.open(store.path).shards[0].sketches, written[0].sketches)
 
 
+def reseal(path, saved):
+    """Write a manifest that only its contents give away."""
+    saved.pop("seal", None)
+    path.write_text(json.dumps({**saved, "seal": manifest.seal(saved)}))
+
+
 def damage_truncate(path):
     path.write_bytes(path.read_bytes()[:-3])
 
@@ -131,7 +137,7 @@ def test_a_manifest_may_not_name_files_elsewhere(filled, name):
     path = store.path / "shards" / "000000.json"
     saved = json.loads(path.read_text())
     saved["files"]["norm"]["name"] = name
-    path.write_text(json.dumps(saved))
+    reseal(path, saved)
     with pytest.raises(DamagedIndexError, match="is not a plain file name"):
         Store.open(store.path).norms  # noqa: B018
 
@@ -141,7 +147,7 @@ def test_swapped_arrays_are_refused(filled):
     path = store.path / "shards" / "000000.json"
     saved = json.loads(path.read_text())
     saved["files"]["norm"], saved["files"]["id"] = saved["files"]["id"], saved["files"]["norm"]
-    path.write_text(json.dumps(saved))
+    reseal(path, saved)
     with pytest.raises(DamagedIndexError, match="expected float32"):
         Store.open(store.path).norms  # noqa: B018
 
@@ -153,9 +159,36 @@ def test_pickles_are_refused(filled):
     bad = store.path / "shards" / "bad.npy"
     np.save(bad, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     saved["files"]["norm"] = vars(manifest.FileEntry("bad.npy", bad.stat().st_size, "0"))
-    path.write_text(json.dumps(saved))
+    reseal(path, saved)
     with pytest.raises(DamagedIndexError, match=r"bad\.npy is damaged"):
         Store.open(store.path).norms  # noqa: B018
+
+
+def test_every_changed_character_of_a_manifest_is_noticed(filled):
+    store, _ = filled
+    for path in (store.path / "store.json", store.path / "shards" / "000001.json"):
+        good = path.read_text()
+        for place, character in enumerate(good):
+            if character.isalnum():
+                path.write_text(good[:place] + ("0" if character != "0" else "1") + good[place + 1 :])
+                with pytest.raises(DamagedIndexError, match=path.name):
+                    Store.open(store.path)
+        path.write_text(good)
+
+
+def test_shards_keep_their_place_and_their_store(filled, tmp_path):
+    store, _ = filled
+    first, second = (store.path / "shards" / f"00000{n}.json" for n in range(2))
+    before = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(DamagedIndexError, match=r"000000\.json is not the manifest of shard 0 of this store"):
+        Store.open(store.path)
+    first.write_bytes(before)
+    other = Store.create(tmp_path / "other", header(seed=1))
+    fill(other)
+    second.write_bytes((other.path / "shards" / "000001.json").read_bytes())
+    with pytest.raises(DamagedIndexError, match=r"000001\.json is not the manifest of shard 1 of this store"):
+        Store.open(store.path)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000])
@@ -169,7 +202,7 @@ def test_broken_json_is_refused(filled, text):
 def test_other_format_versions_are_refused(filled):
     store, _ = filled
     path = store.path / "store.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    reseal(path, {**json.loads(path.read_text()), "version": 2})
     with pytest.raises(DamagedIndexError, match="format version 2; this gradindex reads version 1"):
         Store.open(store.path)
 
