@@ -38,7 +38,7 @@ def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def write_shard(directory: Path, number: int, rows: Rows, header: Header) -> None:
-    """Write and publish a shard of the store of `header` into `directory`; if another builder published it first, theirs stands."""
+    """Write and publish a shard of `header`'s store into `directory`; what another builder published first stands."""
     arrays: dict[str, NDArray[Any]] = dict(zip(_ARRAYS, (rows.sketches, rows.norms, rows.ids), strict=True))
     entries: dict[str, FileEntry] = {}
     for kind, array in arrays.items():
