@@ -55,7 +55,7 @@ def build(
     seed
         Seed of the projection and of FAISS's training sample.
     batch_size
-        Samples at once; None finds a size that takes about 1 GiB, at most 128.
+        Samples at once; None finds a size that takes about 1 GiB, at most 128 (512 of small samples).
     shard_rows
         Rows of a shard; None: as many as 128 MiB hold.
     overwrite

@@ -16,7 +16,9 @@ from gradindex.job import Job
 from gradindex.sketch import CountSketch, Sketch
 
 MEMORY_BUDGET = 1 << 30  # bytes for one batch
-_MOST = 128  # beyond this a batch gains nothing
+_MOST = 128  # beyond this most models gain nothing
+_MOST_SMALL = 512  # of samples that take little memory
+_SMALL_BATCH_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -137,14 +139,18 @@ def default_batch_size(engine: Engine, budget: int = MEMORY_BUDGET) -> int:
 
 
 def embedding_batch_size(job: Job, budget: int = MEMORY_BUDGET) -> int:
-    """Return how many samples can be embedded at once in about `budget` bytes, at most 128.
+    """Return how many samples can be embedded at once in about `budget` bytes, at most 128, or 512 of small ones.
 
-    Embeds the first samples to find out which gradients have to be formed whole.
+    Small models gain from larger batches (MLP 784-1024-1024-10: 512 at once are 1.4 times as fast as 128), those
+    with large activations lose (a CNN 0.75 times), so beyond 128 only what fits 32 MiB is taken at once. Embeds
+    the first samples to find out which gradients have to be formed whole.
     """
     first = job.source.take(np.arange(min(2, len(job.source)), dtype=np.int64))
     check_batch(first)
     job.engine.gradients(first.x, first.y)
-    return int(np.clip(budget // max(1, job.engine.bytes_per_sample), 1, _MOST))
+    each = max(1, job.engine.bytes_per_sample)
+    most = int(np.clip(_SMALL_BATCH_BYTES // each, _MOST, _MOST_SMALL))
+    return int(np.clip(budget // each, 1, most))
 
 
 def check_batch(batch: Batch) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import gradindex
+from gradindex import embedding
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from tests.jobs import ROWS, digits, digits_job, other_model_job, trained
 
@@ -265,3 +266,15 @@ def test_a_replacement_killed_between_its_renames_is_taken_up_again(tmp_path):
     gradindex.build(other_model_job(), out, overwrite=True)
     assert files(out) != before
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_small_samples_come_in_larger_batches():
+    job = digits_job()
+    each = embedding.embedding_batch_size(job) and job.engine.bytes_per_sample
+    assert embedding.embedding_batch_size(job) == 512  # an MLP of 100 activations
+    assert embedding.embedding_batch_size(job, budget=300 * each) == 300
+    wide = gradindex.Job(
+        nn.Sequential(nn.Linear(64, 60_000), nn.ReLU(), nn.Linear(60_000, 10)), nn.CrossEntropyLoss(), digits()
+    )
+    assert embedding.embedding_batch_size(wide) == 128
+    assert embedding.embedding_batch_size(wide, budget=wide.engine.bytes_per_sample) == 1

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import kernels
+from gradindex.batches import Ids
 from gradindex.kernels import Kernel
 from gradindex.store import Store
 
@@ -43,7 +44,7 @@ def scan(
     eps
         Added to the kernel's denominator.
     """
-    order = np.argsort(-kernels.weights(kernel, 1.0, store.norms, eps), kind="stable").astype(np.int64)
+    order = _order(store, kernel, eps)
     best = np.full((len(queries), k), -np.inf)
     rows = np.full((len(queries), k), -1, np.int64)
     scanned = np.zeros(len(queries), np.int64)
@@ -61,6 +62,15 @@ def scan(
             left = _weights(kernel, query_norms[active], store.norms[order[begin : begin + 1]], eps)[:, 0]
             active = active[best[active, -1] <= _SLACK * left]
     return best, rows, scanned
+
+
+def _order(store: Store, kernel: Kernel, eps: float) -> Ids:
+    """Return all rows by descending bound; kept, since sorting a million takes longer than most scans."""
+    key = (kernel, eps)
+    if key not in store.orders:
+        weights = kernels.weights(kernel, 1.0, store.norms, eps)
+        store.orders[key] = np.argsort(-weights, kind="stable").astype(np.int64)
+    return store.orders[key]
 
 
 def _weights(

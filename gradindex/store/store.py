@@ -104,6 +104,11 @@ class Store:
         return np.concatenate([shard.norms for shard in self.shards])
 
     @cached_property
+    def orders(self) -> dict[tuple[str, float], Ids]:
+        """Orders of all rows that searches keep, by kernel and eps."""
+        return {}
+
+    @cached_property
     def ids(self) -> Ids:
         """Dataset positions of all rows, (rows,) int64."""
         return np.concatenate([shard.ids for shard in self.shards])

@@ -1,0 +1,26 @@
+"""The short form of benchmarks/faults.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the fault benchmark forks")
+def test_killed_builds_and_damaged_indexes():
+    command = [sys.executable, str(SCRIPT), "--kills", "6", "--damages", "250", "--seed", "11"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = json.loads(done.stdout)
+    assert found["kills"]["killed"] >= 6
+    assert found["kills"]["same as undisturbed"] >= 2
+    tried = [times for name, times in found["damages"].items() if "contents checked" in name]
+    assert sum(tried) == 250
+    refused = [times for name, times in found["damages"].items() if name.endswith("contents checked: refused")]
+    assert sum(refused) > 200
