@@ -16,6 +16,7 @@ from gradindex.errors import DamagedIndexError
 FORMAT = "gradindex store"
 VERSION = 1
 _MAX_JSON_BYTES = 64 << 20
+_TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +165,16 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def temporary(directory: Path) -> Iterator[Path]:
     """Yield a path in `directory` for a file to be written and then moved; removed if it is still there."""
-    path = directory / f".tmp-{secrets.token_hex(8)}"
+    path = directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
     try:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a killed process may have left this file of `temporary`."""
+    return path.name.startswith(_TEMPORARY)
 
 
 def sync(path: Path) -> None:

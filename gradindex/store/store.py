@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store.manifest import Header, publish
+from gradindex.store.manifest import Header, is_temporary, publish
 from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
 
 HEADER = "store.json"
@@ -42,11 +42,12 @@ class Store:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise IndexExistsError(f"{path} is a file; give a directory.")
-        if path.is_dir() and any(path.iterdir()) and not (path / HEADER).exists():
+        strangers = path.is_dir() and any(not is_temporary(p) for p in path.iterdir())
+        if strangers and not (path / HEADER).exists():
             raise IndexExistsError(f"{path} is not empty and holds no gradindex store; give another directory.")
-        (path / SHARDS).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         try:
-            publish(path / HEADER, header.to_json())
+            publish(path / HEADER, header.to_json())  # first: whatever else is here, a killed build may have left
         except FileExistsError:
             differences = compare(Header.read(path / HEADER), header)
             if differences:
@@ -54,6 +55,7 @@ class Store:
                     f"{path} already holds an index of something else: {'; '.join(differences)}. "
                     "Give another directory, or overwrite it (overwrite=True, --overwrite)."
                 ) from None
+        (path / SHARDS).mkdir(exist_ok=True)
         return cls(path, header)
 
     @classmethod

@@ -246,6 +246,19 @@ def test_names_alone_do_not_matter(filled):
     assert Store.create(store.path, renamed).missing() == []
 
 
+def test_a_build_killed_before_its_header_was_there_is_taken_up(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        (tmp_path / "s" / ".tmp-0123").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gradindex.store.store.publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Store.create(tmp_path / "s", header())
+    fill(Store.create(tmp_path / "s", header()))
+    assert len(Store.open(tmp_path / "s")) == 25
+
+
 def test_strangers_directories_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(IndexExistsError, match="not empty and holds no gradindex store"):
