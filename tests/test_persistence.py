@@ -10,6 +10,7 @@ from numpy.testing import assert_array_equal
 
 import gradindex
 from gradindex import DamagedIndexError, GradientSimilarity, MismatchError
+from gradindex.store.manifest import publish
 from tests.oracles import KERNELS, points
 
 X, Y = points(12)
@@ -273,8 +274,9 @@ class TestRefusals:
     def test_a_manifest_that_asks_for_more_is_refused(self, torch_kit, tmp_path, key, value, words):
         saved(torch_kit, tmp_path)
         manifest = json.loads((tmp_path / "explainer.json").read_text())
+        del manifest["seal"]
         manifest[key] = value
-        (tmp_path / "explainer.json").write_text(json.dumps(manifest))
+        publish(tmp_path / "explainer.json", manifest, replace=True)  # sealed anew: only its contents give it away
         with pytest.raises(DamagedIndexError, match=words):
             GradientSimilarity.load(tmp_path, torch_kit.mlp())
 

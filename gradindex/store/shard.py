@@ -1,5 +1,6 @@
 """One shard: rows `start` to `stop` of the dataset as NumPy and Parquet files and a manifest."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,20 @@ class Shard:
 
     def _map(self, kind: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         path = self._entries[kind].check_size(self._directory)
+        header = _npy_header(dtype, shape)
+        with path.open("rb") as file:
+            found = file.read(len(header))
+        if found != header:
+            raise DamagedIndexError(f"{path} is damaged: expected the .npy header of {np.dtype(dtype)} {shape}.")
         try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError, SyntaxError) as error:
+            return np.memmap(path, dtype, "r", len(header), shape)
+        except (ValueError, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
-        if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-            raise DamagedIndexError(
-                f"{path} is damaged: expected {np.dtype(dtype)} {shape}, found {array.dtype} {array.shape}."
-            )
-        return array
+
+
+def _npy_header(dtype: Any, shape: tuple[int, ...]) -> bytes:
+    """Return the bytes with which NumPy saves such an array: compared, not parsed, they cannot mislead a reader."""
+    buffer = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()

@@ -148,7 +148,7 @@ def test_swapped_arrays_are_refused(filled):
     saved = json.loads(path.read_text())
     saved["files"]["norm"], saved["files"]["id"] = saved["files"]["id"], saved["files"]["norm"]
     reseal(path, saved)
-    with pytest.raises(DamagedIndexError, match="expected float32"):
+    with pytest.raises(DamagedIndexError, match=r"expected the \.npy header of float32"):
         Store.open(store.path).norms  # noqa: B018
 
 
@@ -189,6 +189,16 @@ def test_shards_keep_their_place_and_their_store(filled, tmp_path):
     second.write_bytes((other.path / "shards" / "000001.json").read_bytes())
     with pytest.raises(DamagedIndexError, match=r"000001\.json is not the manifest of shard 1 of this store"):
         Store.open(store.path)
+
+
+def test_every_changed_byte_of_an_array_header_is_noticed(filled):
+    store, _ = filled
+    (path,) = (store.path / "shards").glob("000001.*.norm.npy")
+    good = path.read_bytes()
+    for place in range(128):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 8]) + good[place + 1 :])
+        with pytest.raises(DamagedIndexError, match=re.escape(path.name)):
+            Store.open(store.path)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000])
