@@ -8,13 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradindex.builder import build, load
+    from gradindex.builder import build, index_store, load
     from gradindex.embedding import embed, exact_gradients
     from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
     from gradindex.explainer import GradientSimilarity
     from gradindex.explanation import Explanation
     from gradindex.index.index import Index
     from gradindex.job import Job
+    from gradindex.repair import repair
     from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Rademacher
     from gradindex.store import Store
     from gradindex.verify import Audit
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 # Loaded when first used, so that importing gradindex costs next to nothing.
 _HOMES = {
     "build": "builder",
+    "index_store": "builder",
     "load": "builder",
     "embed": "embedding",
     "exact_gradients": "embedding",
@@ -34,6 +36,7 @@ _HOMES = {
     "Explanation": "explanation",
     "Index": "index.index",
     "Job": "job",
+    "repair": "repair",
     "CountSketch": "sketch",
     "Gaussian": "sketch",
     "Identity": "sketch",
@@ -61,7 +64,9 @@ __all__ = [
     "build",
     "embed",
     "exact_gradients",
+    "index_store",
     "load",
+    "repair",
 ]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradindex.embedding import Block, embed_rows, embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
+from gradindex.gradients import threads
 from gradindex.gradients.base import log
 from gradindex.index import factory
 from gradindex.index.index import Index
@@ -18,12 +19,13 @@ from gradindex.job import Job
 from gradindex.progress import progress_bar
 from gradindex.sketch import CountSketch, Sketch
 from gradindex.sketch.hashing import check_seed
+from gradindex.stopping import explain_full_disk, stop_on_sigterm
 from gradindex.store import Header, Rows, Store
+from gradindex.store.columns import as_columns
 from gradindex.store.manifest import read_json
 from gradindex.store.shard import normalise
-from gradindex.store.store import HEADER, model_differences
-
-_SHARD_BYTES = 128 << 20
+from gradindex.store.store import HEADER, SHARD_BYTES, model_differences
+from gradindex.summary import BuildSummary, count_paths, peak_bytes
 
 
 def build(
@@ -40,7 +42,10 @@ def build(
 ) -> Index:
     """Embed a job's dataset into a store at `out`, build its FAISS index, and open it.
 
-    An interrupted build of the same job is continued: published shards are kept.
+    An interrupted build of the same job is continued: published shards are kept, and its batch size, shard size
+    and threads with them, so that the finished index has the bytes of an uninterrupted build. SIGTERM stops a
+    build cleanly (``SystemExit(143)``). Several builders may share one directory. The index that is returned
+    carries a `summary` of what was done.
 
     Parameters
     ----------
@@ -73,26 +78,41 @@ def build(
     ValueError
         If FAISS does not know `index`, the dataset is empty, or data, losses or gradients are not finite (the
         message names the ids).
+    OSError
+        If the disk is full; what is published is kept.
     """
     out = Path(out)
     sketch = sketch or CountSketch()
-    header = _header(job, sketch, check_seed(seed), batch_size, shard_rows)
+    target = _aside(out) if overwrite and (out / HEADER).exists() else out
+    header = _header(job, sketch, check_seed(seed), batch_size, shard_rows, _begun(target))
     factory.plan(header, index)  # a mistake here should not cost an embedding
     if overwrite:
         _undo(out)
     if overwrite and (out / HEADER).exists():
         aside = _beside(out, header)
-        _fill(job, aside, sketch, index, progress)
+        summary = _fill(job, aside, sketch, index, progress)
         _replace(out, aside.path)
-        return Index(Store.open(out), job)
+        return _opened(Store.open(out), job, summary)
     store = Store.create(out, header)
     if not store.missing() and factory.exists(store):
         raise IndexExistsError(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
-    _fill(job, store, sketch, index, progress)
-    return Index(store, job)
+    return _opened(store, job, _fill(job, store, sketch, index, progress))
+
+
+def index_store(store: Store, index: str = "auto", *, seed: int = 0, progress: bool | None = None) -> Index:
+    """Build (or replace) the FAISS index of a complete store, and open it without a job; see `build`.
+
+    Raises
+    ------
+    ValueError
+        If FAISS does not know `index`, or cannot train it on so few rows.
+    """
+    with progress_bar("Indexing", len(store), show=progress) as advance:
+        factory.build(store, index, seed, advance)
+    return Index(store)
 
 
 def load(path: str | Path, job: Any = None, **options: Any) -> Any:
@@ -136,6 +156,8 @@ def load(path: str | Path, job: Any = None, **options: Any) -> Any:
 def check_job(store: Store, job: Job) -> None:
     """Raise MismatchError unless the job's model, parameters and number of samples are the store's."""
     saved = store.header
+    if saved.backend == "none":
+        raise MismatchError(f"{store.path} was made from arrays; it has no job, and can only be searched by vectors.")
     differences = model_differences(saved, _header(job, CountSketch(), 0, 1, 1))
     if len(job.source) != saved.rows:
         differences.append(f"the dataset has {len(job.source)} samples, the index {saved.rows}")
@@ -143,13 +165,31 @@ def check_job(store: Store, job: Job) -> None:
         raise MismatchError(f"{store.path} was built from something else: {'; '.join(differences)}.")
 
 
-def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_rows: int | None) -> Header:
+def _begun(path: Path) -> Header | None:
+    """Return the header of an unfinished build at `path`, if there is one."""
+    if not (path / HEADER).exists():
+        return None
+    store = Store(path, Header.read(path / HEADER))
+    return store.header if store.missing() else None
+
+
+def _header(
+    job: Job,
+    sketch: Sketch,
+    seed: int,
+    batch_size: int | None,
+    shard_rows: int | None,
+    begun: Header | None = None,
+) -> Header:
+    """Return the header of a build; what is not asked for is as in the build that was `begun`."""
     engine = job.engine
+    if begun is not None:
+        batch_size, shard_rows = batch_size or begun.batch_size, shard_rows or begun.shard_rows
     fitting = embedding_batch_size(job)  # decides the paths that the header reports, too
     dim = sketch.bind(engine.parameters, seed).dim
     return Header(
         rows=len(job.source),
-        shard_rows=shard_rows or max(1, _SHARD_BYTES // (2 * dim)),
+        shard_rows=shard_rows or max(1, SHARD_BYTES // (2 * dim)),
         dim=dim,
         sketch=sketch.to_json(),
         seed=seed,
@@ -164,42 +204,87 @@ def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_r
         versions={
             name: str(import_module(name).__version__) for name in ("gradindex", "numpy", "faiss", engine.backend)
         },
+        columns=sorted(as_columns(job.columns, len(job.source))),
+        threads=begun.threads if begun and engine.backend == "torch" else threads.count(engine.backend),
+        deterministic=engine.deterministic,
     )
 
 
-def _fill(job: Job, store: Store, sketch: Sketch, index: str, progress: bool | None) -> None:
-    _embed(job, store, sketch, progress)
-    with progress_bar("Indexing", len(store), show=progress) as advance:
-        factory.build(store, index, store.header.seed, advance)
+def _opened(store: Store, job: Job, summary: BuildSummary) -> Index:
+    log.info("%s", summary)
+    index = Index(store, job)
+    index.summary = summary
+    return index
 
 
-def _embed(job: Job, store: Store, sketch: Sketch, progress: bool | None) -> None:
+def _fill(job: Job, store: Store, sketch: Sketch, index: str, progress: bool | None) -> BuildSummary:
+    """Embed what is missing and build the index."""
+
+    def state() -> str:
+        return f"{store.header.shards - len(store.missing())} of {store.header.shards} shards are published"
+
+    with stop_on_sigterm(), explain_full_disk(state):
+        began = time.perf_counter()
+        embedded = embed_missing(job, store, sketch, progress)
+        middle = time.perf_counter()
+        with progress_bar("Indexing", len(store), show=progress) as advance:
+            factory.build(store, index, store.header.seed, advance)
+    if zeros := int((store.norms == 0).sum()):
+        log.warning("%d samples have a gradient of zero; their cosine with anything is 0", zeros)
+    return BuildSummary(
+        rows=len(store),
+        embedded=embedded,
+        embedding_seconds=middle - began,
+        indexing_seconds=time.perf_counter() - middle,
+        peak_bytes=peak_bytes(),
+        store_bytes=store.bytes,
+        index_bytes=factory.load(store).bytes,
+        paths=count_paths(job.engine.paths),
+    )
+
+
+def embed_missing(job: Job, store: Store, sketch: Sketch, progress: bool | None = None) -> int:
+    """Embed and publish the shards that a store lacks; return how many samples were embedded."""
     header, missing = store.header, store.missing()
+    if missing:
+        _check_versions(store)
     projector = sketch.bind(job.engine.parameters, header.seed)
+    extra = as_columns(job.columns, header.rows)
     left = sum(header.span(number)[1] - header.span(number)[0] for number in missing)
-    began = time.perf_counter()
-    with progress_bar("Embedding", header.rows, header.rows - left, show=progress) as advance:
+    embedded = 0
+    with (
+        progress_bar("Embedding", header.rows, header.rows - left, show=progress) as advance,
+        threads.using(header.backend, header.threads),
+    ):
         for number in missing:
+            start, stop = header.span(number)
+            if store.has(number):  # another builder was here in the meantime
+                advance(stop - start)
+                continue
             blocks = []
-            for block in embed_rows(job, projector, header.batch_size, *header.span(number)):
+            for block in embed_rows(job, projector, header.batch_size, start, stop):
                 blocks.append(block)
                 advance(len(block.ids))
-            store.write(number, _rows(blocks))
-    if left:
-        seconds = time.perf_counter() - began
-        zeros = int((store.norms == 0).sum())
-        log.info(
-            "embedded %d samples in %.1f s (%.0f/s), paths %s",
-            left,
-            seconds,
-            left / seconds,
-            job.engine.paths,
+            store.write(number, _rows(blocks, {name: values[start:stop] for name, values in extra.items()}))
+            embedded += stop - start
+    return embedded
+
+
+def _check_versions(store: Store) -> None:
+    """Raise MismatchError unless the packages that fix the bits of a row are those the build was begun with."""
+    differences = [
+        f"{name} {saved}, not {now}"
+        for name, saved in store.header.versions.items()
+        if name != "faiss" and saved != (now := str(import_module(name).__version__))
+    ]
+    if differences:
+        raise MismatchError(
+            f"The build in {store.path} was begun with {', '.join(differences)}. "
+            "Install those versions to continue it, or begin again (overwrite=True, --overwrite)."
         )
-        if zeros:
-            log.warning("%d samples have a gradient of zero; their cosine with anything is 0", zeros)
 
 
-def _rows(blocks: list[Block]) -> Rows:
+def _rows(blocks: list[Block], extra: dict[str, Any]) -> Rows:
     columns: dict[str, Any] = {"loss": [block.losses for block in blocks]}
     if all(block.labels is not None for block in blocks):
         columns["label"] = [block.labels for block in blocks]
@@ -209,20 +294,24 @@ def _rows(blocks: list[Block]) -> Rows:
         np.concatenate([normalise(block.sketches).astype(np.float16) for block in blocks]),
         np.concatenate([block.norms for block in blocks]).astype(np.float32),
         np.concatenate([block.ids for block in blocks]),
-        {name: np.concatenate(parts) for name, parts in columns.items()},
+        {name: np.concatenate(parts) for name, parts in columns.items()} | extra,
     )
 
 
 def _beside(out: Path, header: Header) -> Store:
     """Return the store that is to replace `out`; an unfinished one of the same job is continued."""
     read_json(out / HEADER)  # replace an index, and nothing that is not one
-    out = out.resolve()
-    aside = out.with_name(f".{out.name}.building")
+    aside = _aside(out)
     try:
         return Store.create(aside, header)
     except MismatchError:
         shutil.rmtree(aside)
         return Store.create(aside, header)
+
+
+def _aside(out: Path) -> Path:
+    out = out.resolve()
+    return out.with_name(f".{out.name}.building")
 
 
 def _replace(out: Path, new: Path) -> None:
@@ -246,4 +335,4 @@ def _replaced(out: Path) -> Path:
     return out.with_name(f".{out.name}.replaced")
 
 
-__all__ = ["MismatchError", "build", "check_job", "load"]
+__all__ = ["MismatchError", "build", "check_job", "index_store", "load"]

@@ -46,6 +46,32 @@ class Explanation:
         saved = {"meta": self.meta, "data": _plain(self.data), "dtypes": dtypes}
         return json.dumps(saved, allow_nan=False)
 
+    def to_arrow(self) -> Any:
+        """Return a ``pyarrow.Table`` with a row for each query and sample found, proponents first.
+
+        Its columns are query, side, rank (from 1), id, score and, where known, exact, label, prediction and the
+        user's own. Missing results have no row.
+        """
+        import pyarrow as pa
+
+        sides = [("", "proponent", "ordered_indices"), ("opponent_", "opponent", "opponent_indices")]
+        parts = [self._side(*side) for side in sides if side[2] in self.data]
+        return pa.concat_tables([pa.table(part) for part in parts]).sort_by([("query", "ascending")])
+
+    def to_pandas(self) -> Any:
+        """Return `to_arrow` as a ``pandas.DataFrame``; needs pandas."""
+        return self.to_arrow().to_pandas()
+
+    def _side(self, prefix: str, side: str, indices: str) -> dict[str, Any]:
+        ids = np.asarray(self.data[indices])
+        found = ids >= 0
+        queries, ranks = np.nonzero(found)
+        columns = {"query": queries, "side": [side] * len(queries), "rank": ranks + 1, "id": ids[found]}
+        names = {"score": "scores", "exact": "exact", "label": "labels", "prediction": "predictions"}
+        more = {name: self.data.get(prefix + key) for name, key in names.items()}
+        more |= self.data.get(f"{prefix}columns") or {}
+        return columns | {name: np.asarray(values)[found] for name, values in more.items() if values is not None}
+
     @classmethod
     def from_json(cls, text: str) -> "Explanation":
         """Return the explanation that `to_json` wrote.
@@ -82,6 +108,8 @@ def _restored(value: Any, dtype: Any) -> Any:
         return tuple(_restored(*pair) for pair in zip(value, dtype, strict=True))
     if dtype is None:
         return value
+    if dtype == "object":
+        return np.array(value, dtype=object)
     return np.asarray(value, dtype=np.float64 if dtype.startswith("float") else None).astype(dtype)
 
 

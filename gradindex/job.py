@@ -40,6 +40,9 @@ class Job:
         Where to compute; None: where the model is.
     class_names
         Names of the classes, for tables and pictures.
+    columns
+        What else is known of the samples, to come back with results: a mapping of names to sequences, a DataFrame
+        or an Arrow table, an entry a sample.
 
     Raises
     ------
@@ -58,6 +61,7 @@ class Job:
     backend: str | None = None
     device: Any = None
     class_names: Sequence[str] | None = None
+    columns: Any = None
 
     def __post_init__(self) -> None:
         if not callable(self.loss_fn):

@@ -93,6 +93,7 @@ def build(
         overwrite=overwrite,
     )
     out.print(info_table(describe(index_)))
+    out.print(str(index_.summary), highlight=False)
 
 
 @app.command()
@@ -166,12 +167,27 @@ def info(
 
     index = gradindex.load(path)
     if check:
-        index.store.check()
+        index.check()
     found = describe(index) | ({"checked": "every file matches its sha256"} if check else {})
     if as_json:
         typer.echo(json.dumps(found))
     else:
         out.print(info_table(found))
+
+
+@app.command()
+def repair(
+    path: Out,
+    job: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODULE:FUNCTION]", help="The job, needed only if shards are damaged."),
+    ] = None,
+) -> None:
+    """Mend a damaged index: embed damaged shards again, rebuild the FAISS index, remove leftovers."""
+    import gradindex
+
+    done = gradindex.repair(path, None if job is None else _job(job))
+    out.print(str(done), markup=False, highlight=False)
 
 
 @app.command()
@@ -213,6 +229,8 @@ def describe(index: Any) -> dict[str, Any]:
             for parameter in header.parameters
         ],
         "columns": sorted(index.store.columns),
+        "threads": header.threads,
+        "deterministic": header.deterministic,
         "versions": header.versions,
     }
 

@@ -147,6 +147,8 @@ class Engine(ABC):
     dtype: np.dtype[Any]
     """The model's floating type, which is that of gradients, losses and outputs."""
 
+    deterministic: bool = True
+    """Whether the same batch gives the same bits again; not promised on accelerators."""
     captured: int = 0
     """Numbers of a sample's layer outputs that the factored path holds on to; known once the paths are."""
 

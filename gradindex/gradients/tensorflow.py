@@ -72,6 +72,7 @@ class TensorFlowEngine(Engine):
     ) -> None:
         super().__init__()
         self._device = check_device(device)
+        self.deterministic = not tf.config.list_physical_devices("GPU")
         check_model(model)
         self.model = model
         self.loss_fn = loss_fn

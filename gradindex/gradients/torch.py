@@ -93,6 +93,7 @@ class TorchEngine(Engine):
         )
         first = named[chosen[0]]
         self.device = first.device
+        self.deterministic = self.device.type == "cpu"
         self._torch_dtype = first.dtype
         self.dtype = np.dtype(np.float64 if first.dtype == torch.float64 else np.float32)
         self._label_form: str | None = None

@@ -13,8 +13,9 @@ from gradindex.errors import DamagedIndexError
 from gradindex.sketch import from_json
 from gradindex.sketch.countsketch import fold
 from gradindex.store import Header, Store
-from gradindex.store.manifest import keep, publish, read_entries, read_json, temporary
+from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json, temporary
 from gradindex.store.shard import normalise
+from gradindex.store.store import refuse_extra
 
 FLAT_ROWS = 100_000
 """Up to here an exact scan is fast enough."""
@@ -60,7 +61,7 @@ def plan(header: Header, index: str) -> tuple[str, int]:
     """
     factory, dim = index, header.dim
     if index == "auto":
-        factory, dim = choose(header.rows, header.dim, from_json(header.sketch).foldable)
+        factory, dim = choose(header.rows, header.dim, _foldable(header))
     _new(factory, dim)
     return factory, dim
 
@@ -98,7 +99,22 @@ def build(store: Store, index: str, seed: int, advance: Callable[[int], None] = 
         entry = keep(part, directory, "<tag>.faiss")
     place = {"store": store.header.seal, "rows": len(store)}
     saved = {**place, "factory": factory, "dim": dim, "files": {"faiss": vars(entry)}}
+    before = saved_entry(store)
     publish(directory / MANIFEST, saved, replace=True)
+    if before is not None and before.name != entry.name:
+        (directory / before.name).unlink(missing_ok=True)  # open indexes hold it in memory
+
+
+def saved_entry(store: Store) -> FileEntry | None:
+    """Return the entry of the saved index file, if a manifest of this store names one."""
+    try:
+        return _read(store)[1]
+    except DamagedIndexError:
+        return None
+
+
+def _foldable(header: Header) -> bool:
+    return header.backend != "none" and from_json(header.sketch).foldable
 
 
 def exists(store: Store) -> bool:
@@ -115,11 +131,7 @@ def load(store: Store) -> Searcher:
         If a file is missing or damaged; it is checked against its sha256 before FAISS reads it.
     """
     directory = store.path / DIRECTORY
-    path = directory / MANIFEST
-    saved = read_json(path)
-    if saved.get("store") != store.header.seal:
-        raise DamagedIndexError(f"{path} is not of this store.")
-    entry = read_entries(saved, path, {"faiss"})["faiss"]
+    saved, entry = _read(store)
     index = faiss.read_index(str(entry.check_contents(directory)))
     wanted = (saved.get("dim"), len(store))
     if (index.d, index.ntotal) != wanted or saved.get("rows") != len(store):
@@ -129,6 +141,29 @@ def load(store: Store) -> Searcher:
         )
     _set_probes(index)
     return Searcher(index, str(saved.get("factory")), index.d, entry.bytes)
+
+
+def _read(store: Store) -> tuple[dict[str, Any], FileEntry]:
+    path = store.path / DIRECTORY / MANIFEST
+    saved = read_json(path)
+    if saved.get("store") != store.header.seal:
+        raise DamagedIndexError(f"{path} is not of this store.")
+    return saved, read_entries(saved, path, {"faiss"})["faiss"]
+
+
+def check(store: Store) -> None:
+    """Compare the sha256 of the index, and look for files that do not belong; raises DamagedIndexError."""
+    _, entry = _read(store)
+    entry.check_contents(store.path / DIRECTORY)
+    refuse_extra(store.path / DIRECTORY, {MANIFEST, entry.name})
+
+
+def saved_factory(store: Store) -> str:
+    """Return the factory string of the saved index; ``'auto'`` where its manifest is lost."""
+    try:
+        return str(_read(store)[0].get("factory", "auto"))
+    except DamagedIndexError:
+        return "auto"
 
 
 def _new(factory: str, dim: int) -> Any:

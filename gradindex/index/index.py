@@ -18,6 +18,7 @@ from gradindex.kernels import Kernel, Task
 from gradindex.sketch import from_json
 from gradindex.store import Store
 from gradindex.store.shard import normalise
+from gradindex.summary import BuildSummary
 from gradindex.verify import Audit, verify
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
@@ -39,6 +40,7 @@ class Index:
         self.store = store
         self._job = job
         self.searcher = factory.load(store)
+        self.summary: BuildSummary | None = None
 
     def __len__(self) -> int:
         return len(self.store)
@@ -92,8 +94,8 @@ class Index:
         Explanation
             With `scores` (m, k) float64 descending, `ordered_indices` (m, k) int64 ids, `exact` (m, k) bool;
             the same with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both
-            sides where known; `query_predictions` (m,) and, where given, `query_labels`. A missing result has id −1
-            and score NaN.
+            sides where known; `query_predictions` (m,) and, where given, `query_labels`; the user's own `columns` and
+            `opponent_columns`, dicts of arrays (m, k). A missing result has id −1 and score NaN.
 
         Raises
         ------
@@ -145,6 +147,17 @@ class Index:
             raise ValueError("The vectors hold NaN or infinity.")
         scores, rows = self.searcher.search(vectors, k)
         return scores, self._ids(rows)
+
+    def check(self) -> None:
+        """Compare the sha256 of every file of store and index, and look for files that do not belong.
+
+        Raises
+        ------
+        DamagedIndexError
+            Naming the first file that is damaged or belongs to no manifest.
+        """
+        self.store.check()
+        factory.check(self.store)
 
     def self_influence(self, top: int = 10) -> tuple[NDArray[np.float64], Ids]:
         """Return the largest squared gradient norms (top,), descending, and their ids; reads no gradient.
@@ -289,6 +302,8 @@ class Index:
             for column in ("label", "prediction"):
                 if column in self.store.columns:
                     found[f"{prefix}{column}s"] = self.store.columns[column][rows]
+            if self.store.header.columns:
+                found[f"{prefix}columns"] = {n: self.store.columns[n][rows] for n in self.store.header.columns}
         return {name: value for name, value in found.items() if value is not None}
 
 

@@ -35,6 +35,12 @@ class Header:
     state: list[list[str]]
     """Name and sha256 of every weight and statistic of the model, in its order."""
     versions: dict[str, str]
+    columns: list[str] = dataclasses.field(default_factory=list)
+    """Names of the user's columns."""
+    threads: int = 0
+    """Threads of the framework while embedding; another number may round differently."""
+    deterministic: bool = True
+    """Whether embedding again gives the same bits; else rows agree to 1e-3."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "shard_rows", "dim", "batch_size"):

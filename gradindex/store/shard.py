@@ -1,6 +1,7 @@
 """One shard: rows `start` to `stop` of the dataset as NumPy and Parquet files and a manifest."""
 
 import io
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from gradindex.errors import DamagedIndexError
 from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json, temporary
 
 _ARRAYS = ("sketch", "norm", "id")
+_BLOCK_ROWS = 64
+"""Rows under one checksum: few enough that looking up scattered rows reads little more than them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def write_shard(directory: Path, number: int, rows: Rows, header: Header) -> Non
     files = {kind: vars(entry) for kind, entry in entries.items()}
     try:
         place = {"store": header.seal, "shard": number, "rows": len(rows.ids)}
-        publish(manifest_path(directory, number), {**place, "files": files})
+        blocks = {"rows": _BLOCK_ROWS, "crc32": [zlib.crc32(block.data) for block in _in_blocks(rows.sketches)]}
+        publish(manifest_path(directory, number), {**place, "blocks": blocks, "files": files})
     except FileExistsError:
         return
 
@@ -80,10 +84,14 @@ class Shard:
             raise DamagedIndexError(f"{path} is not the manifest of shard {number} of this store.")
         if saved.get("rows") != len(self):
             raise DamagedIndexError(f"{path} is damaged: expected {len(self)} rows, found {saved.get('rows')}.")
-        self._directory = directory
+        self._directory, self._manifest = directory, path
         self._entries = read_entries(saved, path, {*_ARRAYS, "columns"})
         self._entries["columns"].check_size(directory)
+        for kind in ("norm", "id"):  # small; the sketches' blocks are checked when they are first read
+            self._entries[kind].check_contents(directory)
         self.sketches = self._map("sketch", np.float16, (len(self), header.dim))
+        self._sums = _block_sums(saved, len(self), path)
+        self._good = np.zeros(len(self._sums), bool)
         self.norms = self._map("norm", np.float32, (len(self),))
         self.ids = self._map("id", np.int64, (len(self),))
 
@@ -94,6 +102,29 @@ class Shard:
     def bytes(self) -> int:
         """Size of the shard's files on disk."""
         return sum(entry.bytes for entry in self._entries.values())
+
+    def read(self, begin: int, stop: int) -> NDArray[np.float16]:
+        """Return sketches `begin` to `stop` (places in the shard), checked; raises DamagedIndexError."""
+        self._check_blocks(np.arange(begin // _BLOCK_ROWS, -(-stop // _BLOCK_ROWS)))
+        return self.sketches[begin:stop]
+
+    def take(self, places: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Return the sketches at some places in the shard, checked; raises DamagedIndexError."""
+        self._check_blocks(np.unique(places // _BLOCK_ROWS))
+        return self.sketches[places]
+
+    def _check_blocks(self, blocks: NDArray[np.int64]) -> None:
+        for block in blocks[~self._good[blocks]]:
+            rows = self.sketches[block * _BLOCK_ROWS : (block + 1) * _BLOCK_ROWS]
+            if zlib.crc32(np.ascontiguousarray(rows).data) != self._sums[block]:
+                path = self._directory / self._entries["sketch"].name
+                raise DamagedIndexError(f"{path} is damaged: rows from {block * _BLOCK_ROWS} on fail their checksum.")
+            self._good[block] = True
+
+    @property
+    def files(self) -> set[str]:
+        """Names of the shard's files, its manifest's included."""
+        return {self._manifest.name, *(entry.name for entry in self._entries.values())}
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Read the Parquet columns."""
@@ -120,6 +151,19 @@ class Shard:
             return np.memmap(path, dtype, "r", len(header), shape)
         except (ValueError, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
+
+
+def _in_blocks(sketches: NDArray[np.float16]) -> list[NDArray[np.float16]]:
+    rows = np.ascontiguousarray(sketches)
+    return [rows[begin : begin + _BLOCK_ROWS] for begin in range(0, len(rows), _BLOCK_ROWS)]
+
+
+def _block_sums(saved: dict[str, Any], rows: int, path: Path) -> list[int]:
+    blocks = saved.get("blocks")
+    sums = blocks.get("crc32") if isinstance(blocks, dict) and blocks.get("rows") == _BLOCK_ROWS else None
+    if not isinstance(sums, list) or len(sums) != -(-rows // _BLOCK_ROWS):
+        raise DamagedIndexError(f"{path} is damaged: expected checksums of {_BLOCK_ROWS} rows each.")
+    return sums
 
 
 def _npy_header(dtype: Any, shape: tuple[int, ...]) -> bytes:

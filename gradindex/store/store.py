@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
+from gradindex.store.columns import as_columns
 from gradindex.store.manifest import Header, is_temporary, publish
-from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
+from gradindex.store.shard import Rows, Shard, manifest_path, normalise, write_shard
 
 HEADER = "store.json"
 SHARDS = "shards"
+SHARD_BYTES = 128 << 20
+PARTS = {HEADER, SHARDS, "index", "assets", "audit.json"}
 
 
 class Store:
@@ -49,12 +52,14 @@ class Store:
         try:
             publish(path / HEADER, header.to_json())  # first: whatever else is here, a killed build may have left
         except FileExistsError:
-            differences = compare(Header.read(path / HEADER), header)
+            saved = Header.read(path / HEADER)
+            differences = compare(saved, header)
             if differences:
                 raise MismatchError(
                     f"{path} already holds an index of something else: {'; '.join(differences)}. "
                     "Give another directory, or overwrite it (overwrite=True, --overwrite)."
                 ) from None
+            header = saved  # shards name the header they were begun with
         (path / SHARDS).mkdir(exist_ok=True)
         return cls(path, header)
 
@@ -88,8 +93,11 @@ class Store:
 
     def missing(self) -> list[int]:
         """Return the numbers of the shards that are not published yet."""
-        directory = self.path / SHARDS
-        return [n for n in range(self.header.shards) if not manifest_path(directory, n).exists()]
+        return [number for number in range(self.header.shards) if not self.has(number)]
+
+    def has(self, number: int) -> bool:
+        """Whether a shard is published."""
+        return manifest_path(self.path / SHARDS, number).exists()
 
     def write(self, number: int, rows: Rows) -> None:
         """Publish a shard."""
@@ -131,7 +139,8 @@ class Store:
         """Yield (first row, sketches (≤ size, dim) float32) over all rows in order."""
         for shard in self.shards:
             for begin in range(0, len(shard), size):
-                yield shard.start + begin, shard.sketches[begin : begin + size].astype(np.float32)
+                stop = min(begin + size, len(shard))
+                yield shard.start + begin, shard.read(begin, stop).astype(np.float32)
 
     def gather(self, rows: Ids) -> NDArray[np.float32]:
         """Return the sketches of some rows, (n, dim) float32."""
@@ -139,7 +148,7 @@ class Store:
         number = rows // self.header.shard_rows
         for shard in np.unique(number):
             here = number == shard
-            out[here] = self.shards[shard].sketches[rows[here] - self.shards[shard].start]
+            out[here] = self.shards[shard].take(rows[here] - self.shards[shard].start)
         return out
 
     def rows_of(self, ids: Ids) -> Ids:
@@ -162,16 +171,119 @@ class Store:
         return np.argsort(self.ids, kind="stable")
 
     def check(self) -> None:
-        """Compare the sha256 of every file; raises DamagedIndexError naming the first that differs."""
+        """Compare the sha256 of every file, and look for files that do not belong here.
+
+        Raises
+        ------
+        DamagedIndexError
+            Naming the first file that differs, or that no manifest names.
+        """
         for shard in self.shards:
             shard.check()
+        known = set().union(*(shard.files for shard in self.shards))
+        refuse_extra(self.path / SHARDS, known)
+        refuse_extra(self.path, PARTS)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        sketch: NDArray[Any],
+        ids: NDArray[Any],
+        norms: NDArray[Any],
+        path: str | Path,
+        *,
+        columns: Any = None,
+        shard_rows: int | None = None,
+    ) -> "Store":
+        """Write a store of embeddings that were computed elsewhere.
+
+        Give it an index with `gradindex.index_store`, and open it with `gradindex.load`: it answers `search`,
+        `self_influence` and lookups by id; `explain` needs a job, which it does not have.
+
+        Parameters
+        ----------
+        sketch
+            Embeddings (n, dim), any scale; unit-norm rows are stored, in float16.
+        ids
+            Distinct integers ≥ 0, (n,).
+        norms
+            Norms of the unprojected gradients, (n,); where unknown, give those of `sketch`.
+        path
+            A directory, new or empty.
+        columns
+            More columns of n entries: a mapping of names to sequences, a DataFrame or an Arrow table.
+        shard_rows
+            Rows of a shard; None: as many as 128 MiB hold.
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree, ids repeat or are negative, or anything holds NaN or infinity.
+        IndexExistsError
+            If `path` holds anything.
+        """
+        sketch, ids, norms = np.asarray(sketch), np.asarray(ids), np.asarray(norms)
+        _check_arrays(sketch, ids, norms)
+        every = as_columns(columns, len(ids))
+        header = Header(
+            rows=len(ids),
+            shard_rows=shard_rows or max(1, SHARD_BYTES // (2 * sketch.shape[1])),
+            dim=sketch.shape[1],
+            sketch={"kind": "arrays", "dim": sketch.shape[1]},
+            seed=0,
+            batch_size=1,
+            task="none",
+            backend="none",
+            parameters=[],
+            state=[],
+            versions={},
+            columns=sorted(every),
+        )
+        if (Path(path) / HEADER).exists():
+            raise IndexExistsError(f"{path} already holds a gradindex store; give another directory.")
+        store = cls.create(path, header)
+        for number in range(header.shards):
+            here = slice(*header.span(number))
+            rows = normalise(sketch[here]).astype(np.float16)
+            some = {name: values[here.start : here.stop] for name, values in every.items()}
+            store.write(number, Rows(rows, norms[here].astype(np.float32), ids[here].astype(np.int64), some))
+        return cls.open(path)
+
+
+def _check_arrays(sketch: NDArray[Any], ids: NDArray[Any], norms: NDArray[Any]) -> None:
+    if sketch.ndim != 2 or not sketch.size or ids.shape != sketch.shape[:1] or norms.shape != ids.shape:
+        raise ValueError(
+            "Expected sketch (n, dim), ids (n,) and norms (n,) of at least one row, "
+            f"got {sketch.shape}, {ids.shape} and {norms.shape}."
+        )
+    if ids.dtype.kind not in "iu" or (ids < 0).any() or len(np.unique(ids)) < len(ids):
+        raise ValueError("ids must be distinct integers ≥ 0.")
+    if not (np.isfinite(sketch).all() and np.isfinite(norms).all()) or (norms < 0).any():
+        raise ValueError("sketch and norms must be finite, and norms not negative.")
+
+
+def refuse_extra(directory: Path, known: set[str]) -> None:
+    """Raise DamagedIndexError if there is a file that is neither `known` nor a killed build's temporary one."""
+    for path in sorted(directory.iterdir()):
+        if path.name not in known and not is_temporary(path):
+            raise DamagedIndexError(f"{path} belongs to no manifest of this index; gradindex repair removes it.")
 
 
 def compare(saved: Header, wanted: Header) -> list[str]:
     """Return what differs between two headers, in words; empty if they describe the same store."""
     return model_differences(saved, wanted) + [
         f"{name} is {getattr(saved, name)!r}, not {getattr(wanted, name)!r}"
-        for name in ("rows", "sketch", "seed", "shard_rows", "batch_size", "task")
+        for name in (
+            "rows",
+            "sketch",
+            "seed",
+            "shard_rows",
+            "batch_size",
+            "task",
+            "columns",
+            "threads",
+            "deterministic",
+        )
         if getattr(saved, name) != getattr(wanted, name)
     ]
 

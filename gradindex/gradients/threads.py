@@ -1,0 +1,34 @@
+"""How many threads a framework computes with: part of what fixes the bits of an embedding."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gradindex.gradients import Backend
+
+
+def count(backend: str) -> int:
+    """Return the number of threads that one operation may use."""
+    if backend == Backend.TORCH:
+        import torch
+
+        return int(torch.get_num_threads())
+    import tensorflow as tf
+
+    return int(tf.config.threading.get_intra_op_parallelism_threads()) or len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def using(backend: str, threads: int) -> Iterator[None]:
+    """Compute with `threads` for a while; TensorFlow's number is fixed once it has started."""
+    if backend != Backend.TORCH or threads == count(backend):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,123 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import gradindex
+from gradindex.stopping import explain_full_disk, stop_on_sigterm
+from tests.jobs import digits_job
+from tests.test_builder import files
+
+ROOT = Path(__file__).parents[1]
+BUILD = """
+import sys, time, resource, signal
+sys.path.insert(0, {root!r})
+import gradindex
+from tests.jobs import digits, trained
+from torch import nn
+
+class Slow:
+    x, y = digits()
+    def __len__(self): return 240
+    def __getitem__(self, i):
+        time.sleep({pause})
+        if i == 100:
+            print("here", flush=True)
+        return self.x[i], self.y[i]
+
+model = trained()
+{before}
+job = gradindex.Job(model, nn.CrossEntropyLoss(), Slow())
+gradindex.build(job, sys.argv[1], shard_rows=20, batch_size=8)
+"""
+
+
+def start(out, pause=0.0, before=""):
+    code = BUILD.format(root=str(ROOT), pause=pause, before=before)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def finish(out):
+    build = start(out)
+    said = build.communicate(timeout=120)[1]
+    assert build.returncode == 0, said
+
+
+def whole(tmp_path):
+    finish(tmp_path / "whole")
+    return files(tmp_path / "whole")
+
+
+def test_sigterm_leaves_published_shards_and_no_temporary_file(tmp_path):
+    build = start(tmp_path / "i", pause=0.01)
+    build.stdout.readline()
+    time.sleep(0.05)
+    build.send_signal(signal.SIGTERM)
+    _, said = build.communicate(timeout=60)
+    assert build.returncode == 143
+    assert "published shards are kept" in said
+    names = [path.name for path in (tmp_path / "i").rglob("*")]
+    assert not [name for name in names if name.startswith(".tmp-")]
+    assert len([name for name in names if name[0] == "0" and name.endswith(".json")]) >= 4
+    finish(tmp_path / "i")
+    assert files(tmp_path / "i") == whole(tmp_path)
+
+
+def test_a_full_disk_is_named_and_the_build_continues(tmp_path):
+    """A limit on the size of a file stands in for the disk: a write fails part of the way through."""
+    limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"
+    build = start(tmp_path / "i", before=limit)
+    _, said = build.communicate(timeout=120)
+    assert build.returncode == 1
+    assert "OSError" in said and "The disk is full (0 of 12 shards are published)" in said
+    assert "run the same build again" in said
+    assert not list((tmp_path / "i").rglob(".tmp-*"))
+    finish(tmp_path / "i")
+    assert files(tmp_path / "i") == whole(tmp_path)
+
+
+def test_faiss_on_a_full_disk_and_other_errors():
+    with (
+        pytest.raises(OSError, match=r"The disk is full \(3 of 3\)") as caught,
+        explain_full_disk(lambda: "3 of 3"),
+    ):
+        raise RuntimeError("write error in x: 0 != 3 (No space left on device)")
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(OSError, match="disk on fire"), explain_full_disk(lambda: ""):
+        raise OSError("disk on fire")
+
+
+def test_a_programs_own_handler_is_left_alone():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with stop_on_sigterm():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with stop_on_sigterm():
+        assert callable(signal.getsignal(signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_two_builders_share_a_directory(tmp_path):
+    want = whole(tmp_path)
+    builders = [start(tmp_path / "i", pause=0.002) for _ in range(2)]
+    for build in builders:
+        said = build.communicate(timeout=120)[1]
+        # The slower one may find the index finished when it starts.
+        assert build.returncode == 0 or "already holds an index of 240" in said
+    found = {name: data for name, data in files(tmp_path / "i").items() if not name.name.startswith(".tmp-")}
+    assert found == want
+    assert len(gradindex.load(tmp_path / "i", digits_job())) == 240
