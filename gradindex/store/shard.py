@@ -48,7 +48,8 @@ def write_shard(directory: Path, number: int, rows: Rows, header: Header) -> Non
     for kind, array in arrays.items():
         with temporary(directory) as part:
             with part.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
+                file.write(_npy_header(array.dtype, array.shape))
+                file.write(np.ascontiguousarray(array).data)  # np.save hides the errno of a full disk
             entries[kind] = keep(part, directory, f"{number:06d}.<tag>.{kind}.npy")
     with temporary(directory) as part:
         pq.write_table(pa.table(dict(rows.columns)), part)
