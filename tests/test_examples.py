@@ -64,6 +64,20 @@ def test_metrics_are_compared_on_texts(tmp_path):
         assert summary["class"]["GC"]["mean"] > 0.95
 
 
+def test_density_estimators_are_explained(tmp_path):
+    done = run("05_density_influence.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = {
+        name.strip(): values
+        for name, *values in re.findall(r"^(.{24})(\d+) of \d+ +(\d+) of \d+ +(\d+) of \d+$", done.stdout, re.MULTILINE)
+    }
+    assert table["20 nearest neighbours"] == ["20", "0", "20"]
+    assert table["kernel density"][:2] == ["20", "0"]
+    assert int(table["Gaussian mixture"][1]) > 0
+    for name in ("influence.png", "self-influence.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_data_that_are_not_there_are_explained(tmp_path):
     unset = run(STUDIES[0], "--data", "mnist")
     assert unset.returncode != 0

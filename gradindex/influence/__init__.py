@@ -1,0 +1,25 @@
+"""Which training samples are responsible for a model that is no classifier, and along its training.
+
+`KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms for classical density estimators.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradindex.influence.density import DensityInfluence, KDEInfluence, KNNInfluence
+    from gradindex.influence.mixture import GMMInfluence
+
+_HOMES = {
+    "DensityInfluence": "density",
+    "KDEInfluence": "density",
+    "KNNInfluence": "density",
+    "GMMInfluence": "mixture",
+}
+__all__ = ["DensityInfluence", "GMMInfluence", "KDEInfluence", "KNNInfluence"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradindex.influence' has no attribute {name!r}")
+    return getattr(import_module(f"gradindex.influence.{_HOMES[name]}"), name)
