@@ -1,6 +1,7 @@
 """Which training samples are responsible for a model that is no classifier, and along its training.
 
-`KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms for classical density estimators.
+`UnsupervisedJob` is a job whose loss needs no label; `KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms
+for classical density estimators.
 """
 
 from importlib import import_module
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradindex.influence.density import DensityInfluence, KDEInfluence, KNNInfluence
     from gradindex.influence.mixture import GMMInfluence
+    from gradindex.influence.unsupervised import UnsupervisedJob
 
 _HOMES = {
     "DensityInfluence": "density",
     "KDEInfluence": "density",
     "KNNInfluence": "density",
     "GMMInfluence": "mixture",
+    "UnsupervisedJob": "unsupervised",
 }
-__all__ = ["DensityInfluence", "GMMInfluence", "KDEInfluence", "KNNInfluence"]
+__all__ = ["DensityInfluence", "GMMInfluence", "KDEInfluence", "KNNInfluence", "UnsupervisedJob"]
 
 
 def __getattr__(name: str) -> Any:
