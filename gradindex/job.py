@@ -40,6 +40,10 @@ class Job:
         Where to compute; None: where the model is.
     class_names
         Names of the classes, for tables and pictures.
+    checkpoints
+        For TracIn: ``[(state, learning rate), …]`` along training (see `gradindex.influence.CheckpointRecorder`).
+        Gradients are then those at all of them, times √(learning rate), one after the other, so that ``grad_dot``
+        is Σ_c η_c ⟨g_c, g_c⟩; losses and predictions are those of the last. None: the model as it is.
 
     Raises
     ------
@@ -58,6 +62,7 @@ class Job:
     backend: str | None = None
     device: Any = None
     class_names: Sequence[str] | None = None
+    checkpoints: Sequence[tuple[Any, float]] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.loss_fn):
@@ -69,13 +74,22 @@ class Job:
     @cached_property
     def engine(self) -> Engine:
         """The per-sample gradients of the model."""
-        return make_engine(
-            self.model,
-            self.loss_fn,
-            backend=kernels.parse(Backend, self.backend, "backend"),
-            parameters=self.parameters,
-            device=self.device,
+        return self._along_training(
+            make_engine(
+                self.model,
+                self.loss_fn,
+                backend=kernels.parse(Backend, self.backend, "backend"),
+                parameters=self.parameters,
+                device=self.device,
+            )
         )
+
+    def _along_training(self, engine: Engine) -> Engine:
+        if self.checkpoints is None:
+            return engine
+        from gradindex.influence.tracin import TracInEngine
+
+        return TracInEngine(engine, self.model, self.checkpoints)
 
     @cached_property
     def source(self) -> Source:

@@ -1,25 +1,39 @@
 """Which training samples are responsible for a model that is no classifier, and along its training.
 
-`UnsupervisedJob` is a job whose loss needs no label; `KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms
-for classical density estimators.
+`CheckpointRecorder` collects what ``Job(…, checkpoints=…)`` needs for TracIn. `UnsupervisedJob` is a job whose loss needs
+no label. `KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms for classical density estimators.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradindex.influence.checkpoints import Checkpoint, CheckpointRecorder
     from gradindex.influence.density import DensityInfluence, KDEInfluence, KNNInfluence
     from gradindex.influence.mixture import GMMInfluence
+    from gradindex.influence.tracin import TracInEngine
     from gradindex.influence.unsupervised import UnsupervisedJob
 
 _HOMES = {
+    "Checkpoint": "checkpoints",
+    "CheckpointRecorder": "checkpoints",
     "DensityInfluence": "density",
     "KDEInfluence": "density",
     "KNNInfluence": "density",
     "GMMInfluence": "mixture",
+    "TracInEngine": "tracin",
     "UnsupervisedJob": "unsupervised",
 }
-__all__ = ["DensityInfluence", "GMMInfluence", "KDEInfluence", "KNNInfluence", "UnsupervisedJob"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointRecorder",
+    "DensityInfluence",
+    "GMMInfluence",
+    "KDEInfluence",
+    "KNNInfluence",
+    "TracInEngine",
+    "UnsupervisedJob",
+]
 
 
 def __getattr__(name: str) -> Any:

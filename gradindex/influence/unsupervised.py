@@ -197,7 +197,8 @@ class UnsupervisedJob(Job):
         model = adapter.wrap(self.model, self.loss_fn, self.takes == Takes.MODEL, noise, first.x, reveal)
         loss_fn = adapter.of_model if self.takes is Takes.MODEL else adapter.of_output(self.loss_fn)
         chosen = adapter.names(model, self.parameters)
-        return make_engine(model, loss_fn, backend=framework, parameters=chosen, device=self.device)
+        engine = make_engine(model, loss_fn, backend=framework, parameters=chosen, device=self.device)
+        return self._along_training(engine)
 
 
 class _Unlabelled(Source):

@@ -96,6 +96,17 @@ class TorchKit:
         return [value.numpy().copy() for value in model.state_dict().values()]
 
     @staticmethod
+    def load(model, state):
+        """Put weights into the model."""
+        model.load_state_dict(state)
+
+    @staticmethod
+    def move(model, random):
+        """Change all weights in place."""
+        for value in model.state_dict().values():
+            value += TorchKit.tensor(random.normal(0, 0.2, value.shape).astype(np.float32))
+
+    @staticmethod
     def train(model):
         """Put the model into training mode."""
         model.train()
@@ -200,6 +211,17 @@ class KerasKit:
     def weights(model):
         """Return copies of all weights."""
         return [np.array(value) for value in model.get_weights()]
+
+    @staticmethod
+    def load(model, state):
+        """Put weights into the model."""
+        model.set_weights(state)
+
+    @staticmethod
+    def move(model, random):
+        """Change all weights in place."""
+        for variable in model.weights:
+            variable.assign(variable + random.normal(0, 0.2, variable.shape).astype(np.float32))
 
     @staticmethod
     def train(model):
