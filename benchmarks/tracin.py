@@ -1,10 +1,10 @@
-"""TracIn as one inner product: are checkpoints' sketches better summed or put side by side?
+"""TracIn as one inner product: checkpoints' sketches summed, or put side by side.
 
 A network is trained on scikit-learn's digits by SGD, its weights kept along the way. At equal bytes a row, the sketch
-that adds all checkpoints into one vector (what gradindex does) is compared with one narrow sketch a checkpoint, weighted
-by √(learning rate) and put side by side: recall@10 of the exact TracIn sum, of the sketch alone and with the first 100
-checked exactly, and the correlation of estimates with it. ``python benchmarks/tracin.py`` prints the table; the learning
-rate is constant, or falls tenfold, which makes the checkpoints' shares unequal.
+that adds all checkpoints into one vector (what gradindex does) is compared with one narrow sketch a checkpoint,
+weighted by √(learning rate) and put side by side: recall@10 of the exact TracIn sum, of the sketch alone and with the
+first 100 checked exactly, and the correlation r of estimates with it. The learning rate is constant, or falls tenfold,
+which makes the checkpoints' shares unequal. ``python benchmarks/tracin.py`` prints the table.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Which training samples are responsible for a model that is no classifier, and along its training.
 
-`CheckpointRecorder` collects what ``Job(…, checkpoints=…)`` needs for TracIn. `UnsupervisedJob` is a job whose loss needs
-no label. `KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms for classical density estimators.
+`CheckpointRecorder` collects what ``Job(…, checkpoints=…)`` needs for TracIn. `UnsupervisedJob` is a job whose loss
+needs no label. `KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms for classical density estimators.
 """
 
 from importlib import import_module
