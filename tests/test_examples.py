@@ -78,6 +78,18 @@ def test_density_estimators_are_explained(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_changed_labels_are_found(tmp_path):
+    pytest.importorskip("torch")
+    done = run("06_mislabelled_data.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    auc = dict(re.findall(r"^(\S.*?) {2,}(0\.\d{3}) ", done.stdout, re.MULTILINE))
+    assert "140 of 1400 labels changed" in done.stdout
+    assert float(auc["self-influence along training (TracIn)"]) > 0.95
+    assert float(auc["labels of gradient neighbours and opponents"]) > 0.7
+    for name in ("precision-recall.png", "self-influence.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_data_that_are_not_there_are_explained(tmp_path):
     unset = run(STUDIES[0], "--data", "mnist")
     assert unset.returncode != 0

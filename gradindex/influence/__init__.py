@@ -2,6 +2,7 @@
 
 `CheckpointRecorder` collects what ``Job(…, checkpoints=…)`` needs for TracIn. `UnsupervisedJob` is a job whose loss
 needs no label. `KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms for classical density estimators.
+`label_disagreement` looks for mislabelled samples in an index, as ``Index.self_influence`` does.
 """
 
 from importlib import import_module
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from gradindex.influence.checkpoints import Checkpoint, CheckpointRecorder
     from gradindex.influence.density import DensityInfluence, KDEInfluence, KNNInfluence
     from gradindex.influence.mixture import GMMInfluence
+    from gradindex.influence.self_influence import label_disagreement
     from gradindex.influence.tracin import TracInEngine
     from gradindex.influence.unsupervised import UnsupervisedJob
 
@@ -22,6 +24,7 @@ _HOMES = {
     "KNNInfluence": "density",
     "GMMInfluence": "mixture",
     "TracInEngine": "tracin",
+    "label_disagreement": "self_influence",
     "UnsupervisedJob": "unsupervised",
 }
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "KNNInfluence",
     "TracInEngine",
     "UnsupervisedJob",
+    "label_disagreement",
 ]
 
 

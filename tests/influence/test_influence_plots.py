@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradindex.influence.plots import plot_influence
+from gradindex.influence.plots import plot_influence, plot_self_influence
 
 X = np.array([[0.0, 0], [1, 2], [3, 1], [2, 2]])
 SCORES = np.array([0.1, -0.3, 0.2, 0.0])
@@ -47,3 +47,33 @@ def test_the_test_sample_is_a_cross_and_self_influence_has_none():
 def test_shapes_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         plot_influence(*arguments)
+
+
+VALUES = np.array([1e-3, 1e-2, 0.5, 2.0, 0.0])
+LOSSES = np.array([0.1, 0.2, 1.0, 3.0, 0.05])
+MARKED = np.array([False, False, False, True, False])
+
+
+def test_self_influence_is_counted_and_set_against_the_loss():
+    figure = plot_self_influence(VALUES, LOSSES, MARKED, title="digits", marked_title="changed")
+    counts, scatter = figure.axes
+    assert sum(bar.get_height() for bar in counts.patches) == 4
+    assert [text.get_text() for text in counts.get_legend().get_texts()] == ["all others", "changed"]
+    plain, marked = (drawn.get_offsets().tolist() for drawn in scatter.collections)
+    assert plain == [[0.1, 1e-3], [0.2, 1e-2], [1.0, 0.5]]
+    assert marked == [[3.0, 2.0]]
+    assert (scatter.get_xscale(), scatter.get_yscale()) == ("log", "log")
+    assert figure.get_suptitle() == "digits (1 zeros not drawn)"
+
+
+def test_losses_may_be_missing_or_negative():
+    (only,) = plot_self_influence(VALUES).axes
+    assert only.get_legend() is None
+    assert plot_self_influence(VALUES, LOSSES - 0.5).axes[1].get_xscale() == "linear"
+
+
+def test_self_influence_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"one shape \(n,\), got \(5,\), \(4,\), \(5,\)"):
+        plot_self_influence(VALUES, LOSSES[:4])
+    with pytest.raises(ValueError, match="No self-influence is positive"):
+        plot_self_influence([0.0, 0.0])
