@@ -90,6 +90,22 @@ def test_changed_labels_are_found(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_vae_is_explained(tmp_path):
+    pytest.importorskip("torch")
+    done = run("07_vae_tracin.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    def figure(text):
+        return float(re.search(re.escape(text) + r":? +([\d.]+)", done.stdout).group(1))
+
+    assert figure("training images that are their own strongest proponent") >= 95
+    assert figure("strongest proponents with the test image's label") >= 70
+    assert figure("self-influence against loss: Spearman") > 0
+    assert figure("AUC of self-influence for 70 digits with shuffled pixels") > 0.5
+    for name in ("extremes.png", "self-influence.png", "proponents.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_data_that_are_not_there_are_explained(tmp_path):
     unset = run(STUDIES[0], "--data", "mnist")
     assert unset.returncode != 0

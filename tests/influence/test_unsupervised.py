@@ -5,7 +5,7 @@ import pytest
 
 import gradindex
 from gradindex.influence import UnsupervisedJob
-from tests.influence.unsupervised_models import LATENT, SIDE, TEXTS, KerasKit, TorchKit, X, Z, same_weights
+from tests.influence.unsupervised_models import LATENT, SIDE, TEXTS, WORDS, KerasKit, TorchKit, X, Z, same_weights
 
 
 def vae_job(models, draws=4, seed=1, **options):
@@ -88,6 +88,23 @@ def test_a_language_model_has_a_loss_for_each_text(models):
     model, loss_fn = models.language_model()
     job = UnsupervisedJob(model, loss_fn, TEXTS)
     want = models.gradients(model, lambda one: models.mean([models.call_loss(loss_fn, model(one), one)]), TEXTS)
+    np.testing.assert_allclose(found_gradients(job).gradients, want, rtol=1e-3, atol=1e-5)
+
+
+def test_a_hugging_face_language_model_has_its_own_token_loss():
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    sizes = {"vocab_size": WORDS, "n_positions": 8, "n_embd": 8, "n_layer": 2, "n_head": 2, "use_cache": False}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+
+    def loss_fn(output, tokens):
+        return torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    job = UnsupervisedJob(model, loss_fn, TEXTS)
+    want = TorchKit.gradients(model, lambda one: model(input_ids=one, labels=one).loss, TEXTS)
     np.testing.assert_allclose(found_gradients(job).gradients, want, rtol=1e-3, atol=1e-5)
 
 
