@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Job:
     backend: str | None = None
     device: Any = None
     class_names: Sequence[str] | None = None
-    checkpoints: Sequence[tuple[Any, float]] | None = None
+    checkpoints: Sequence[tuple[Any, float]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.loss_fn):

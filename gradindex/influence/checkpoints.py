@@ -92,10 +92,10 @@ class CheckpointRecorder:
         return RecordTraining(self, _check_every(every), unit)
 
 
-def read_state(model: Any) -> Any:
-    """Return a copy of a model's weights and statistics on the host."""
+def read_state(model: Any, on_host: bool = True) -> Any:
+    """Return a copy of a model's weights and statistics, on the host or (torch) where they are."""
     if backend_of(model) is Backend.TORCH:
-        return {name: _copied(value) for name, value in _unwrapped(model).state_dict().items()}
+        return {name: _copied(value, on_host) for name, value in _unwrapped(model).state_dict().items()}
     return [np.array(value) for value in model.get_weights()]
 
 
@@ -129,7 +129,7 @@ def check_checkpoints(model: Any, checkpoints: Any) -> list[Checkpoint]:
 @contextmanager
 def restored(model: Any) -> Iterator[None]:
     """Put the model's weights back at the end, whatever happens."""
-    saved = read_state(model)
+    saved = read_state(model, on_host=False)
     try:
         yield
     finally:
@@ -153,8 +153,10 @@ def _unwrapped(model: Any) -> Any:
     return model.module if type(model).__name__ == "DataParallel" else model
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().cpu().clone() if hasattr(value, "detach") else value
+def _copied(value: Any, on_host: bool) -> Any:
+    if not hasattr(value, "detach"):
+        return value
+    return value.detach().to("cpu" if on_host else value.device, copy=True)
 
 
 def _check_rate(rate: Any) -> float:

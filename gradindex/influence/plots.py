@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_influence", "plot_self_influence"]
 
 _PLAIN, _MARKED = "#0072B2", "#D55E00"
+_DECADES = 20  # on a logarithmic axis of less the labels of its ticks overlap
 _RANGE = 99  # percentile of |influence| at the ends of the colours
 
 
@@ -125,7 +126,8 @@ def plot_self_influence(
     if marked.any():
         panels[0].legend(fontsize=FONT, frameon=False)
     if losses is not None:
-        scale = "log" if (losses[positive] > 0).all() else "linear"
+        low, high = losses[positive].min(), losses[positive].max()
+        scale = "log" if 0 < low < high / _DECADES else "linear"
         panels[1].set(xscale=scale, yscale="log", xlabel="loss", ylabel="self-influence")
     for axes in panels:
         axes.tick_params(labelsize=FONT - 1)

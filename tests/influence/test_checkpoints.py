@@ -162,3 +162,18 @@ def test_transformers_loads_only_for_its_callback(monkeypatch):
     monkeypatch.delitem(sys.modules, "gradindex.influence.callbacks_transformers", raising=False)
     with pytest.raises(ImportError, match="Type: pip install transformers accelerate"):
         CheckpointRecorder().trainer_callback()
+
+
+def test_importing_influence_loads_next_to_nothing():
+    heavy = ("torch", "tensorflow", "keras", "faiss", "scipy", "sklearn", "matplotlib", "transformers", "pyarrow")
+    code = f"import sys, gradindex.influence as i; i.KNNInfluence; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_unknown_names_are_attribute_errors():
+    import gradindex.influence
+
+    with pytest.raises(AttributeError, match=r"module 'gradindex.influence' has no attribute 'nothing'"):
+        gradindex.influence.nothing  # noqa: B018
+    assert all(hasattr(gradindex.influence, name) for name in gradindex.influence.__all__)

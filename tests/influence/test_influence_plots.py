@@ -70,6 +70,7 @@ def test_losses_may_be_missing_or_negative():
     (only,) = plot_self_influence(VALUES).axes
     assert only.get_legend() is None
     assert plot_self_influence(VALUES, LOSSES - 0.5).axes[1].get_xscale() == "linear"
+    assert plot_self_influence(VALUES, LOSSES + 1).axes[1].get_xscale() == "linear"  # less than a decade
 
 
 def test_self_influence_that_does_not_fit_is_refused():

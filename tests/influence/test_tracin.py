@@ -1,5 +1,7 @@
 """TracIn's sum against gradients of each checkpoint taken one sample at a time."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -174,3 +176,24 @@ def test_a_selection_keeps_the_hashes_of_the_rest():
     positions = {p.name: p.position for p in job.engine.parameters}
     assert 0 < len(some.engine.parameters) < len(positions)
     assert all(positions[p.name] == p.position for p in some.engine.parameters)
+
+
+def tracin_job():
+    """Named by the command line's test."""
+    return vae_job(TorchKit)
+
+
+def test_the_command_line_takes_such_jobs(tmp_path, capsys):
+    from gradindex.cli.app import run
+
+    job = "tests.influence.test_tracin:tracin_job"
+    assert run(["build", job, str(tmp_path / "index"), "--dim", "64", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert run(["verify", str(tmp_path / "index"), job, "--kernel", "grad_dot", "--queries", "14", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recall"] == 1
+    found = gradindex.load(tmp_path / "index").self_influence(14)[0]
+    np.testing.assert_allclose(found, np.sort(np.diagonal(tracin(TorchKit, tracin_job(), X, X)))[::-1], rtol=1e-3)
+
+
+def test_checkpoints_are_not_printed_with_the_job():
+    assert "checkpoints" not in repr(vae_job(TorchKit))
