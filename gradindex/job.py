@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ class Job:
     columns
         What else is known of the samples, to come back with results: a mapping of names to sequences, a DataFrame
         or an Arrow table, an entry a sample.
+    checkpoints
+        For TracIn: ``[(state, learning rate), …]`` along training (see `gradindex.influence.CheckpointRecorder`).
+        Gradients are then those at all of them, times √(learning rate), one after the other, so that ``grad_dot``
+        is Σ_c η_c ⟨g_c, g_c⟩; losses and predictions are those of the last. None: the model as it is.
 
     Raises
     ------
@@ -62,6 +66,7 @@ class Job:
     device: Any = None
     class_names: Sequence[str] | None = None
     columns: Any = None
+    checkpoints: Sequence[tuple[Any, float]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.loss_fn):
@@ -73,13 +78,22 @@ class Job:
     @cached_property
     def engine(self) -> Engine:
         """The per-sample gradients of the model."""
-        return make_engine(
-            self.model,
-            self.loss_fn,
-            backend=kernels.parse(Backend, self.backend, "backend"),
-            parameters=self.parameters,
-            device=self.device,
+        return self._along_training(
+            make_engine(
+                self.model,
+                self.loss_fn,
+                backend=kernels.parse(Backend, self.backend, "backend"),
+                parameters=self.parameters,
+                device=self.device,
+            )
         )
+
+    def _along_training(self, engine: Engine) -> Engine:
+        if self.checkpoints is None:
+            return engine
+        from gradindex.influence.tracin import TracInEngine
+
+        return TracInEngine(engine, self.model, self.checkpoints)
 
     @cached_property
     def source(self) -> Source:

@@ -64,6 +64,48 @@ def test_metrics_are_compared_on_texts(tmp_path):
         assert summary["class"]["GC"]["mean"] > 0.95
 
 
+def test_density_estimators_are_explained(tmp_path):
+    done = run("05_density_influence.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = {
+        name.strip(): values
+        for name, *values in re.findall(r"^(.{24})(\d+) of \d+ +(\d+) of \d+ +(\d+) of \d+$", done.stdout, re.MULTILINE)
+    }
+    assert table["20 nearest neighbours"] == ["20", "0", "20"]
+    assert table["kernel density"][:2] == ["20", "0"]
+    assert int(table["Gaussian mixture"][1]) > 0
+    for name in ("influence.png", "self-influence.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_changed_labels_are_found(tmp_path):
+    pytest.importorskip("torch")
+    done = run("06_mislabelled_data.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    auc = dict(re.findall(r"^(\S.*?) {2,}(0\.\d{3}) ", done.stdout, re.MULTILINE))
+    assert "140 of 1400 labels changed" in done.stdout
+    assert float(auc["self-influence along training (TracIn)"]) > 0.95
+    assert float(auc["labels of gradient neighbours and opponents"]) > 0.7
+    for name in ("precision-recall.png", "self-influence.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_vae_is_explained(tmp_path):
+    pytest.importorskip("torch")
+    done = run("07_vae_tracin.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    def figure(text):
+        return float(re.search(re.escape(text) + r":? +([\d.]+)", done.stdout).group(1))
+
+    assert figure("training images that are their own strongest proponent") >= 95
+    assert figure("strongest proponents with the test image's label") >= 70
+    assert figure("self-influence against loss: Spearman") > 0
+    assert figure("AUC of self-influence for 70 digits with shuffled pixels") > 0.5
+    for name in ("extremes.png", "self-influence.png", "proponents.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_data_that_are_not_there_are_explained(tmp_path):
     unset = run(STUDIES[0], "--data", "mnist")
     assert unset.returncode != 0

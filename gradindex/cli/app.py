@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from gradindex.cli.evaluate import evaluate
+from gradindex.cli.influence import self_influence
 from gradindex.gradients import Backend
 from gradindex.kernels import Kernel
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(evaluate)
+app.command("self-influence")(self_influence)
 out = Console()
 err = Console(stderr=True)
 

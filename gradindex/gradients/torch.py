@@ -129,15 +129,14 @@ class TorchEngine(Engine):
         def sample_loss(weights: dict[str, torch.Tensor], one: Tree, target: Tree) -> tuple[Any, Any]:
             output = self._call(weights, map_leaves(lambda leaf: leaf[None], one))
             target = None if target is None else map_leaves(lambda leaf: leaf[None], target)
-            loss = self._loss(output, target)
-            return loss, (loss.detach(), _main_tensor(output))
+            loss, main = self._loss(output, target), _main_tensor(output)
+            return loss, (loss.detach(),) if main is None else (loss.detach(), main)  # vmap refuses None
 
         with self._inference():
             per_sample = vmap(grad(sample_loss, has_aux=True), in_dims=(None, 0, None if y is None else 0))
-            grads, (losses, outputs) = per_sample(self._weights(names), inputs, targets)
+            grads, (losses, *outputs) = per_sample(self._weights(names), inputs, targets)
             rows = torch.cat([grads[name].flatten(1) for name in names], dim=1)
-            outputs = None if outputs is None else _numpy(outputs[:, 0])
-            return PerSample(_numpy(rows), _numpy(losses), outputs)
+            return PerSample(_numpy(rows), _numpy(losses), _numpy(outputs[0][:, 0]) if outputs else None)
 
     def factored_names(self, x: Tree) -> frozenset[str]:
         """Return the names of parameters all uses of which have a rule."""

@@ -1,0 +1,78 @@
+"""Ask classical density estimators which training samples make a test sample likely.
+
+On six clusters in the plane, as in Kong & Chaudhuri (2021): the influence IF(x_i, z) of every training sample on a
+test sample z, and on itself, under the k-nearest-neighbour density, the kernel density and a Gaussian mixture.
+Run it with ``python examples/05_density_influence.py``; it prints what stands out and draws two pictures.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.mixture import GaussianMixture
+
+from gradindex.influence import GMMInfluence, KDEInfluence, KNNInfluence
+from gradindex.influence.plots import plot_influence
+
+K = 20
+SIZES, SPREADS = (150, 150, 100, 100, 60, K), (0.7, 0.4, 0.6, 0.25, 0.8, 0.5)
+CENTRES = np.array([[0.0, 0.0], [6, 1], [1, 7], [7, 7], [-6, 4], [-5, -5]])
+
+
+def clusters(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return points in the plane (n, 2) and their clusters (n,); the last cluster has exactly K points."""
+    random = np.random.default_rng(seed)
+    cluster = np.repeat(np.arange(len(SIZES)), SIZES)
+    noise = random.standard_normal((len(cluster), 2))
+    return CENTRES[cluster] + noise * np.array(SPREADS)[cluster, None], cluster
+
+
+def draw(x: np.ndarray, values: dict[str, np.ndarray], z: np.ndarray | None, zoom: np.ndarray | None) -> Figure:
+    """Draw a panel for each estimator; with `zoom` a second row, the cluster it marks alone."""
+    figure = Figure(figsize=(12, 3.4 if zoom is None else 6.6), layout="constrained")
+    rows = [np.full(len(x), True)] if zoom is None else [np.full(len(x), True), zoom]
+    panels = figure.subplots(len(rows), len(values), squeeze=False)
+    for line, some in zip(panels, rows, strict=True):
+        for axes, (name, value) in zip(line, values.items(), strict=True):
+            plot_influence(x[some], value[some], z, title=name if some.all() else f"{name}, z's cluster", axes=axes)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/density-influence"), help="folder for the pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="accepted for the sake of the others; this is quick")
+    options = parser.parse_args()
+
+    x, cluster = clusters(options.seed)
+    z = CENTRES[0] + 0.6
+    mixture = GaussianMixture(6, means_init=CENTRES, tol=1e-9, max_iter=500).fit(x)
+    estimators = {
+        f"{K} nearest neighbours": KNNInfluence(x, K),
+        "kernel density": KDEInfluence(x, 0.5),
+        "Gaussian mixture": GMMInfluence(x, mixture),
+    }
+    on_z = {name: estimator.influence(z[None])[:, 0] for name, estimator in estimators.items()}
+    on_self = {name: estimator.self_influence() for name, estimator in estimators.items()}
+
+    unrelated = np.log1p(-1 / len(x))  # what any sample takes from the density elsewhere by being counted
+    nearest = np.argsort(np.linalg.norm(x - z, axis=1))
+    print(f"{'':24}{'proponents that are':22}{'opponents in the':20}highest self-influence")
+    print(f"{'':24}{f'the {K} nearest':22}{'cluster of z':20}in cluster of {K}")
+    for name, estimator in estimators.items():
+        (_, proponents), _ = estimator.top(z[None], K)
+        near = len(set(proponents[0]) & set(nearest[:K]))
+        own = int((on_z[name][cluster == 0] < 2 * unrelated).sum())
+        lonely = int((cluster[np.argsort(-on_self[name])[:K]] == 5).sum())
+        print(f"{name:24}{f'{near} of {K}':22}{f'{own} of {SIZES[0]}':20}{lonely} of {K}")
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    draw(x, on_z, z, cluster == 0).savefig(options.out / "influence.png", dpi=100)
+    draw(x, on_self, None, None).savefig(options.out / "self-influence.png", dpi=100)
+    print(f"wrote {options.out / 'influence.png'} and {options.out / 'self-influence.png'}")
+
+
+if __name__ == "__main__":
+    main()

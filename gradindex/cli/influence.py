@@ -1,0 +1,58 @@
+"""The command `gradindex self-influence`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def self_influence(
+    path: Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the index.")],
+    top: Annotated[int, typer.Option(min=1, help="How many samples, most influential first.")] = 50,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the distribution, and its relation to the loss.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Print the samples that influence themselves most: mislabelled, atypical or hard ones."""
+    import gradindex
+
+    index = gradindex.load(path)
+    values, ids = index.self_influence(min(top, len(index)))
+    rows = index.store.rows_of(ids)
+    columns = {
+        name: index.store.columns[name][rows] for name in ("loss", "label", "prediction") if name in index.store.columns
+    }
+    if plot is not None:
+        from gradindex.influence.plots import plot_self_influence
+        from gradindex.influence.self_influence import self_influence as every
+
+        plot_self_influence(every(index.store), index.store.columns["loss"]).savefig(plot, dpi=120)
+    lines = [
+        {"id": int(one), "self_influence": float(value)} | {name: _plain(column[i]) for name, column in columns.items()}
+        for i, (one, value) in enumerate(zip(ids, values, strict=True))
+    ]
+    if as_json:
+        typer.echo(json.dumps(lines))
+    else:
+        Console().print(_table(lines, len(index), columns))
+
+
+def _table(lines: list[dict[str, Any]], samples: int, columns: dict[str, Any]) -> Table:
+    title = f"Self-influence: the first {len(lines)} of {samples:,} samples"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for name in ("#", "sample", "self-influence", *columns):
+        table.add_column(name, justify="right", style="dim" if name == "#" else None)
+    for rank, line in enumerate(lines):
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in line.values()]
+        table.add_row(str(rank + 1), *cells)
+    return table
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,46 @@
+"""Which training samples are responsible for a model that is no classifier, and along its training.
+
+`CheckpointRecorder` collects what ``Job(…, checkpoints=…)`` needs for TracIn. `UnsupervisedJob` is a job whose loss
+needs no label. `KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms for classical density estimators.
+`label_disagreement` looks for mislabelled samples in an index, as ``Index.self_influence`` does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradindex.influence.checkpoints import Checkpoint, CheckpointRecorder
+    from gradindex.influence.density import DensityInfluence, KDEInfluence, KNNInfluence
+    from gradindex.influence.mixture import GMMInfluence
+    from gradindex.influence.self_influence import label_disagreement
+    from gradindex.influence.tracin import TracInEngine
+    from gradindex.influence.unsupervised import UnsupervisedJob
+
+_HOMES = {
+    "Checkpoint": "checkpoints",
+    "CheckpointRecorder": "checkpoints",
+    "DensityInfluence": "density",
+    "KDEInfluence": "density",
+    "KNNInfluence": "density",
+    "GMMInfluence": "mixture",
+    "TracInEngine": "tracin",
+    "label_disagreement": "self_influence",
+    "UnsupervisedJob": "unsupervised",
+}
+__all__ = [
+    "Checkpoint",
+    "CheckpointRecorder",
+    "DensityInfluence",
+    "GMMInfluence",
+    "KDEInfluence",
+    "KNNInfluence",
+    "TracInEngine",
+    "UnsupervisedJob",
+    "label_disagreement",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradindex.influence' has no attribute {name!r}")
+    return getattr(import_module(f"gradindex.influence.{_HOMES[name]}"), name)
