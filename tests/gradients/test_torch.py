@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gradindex.gradients.base import Parameter, PathFailed
-from gradindex.gradients.layers.torch_capture import Capture, Layout
+from gradindex.gradients.layers.torch_capture import Capture, Known, Layout
 from gradindex.gradients.torch import TorchEngine
 from gradindex.sketch import CountSketch, Gaussian, Identity
 from tests.gradients.test_torch_layers import TOKENS, assert_as_the_loop, loss, samples
@@ -169,7 +169,7 @@ def test_samples_that_mix_take_the_loop_with_a_warning():
 
 def test_an_input_changed_after_it_was_read_is_not_believed():
     layer = nn.Linear(3, 3)
-    capture = Capture({id(layer.weight): "weight"}, [Layout(0)], lambda call, g: list(call(g)))
+    capture = Capture({id(layer.weight): "weight"}, Known([Layout(0)], {}), lambda call, g: list(call(g)))
     with capture:
         x = torch.ones(2, 3)
         y = layer(x)

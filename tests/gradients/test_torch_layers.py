@@ -131,11 +131,107 @@ class Frames(nn.Module):
         return self.linear(self.norm(self.conv(x.flatten(0, 1))).flatten(1)).view(b, t, -1)
 
 
+class Both(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x, x)
+
+
 class OwnForward(nn.Linear):
     """A subclass that does something else with its weight."""
 
     def forward(self, x):
         return super().forward(x) * self.weight.sum()
+
+
+class Einsum(nn.Linear):
+    """A weight in a function without a rule."""
+
+    def forward(self, x):
+        return torch.einsum("bi,oi->bo", x, self.weight) + self.bias
+
+
+class Positions(nn.Module):
+    """Positions looked up once for all samples, as in Hugging Face's models."""
+
+    def __init__(self, add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], **options: Any) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(TOKENS, 4), nn.Embedding(9, 4, **options)
+        self.head = nn.Linear(4, 3)
+        self.add = add
+
+    def forward(self, x):
+        return self.head(self.add(self.tokens(x), self.positions(torch.arange(x.shape[1]))))
+
+
+class Relative(nn.Module):
+    """T5's relative positions: looked up by pairs of places, and added within attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.bias = nn.Embedding(TOKENS, 8), nn.Embedding(11, 2)
+
+    def forward(self, x):
+        places = torch.arange(x.shape[1])
+        bias = self.bias(places[:, None] - places + 5).permute(2, 0, 1)[None]
+        heads = self.tokens(x).unflatten(2, (2, 4)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=bias)
+
+
+class Window(nn.Module):
+    """Parts and functions of parameters, shared by all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 9, 6))
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.down, self.up = nn.Parameter(torch.randn(6, 2)), nn.Parameter(torch.randn(2, 6))
+        self.temperature = nn.Parameter(torch.randn(()))
+
+    def forward(self, x):
+        x = torch.cat([self.token.repeat(len(x), 1, 1), x], 1)
+        x = x + self.position[:, : x.shape[1]]
+        return nn.functional.linear(x, self.down @ self.up) * self.temperature.exp()
+
+
+class Masked(nn.Module):
+    """A shared parameter where a condition on the sample holds, and where it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask, self.missing = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(1, 3))
+
+    def forward(self, x):
+        return torch.where(x > 0, self.mask, x) * torch.where(x > 1, 2.0, self.missing)
+
+
+class Bags(nn.Module):
+    """Bags that follow each other, two a sample, one of them empty."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(TOKENS, 4, **options)
+
+    def forward(self, x):
+        b, t = x.shape
+        starts = torch.arange(b)[:, None] * t + torch.tensor([0, 4, t])
+        ends = [b * t] * self.bag.include_last_offset
+        return self.bag(x.flatten(), torch.cat([starts.flatten(), torch.tensor(ends, dtype=torch.long)])).view(b, -1)
+
+
+class WeightedBag(nn.Module):
+    """A bag with learned weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Embedding(TOKENS, 1)
+        self.bag = nn.EmbeddingBag(TOKENS, 4, mode="sum")
+
+    def forward(self, x):
+        return self.bag(x, per_sample_weights=self.weights(x)[:, :, 0])
 
 
 def trained(norm: nn.Module) -> nn.Module:
@@ -176,6 +272,24 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "frames": (lambda: trained(Frames()), (3, 2, 3, 3)),
     "embedding": (lambda: nn.Embedding(TOKENS, 4), TEXT),
     "embedding, padding": (lambda: nn.Embedding(TOKENS, 4, padding_idx=-3), TEXT),
+    "embedding, rescaled": (lambda: nn.Embedding(TOKENS, 4, max_norm=1.0), TEXT),
+    "embedding, sparse": (lambda: nn.Embedding(TOKENS, 4, sparse=True), TEXT),
+    "embedding_bag, sum": (lambda: nn.EmbeddingBag(TOKENS, 4, mode="sum", padding_idx=-2), TEXT),
+    "embedding_bag, mean": (lambda: nn.EmbeddingBag(TOKENS, 4, padding_idx=2), TEXT),
+    "embedding_bag, offsets": (Bags, TEXT),
+    "embedding_bag, last offset": (lambda: Bags(include_last_offset=True, mode="sum", padding_idx=2), TEXT),
+    "embedding_bag, weighted": (WeightedBag, TEXT),
+    "positions": (lambda: Positions(lambda x, p: x + p, padding_idx=2), TEXT),
+    "positions, one row": (lambda: Positions(lambda x, p: p.unsqueeze(0) + x), TEXT),
+    "positions, for each sample": (lambda: Positions(lambda x, p: x + p.expand_as(x)), TEXT),
+    "positions, in place": (lambda: Positions(lambda x, p: x.add_(p)), TEXT),
+    "positions, relative": (Relative, TEXT),
+    "window": (Window, (3, 6)),
+    "where": (Masked, (4, 3)),
+    "own forward": (lambda: OwnForward(5, 3), (5,)),
+    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), (3,)),
+    "weight_norm, conv": (lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 2)), (3, 5)),
+    "spectral_norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)), (2, 3)),
     "layer_norm": (lambda: trained(nn.LayerNorm((3, 4))), (2, 3, 4)),
     "layer_norm without weight": (lambda: nn.Sequential(nn.LayerNorm(4, bias=False), nn.Linear(4, 2)), (4,)),
     "group_norm": (lambda: trained(nn.GroupNorm(2, 4)), (4, 3)),
@@ -191,6 +305,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "prelu, by channel": (lambda: nn.PReLU(3), (3, 4)),
     "attention": (lambda: SelfAttention(batch_first=True), (5, 8)),
     "attention without bias": (lambda: SelfAttention(batch_first=True, bias=False), (5, 8)),
+    "attention with extra keys": (lambda: SelfAttention(batch_first=True, add_bias_kv=True), (5, 8)),
     "attention, time first": (TimeFirst, (5, 8)),
     "attention, across": (CrossAttention, (5, 8)),
     "tied": (Tied, TEXT),
@@ -204,6 +319,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         (6, 3),
     ),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8)),
+    "LSTM, projection": (lambda: First(nn.LSTM(4, 5, proj_size=3, batch_first=True)), (6, 4)),
+    "LSTM, projection, both ways": (
+        lambda: First(nn.LSTM(4, 5, proj_size=3, num_layers=2, bidirectional=True, bias=False, batch_first=True)),
+        (6, 4),
+    ),
     "rnn, relu": (lambda: First(nn.RNN(4, 5, nonlinearity="relu", batch_first=True)), (6, 4)),
 } | {
     f"{kind.__name__}, {name}": (lambda kind=kind, options=options: First(kind(4, 5, **options)), (6, 4))
@@ -216,33 +336,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 }
 # What has no rule, and which parameters of it take the next rung.
 WITHOUT_RULE: dict[str, tuple[Callable[[], nn.Module], Any, set[str]]] = {
-    "own forward": (lambda: OwnForward(5, 3), (5,), {"weight"}),
-    "attention with extra keys": (
-        lambda: SelfAttention(batch_first=True, add_bias_kv=True),
-        (5, 8),
-        {"attention.bias_k", "attention.bias_v"},
-    ),
-    "weight_norm": (
-        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)),
-        (3,),
-        {"parametrizations.weight.original0", "parametrizations.weight.original1"},
-    ),
+    "einsum": (lambda: Einsum(5, 3), (5,), {"weight"}),
     "bilinear": (lambda: Both(nn.Bilinear(3, 3, 2)), (3,), {"layer.weight", "layer.bias"}),
-    "LSTM, projection": (
-        lambda: First(nn.LSTM(4, 5, proj_size=3, batch_first=True)),
-        (6, 4),
-        {f"layer.{name}_l0" for name in ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")},
-    ),
+    "embedding_bag, max": (lambda: nn.EmbeddingBag(TOKENS, 4, mode="max"), TEXT, {"weight"}),
+    "embedding, scaled by frequency": (lambda: nn.Embedding(TOKENS, 4, scale_grad_by_freq=True), TEXT, {"weight"}),
 }
-
-
-class Both(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x, x)
 
 
 def loss(output: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -318,6 +416,36 @@ def test_other_precisions(dtype):
     np.testing.assert_allclose(found.norms, np.linalg.norm(truth, axis=1), rtol=2e-2)
     np.testing.assert_allclose(found.sketches, projector(engine.parameters, truth), atol=3e-2 * truth.max())
     assert set(engine.paths.values()) == {"factored"}
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_that_rescales_its_weight_leaves_it_as_it_was(kind):
+    torch.manual_seed(0)
+    engine = TorchEngine(kind(TOKENS, 4, max_norm=0.5), loss)
+    before, x = engine.state_hashes(), samples(TEXT, 4)
+    assert_as_the_loop(engine, x, np.zeros(4, np.float32))
+    engine.outputs(x)
+    assert engine.state_hashes() == before
+
+
+def test_some_of_the_factored_parameters():
+    """Layouts are remembered by the number of the call, also where a call is not asked for."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = torch.tanh(self.first(x.transpose(0, 1)))  # (time, batch, ·), with time as long as the batch
+            return self.last(x.transpose(0, 1))
+
+    torch.manual_seed(0)
+    engine = TorchEngine(Turned(), loss)
+    x, y = samples((4, 3), 4), np.zeros(4, np.float32)
+    whole = engine.gradients(x, y).gradients
+    some = engine.factored_gradients(x, y, ["last.weight", "last.bias"]).gradients
+    np.testing.assert_allclose(some, whole[:, -18:], rtol=1e-5)
 
 
 def test_sequence_as_long_as_the_batch_is_not_taken_for_it():
