@@ -12,6 +12,7 @@ from gradindex import labels
 from gradindex.batches import Batch, Ids, is_tensor, leaves
 from gradindex.gradients import loop
 from gradindex.gradients.base import Embedded, Engine, Floats, Projector, log
+from gradindex.gradients.ladder import is_out_of_memory
 from gradindex.job import Job
 from gradindex.sketch import CountSketch, Sketch
 
@@ -96,14 +97,6 @@ def _embed(engine: Engine, batch: Batch, projector: Projector) -> Embedded:
         np.concatenate([part.norms for part in parts]),
         np.concatenate([part.losses for part in parts]),
         np.concatenate(outputs) if len(outputs) == len(parts) else None,
-    )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a framework (or Python) says that memory ran out."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"}) or (
-        "not enough memory" in str(error)  # torch's allocator on the CPU raises a plain RuntimeError
     )
 
 

@@ -152,6 +152,7 @@ class Engine(ABC):
 
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}  # of each parameter, decided by the first batch
+        self._running = LOOP  # the path last taken
 
     @property
     def bytes_per_sample(self) -> int:
@@ -260,6 +261,7 @@ class Engine(ABC):
         sketches = np.zeros((length(x), projector.dim), np.float32)
         squares = np.zeros(length(x), np.float64)
         for path, names in groups.items():
+            self._running = path
             if path == FACTORED:
                 embedded = self.factored_embed(x, y, names, projector)
                 sketches += embedded.sketches
@@ -280,13 +282,16 @@ class Engine(ABC):
         if not self._paths:
             self._paths = ladder.choose(self, x, y)
             log.info("gradient paths: %s", self._paths)
-        try:
-            return work(self._groups())
-        except PathFailed as error:
-            log.warning("the factored path fails from here on, using the %s: %s", self.fast_path, error)
-            lower = {FACTORED: self.fast_path}
-            self._paths = {name: lower.get(path, path) for name, path in self._paths.items()}
-            return work(self._groups())
+        while True:
+            try:
+                return work(self._groups())
+            except Exception as error:
+                failed = self._running
+                if failed == LOOP or ladder.is_out_of_memory(error):
+                    raise
+                lower = self.fast_path if failed == FACTORED else LOOP
+                log.warning("the %s path fails from here on, using the %s: %s", failed, lower, error)
+                self._paths = {name: lower if path == failed else path for name, path in self._paths.items()}
 
     def _groups(self) -> dict[str, list[str]]:
         """Return the names of the parameters that take each path, in the model's order."""
@@ -297,9 +302,10 @@ class Engine(ABC):
 
     def by(self, path: str, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
         """Return per-sample gradients (b, ·) of some parameters by one path."""
+        self._running = path
         if path == FACTORED:
             return self.factored_gradients(x, y, names)
-        if path == self.fast_path:
+        if path == self.fast_path and length(x) > 1:  # of one sample, a batched loop in TensorFlow fails
             return self.some_gradients(x, y, names)
         found = loop.gradients(self, x, y)
         return PerSample(self._columns(found.gradients, names), found.losses, found.outputs)

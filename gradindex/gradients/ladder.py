@@ -83,6 +83,14 @@ def _differing(engine: "Engine", names: Sequence[str], found: "PerSample", truth
     return wrong
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a framework (or Python) says that memory ran out."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"}) or (
+        "not enough memory" in str(error)  # torch's allocator on the CPU raises a plain RuntimeError
+    )
+
+
 def _warn_of_unused(engine: "Engine", x: Tree, y: Tree) -> None:
     first = slice(0, 1)
     unused = engine.unused(index(x, first), None if y is None else index(y, first))
