@@ -26,7 +26,8 @@ def choose(engine: "Engine", x: Tree, y: Tree) -> dict[str, str]:
     """
     head = slice(0, min(_SAMPLES, length(x)))
     x, y = index(x, head), None if y is None else index(y, head)
-    _warn_of_unused(engine, x, y)
+    if "undecided" in engine.paths.values():
+        _warn_of_unused(engine, x, y)
     truth = loop.gradients(engine, x, y)
     ruled = engine.factored_names(x)
     paths = {p.name: FACTORED if p.name in ruled else engine.fast_path for p in engine.parameters}

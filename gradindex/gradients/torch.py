@@ -177,6 +177,7 @@ class TorchEngine(Engine):
                 lambda: self._call({}, inputs),
                 lambda output: self._sample_losses(output, targets),
                 self._selected(),
+                length(x),
                 frozenset(names),
                 self._plan,
                 finish,

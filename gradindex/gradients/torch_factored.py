@@ -53,12 +53,12 @@ def plan(forward: Callable[[int], Any], named: Mapping[str, Tensor]) -> Plan:
     names = {id(value): name for name, value in named.items()}
     known = Known((), {})
     for _ in range(_ROUNDS):
-        three, two = (_watch(forward, samples, Capture(names, known, None)) for samples in (3, 2))
+        three, two = (_watch(forward, samples, Capture(names, known, None, samples)) for samples in (3, 2))
         shared = {key: shapes for key, shapes in three.results.items() if two.results.get(key) == shapes}
         known, before = Known(layouts(three.shapes, two.shapes, three.minor), shared), known.shared
         if shared == before:
             break
-    again = _watch(forward, 2, Capture(names, known, lambda call, g: None))
+    again = _watch(forward, 2, Capture(names, known, lambda call, g: None, 2))
     return Plan(known, frozenset(named) - again.without_rule, two.captured // 2)
 
 
@@ -72,6 +72,7 @@ def backward(
     forward: Callable[[], Any],
     losses_of: Callable[[Any], Tensor],
     named: Mapping[str, Tensor],
+    samples: int,
     wanted: Collection[str],
     known: Plan,
     finish: Finish,
@@ -88,7 +89,7 @@ def backward(
             if len(pending[name]) == capture.expected[name]:
                 finish(name, pending.pop(name))
 
-    capture = Capture({id(value): name for name, value in named.items()}, known.known, receive, wanted)
+    capture = Capture({id(value): name for name, value in named.items()}, known.known, receive, samples, wanted)
     with torch.enable_grad():
         with capture:
             output = forward()

@@ -198,7 +198,7 @@ def test_a_path_that_fails_later_gives_way_to_the_next(caplog):
 
 def test_an_input_changed_after_it_was_read_is_not_believed():
     layer = nn.Linear(3, 3)
-    capture = Capture({id(layer.weight): "weight"}, Known([Layout(0)], {}), lambda call, g: list(call(g)))
+    capture = Capture({id(layer.weight): "weight"}, Known([Layout(0)], {}), lambda call, g: list(call(g)), 2)
     with capture:
         x = torch.ones(2, 3)
         y = layer(x)

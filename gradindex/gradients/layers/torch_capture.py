@@ -13,6 +13,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_field
 from typing import Any
 
 import torch
@@ -151,6 +152,9 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
     receive
         Called during the backward pass with each tapped call and the gradient of its output; None in a pass that
         finds out.
+    samples
+        How many there are. How many rows of an output belong to a sample may differ from batch to batch, as
+        texts' lengths do.
     wanted
         The names that are asked for now; None for all.
     """
@@ -160,12 +164,14 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         names: dict[int, str],
         known: Known,
         receive: Callable[[Call, Tensor], None] | None,
+        samples: int,
         wanted: Collection[str] | None = None,
     ) -> None:
         super().__init__()
         self._names = names
         self._known = known
         self._receive = receive
+        self._samples = samples
         self._wanted = frozenset(names.values() if wanted is None else wanted)
         self.without_rule: set[str] = set()
         self.shapes: list[torch.Size] = []
@@ -269,7 +275,7 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
             self.minor.add(number)
         if self._receive is None:
             return output
-        layout = self._layout(number)
+        layout = self._layout(number, output)
         parts = [part for tensor, make in named for part in self.shared.uses(tensor, make)]
         each = [(self._names[id(p)], make) for p, make in parts if id(p) in self._names]
         if layout is None or axis not in (None, layout.axis):
@@ -291,10 +297,16 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
             self.anchors[output.device] = torch.zeros((), device=output.device, requires_grad=True)
         return self.anchors[output.device]
 
-    def _layout(self, number: int) -> Layout | None:
+    def _layout(self, number: int, output: Tensor) -> Layout | None:
         if number >= len(self._known.layouts):
             raise Changed("the model made more layer calls than before")
-        return self._known.layouts[number]
+        layout = self._known.layouts[number]
+        if layout is None:
+            return None
+        folded, rest = divmod(output.shape[layout.axis], self._samples) if layout.axis < output.dim() else (0, 0)
+        if rest or not folded:
+            raise Changed("a layer's output has no longer a number of rows for each sample")
+        return replace_field(layout, folded=folded)
 
 
 class _Start(torch.autograd.Function):  # type: ignore[misc]
