@@ -1,4 +1,4 @@
-"""Keras: what embedding costs, in plain training steps.
+"""Keras: what embedding costs, in plain training steps, and in their peak memory at the same batch.
 
 Run `python benchmarks/gradients_keras.py [--case cnn]`, or let `benchmarks/gradients.py` take `CASES` from here.
 """
@@ -15,6 +15,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "2"))
 
+import gradients  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
@@ -80,6 +81,12 @@ def contenders(model: Any) -> dict[str, Callable[[Any, Any], Any]]:
     }
 
 
+def peaks(name: str) -> dict[str, int | None]:
+    """Return by how many bytes a step on the largest batch raises its process's peak, each in one of its own."""
+    short = name.removeprefix("keras ")
+    return {way: gradients.memory_elsewhere("keras", short, way, THREADS) for way in ("plain", "engine")}
+
+
 def measure(name: str, repeats: int, only: list[str] | None = None) -> dict[str, Any]:
     """Return samples a second of each contender at its own best batch size, interleaved, the median of repeats."""
     model = CASES[name]()
@@ -98,6 +105,7 @@ def measure(name: str, repeats: int, only: list[str] | None = None) -> dict[str,
             if repeat >= 0:
                 rates[key, size].append(count / (time.perf_counter() - begin))
     medians = {run: statistics.median(values) for run, values in rates.items()}
+    grown = peaks(name)
     best = {key: max((rate, size) for (k, size), rate in medians.items() if k == key) for key in ways}
     return {
         "case": name,
@@ -106,6 +114,8 @@ def measure(name: str, repeats: int, only: list[str] | None = None) -> dict[str,
         "batch_size": {key: size for key, (_, size) in best.items()},
         "engine/plain": round(best["engine"][0] / best["plain"][0], 3) if "plain" in best else None,
         "engine/loop": round(best["engine"][0] / best["loop"][0], 1) if "loop" in best else None,
+        "peak_bytes": grown,
+        "memory/plain": round(grown["engine"] / grown["plain"], 3) if all(grown.values()) else None,
         "all": {f"{key} {size}": round(rate, 1) for (key, size), rate in medians.items()},
     }
 

@@ -1,7 +1,8 @@
 """Any dataset as blocks of (ids, x, y) in one fixed order; ids are dataset positions.
 
 `x` and `y` are trees: an array (or tensor) whose first axis is the sample, a ``list`` of objects, or a
-dict or tuple of such. A single sample of a tree keeps its first axis, with length 1.
+dict or tuple of such. A single sample of a tree keeps its first axis, with length 1. Samples whose arrays differ
+in shape, such as texts, are a ``list`` of arrays; `rectangles` makes batches of them.
 """
 
 import itertools
@@ -87,8 +88,8 @@ def index(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
 
 def as_columns(value: Any) -> Tree:
     """Normalise inputs given as whole columns: lists of numbers or arrays become arrays, TF tensors NumPy."""
-    if isinstance(value, list):
-        return stack(value, as_objects=True)
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return stack(list(value), as_objects=True)
     if isinstance(value, dict):
         return {key: as_columns(item) for key, item in value.items()}
     if isinstance(value, tuple):
@@ -117,9 +118,62 @@ def stack(samples: Sequence[Any], as_objects: bool = False) -> Tree:
         return list(samples)
     try:
         stacked = np.asarray(samples)
-    except ValueError:  # ragged
-        return list(samples)
+    except ValueError:
+        return _ragged(samples)
     return stacked if stacked.dtype.kind in "biufc" else list(samples)
+
+
+def _ragged(samples: Sequence[Any]) -> list[Any]:
+    """Return samples of several shapes as arrays of one dtype, if they are numbers; else as they are."""
+    try:
+        arrays = [np.asarray(sample) for sample in samples]
+    except ValueError:
+        return list(samples)
+    if any(array.dtype.kind not in "biufc" or array.ndim == 0 for array in arrays):
+        return list(samples)
+    dtype = np.result_type(*{array.dtype for array in arrays if array.size})  # an empty list would be of floats
+    return [array.astype(dtype, copy=False) for array in arrays]
+
+
+def is_ragged(leaf: Any) -> bool:
+    """Whether `leaf` is a list of arrays or tensors, as samples of several shapes are."""
+    return isinstance(leaf, list) and bool(leaf) and all(isinstance(a, np.ndarray) or is_tensor(a) for a in leaf)
+
+
+def has_ragged(x: Tree, y: Tree | None) -> bool:
+    """Whether samples differ in shape in some part."""
+    return any(is_ragged(leaf) for leaf in leaves((x, y)))
+
+
+def rectangles(x: Tree, y: Tree | None, most: int | None = None) -> list[tuple[NDArray[np.intp], Tree, Tree | None]]:
+    """Split samples into batches of equal shapes, so that none is padded, each with its rows in `x`.
+
+    The largest batch comes first, so that what is found out from the first batch comes from several samples;
+    ties go by shape, and within a batch the order is kept: the same samples always make the same batches.
+
+    Parameters
+    ----------
+    x, y
+        Inputs and labels of b samples; objects that are not arrays stay together.
+    most
+        Most samples in a batch; None for no limit.
+    """
+    both = [leaf for leaf in leaves((x, y)) if leaf is not None]
+    ragged = [leaf for leaf in both if is_ragged(leaf)]
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for i in range(length(x)):
+        groups.setdefault(tuple(tuple(leaf[i].shape) for leaf in ragged), []).append(i)
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    found = []
+    for rows in (np.array(rows, np.intp) for _, rows in ordered):
+        for begin in range(0, len(rows), most or len(rows)):
+            some = rows[begin : begin + (most or len(rows))]
+            found.append((some, _stacked(index(x, some)), None if y is None else _stacked(index(y, some))))
+    return found
+
+
+def _stacked(tree: Tree) -> Tree:
+    return map_leaves(lambda leaf: stack(leaf, as_objects=True) if is_ragged(leaf) else leaf, tree)
 
 
 class Source(ABC):

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import labels
-from gradindex.batches import Batch, Ids, is_tensor, leaves
+from gradindex.batches import Batch, Ids, is_ragged, is_tensor, leaves, rectangles
 from gradindex.gradients import loop
 from gradindex.gradients.base import Embedded, Engine, Floats, Projector, log
+from gradindex.gradients.joining import joined
+from gradindex.gradients.ladder import is_out_of_memory
 from gradindex.job import Job
 from gradindex.sketch import CountSketch, Sketch
 
@@ -19,6 +21,8 @@ MEMORY_BUDGET = 1 << 30  # bytes for one batch
 _MOST = 128  # beyond this most models gain nothing
 _MOST_SMALL = 512  # of samples that take little memory
 _SMALL_BATCH_BYTES = 32 << 20
+_WINDOW, _WINDOW_BYTES = 4096, 64 << 20  # of samples that differ in shape, read at once to find some that do not
+_PEEK, _FIRST = 8, 256  # samples that tell whether shapes differ, and those among which the longest is sought
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,14 @@ def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: 
 def embed_rows(
     job: Job, projector: Projector, batch_size: int, start: int = 0, stop: int | None = None
 ) -> Iterator[Block]:
-    """Yield the embeddings of samples `start` to `stop`, `batch_size` at a time."""
-    for batch in job.source.blocks(batch_size, start, stop):
+    """Yield the embeddings of samples `start` to `stop`, `batch_size` at a time.
+
+    Samples that differ in shape, such as texts, are read many at a time and embedded with others of their shape.
+    """
+    for batch in job.source.blocks(_reading_size(job, batch_size), start, stop):
         check_batch(batch)
-        found = _embed(job.engine, batch, projector)
+        parts = rectangles(batch.x, batch.y, batch_size)
+        found = joined([(rows, _embed(job.engine, Batch(batch.ids[rows], x, y), projector)) for rows, x, y in parts])
         check_finite(batch.ids, "loss", found.losses)
         check_finite(batch.ids, "gradient", found.norms)
         yield Block(
@@ -78,6 +86,24 @@ def embed_rows(
             labels.as_classes(batch.y),
             labels.predicted_classes(found.outputs),
         )
+
+
+def _reading_size(job: Job, batch_size: int) -> int:
+    """Return how many samples to read at once: `batch_size`, and more of those that differ in shape."""
+    sizes = _sizes(_first(job, _PEEK))
+    if not sizes.any():
+        return batch_size
+    return max(batch_size, min(_WINDOW, _WINDOW_BYTES // (8 * int(sizes.max()))))
+
+
+def _first(job: Job, count: int) -> Batch:
+    return job.source.take(np.arange(min(count, len(job.source)), dtype=np.int64))
+
+
+def _sizes(batch: Batch) -> NDArray[np.int64]:
+    """Return how many numbers each sample has in the parts that differ in shape; zeros where none does."""
+    ragged = [leaf for leaf in leaves((batch.x, batch.y)) if is_ragged(leaf)]
+    return np.array([sum(int(np.prod(leaf[i].shape)) for leaf in ragged) for i in range(len(batch))], np.int64)
 
 
 def _embed(engine: Engine, batch: Batch, projector: Projector) -> Embedded:
@@ -96,14 +122,6 @@ def _embed(engine: Engine, batch: Batch, projector: Projector) -> Embedded:
         np.concatenate([part.norms for part in parts]),
         np.concatenate([part.losses for part in parts]),
         np.concatenate(outputs) if len(outputs) == len(parts) else None,
-    )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a framework (or Python) says that memory ran out."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"}) or (
-        "not enough memory" in str(error)  # torch's allocator on the CPU raises a plain RuntimeError
     )
 
 
@@ -143,9 +161,14 @@ def embedding_batch_size(job: Job, budget: int = MEMORY_BUDGET) -> int:
 
     Small models gain from larger batches (MLP 784-1024-1024-10: 512 at once are 1.4 times as fast as 128), those
     with large activations lose (a CNN 0.75 times), so beyond 128 only what fits 32 MiB is taken at once. Embeds
-    the first samples to find out which gradients have to be formed whole.
+    two samples to find out which gradients have to be formed whole: the longest of the first 256, where samples
+    differ in length.
     """
-    first = job.source.take(np.arange(min(2, len(job.source)), dtype=np.int64))
+    first = _first(job, _PEEK)
+    if _sizes(first).any():
+        first = _first(job, _FIRST)
+        first = first.select(np.argsort(-_sizes(first), kind="stable"))
+    first = first.select(slice(0, 2))
     check_batch(first)
     job.engine.gradients(first.x, first.y)
     each = max(1, job.engine.bytes_per_sample)
@@ -165,6 +188,8 @@ def check_batch(batch: Batch) -> None:
 def check_finite(ids: Ids, what: str, values: Any) -> None:
     """Raise ValueError naming the ids whose values hold NaN or infinity."""
     if isinstance(values, list):
+        for i, value in zip(ids, values, strict=True) if is_ragged(values) else ():
+            check_finite(np.array([i]), what, value[None])
         return
     if is_tensor(values):
         if not values.is_floating_point():

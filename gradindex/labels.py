@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.batches import is_ragged
+
 
 def is_one_hot(y: Any) -> bool:
     """Whether `y` (n, c) holds rows with a single 1 and zeros elsewhere, c > 1."""
@@ -94,4 +96,4 @@ def as_array(value: Any) -> NDArray[Any]:
 
 
 def _array(y: Any) -> NDArray[Any] | None:
-    return None if y is None or isinstance(y, dict | tuple) else as_array(y)
+    return None if y is None or isinstance(y, dict | tuple) or is_ragged(y) else as_array(y)

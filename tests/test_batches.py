@@ -225,7 +225,7 @@ class TestTrees:
     def test_numbers_become_arrays(self, value, expected):
         assert_array_equal(as_columns(value), expected, strict=True)
 
-    @pytest.mark.parametrize("value", [["a", "b"], [{"a": 1}], [(1, 2)], [b"a"], [[1], [2, 3]], [None, None], []])
+    @pytest.mark.parametrize("value", [["a", "b"], [{"a": 1}], [(1, 2)], [b"a"], [["a"], ["b", "c"]], [None, None], []])
     def test_objects_stay_lists(self, value):
         found = as_columns(value)
         if value:

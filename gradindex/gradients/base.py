@@ -15,8 +15,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Tree, leaves, length
+from gradindex.batches import Tree, has_ragged, leaves, length, rectangles
 from gradindex.gradients import ladder, loop
+from gradindex.gradients.joining import joined
 from gradindex.gradients.ladder import FACTORED, LOOP
 
 log = logging.getLogger("gradindex")
@@ -154,6 +155,8 @@ class Engine(ABC):
 
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}  # of each parameter, decided by the first batch
+        self._shapes: set[tuple[tuple[int, ...], ...]] = set()  # of samples, the first two that were seen
+        self._running = LOOP  # the path last taken
 
     @property
     def bytes_per_sample(self) -> int:
@@ -233,6 +236,8 @@ class Engine(ABC):
         """Return per-sample gradients (b, P), losses and outputs, by the paths that the first batch chose."""
         if length(x) == 0:
             return self.batched_gradients(x, y)
+        if has_ragged(x, y):
+            return joined([(rows, self.gradients(part, labels)) for rows, part, labels in rectangles(x, y)])
         return self._with_ladder(x, y, lambda groups: self._gradients(x, y, groups))
 
     def _gradients(self, x: Tree, y: Tree, groups: dict[str, list[str]]) -> PerSample:
@@ -255,6 +260,8 @@ class Engine(ABC):
             found = self.batched_gradients(x, y)
             empty = np.zeros((0, projector.dim), np.float32)
             return Embedded(empty, np.zeros(0, np.float64), found.losses, found.outputs)
+        if has_ragged(x, y):
+            return joined([(rows, self.embed(part, labels, projector)) for rows, part, labels in rectangles(x, y)])
         return self._with_ladder(x, y, lambda groups: self._embed(x, y, projector, groups))
 
     def _embed(self, x: Tree, y: Tree, projector: "Projector", groups: dict[str, list[str]]) -> Embedded:
@@ -262,6 +269,7 @@ class Engine(ABC):
         sketches = np.zeros((length(x), projector.dim), np.float32)
         squares = np.zeros(length(x), np.float64)
         for path, names in groups.items():
+            self._running = path
             if path == FACTORED:
                 embedded = self.factored_embed(x, y, names, projector)
                 sketches += embedded.sketches
@@ -279,16 +287,27 @@ class Engine(ABC):
         """Do `work` with the parameters' names by path; what the factored path fails to do takes the next."""
         if any(isinstance(leaf, list) for leaf in leaves(x)):  # objects cannot be batched
             return work({LOOP: [parameter.name for parameter in self.parameters]})
-        if not self._paths:
-            self._paths = ladder.choose(self, x, y)
-            log.info("gradient paths: %s", self._paths)
-        try:
-            return work(self._groups())
-        except PathFailed as error:
-            log.warning("the factored path fails from here on, using the %s: %s", self.fast_path, error)
-            lower = {FACTORED: self.fast_path}
-            self._paths = {name: lower.get(path, path) for name, path in self._paths.items()}
-            return work(self._groups())
+        self._decide(x, y)
+        while True:
+            try:
+                return work(self._groups())
+            except Exception as error:
+                failed = self._running
+                if failed == LOOP or ladder.is_out_of_memory(error):
+                    raise
+                lower = self.fast_path if failed == FACTORED else LOOP
+                log.warning("the %s path fails from here on, using the %s: %s", failed, lower, error)
+                self._paths = {name: lower if path == failed else path for name, path in self._paths.items()}
+
+    def _decide(self, x: Tree, y: Tree) -> None:
+        """Choose the paths on the first batch, and look again at the first whose samples have another shape."""
+        shape = tuple(tuple(leaf.shape[1:]) for leaf in leaves(x))
+        if shape in self._shapes or len(self._shapes) > 1:
+            return
+        found, rungs = ladder.choose(self, x, y), (FACTORED, self.fast_path, LOOP)
+        self._shapes.add(shape)
+        self._paths = {name: max(path, self._paths.get(name, path), key=rungs.index) for name, path in found.items()}
+        log.info("gradient paths: %s", self._paths)
 
     def _groups(self) -> dict[str, list[str]]:
         """Return the names of the parameters that take each path, in the model's order."""
@@ -299,9 +318,10 @@ class Engine(ABC):
 
     def by(self, path: str, x: Tree, y: Tree, names: Sequence[str]) -> PerSample:
         """Return per-sample gradients (b, ·) of some parameters by one path."""
+        self._running = path
         if path == FACTORED:
             return self.factored_gradients(x, y, names)
-        if path == self.fast_path:
+        if path == self.fast_path and length(x) > 1:  # of one sample, a batched loop in TensorFlow fails
             return self.some_gradients(x, y, names)
         found = loop.gradients(self, x, y)
         return PerSample(self._columns(found.gradients, names), found.losses, found.outputs)

@@ -26,7 +26,8 @@ def choose(engine: "Engine", x: Tree, y: Tree) -> dict[str, str]:
     """
     head = slice(0, min(_SAMPLES, length(x)))
     x, y = index(x, head), None if y is None else index(y, head)
-    _warn_of_unused(engine, x, y)
+    if "undecided" in engine.paths.values():
+        _warn_of_unused(engine, x, y)
     truth = loop.gradients(engine, x, y)
     ruled = engine.factored_names(x)
     paths = {p.name: FACTORED if p.name in ruled else engine.fast_path for p in engine.parameters}
@@ -81,6 +82,14 @@ def _differing(engine: "Engine", names: Sequence[str], found: "PerSample", truth
         if np.isfinite(want).all() and not near:
             wrong.append(parameter.name)
     return wrong
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a framework (or Python) says that memory ran out."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"}) or (
+        "not enough memory" in str(error)  # torch's allocator on the CPU raises a plain RuntimeError
+    )
 
 
 def _warn_of_unused(engine: "Engine", x: Tree, y: Tree) -> None:

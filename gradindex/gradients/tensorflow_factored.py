@@ -43,7 +43,7 @@ class FactoredGraph:
         losses_of: Callable[[Any, Tree], Any],
     ) -> None:
         self._variables, self._call, self._losses_of = variables, call, losses_of
-        self._folds: dict[str, list[int]] = {}
+        self._counts: dict[str, int] = {}  # of uses
         self.captured = 0
         self._recipes: dict[Any, dict[str, list[Recipe]]] = {}
         self._graphs: dict[tuple[str, ...], BatchGraph] = {}
@@ -55,20 +55,20 @@ class FactoredGraph:
         """
         graph = BatchGraph(lambda x, y: self._shapes(x), any_shape=False)
         three, two = (graph(map_leaves(partial(_resized, n), x), None) for n in (3, 2))
-        self._folds = {}
+        self._counts = {}
         self.captured = sum(int(np.prod(b.numpy())) for shapes in two.values() for b, _ in shapes) // 2
         for name, shapes in three.items():
             pairs = [(a.numpy(), b.numpy(), bool(can)) for (a, can), (b, _) in zip(shapes, two[name], strict=True)]
             if all(_fits(a, b, can) for a, b, can in pairs):
-                self._folds[name] = [int(a[0]) // 3 for a, _, _ in pairs]
+                self._counts[name] = len(pairs)
             else:
                 log.debug("%s has no rule: no axis of samples", name)
-        return frozenset(self._folds)
+        return frozenset(self._counts)
 
     def run(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Any, Any]:
         """Run the graph; call `finish` with each used parameter's name and uses. Returns losses and output."""
         key = tuple(names)
-        graph = self._graphs.setdefault(key, BatchGraph(lambda x, y: self._all_factors(x, y, key), any_shape=False))
+        graph = self._graphs.setdefault(key, BatchGraph(lambda x, y: self._all_factors(x, y, key)))
         if not graph.is_safe(x, y):
             raise NotImplementedError("The model contains a matrix product that TensorFlow gets wrong.")
         traced, (losses, output, factors) = graph.run(x, y)
@@ -82,7 +82,7 @@ class FactoredGraph:
 
     def _all_factors(self, x: Tree, y: Tree, names: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
         output, found = self._taps(x, names)
-        if any(len(found.get(name, [])) != len(self._folds[name]) for name in names):
+        if any(len(found.get(name, [])) != self._counts[name] for name in names):
             raise RuntimeError("The model makes other operations than before.")
         losses = self._losses_of(output, y)
         wanted = {id(tap.output): tap.output for some in found.values() for tap in some}
@@ -90,8 +90,8 @@ class FactoredGraph:
         samples = tf.shape(leaves(x)[0])[0]
         recipes = {
             name: [
-                tap.make(tf.convert_to_tensor(deltas[id(tap.output)]), Layout(samples, fold))
-                for tap, fold in zip(found[name], self._folds[name], strict=True)
+                tap.make(tf.convert_to_tensor(deltas[id(tap.output)]), Layout(samples))
+                for tap in found[name]
                 if deltas[id(tap.output)] is not None
             ]
             for name in names

@@ -2,8 +2,9 @@
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -156,14 +157,27 @@ def unrolled(model: Any, x: Tree) -> Iterator[None]:
         yield
         return
     with _one_at_a_time:
-        before = [layer.unroll for layer in layers]
+        before = [(layer, layer.unroll, layer.zero_output_for_mask) for layer in layers]
         try:
-            for layer in layers:
+            for layer, _, zero in before:
                 layer.unroll = True
+                if zero and layer.go_backwards:
+                    layer.zero_output_for_mask = False
+                    layer.inner_loop = partial(_zeroed, layer.inner_loop)
             yield
         finally:
-            for layer, value in zip(layers, before, strict=True):
-                layer.unroll = value
+            for layer, unroll, zero in before:
+                layer.unroll, layer.zero_output_for_mask = unroll, zero
+                layer.__dict__.pop("inner_loop", None)
+
+
+def _zeroed(loop: Callable[..., Any], sequences: Any, initial_state: Any, mask: Any, **rest: Any) -> Any:
+    """Return a backward loop's results with zeros for masked steps: Keras, unrolled, takes the mask forwards."""
+    last, outputs, states = loop(sequences, initial_state, mask, **rest)
+    if mask is None:
+        return last, outputs, states
+    kept = tf.reverse(tf.cast(mask, tf.bool), [1])[:, :, None]
+    return tf.where(kept[:, -1], last, tf.zeros_like(last)), tf.where(kept, outputs, tf.zeros_like(outputs)), states
 
 
 def layout(owner: Any, variable: Any) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class TorchEngine(Engine):
         with self._inference():
             per_sample = vmap(grad(sample_loss, has_aux=True), in_dims=(None, 0, None if y is None else 0))
             grads, (losses, *outputs) = per_sample(self._weights(names), inputs, targets)
-            rows = torch.cat([grads[name].flatten(1) for name in names], dim=1)
+            rows = torch.cat([grads[name].reshape(length(x), -1) for name in names], dim=1)
             return PerSample(_numpy(rows), _numpy(losses), _numpy(outputs[0][:, 0]) if outputs else None)
 
     def factored_names(self, x: Tree) -> frozenset[str]:
@@ -176,7 +176,9 @@ class TorchEngine(Engine):
             return backward(
                 lambda: self._call({}, inputs),
                 lambda output: self._sample_losses(output, targets),
-                self._selected(names),
+                self._selected(),
+                length(x),
+                frozenset(names),
                 self._plan,
                 finish,
             )
@@ -306,6 +308,11 @@ class TorchEngine(Engine):
         """
         with _one_at_a_time:
             modes = [(module, module.training) for module in self.model.modules()]
+            scaled = [
+                (module.weight, module.weight.detach().clone())
+                for module, _ in modes
+                if getattr(module, "max_norm", None) is not None  # embeddings that rescale what they look up
+            ]
             fastpath = torch.backends.mha.get_fastpath_enabled()
             devices = [self.device] if self.device.type == "cuda" else []
             try:
@@ -320,6 +327,8 @@ class TorchEngine(Engine):
                 ):
                     yield
             finally:
+                for weight, original in scaled:
+                    weight.detach().copy_(original)
                 torch.backends.mha.set_fastpath_enabled(fastpath)
                 for module, mode in modes:
                     module.training = mode

@@ -6,7 +6,7 @@ training step.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,15 @@ from gradindex.gradients.layers import (  # noqa: F401  (they register themselve
     torch_attention,
     torch_conv,
     torch_linear,
+    torch_lookup,
     torch_norm,
     torch_recurrent,
 )
-from gradindex.gradients.layers.torch_capture import Call, Capture, Layout, layouts
+from gradindex.gradients.layers.torch_capture import Call, Capture, Known, layouts
 from gradindex.gradients.layers.torch_use import Touched, Use, squared_norms, squares, upcast
 
 _BLOCK_BYTES = 8 << 20  # working memory of formed gradients: less means more, smaller parallel steps
+_ROUNDS = 8  # of planning: how deep a computation on parameters alone is followed
 _PER_NS = 100.0  # multiply-adds in a nanosecond of a batched matrix product
 
 Finish = Callable[[str, Sequence[Use]], None]
@@ -34,39 +36,51 @@ Finish = Callable[[str, Sequence[Use]], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What the calls of a forward pass looked like: where the samples are, and which parameters have rules."""
+    """What the calls of a forward pass looked like, and which parameters have rules."""
 
-    layouts: Sequence[Layout | None]
+    known: Known
     factored: frozenset[str]
     captured: int
     """Numbers of a sample's layer outputs."""
 
 
 def plan(forward: Callable[[int], Any], named: Mapping[str, Tensor]) -> Plan:
-    """Return the plan found by running `forward` on 3 samples and on 2."""
-    captures = []
-    for samples in (3, 2):
-        capture = Capture({id(value): name for name, value in named.items()}, None, lambda call, g: None)
-        with torch.enable_grad(), capture:
-            forward(samples)
-        captures.append(capture)
-    three, two = captures
-    found = layouts(three.shapes, two.shapes, three.minor)
-    again = Capture({id(value): name for name, value in named.items()}, found, lambda call, g: None)
-    with torch.enable_grad(), again:
-        forward(2)
-    captured = sum(shape.numel() for shape in two.shapes) // 2
-    return Plan(found, frozenset(named) - again.without_rule, captured)
+    """Return the plan found by running `forward` on 3 samples and on 2.
+
+    A call whose result is as large for 3 as for 2 computes something that all samples share; what is computed
+    from that comes into view in the next round.
+    """
+    names = {id(value): name for name, value in named.items()}
+    known = Known((), {})
+    for _ in range(_ROUNDS):
+        three, two = (_watch(forward, samples, Capture(names, known, None, samples)) for samples in (3, 2))
+        shared = {key: shapes for key, shapes in three.results.items() if two.results.get(key) == shapes}
+        known, before = Known(layouts(three.shapes, two.shapes, three.minor), shared), known.shared
+        if shared == before:
+            break
+    again = _watch(forward, 2, Capture(names, known, lambda call, g: None, 2))
+    return Plan(known, frozenset(named) - again.without_rule, two.captured // 2)
+
+
+def _watch(forward: Callable[[int], Any], samples: int, capture: Capture) -> Capture:
+    with torch.enable_grad(), capture:
+        forward(samples)
+    return capture
 
 
 def backward(
     forward: Callable[[], Any],
     losses_of: Callable[[Any], Tensor],
     named: Mapping[str, Tensor],
+    samples: int,
+    wanted: Collection[str],
     known: Plan,
     finish: Finish,
 ) -> tuple[Any, Tensor]:
-    """Run both passes; call `finish` with each used parameter's name and uses. Returns outputs and losses (b,)."""
+    """Run both passes; call `finish` with each wanted parameter's name and uses. Returns outputs and losses (b,).
+
+    `named` holds all selected parameters, as for `plan`, so that calls are counted alike.
+    """
     pending: defaultdict[str, list[Use]] = defaultdict(list)
 
     def receive(call: Call, gradient: Tensor) -> None:
@@ -75,7 +89,7 @@ def backward(
             if len(pending[name]) == capture.expected[name]:
                 finish(name, pending.pop(name))
 
-    capture = Capture({id(value): name for name, value in named.items()}, known.layouts, receive)
+    capture = Capture({id(value): name for name, value in named.items()}, known.known, receive, samples, wanted)
     with torch.enable_grad():
         with capture:
             output = forward()

@@ -47,6 +47,8 @@ class TorchCountSketch:
             signed = columns.float() * row_side[1][rows][:, :, None] * column_side[1]
             out.scatter_add_(1, buckets.flatten(1), signed.flatten(1))
             return
+        if not len(out):  # torch transforms no empty batch
+            return
         spectra = self._spectra(rows, row_side) * self._spectra(columns, column_side)
         out += torch.fft.irfft(spectra.sum(1), self.dim)
 

@@ -75,6 +75,22 @@ CASES = {
     "lstm": (LINE, lambda: [L.LSTM(5)]),
     "lstm, both ways": (LINE, lambda: [L.Bidirectional(L.LSTM(3, return_sequences=True)), L.LSTM(4)]),
     "gru": (LINE, lambda: [L.GRU(4)]),
+    "lstm, masked": (LINE, lambda: [L.Masking(), L.LSTM(3)]),
+    "gru, masked, both ways": (
+        LINE,
+        lambda: series(L.Masking(), L.Bidirectional(L.GRU(3, return_sequences=True))),
+    ),
+    "lstm, masked, both ways, twice": (
+        WORDS,
+        lambda: [
+            L.Embedding(9, 4, mask_zero=True),
+            L.Bidirectional(L.LSTM(3, return_sequences=True), merge_mode="sum"),
+            L.Bidirectional(L.LSTM(3)),
+        ],
+    ),
+    "time distributed": ((3, 6, 5, 2), lambda: [L.TimeDistributed(L.Conv2D(3, 2, activation="relu")), L.Flatten()]),
+    "separable 1d, strides": (LINE, lambda: series(L.SeparableConv1D(5, 3, 2, "same", depth_multiplier=2))),
+    "transposed 3d, same": (CUBE, lambda: cubes(L.Conv3DTranspose(3, (2, 3, 2), (2, 1, 2), "same"))),
     "simple rnn": (LINE, lambda: [L.SimpleRNN(4, return_sequences=True), L.Flatten()]),
 }
 
@@ -89,7 +105,10 @@ def data(shape, samples=5):
     random = np.random.default_rng(0)
     if shape is None:
         return random.integers(0, 9, (samples, 6))
-    return random.normal(size=(samples, *shape)).astype(np.float32)
+    values = random.normal(size=(samples, *shape)).astype(np.float32)
+    if shape == LINE:  # sequences that end early, for what masks
+        values[1, 4:], values[2, 2:], values[4, 1:] = 0, 0, 0
+    return values
 
 
 Y = np.random.default_rng(1).integers(0, CLASSES, 5)
@@ -180,8 +199,24 @@ def attention():
     return keras.Model(x, L.Dense(CLASSES)(L.GlobalAveragePooling1D()(h)))
 
 
+def masked_attention():
+    x = L.Input((9, 4))
+    h = L.MultiHeadAttention(2, 3)(x, x, attention_mask=keras.ops.not_equal(x[:, :, 0], 0)[:, None])
+    h = L.GroupQueryAttention(3, 4, 2)(h, h)
+    return keras.Model(x, L.Dense(CLASSES)(L.GlobalAveragePooling1D()(h)))
+
+
+def nested_recurrent():
+    """An encoder within a model within a model, called twice."""
+    words = [L.Input((6,), dtype="int32") for _ in range(3)]
+    encoder = keras.Model(words[0], L.LSTM(4)(L.Embedding(9, 5)(words[0])))
+    pair = keras.Model(words[1], L.Concatenate()([encoder(words[1]), encoder(words[1][:, ::-1])]))
+    return keras.Model(words[2], L.Dense(CLASSES)(pair(words[2])))
+
+
 def test_attention_nested_and_shared_layers():
-    for model, shape in ((nested(), FLAT), (attention(), LINE)):
+    cases = ((nested(), FLAT), (attention(), LINE), (masked_attention(), LINE), (nested_recurrent(), WORDS))
+    for model, shape in cases:
         check(TensorFlowEngine(shuffled(model), LOSS), data(shape))
 
 
@@ -189,6 +224,14 @@ def test_a_subclass_with_tied_weights_and_weights_of_its_own():
     model = Own()
     model(data(None))
     check(TensorFlowEngine(shuffled(model), LOSS), data(None))
+
+
+def test_cells_of_a_kind_without_a_rule():
+    """Their loop is vectorised over samples, which TensorFlow does not do for one sample."""
+    cells = L.RNN([L.LSTMCell(3), L.GRUCell(4)])
+    engine = TensorFlowEngine(shuffled(keras.Sequential([L.Input((9, 4)), cells, L.Dense(CLASSES)])), LOSS)
+    check(engine, data(LINE), path=None)
+    assert sorted(set(engine.paths.values())) == ["factored", "vmap"]
 
 
 def test_several_inputs_and_outputs():

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from gradindex.gradients.base import Parameter, PathFailed
-from gradindex.gradients.layers.torch_capture import Capture, Layout
+from gradindex.gradients.layers.torch_capture import Capture, Known, Layout
 from gradindex.gradients.torch import TorchEngine
 from gradindex.sketch import CountSketch, Gaussian, Identity
-from tests.gradients.test_torch_layers import TOKENS, assert_as_the_loop, loss, samples
+from tests.gradients.test_torch_layers import assert_as_the_loop, loss, samples
+from tests.gradients.torch_models import TOKENS
 
 
 class Block(nn.Module):
@@ -167,9 +168,37 @@ def test_samples_that_mix_take_the_loop_with_a_warning():
     assert set(engine.paths.values()) == {"vmap"}
 
 
+def test_a_path_that_fails_later_gives_way_to_the_next(caplog):
+    class Odd(nn.Module):
+        """Cannot be vmapped, and on four samples does what has no rule."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.other = nn.Linear(3, 2), nn.Linear(2, 2)
+            self.odd = False
+
+        def forward(self, x):
+            x = torch.tanh(self.layer(x))
+            if self.odd and float(x.detach().sum()) > -99:
+                x = self.other(x)
+            return self.other(x)
+
+    torch.manual_seed(0)
+    model = Odd()
+    engine = TorchEngine(model, loss)
+    x, y = samples((3,), 4), np.zeros(4, np.float32)
+    assert_as_the_loop(engine, x, y)
+    assert set(engine.paths.values()) == {"factored"}
+    model.odd = True
+    assert_as_the_loop(engine, x, y)
+    assert set(engine.paths.values()) == {"loop"}
+    assert "the factored path fails from here on, using the vmap" in caplog.text
+    assert "the vmap path fails from here on, using the loop" in caplog.text
+
+
 def test_an_input_changed_after_it_was_read_is_not_believed():
     layer = nn.Linear(3, 3)
-    capture = Capture({id(layer.weight): "weight"}, [Layout(0)], lambda call, g: list(call(g)))
+    capture = Capture({id(layer.weight): "weight"}, Known([Layout(0)], {}), lambda call, g: list(call(g)), 2)
     with capture:
         x = torch.ones(2, 3)
         y = layer(x)

@@ -11,140 +11,33 @@ from torch import nn
 from gradindex.gradients import loop
 from gradindex.gradients.torch import TorchEngine
 from gradindex.sketch import CountSketch
+from tests.gradients.torch_models import (
+    TOKENS,
+    Bags,
+    Both,
+    CrossAttention,
+    Einsum,
+    First,
+    Frames,
+    Functional,
+    HuggingFaceConv1D,
+    Masked,
+    OwnForward,
+    Positions,
+    Relative,
+    SelfAttention,
+    Tied,
+    TimeFirst,
+    Twice,
+    WeightedBag,
+    Window,
+    trained,
+)
 
-TOKENS = 11
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
     pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning"),
 ]
-
-
-class First(nn.Module):
-    """The first output of a recurrent layer."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x)[0]
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, **options)
-        self.weights = options.get("need_weights", False)
-
-    def forward(self, x):
-        return self.attention(x, x, x, need_weights=self.weights)[0]
-
-
-class CrossAttention(nn.Module):
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.before = nn.Linear(8, 6)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, kdim=6, vdim=6, **options)
-
-    def forward(self, x):
-        memory = torch.tanh(self.before(x[:, 1:]))
-        return self.attention(x, memory, memory)[0]
-
-
-class TimeFirst(nn.Module):
-    """Attention that wants (time, batch, …), fed by a layer that sees the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before = nn.Linear(8, 8)
-        self.attention = nn.MultiheadAttention(8, 2)
-
-    def forward(self, x):
-        x = self.before(x.transpose(0, 1))
-        return self.attention(x, x, x)[0].transpose(0, 1)
-
-
-class HuggingFaceConv1D(nn.Module):
-    """As transformers.pytorch_utils.Conv1D computes: the weight is (in, out)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(5, 3))
-        self.bias = nn.Parameter(torch.randn(3))
-
-    def forward(self, x):
-        size = (*x.size()[:-1], 3)
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
-
-
-class Tied(nn.Module):
-    """A language model whose embedding is also its last layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(TOKENS, 6, padding_idx=2)
-        self.norm = nn.LayerNorm(6)
-        self.head = nn.Linear(6, TOKENS, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, x):
-        return self.head(self.norm(self.embedding(x)))
-
-
-class Twice(nn.Module):
-    """A layer called twice, a class token and a positional embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-        self.token = nn.Parameter(torch.randn(1, 1, 6))
-        self.position = nn.Parameter(torch.randn(4, 6))
-        self.scale = nn.Parameter(torch.randn(6))
-
-    def forward(self, x):
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
-        return self.scale * self.layer(torch.relu(self.layer(x)))
-
-
-class Functional(nn.Module):
-    """A weight used without a module, and once through a matrix product."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 3))
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.weight) @ self.weight
-
-
-class Frames(nn.Module):
-    """Time folded into the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 3, 2)
-        self.norm = nn.BatchNorm2d(3)
-        self.linear = nn.Linear(12, 4)
-
-    def forward(self, x):
-        b, t = x.shape[:2]
-        return self.linear(self.norm(self.conv(x.flatten(0, 1))).flatten(1)).view(b, t, -1)
-
-
-class OwnForward(nn.Linear):
-    """A subclass that does something else with its weight."""
-
-    def forward(self, x):
-        return super().forward(x) * self.weight.sum()
-
-
-def trained(norm: nn.Module) -> nn.Module:
-    """Give a normalisation other statistics and weights than it is born with."""
-    for name, value in [*norm.named_parameters(), *norm.named_buffers()]:
-        if value.is_floating_point():
-            with torch.no_grad():
-                value.copy_(torch.rand_like(value) + (0.5 if "var" in name else 0.1))
-    return norm
 
 
 TEXT = "text"
@@ -176,6 +69,24 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "frames": (lambda: trained(Frames()), (3, 2, 3, 3)),
     "embedding": (lambda: nn.Embedding(TOKENS, 4), TEXT),
     "embedding, padding": (lambda: nn.Embedding(TOKENS, 4, padding_idx=-3), TEXT),
+    "embedding, rescaled": (lambda: nn.Embedding(TOKENS, 4, max_norm=1.0), TEXT),
+    "embedding, sparse": (lambda: nn.Embedding(TOKENS, 4, sparse=True), TEXT),
+    "embedding_bag, sum": (lambda: nn.EmbeddingBag(TOKENS, 4, mode="sum", padding_idx=-2), TEXT),
+    "embedding_bag, mean": (lambda: nn.EmbeddingBag(TOKENS, 4, padding_idx=2), TEXT),
+    "embedding_bag, offsets": (Bags, TEXT),
+    "embedding_bag, last offset": (lambda: Bags(include_last_offset=True, mode="sum", padding_idx=2), TEXT),
+    "embedding_bag, weighted": (WeightedBag, TEXT),
+    "positions": (lambda: Positions(lambda x, p: x + p, padding_idx=2), TEXT),
+    "positions, one row": (lambda: Positions(lambda x, p: p.unsqueeze(0) + x), TEXT),
+    "positions, for each sample": (lambda: Positions(lambda x, p: x + p.expand_as(x)), TEXT),
+    "positions, in place": (lambda: Positions(lambda x, p: x.add_(p)), TEXT),
+    "positions, relative": (Relative, TEXT),
+    "window": (Window, (3, 6)),
+    "where": (Masked, (4, 3)),
+    "own forward": (lambda: OwnForward(5, 3), (5,)),
+    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), (3,)),
+    "weight_norm, conv": (lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 2)), (3, 5)),
+    "spectral_norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)), (2, 3)),
     "layer_norm": (lambda: trained(nn.LayerNorm((3, 4))), (2, 3, 4)),
     "layer_norm without weight": (lambda: nn.Sequential(nn.LayerNorm(4, bias=False), nn.Linear(4, 2)), (4,)),
     "group_norm": (lambda: trained(nn.GroupNorm(2, 4)), (4, 3)),
@@ -191,6 +102,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "prelu, by channel": (lambda: nn.PReLU(3), (3, 4)),
     "attention": (lambda: SelfAttention(batch_first=True), (5, 8)),
     "attention without bias": (lambda: SelfAttention(batch_first=True, bias=False), (5, 8)),
+    "attention with extra keys": (lambda: SelfAttention(batch_first=True, add_bias_kv=True), (5, 8)),
     "attention, time first": (TimeFirst, (5, 8)),
     "attention, across": (CrossAttention, (5, 8)),
     "tied": (Tied, TEXT),
@@ -204,6 +116,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         (6, 3),
     ),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8)),
+    "LSTM, projection": (lambda: First(nn.LSTM(4, 5, proj_size=3, batch_first=True)), (6, 4)),
+    "LSTM, projection, both ways": (
+        lambda: First(nn.LSTM(4, 5, proj_size=3, num_layers=2, bidirectional=True, bias=False, batch_first=True)),
+        (6, 4),
+    ),
     "rnn, relu": (lambda: First(nn.RNN(4, 5, nonlinearity="relu", batch_first=True)), (6, 4)),
 } | {
     f"{kind.__name__}, {name}": (lambda kind=kind, options=options: First(kind(4, 5, **options)), (6, 4))
@@ -216,33 +133,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 }
 # What has no rule, and which parameters of it take the next rung.
 WITHOUT_RULE: dict[str, tuple[Callable[[], nn.Module], Any, set[str]]] = {
-    "own forward": (lambda: OwnForward(5, 3), (5,), {"weight"}),
-    "attention with extra keys": (
-        lambda: SelfAttention(batch_first=True, add_bias_kv=True),
-        (5, 8),
-        {"attention.bias_k", "attention.bias_v"},
-    ),
-    "weight_norm": (
-        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)),
-        (3,),
-        {"parametrizations.weight.original0", "parametrizations.weight.original1"},
-    ),
+    "einsum": (lambda: Einsum(5, 3), (5,), {"weight"}),
     "bilinear": (lambda: Both(nn.Bilinear(3, 3, 2)), (3,), {"layer.weight", "layer.bias"}),
-    "LSTM, projection": (
-        lambda: First(nn.LSTM(4, 5, proj_size=3, batch_first=True)),
-        (6, 4),
-        {f"layer.{name}_l0" for name in ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")},
-    ),
+    "embedding_bag, max": (lambda: nn.EmbeddingBag(TOKENS, 4, mode="max"), TEXT, {"weight"}),
+    "embedding, scaled by frequency": (lambda: nn.Embedding(TOKENS, 4, scale_grad_by_freq=True), TEXT, {"weight"}),
 }
-
-
-class Both(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return self.layer(x, x)
 
 
 def loss(output: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -318,6 +213,36 @@ def test_other_precisions(dtype):
     np.testing.assert_allclose(found.norms, np.linalg.norm(truth, axis=1), rtol=2e-2)
     np.testing.assert_allclose(found.sketches, projector(engine.parameters, truth), atol=3e-2 * truth.max())
     assert set(engine.paths.values()) == {"factored"}
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_that_rescales_its_weight_leaves_it_as_it_was(kind):
+    torch.manual_seed(0)
+    engine = TorchEngine(kind(TOKENS, 4, max_norm=0.5), loss)
+    before, x = engine.state_hashes(), samples(TEXT, 4)
+    assert_as_the_loop(engine, x, np.zeros(4, np.float32))
+    engine.outputs(x)
+    assert engine.state_hashes() == before
+
+
+def test_some_of_the_factored_parameters():
+    """Layouts are remembered by the number of the call, also where a call is not asked for."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = torch.tanh(self.first(x.transpose(0, 1)))  # (time, batch, ·), with time as long as the batch
+            return self.last(x.transpose(0, 1))
+
+    torch.manual_seed(0)
+    engine = TorchEngine(Turned(), loss)
+    x, y = samples((4, 3), 4), np.zeros(4, np.float32)
+    whole = engine.gradients(x, y).gradients
+    some = engine.factored_gradients(x, y, ["last.weight", "last.bias"]).gradients
+    np.testing.assert_allclose(some, whole[:, -18:], rtol=1e-5)
 
 
 def test_sequence_as_long_as_the_batch_is_not_taken_for_it():

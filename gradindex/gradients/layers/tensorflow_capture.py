@@ -33,18 +33,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Layout:
-    """How an operation's first axis holds the samples: `samples` (a scalar tensor), `folded` rows each."""
+    """How an operation's first axis holds the samples: `samples` (a scalar tensor), each one's rows together."""
 
     samples: Any
-    folded: int
 
     def positions(self, tensor: Any) -> Any:
         """Return `tensor` (N, …, n) as (b, T, n)."""
         return tf.reshape(tensor, [self.samples, -1, tensor.shape[-1]])
 
     def fold(self, tensor: Any) -> Any:
-        """Return `tensor` (N, …) as (b, folded, …)."""
-        return tf.reshape(tensor, tf.concat([[self.samples, self.folded], tf.shape(tensor)[1:]], 0))
+        """Return `tensor` (N, …) as (b, N / b, …)."""
+        return tf.reshape(tensor, tf.concat([[self.samples, -1], tf.shape(tensor)[1:]], 0))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def elementwise(op: Any, i: int, weight: Weight) -> Tap:
             sums = tf.reduce_sum(at.positions(product), 1)
         else:
             sums = tf.reduce_sum(at.fold(product), [1, *(axis + 1 for axis in missing)])
-        return direct(weight, tf.reshape(sums, tf.concat([[at.samples], weight.tensor.shape], 0)))
+        return direct(weight, tf.reshape(sums, tf.concat([[at.samples], tf.shape(weight.tensor)], 0)))
 
     return Tap(output, make)
 

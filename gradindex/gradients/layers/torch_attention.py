@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradindex.gradients.layers.torch_capture import Capture, NoRule, plain, rule
+from gradindex.gradients.layers.torch_norm import reduce_to
+from gradindex.gradients.layers.torch_use import Direct
 
 
 def _in_view(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,6 +33,17 @@ def attention(capture: Capture, function: Callable[..., Any], call: dict[str, An
             return _attention_body(*call["args"], **call["kwargs"])
     finally:
         capture.batch_is_minor = before
+
+
+@rule("query, key, value, attn_mask=, **rest", F.scaled_dot_product_attention)
+def biased_attention(capture: Capture, function: Callable[..., Tensor], call: dict[str, Any]) -> Tensor:
+    """softmax(q kᵀ + p) v with a learned p, as T5's and Swin's: ∇p is δ of p repeated for each sample."""
+    query, bias = call["query"], call["attn_mask"]
+    if bias not in capture.shared or any(call[name] in capture.shared for name in ("query", "key", "value")):
+        raise NoRule
+    repeated = plain(bias).expand(*query.shape[:-2], *bias.shape[-2:])
+    repeated = capture.tap(repeated, {bias: lambda g, at: Direct(reduce_to(g, bias, at))})
+    return function(query, call["key"], call["value"], attn_mask=repeated, **call["rest"])
 
 
 @rule(

@@ -4,12 +4,16 @@ A ``TorchFunctionMode`` sees every torch function that the model calls, with its
 more general than hooks on modules: `F.linear(x, self.weight)`, tied weights, a layer called twice, attention's
 projections and a subclass with its own `forward` are all just calls, and since EVERY call is seen, a parameter
 is known to be factored only if each of its uses had a rule. What has none is reported, never missed.
+
+Calls whose result depends on parameters alone (its shape does not follow the number of samples) are kept apart:
+see `torch_shared`.
 """
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_field
 from typing import Any
 
 import torch
@@ -17,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gradindex.gradients.base import PathFailed
+from gradindex.gradients.layers.torch_shared import Shared, replace, tensors
 from gradindex.gradients.layers.torch_use import Use
 
 Rule = Callable[["Capture", Callable[..., Any], dict[str, Any]], Any]
@@ -100,20 +105,24 @@ def layouts(shapes: Sequence[torch.Size], fewer: Sequence[torch.Size], minor: se
 Make = Callable[[Tensor, Layout], Use]
 
 
-@dataclass(frozen=True)
-class Part:
-    """The rows of the parameter `whole` from `begin` on."""
+Key = tuple[int, int]
+"""Names a call that used parameters: how many calls used parameters so far, and how many since then used only
+tensors computed from some. The first does not change as more of the latter become known."""
 
-    tensor: Tensor  # kept, since the id of a dead tensor could name another
-    whole: Tensor
-    begin: int
+
+@dataclass(frozen=True)
+class Known:
+    """What earlier passes found: where the samples are in each tapped output, and which calls have none."""
+
+    layouts: Sequence[Layout | None]
+    shared: Collection[Key]
 
 
 @dataclass
 class Call:
     """One tapped call: what it used, to be made into `Use`s once the gradient δ of its output is there."""
 
-    uses: dict[str, Make]
+    uses: Sequence[tuple[str, Make]]
     layout: Layout | None
     watched: Sequence[Tensor]
     versions: list[int] = field(init=False)
@@ -125,10 +134,10 @@ class Call:
         """Yield the parameters used and how, given δ."""
         if [tensor._version for tensor in self.watched] != self.versions:
             raise Changed("a layer's input was changed in place after the layer had read it")
-        for name, make in self.uses.items():
+        for name, make in self.uses:
             if self.layout is not None:
                 yield name, make(gradient, self.layout)
-        self.uses, self.watched = {}, ()  # autograd keeps its hooks, and with them this, to the end
+        self.uses, self.watched = (), ()  # autograd keeps its hooks, and with them this, to the end
 
 
 class Capture(TorchFunctionMode):  # type: ignore[misc]
@@ -139,56 +148,103 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
     names
         The names of the model's selected parameters by ``id``.
     known
-        The layouts found by earlier passes, in the order of the calls; None while they are being found.
+        What earlier passes found, in the order of the calls; while they are looking, only `shared` is heeded.
     receive
-        Called during the backward pass with each tapped call and the gradient of its output.
+        Called during the backward pass with each tapped call and the gradient of its output; None in a pass that
+        finds out.
+    samples
+        How many there are. How many rows of an output belong to a sample may differ from batch to batch, as
+        texts' lengths do.
+    wanted
+        The names that are asked for now; None for all.
     """
 
     def __init__(
         self,
         names: dict[int, str],
-        known: Sequence[Layout | None] | None,
-        receive: Callable[[Call, Tensor], None],
+        known: Known,
+        receive: Callable[[Call, Tensor], None] | None,
+        samples: int,
+        wanted: Collection[str] | None = None,
     ) -> None:
         super().__init__()
         self._names = names
         self._known = known
         self._receive = receive
+        self._samples = samples
+        self._wanted = frozenset(names.values() if wanted is None else wanted)
         self.without_rule: set[str] = set()
         self.shapes: list[torch.Size] = []
         self.minor: set[int] = set()
         self.batch_is_minor = False
         self.expected: Counter[str] = Counter()
         self.anchors: dict[torch.device, Tensor] = {}
-        self._parts: dict[int, Part] = {}
+        self.captured = 0
+        self.results: dict[Key, tuple[torch.Size, ...]] = {}
+        self.in_shared_call = False
+        self.shared = Shared()
+        self._key: Key = (0, 0)
+        self._dealt_with: set[int] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Apply the rule of `func` if it has one and a parameter is among its arguments."""
         kwargs = kwargs or {}
-        used = [tensor for tensor in _tensors(args, kwargs) if self._is_known(tensor)]
-        if used and func in RULES:
-            function, signature = RULES[func]
-            try:
-                return function(self, func, _bind(signature, args, kwargs))
-            except NoRule:
-                pass
-        if used:  # without gradients, so that only what depends on the anchor is in autograd's graph
-            args, kwargs = _detached(args), {name: _detached(value) for name, value in kwargs.items()}
-        result = func(*args, **kwargs)
-        if used and any(True for _ in _tensors((result,), {})):
-            self.without_rule.update(name for tensor in used if (name := self.name(tensor)))
+        used = [tensor for tensor in tensors((args, kwargs)) if tensor in self.shared]
+        if not used:
+            return func(*args, **kwargs)
+        before, outside = self._key, self._dealt_with
+        self._key = self._next_key(used)
+        key, self._dealt_with = self._key, set()
+        self.in_shared_call = key in self._known.shared
+        try:
+            result = self._apply_rule(func, args, kwargs)
+        except NoRule:
+            result = self._without_rule(func, args, kwargs)
+        finally:
+            self.in_shared_call = False
+        found = tuple(tensor.shape for tensor in tensors(result))
+        if not found:
+            self._key = before  # a size or a type, which is no use
+        else:
+            self.results[key] = found
+            missed = [tensor for tensor in used if id(tensor) not in self._dealt_with]
+            self.without_rule.update(name for tensor in missed for name in self.names(tensor))
+        self._dealt_with |= outside
         return result
 
-    def name(self, tensor: Any) -> str | None:
-        """Return the name of the selected parameter that `tensor` is, or is a part of; else None."""
-        part = self._parts.get(id(tensor))
-        return self._names.get(id(part.whole if part else tensor))
+    def _apply_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func not in RULES:
+            raise NoRule
+        function, signature = RULES[func]
+        return function(self, func, _bind(signature, args, kwargs))
+
+    def _without_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.in_shared_call:
+            self._dealt_with.update(map(id, tensors((args, kwargs))))
+            return self.shared.compute(func, args, kwargs)
+        # Without gradients, so that only what depends on the anchor is in autograd's graph.
+        return func(*replace(plain, args), **replace(plain, kwargs))
+
+    def _next_key(self, used: Sequence[Tensor]) -> Key:
+        major, minor = self._key
+        return (major + 1, 0) if any(map(self.shared.is_parameter, used)) else (major, minor + 1)
+
+    def names(self, tensor: Any) -> list[str]:
+        """Return the names of the selected parameters that `tensor` is, is part of, or is computed from."""
+        leaves = self.shared.leaves(tensor)
+        return [name for leaf in leaves if (name := self._names.get(id(leaf.parameter)))]
 
     def know_part(self, tensor: Tensor, parameter: Tensor, begin: int) -> None:
         """Remember that `tensor` is the rows of `parameter` from `begin` on."""
-        self._parts[id(tensor)] = Part(tensor, parameter, begin)
+        self._dealt_with.add(id(parameter))
+        self.shared.add_rows(tensor, parameter, begin)
+
+    def know_lookup(self, tensor: Tensor, parameter: Tensor, numbers: Tensor, padding: int | None) -> None:
+        """Remember that `tensor` is the rows `numbers` of `parameter`, shared by all samples."""
+        self._dealt_with.add(id(parameter))
+        self.shared.add_lookup(tensor, parameter, numbers, padding)
 
     def tap(
         self, output: Tensor, uses: dict[Any, Make], watched: Sequence[Tensor] = (), axis: int | None = None
@@ -206,23 +262,34 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         axis
             Where the rule needs the samples to be; None if anywhere will do.
         """
-        named = {name: self._whole(tensor, make) for tensor, make in uses.items() if (name := self.name(tensor))}
+        if self.in_shared_call:
+            raise NoRule
+        self._dealt_with.update(map(id, uses))
+        named = [(tensor, make) for tensor, make in uses.items() if self.names(tensor)]
         if not named:
             return output
         number = len(self.shapes)
         self.shapes.append(output.shape)
+        self.captured += output.numel()
         if self.batch_is_minor:
             self.minor.add(number)
-        layout = self._layout(number)
-        if self._known is not None and (layout is None or axis not in (None, layout.axis)):
-            self.without_rule.update(named)
+        if self._receive is None:
             return output
-        self.expected.update(named.keys())
-        call = Call(named, layout, watched)
+        layout = self._layout(number, output)
+        parts = [part for tensor, make in named for part in self.shared.uses(tensor, make)]
+        each = [(self._names[id(p)], make) for p, make in parts if id(p) in self._names]
+        if layout is None or axis not in (None, layout.axis):
+            self.without_rule.update(name for name, _ in each)
+            return output
+        each = [(name, make) for name, make in each if name in self._wanted]
+        if not each:
+            return output
+        self.expected.update(name for name, _ in each)
+        call, receive = Call(each, layout, watched), self._receive
         if output.requires_grad:
-            return _hooked(output, lambda gradient: self._receive(call, gradient))
+            return _hooked(output, lambda gradient: receive(call, gradient))
         output = output.detach()  # not a view, whose base would take part
-        return _Start.apply(output, self._anchor(output), lambda g: self._receive(call, g))  # type: ignore[no-any-return, no-untyped-call]
+        return _Start.apply(output, self._anchor(output), lambda g: receive(call, g))  # type: ignore[no-any-return, no-untyped-call]
 
     def _anchor(self, output: Tensor) -> Tensor:
         """Return the scalar that every first tapped output depends on: what autograd is asked for."""
@@ -230,21 +297,16 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
             self.anchors[output.device] = torch.zeros((), device=output.device, requires_grad=True)
         return self.anchors[output.device]
 
-    def _is_known(self, tensor: Tensor) -> bool:
-        return isinstance(tensor, torch.nn.Parameter) or id(tensor) in self._parts
-
-    def _whole(self, tensor: Tensor, make: Make) -> Make:
-        part = self._parts.get(id(tensor))
-        if part is None:
-            return make
-        return lambda g, at: make(g, at).placed(part.begin, len(part.whole))
-
-    def _layout(self, number: int) -> Layout | None:
-        if self._known is None:
-            return None
-        if number >= len(self._known):
+    def _layout(self, number: int, output: Tensor) -> Layout | None:
+        if number >= len(self._known.layouts):
             raise Changed("the model made more layer calls than before")
-        return self._known[number]
+        layout = self._known.layouts[number]
+        if layout is None:
+            return None
+        folded, rest = divmod(output.shape[layout.axis], self._samples) if layout.axis < output.dim() else (0, 0)
+        if rest or not folded:
+            raise Changed("a layer's output has no longer a number of rows for each sample")
+        return replace_field(layout, folded=folded)
 
 
 class _Start(torch.autograd.Function):  # type: ignore[misc]
@@ -286,12 +348,6 @@ def plain(tensor: Any) -> Any:
     return tensor.detach() if isinstance(tensor, torch.nn.Parameter) else tensor
 
 
-def _detached(value: Any) -> Any:
-    if isinstance(value, tuple | list) and type(value) in (tuple, list):
-        return type(value)(_detached(item) for item in value)
-    return plain(value)
-
-
 def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
         bound = signature.bind(*args, **kwargs)
@@ -299,11 +355,3 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str,
         raise NoRule from None
     bound.apply_defaults()
     return dict(bound.arguments)
-
-
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _tensors(tuple(value), {})

@@ -24,7 +24,7 @@ def conv(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tenso
     """Cross-correlation: ∇W = Σ_t δ_t patch_tᵀ in each group, ∇b = Σ_t δ_t."""
     x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"] or 1
     n = weight.dim() - 2
-    if x.dim() != n + 2 or isinstance(x, torch.nn.Parameter):
+    if x.dim() != n + 2 or x in capture.shared:
         raise NoRule
     stride, dilation = _each(call["stride"], n, 1), _each(call["dilation"], n, 1)
     padding = _padding(call["padding"], weight.shape[2:], dilation)
@@ -49,7 +49,7 @@ def conv_transpose(capture: Capture, function: Callable[..., Tensor], call: Call
     """Do the adjoint of `conv`: δ and the input swap places."""
     x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"] or 1
     n = weight.dim() - 2
-    if x.dim() != n + 2 or isinstance(x, torch.nn.Parameter):
+    if x.dim() != n + 2 or x in capture.shared:
         raise NoRule
     stride, dilation = _each(call["stride"], n, 1), _each(call["dilation"], n, 1)
     pads = [(p, p) for p in _each(call["padding"], n, 0)]

@@ -1,4 +1,4 @@
-"""Rules of matrix products and embeddings."""
+"""Rules of matrix products."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradindex.gradients.layers.torch_capture import Capture, Layout, Make, NoRule, plain, rule
-from gradindex.gradients.layers.torch_use import Direct, Outer, Touched, upcast
+from gradindex.gradients.layers.torch_use import Direct, Outer, upcast
 
 Call = dict[str, Any]
 
@@ -17,7 +17,7 @@ Call = dict[str, Any]
 def linear(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
     """Rule of y = x Wᵀ + b: ∇W = Σ_t δ_t x_tᵀ, ∇b = Σ_t δ_t."""
     x, weight, bias = call["input"], call["weight"], call["bias"]
-    if isinstance(x, torch.nn.Parameter):
+    if x in capture.shared:
         raise NoRule
     # With a weight that needs no gradient, torch multiplies a strided input (attention's) slice by slice.
     x = x.contiguous()
@@ -34,14 +34,14 @@ def linear(capture: Capture, function: Callable[..., Tensor], call: Call) -> Ten
 def addmm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
     """Rule of y = b + x W, as in Hugging Face's Conv1D, whose weight is (in, out): ∇W = Σ_t x_t δ_tᵀ."""
     bias, x, weight = call["bias"], call["input"], call["weight"]
-    if call["beta"] is not None or call["alpha"] is not None or isinstance(x, torch.nn.Parameter):
+    if call["beta"] is not None or call["alpha"] is not None or x in capture.shared:
         raise NoRule
     output = function(plain(bias), x, plain(weight))
     a = x.detach()
     uses: dict[Any, Make] = {weight: lambda g, at: Outer(at.positions(a), at.positions(g))}
     if bias.dim() == 1:
         uses[bias] = bias_gradient
-    elif capture.name(bias):
+    elif capture.names(bias):
         raise NoRule
     return capture.tap(output, uses, [a])
 
@@ -50,31 +50,10 @@ def addmm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tens
 def matmul(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
     """Rule of y = x W: ∇W = Σ_t x_t δ_tᵀ."""
     x, weight = call["input"], call["other"]
-    if isinstance(x, torch.nn.Parameter) or weight.dim() != 2 or x.dim() < 2:
+    if x in capture.shared or weight.dim() != 2 or x.dim() < 2:
         raise NoRule
     a = x.detach()
     return capture.tap(function(x, plain(weight)), {weight: lambda g, at: Outer(at.positions(a), at.positions(g))}, [a])
-
-
-@rule(
-    "input, weight, padding_idx=, max_norm=, norm_type=, scale_grad_by_freq=, sparse=",
-    F.embedding,
-)
-def embedding(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y_t = W[x_t]: only touched rows have a gradient, and the padding's row has none."""
-    numbers, weight, padding = call["input"], call["weight"], call["padding_idx"]
-    if call["max_norm"] is not None or call["scale_grad_by_freq"]:
-        raise NoRule
-    if padding is not None and padding < 0:
-        padding += len(weight)
-
-    def touched(g: Tensor, at: Layout) -> Touched:
-        columns, rows = at.positions(g), at.positions(numbers, 0)
-        if padding is not None:
-            columns = columns.masked_fill((rows == padding)[:, :, None], 0)
-        return Touched(rows, columns, len(weight))
-
-    return capture.tap(function(numbers, plain(weight), padding), {weight: touched}, [numbers])
 
 
 def bias_gradient(g: Tensor, at: Layout) -> Direct:

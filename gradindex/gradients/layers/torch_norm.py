@@ -122,39 +122,61 @@ def _channels(values: Tensor, at: Layout) -> Tensor:
     return at.samples_first(sums).sum(1) if at.folded > 1 else sums
 
 
-@rule("input, other", torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+@rule("input, other", torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_)
 def add(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
     """Rule of y = x + p, broadcast: ∇p = Σ δ over the axes that p lacks."""
-    x, p = _operands(call)
-    return capture.tap(function(x, plain(p)), {p: lambda g, at: Direct(_reduce(g, p, at))})
+    x, p = _operands(capture, call)
+    return capture.tap(function(x, plain(p)), {p: lambda g, at: Direct(reduce_to(g, p, at))})
 
 
 @rule("input, other", torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 def multiply(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
     """Rule of y = x·p, broadcast: ∇p = Σ δ·x over the axes that p lacks."""
-    x, p = _operands(call)
+    x, p = _operands(capture, call)
     a = x.detach()
-    return capture.tap(function(x, plain(p)), {p: lambda g, at: Direct(_reduce(g * a, p, at))}, [a])
+    return capture.tap(function(x, plain(p)), {p: lambda g, at: Direct(reduce_to(g * a, p, at))}, [a])
 
 
-@rule("input, *sizes", Tensor.expand)
+@rule("input, *sizes", Tensor.expand, Tensor.expand_as)
 def expand(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
     """Rule of y = p, repeated for each sample: ∇p = Σ δ over what was repeated."""
     p = call["input"]
-    return capture.tap(function(plain(p), *call["sizes"]), {p: lambda g, at: Direct(_reduce(g, p, at))})
+    return capture.tap(function(plain(p), *call["sizes"]), {p: lambda g, at: Direct(reduce_to(g, p, at))})
 
 
-def _operands(call: Call) -> tuple[Tensor, Tensor]:
+@rule("input, *sizes", Tensor.repeat)
+def repeat(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
+    """As `expand`, where only axes of length 1 are repeated."""
+    p, sizes = call["input"], call["sizes"]
+    sizes = sizes[0] if isinstance(sizes[0], tuple | list) else sizes
+    if any(length > 1 and times > 1 for length, times in zip(p.shape[::-1], sizes[::-1], strict=False)):
+        raise NoRule
+    return capture.tap(function(plain(p), *sizes), {p: lambda g, at: Direct(reduce_to(g, p, at))})
+
+
+@rule("condition, input, other", torch.where)
+def where(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
+    """Rule of y = p where the condition holds, else x (or the other way round): ∇p = Σ δ over where it does."""
+    condition, p, x = call["condition"], call["input"], call["other"]
+    kept, lost = (p, x) if isinstance(p, Tensor) and p in capture.shared else (x, p)
+    if condition.dtype != torch.bool or (isinstance(lost, Tensor) and lost in capture.shared):
+        raise NoRule
+    used = condition if kept is p else ~condition
+    output = function(condition, plain(p), plain(x))
+    return capture.tap(output, {kept: lambda g, at: Direct(reduce_to(g * used, kept, at))}, [condition])
+
+
+def _operands(capture: Capture, call: Call) -> tuple[Tensor, Tensor]:
     """Return the tensor and the parameter of a commutative operation."""
     x, p = call["input"], call["other"]
-    if isinstance(x, torch.nn.Parameter):
+    if x in capture.shared:
         x, p = p, x
-    if not isinstance(x, Tensor) or isinstance(x, torch.nn.Parameter):
+    if not isinstance(x, Tensor) or x in capture.shared:
         raise NoRule
     return x, p
 
 
-def _reduce(values: Tensor, p: Tensor, at: Layout) -> Tensor:
+def reduce_to(values: Tensor, p: Tensor, at: Layout) -> Tensor:
     """Return `values`, shaped like the output, summed to (b, *p.shape)."""
     lacking = values.dim() - p.dim()
     axes = [

@@ -5,7 +5,7 @@ The input's share of the gates is one matrix product over all steps, as in torch
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,12 +23,13 @@ _ARGUMENTS = "input, hx, weights, biases, layers, dropout, train, bidirectional,
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of one direction of one layer; the biases may be None."""
+    """The weights of one direction of one layer; the biases may be None, and so may an LSTM's projection."""
 
     inputs: Tensor
     states: Tensor
     input_bias: Tensor | None = None
     state_bias: Tensor | None = None
+    projection: Tensor | None = None
 
 
 Found = tuple[Tensor, tuple[Tensor, ...]]  # outputs (T, b, h) and the last states
@@ -43,11 +44,32 @@ def lstm(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Te
 
 
 def _lstm_direction(capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: Weights) -> Found:
+    if w.projection is not None:
+        return _projected_direction(capture, x, states, w)
     before: list[Tensor] = []
     share = _tap_inputs(capture, x, w, before)
     outputs, c = Recurrence.apply(share, plain(w.states), *states)  # type: ignore[no-untyped-call]
     before.append(torch.cat([states[0].detach()[None], outputs.detach()[:-1]]))
     return outputs, (outputs[-1], c)
+
+
+def _projected_direction(capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: Weights) -> Found:
+    """Run an LSTM whose state is h = R(o·tanh(c)) (Sak et al. 2014): δ of each h is that of a zero added to it."""
+    before: list[Tensor] = []
+    raw: list[Tensor] = []
+    gates = _tap_inputs(capture, x, w, before)
+    across, down = plain(w.states).t(), plain(w.projection).t()
+    zeros = capture.tap(gates.new_zeros(len(gates), gates.shape[1], down.shape[1]), {w.projection: _with_states(raw)})
+    h, c, outputs, inner = *states, [states[0]], []
+    for share, zero in zip(gates.unbind(0), zeros.unbind(0), strict=True):
+        i, f, g, o = torch.addmm(share, h, across).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        inner.append(torch.sigmoid(o) * torch.tanh(c))
+        h = torch.addmm(zero, inner[-1], down)
+        outputs.append(h)
+    before.append(torch.stack(outputs[:-1]).detach())
+    raw.append(torch.stack(inner).detach())
+    return torch.stack(outputs[1:]), (h, c)
 
 
 @rule(_ARGUMENTS, torch.rnn_tanh, torch.rnn_relu)
@@ -94,19 +116,22 @@ def _gru_direction(capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: W
 def _layers(
     capture: Capture, call: Call, initial: Sequence[Tensor], direction: Direction
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run all layers and directions; return the outputs and the last states, each (layers·directions, b, h)."""
+    """Run all layers and directions; return the outputs and the last states, each (layers·directions, b, ·)."""
     x, weights, directions = call["input"], call["weights"], 2 if call["bidirectional"] else 1
-    each = 4 if call["biases"] else 2
     packed = not (isinstance(weights, tuple | list) and isinstance(call["biases"], bool))
-    if packed or len(weights) != each * directions * call["layers"] or (call["train"] and call["dropout"]):
+    if packed or (call["train"] and call["dropout"]):
         raise NoRule
+    each = len(weights) // (directions * call["layers"])
+    projected = each == (5 if call["biases"] else 3)
     steps = x.transpose(0, 1) if call["batch_first"] else x
     last: list[tuple[Tensor, ...]] = []
     for _ in range(call["layers"]):
         outputs = []
         for backwards in range(directions):
             number = len(last)
-            own = Weights(*weights[each * number : each * (number + 1)])
+            some = list(weights[each * number : each * (number + 1)])
+            projection = some.pop() if projected else None
+            own = replace(Weights(*some), projection=projection)
             states = tuple(state[number] for state in initial)
             found, final = direction(capture, steps.flip(0) if backwards else steps, states, own)
             outputs.append(found.flip(0) if backwards else found)
