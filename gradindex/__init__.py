@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gradindex.explanation import Explanation
     from gradindex.index.index import Index
     from gradindex.job import Job
-    from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Rademacher
+    from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher
     from gradindex.store import Store
     from gradindex.verify import Audit
 
@@ -37,6 +37,7 @@ _HOMES = {
     "CountSketch": "sketch",
     "Gaussian": "sketch",
     "Identity": "sketch",
+    "Landmark": "sketch",
     "Rademacher": "sketch",
     "SJLT": "sketch",
     "Store": "store",
@@ -55,6 +56,7 @@ __all__ = [
     "Index",
     "IndexExistsError",
     "Job",
+    "Landmark",
     "MismatchError",
     "Rademacher",
     "Store",

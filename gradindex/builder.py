@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradindex import landmarks
 from gradindex.embedding import Block, embed_rows, embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
 from gradindex.gradients.base import log
@@ -82,7 +83,7 @@ def build(
         _undo(out)
     if overwrite and (out / HEADER).exists():
         aside = _beside(out, header)
-        _fill(job, aside, sketch, index, progress)
+        _fill(job, aside, index, progress)
         _replace(out, aside.path)
         return Index(Store.open(out), job)
     store = Store.create(out, header)
@@ -91,7 +92,7 @@ def build(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
-    _fill(job, store, sketch, index, progress)
+    _fill(job, store, index, progress)
     return Index(store, job)
 
 
@@ -146,7 +147,7 @@ def check_job(store: Store, job: Job) -> None:
 def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_rows: int | None) -> Header:
     engine = job.engine
     fitting = embedding_batch_size(job)  # decides the paths that the header reports, too
-    dim = sketch.bind(engine.parameters, seed).dim
+    dim = sketch.bind(engine.parameters, seed).width
     return Header(
         rows=len(job.source),
         shard_rows=shard_rows or max(1, _SHARD_BYTES // (2 * dim)),
@@ -167,15 +168,17 @@ def _header(job: Job, sketch: Sketch, seed: int, batch_size: int | None, shard_r
     )
 
 
-def _fill(job: Job, store: Store, sketch: Sketch, index: str, progress: bool | None) -> None:
-    _embed(job, store, sketch, progress)
+def _fill(job: Job, store: Store, index: str, progress: bool | None) -> None:
+    _embed(job, store, progress)
     with progress_bar("Indexing", len(store), show=progress) as advance:
         factory.build(store, index, store.header.seed, advance)
 
 
-def _embed(job: Job, store: Store, sketch: Sketch, progress: bool | None) -> None:
+def _embed(job: Job, store: Store, progress: bool | None) -> None:
     header, missing = store.header, store.missing()
-    projector = sketch.bind(job.engine.parameters, header.seed)
+    if not missing:
+        return
+    projector = landmarks.bound(store, job, create=True)
     left = sum(header.span(number)[1] - header.span(number)[0] for number in missing)
     began = time.perf_counter()
     with progress_bar("Embedding", header.rows, header.rows - left, show=progress) as advance:
@@ -185,18 +188,11 @@ def _embed(job: Job, store: Store, sketch: Sketch, progress: bool | None) -> Non
                 blocks.append(block)
                 advance(len(block.ids))
             store.write(number, _rows(blocks))
-    if left:
-        seconds = time.perf_counter() - began
-        zeros = int((store.norms == 0).sum())
-        log.info(
-            "embedded %d samples in %.1f s (%.0f/s), paths %s",
-            left,
-            seconds,
-            left / seconds,
-            job.engine.paths,
-        )
-        if zeros:
-            log.warning("%d samples have a gradient of zero; their cosine with anything is 0", zeros)
+    seconds = time.perf_counter() - began
+    zeros = int((store.norms == 0).sum())
+    log.info("embedded %d samples in %.1f s (%.0f/s), paths %s", left, seconds, left / seconds, job.engine.paths)
+    if zeros:
+        log.warning("%d samples have a gradient of zero; their cosine with anything is 0", zeros)
 
 
 def _rows(blocks: list[Block]) -> Rows:
