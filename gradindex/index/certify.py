@@ -32,7 +32,7 @@ EVALUATION = 1e-5
 """Error of an evaluated cosine that a proof allows for: ten times what was measured."""
 _HALF, _TINY = 2.0**-11, 2.0**-25  # float16: half a unit in the last place, relative, and of subnormals
 _SINGLE = 2.0**-24
-_FIRST = 32  # rows checked at first; each round checks up to twice as many as the last
+_FIRST = 16  # rows checked at first; each round checks up to twice as many as the last
 _BYTES_PER_PAIR = 24  # of a query and a row
 _MEMORY = 256 << 20
 _ROWS = 16384  # compared with the queries at once

@@ -103,8 +103,9 @@ class Index:
             the same with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both
             sides where known; `query_predictions` (m,) and, where given, `query_labels`. A missing result has id −1
             and score NaN. For each side `proved` (m,) bool: whether this is the answer of the true, unprojected
-            kernel; `checked` (m,) rows evaluated exactly; `scanned` (m,) rows looked at, −1 where FAISS does not tell;
-            `bound_left` (m,): where not proved, a bound that the kernel values of all other rows keep to.
+            kernel; `checked` (m,) rows evaluated exactly (with `certify`, for this side's sake); `scanned` (m,) rows
+            looked at, −1 where FAISS does not tell; `bound_left` (m,): where not proved, a bound that the kernel
+            values of all rows not evaluated keep to.
 
         Raises
         ------
