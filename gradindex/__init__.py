@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradindex.index.index import Index
     from gradindex.job import Job
     from gradindex.repair import repair
-    from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Rademacher
+    from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher
     from gradindex.store import Store
     from gradindex.verify import Audit
 
@@ -40,6 +40,7 @@ _HOMES = {
     "CountSketch": "sketch",
     "Gaussian": "sketch",
     "Identity": "sketch",
+    "Landmark": "sketch",
     "Rademacher": "sketch",
     "SJLT": "sketch",
     "Store": "store",
@@ -58,6 +59,7 @@ __all__ = [
     "Index",
     "IndexExistsError",
     "Job",
+    "Landmark",
     "MismatchError",
     "Rademacher",
     "Store",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradindex import landmarks
 from gradindex.embedding import Block, embed_rows, embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
 from gradindex.gradients import threads
@@ -90,7 +91,7 @@ def build(
         _undo(out)
     if overwrite and (out / HEADER).exists():
         aside = _beside(out, header)
-        summary = _fill(job, aside, sketch, index, progress)
+        summary = _fill(job, aside, index, progress)
         _replace(out, aside.path)
         return _opened(Store.open(out), job, summary)
     store = Store.create(out, header)
@@ -99,7 +100,7 @@ def build(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
-    return _opened(store, job, _fill(job, store, sketch, index, progress))
+    return _opened(store, job, _fill(job, store, index, progress))
 
 
 def index_store(store: Store, index: str = "auto", *, seed: int = 0, progress: bool | None = None) -> Index:
@@ -186,7 +187,7 @@ def _header(
     if begun is not None:
         batch_size, shard_rows = batch_size or begun.batch_size, shard_rows or begun.shard_rows
     fitting = embedding_batch_size(job)  # decides the paths that the header reports, too
-    dim = sketch.bind(engine.parameters, seed).dim
+    dim = sketch.bind(engine.parameters, seed).width
     return Header(
         rows=len(job.source),
         shard_rows=shard_rows or max(1, SHARD_BYTES // (2 * dim)),
@@ -217,7 +218,7 @@ def _opened(store: Store, job: Job, summary: BuildSummary) -> Index:
     return index
 
 
-def _fill(job: Job, store: Store, sketch: Sketch, index: str, progress: bool | None) -> BuildSummary:
+def _fill(job: Job, store: Store, index: str, progress: bool | None) -> BuildSummary:
     """Embed what is missing and build the index."""
 
     def state() -> str:
@@ -225,7 +226,7 @@ def _fill(job: Job, store: Store, sketch: Sketch, index: str, progress: bool | N
 
     with stop_on_sigterm(), explain_full_disk(state):
         began = time.perf_counter()
-        embedded = embed_missing(job, store, sketch, progress)
+        embedded = embed_missing(job, store, progress)
         middle = time.perf_counter()
         with progress_bar("Indexing", len(store), show=progress) as advance:
             factory.build(store, index, store.header.seed, advance)
@@ -243,12 +244,13 @@ def _fill(job: Job, store: Store, sketch: Sketch, index: str, progress: bool | N
     )
 
 
-def embed_missing(job: Job, store: Store, sketch: Sketch, progress: bool | None = None) -> int:
+def embed_missing(job: Job, store: Store, progress: bool | None = None) -> int:
     """Embed and publish the shards that a store lacks; return how many samples were embedded."""
     header, missing = store.header, store.missing()
-    if missing:
-        _check_versions(store)
-    projector = sketch.bind(job.engine.parameters, header.seed)
+    if not missing:
+        return 0
+    _check_versions(store)
+    projector = landmarks.bound(store, job, create=True)
     extra = as_columns(job.columns, header.rows)
     left = sum(header.span(number)[1] - header.span(number)[0] for number in missing)
     embedded = 0

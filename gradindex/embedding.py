@@ -16,6 +16,7 @@ from gradindex.gradients.joining import joined
 from gradindex.gradients.ladder import is_out_of_memory
 from gradindex.job import Job
 from gradindex.sketch import CountSketch, Sketch
+from gradindex.sketch.landmark import LandmarkProjector
 
 MEMORY_BUDGET = 1 << 30  # bytes for one batch
 _MOST = 128  # beyond this most models gain nothing
@@ -62,6 +63,10 @@ def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: 
         If data, losses or gradients hold NaN or infinity (the message names the ids), or labels are missing.
     """
     projector = (sketch or CountSketch()).bind(job.engine.parameters, seed)
+    if isinstance(projector, LandmarkProjector):
+        from gradindex.landmarks import prepare
+
+        prepare(projector, job, projector.draw(len(job.source)))
     yield from embed_rows(job, projector, batch_size or embedding_batch_size(job))
 
 
@@ -80,7 +85,7 @@ def embed_rows(
         check_finite(batch.ids, "gradient", found.norms)
         yield Block(
             batch.ids,
-            found.sketches,
+            projector.finish(found.sketches, found.norms),
             found.norms,
             found.losses,
             labels.as_classes(batch.y),

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Batch, Ids, Source
 from gradindex.embedding import check_batch, check_finite, default_batch_size
-from gradindex.gradients.base import Engine, Floats, PerSample, log
+from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, log
+from gradindex.sketch.landmark import Landmark, LandmarkProjector, record
 
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
 
@@ -88,6 +89,35 @@ def candidate_dots(
         except Exception as error:
             log.warning("no forward mode for this model, forming gradients instead: %s", error)
     return _formed(engine, source, queries, candidates, wanted)
+
+
+class HeldQueries:
+    """Query gradients kept as their layers' factors: one batched pass over candidates compares them with all.
+
+    Costs a forward and a backward pass a candidate, whatever the number of queries, and forms no gradient of a
+    layer that is factored.
+
+    Parameters
+    ----------
+    engine
+        The model.
+    queries
+        Labelled samples, m of them.
+    """
+
+    def __init__(self, engine: Engine, queries: Batch) -> None:
+        self._engine, self.count = engine, len(queries)
+        options = Landmark(landmarks=len(queries), dims=1, memory=1 << 62)
+        self._projector = LandmarkProjector(options, engine.parameters, 0)
+        self._norms = self._projector.adopt(record(self._projector, engine, lambda: [queries], len(queries)))
+
+    def dots(self, batch: Batch) -> tuple[NDArray[np.float64], Embedded]:
+        """Return inner products (m, b) with a batch of samples, to 1e-6 ‖q‖‖t‖, and the samples' losses and norms."""
+        check_batch(batch)
+        found = self._engine.embed(batch.x, batch.y, self._projector)
+        check_finite(batch.ids, "loss", found.losses)
+        check_finite(batch.ids, "gradient", found.norms)
+        return found.sketches.T.astype(np.float64) * self._norms[:, None], found
 
 
 def _forward(

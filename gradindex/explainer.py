@@ -350,7 +350,7 @@ class GradientSimilarity:
                 yield batch, found.gradients
 
     def _rank_all(self, asked: queries.Queries, k: int | None) -> dict[str, Any]:
-        from gradindex.index.index import check_k
+        from gradindex.index.answers import check_k
 
         assert self._source is not None
         if k is not None:

@@ -9,7 +9,6 @@ from gradindex.errors import DamagedIndexError
 from gradindex.gradients.base import log
 from gradindex.index import factory
 from gradindex.job import Job
-from gradindex.sketch import from_json
 from gradindex.store import Header, Store
 from gradindex.store.manifest import read_json
 from gradindex.store.shard import Shard, manifest_path
@@ -77,7 +76,7 @@ def repair(path: str | Path, job: Job | None = None, *, progress: bool | None = 
     for number in bad:
         manifest_path(path / SHARDS, number).unlink(missing_ok=True)
     if bad and job is not None:
-        embed_missing(job, store, from_json(store.header.sketch), progress)
+        embed_missing(job, store, progress)
     rebuild = not _sound(store)
     if rebuild:
         shutil.rmtree(path / factory.DIRECTORY, ignore_errors=True)

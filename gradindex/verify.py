@@ -14,7 +14,6 @@ from gradindex.index import mips
 from gradindex.kernels import Kernel
 from gradindex.queries import Queries, gradient_chunks
 from gradindex.store.manifest import publish
-from gradindex.store.shard import normalise
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -135,7 +134,7 @@ def _exact_answers(
         for part, found in exact.gradient_blocks(job.engine, job.source):
             dots = exact.dots(gradients, found.gradients)
             values[:, store.rows_of(part.ids)] = kernels.values(kernel, dots, norms, exact.norms(found.gradients))
-        sketches = normalise(index.projector(job.engine.parameters, gradients))
+        sketches = index.sketches(gradients, norms)
         cosines = sketches @ store.gather(sample).T
         for line, norm in enumerate(norms):
             estimate = cosines[line] * kernels.weights(kernel, float(norm), store.norms[sample])

@@ -345,6 +345,19 @@ class Projector(ABC):
 
     dim: int
 
+    @property
+    def width(self) -> int:
+        """Numbers of a finished row."""
+        return self.dim
+
+    def finish(self, sketches: NDArray[np.float32], norms: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return rows (b, width) from what was added up (b, dim) and the gradients' exact norms (b,)."""
+        return sketches
+
+    def opposite(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the finished rows of the negative gradients."""
+        return -rows
+
     @abstractmethod
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
         """Add the sketch of one parameter's per-sample gradients (b, size) to `out` (b, dim), in place."""

@@ -41,6 +41,19 @@ class Searcher:
         queries = np.ascontiguousarray(normalise(fold(sketches, self.dim)))
         return self.index.search(queries, k)  # type: ignore[no-any-return]
 
+    def scanned(self, sketches: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return how many vectors a search for each of these compares (m,), −1 where FAISS does not tell."""
+        ivf = _ivf(self.index)
+        if ivf is not None:
+            queries = np.ascontiguousarray(normalise(fold(sketches, self.dim)))
+            for i in range(self.index.chain.size() if hasattr(self.index, "chain") else 0):
+                queries = self.index.chain.at(i).apply(queries)
+            _, lists = ivf.quantizer.search(queries, ivf.nprobe)
+            sizes = np.array([ivf.invlists.list_size(number) for number in range(ivf.nlist)] + [0])
+            return sizes[lists].sum(axis=1)  # type: ignore[no-any-return]
+        exhaustive = isinstance(self.index, faiss.IndexFlatCodes)
+        return np.full(len(sketches), self.index.ntotal if exhaustive else -1, np.int64)
+
 
 def choose(rows: int, dim: int, foldable: bool) -> tuple[str, int]:
     """Return the factory string and width for ``index='auto'``: exact while that is fast, then IVF on 8 bits."""

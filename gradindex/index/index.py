@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import exact, kernels, labels, queries
+from gradindex import exact, kernels, landmarks, queries
 from gradindex.batches import Batch, Ids
-from gradindex.embedding import as_ids
+from gradindex.batches import index as take
+from gradindex.embedding import as_ids, embedding_batch_size
 from gradindex.explanation import Explanation
 from gradindex.gradients.base import Floats, Projector
+from gradindex.index import certify as proofs
 from gradindex.index import factory, mips
+from gradindex.index.answers import check_k, check_max_checks, describe, distinct, meta
 from gradindex.job import Job
 from gradindex.kernels import Kernel, Task
-from gradindex.sketch import from_json
 from gradindex.store import Store
 from gradindex.store.shard import normalise
 from gradindex.summary import BuildSummary
@@ -67,6 +69,8 @@ class Index:
         kernel: str = "grad_cos",
         rerank: int = 100,
         eps: float = 0.0,
+        certify: bool = False,
+        max_checks: int | None = None,
     ) -> Explanation:
         """Find the training samples with the highest and the lowest kernel values for each query.
 
@@ -88,6 +92,12 @@ class Index:
         eps
             Added to the kernel's denominator. The default leaves the kernels as they are defined, with 0 where
             a gradient is zero; `GradientSimilarity` uses 1e-7.
+        certify
+            Check rows exactly until the answer is proved to be that of the exact kernel over all rows; see
+            `gradindex.index.certify`. For ``'grad_cos'`` that takes an index of `gradindex.Landmark` rows: with any
+            other sketch nothing is proved unless `max_checks` lets every row be checked.
+        max_checks
+            With `certify`: give up after this many exact checks for a query and side, at least k; None: never.
 
         Returns
         -------
@@ -95,12 +105,17 @@ class Index:
             With `scores` (m, k) float64 descending, `ordered_indices` (m, k) int64 ids, `exact` (m, k) bool;
             the same with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both
             sides where known; `query_predictions` (m,) and, where given, `query_labels`; the user's own `columns` and
-            `opponent_columns`, dicts of arrays (m, k). A missing result has id −1 and score NaN.
+            `opponent_columns`, dicts of arrays (m, k). A missing result has id −1 and score NaN. For each side
+            `proved` (m,) bool: whether this is the answer of the true, unprojected kernel; `checked` (m,) rows
+            evaluated exactly (with `certify`, for this side's sake); `scanned` (m,) rows looked at, −1 where FAISS
+            does not tell; `bound_left` (m,): where not proved, a bound that the kernel values of all rows not
+            evaluated keep to.
 
         Raises
         ------
         ValueError
-            For an unknown kernel, k < 1 or larger than the index, a wrong shape, NaN, or missing labels.
+            For an unknown kernel, k < 1 or larger than the index, a wrong shape, NaN, missing labels, or a bad
+            `max_checks`.
         IndexError
             If an id is out of range.
         """
@@ -108,23 +123,32 @@ class Index:
         check_k(k, len(self))
         if rerank < 0:
             raise ValueError(f"rerank must be 0 or more, got {rerank}.")
+        check_max_checks(certify, max_checks, k)
         asked = self._queries(x, y, ids)
         parts = []
-        for _, gradients, norms in queries.gradient_chunks(self.job.engine, asked, _QUERIES):
-            parts.append(self._answer(gradients, norms, parsed, k, rerank, eps))
+        most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
+        for some, gradients, norms in queries.gradient_chunks(self.job.engine, asked, most):
+            if certify:
+                batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
+                depth = min(len(self), max(k, rerank))
+                parts.append(proofs.answer(self, batch, gradients, norms, parsed, k, eps, max_checks, depth))
+            else:
+                parts.append(self._answer(gradients, norms, parsed, k, rerank, eps))
         data: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        data.update(self._describe(asked, data))
+        data.update(describe(self.store, self.job.engine, asked, data))
         if ids is None and y is None:
             data.pop("query_labels", None)  # they were the predictions
         params = {
             "kernel": parsed.value,
             "k": k,
             "rerank": max(rerank, k) if rerank else 0,
+            "certify": certify,
+            "max_checks": max_checks,
             "rows": len(self),
             "index": self.searcher.factory,
             "sketch": self.store.header.sketch,
         }
-        return Explanation(_meta("Index", params), data)
+        return Explanation(meta("Index", params), data)
 
     def search(self, vectors: NDArray[Any], k: int = 10) -> tuple[NDArray[np.float32], Ids]:
         """Search with sketches made elsewhere, (m, dim), by cosine; needs no job.
@@ -180,7 +204,28 @@ class Index:
     @cached_property
     def projector(self) -> Projector:
         """The projection that made the stored sketches."""
-        return from_json(self.store.header.sketch).bind(self.job.engine.parameters, self.store.header.seed)
+        return landmarks.bound(self.store, self.job)
+
+    def sketches(self, gradients: Floats, norms: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return unit-norm rows (m, dim) of gradients (m, P) with norms (m,), comparable with the stored ones."""
+        projector = self.projector
+        return normalise(projector.finish(projector(self.job.engine.parameters, gradients), norms))
+
+    def evaluate(self, held: exact.HeldQueries, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return exact inner products (m, r) of held queries with the samples of some rows."""
+        job, ids, size = self.job, self.store.ids[rows], self._batch_size
+        out = np.empty((held.count, len(ids)))
+        losses: dict[int, float] = {}
+        for begin in range(0, len(ids), size):
+            batch = job.source.take(ids[begin : begin + size])
+            out[:, begin : begin + len(batch)], found = held.dots(batch)
+            losses.update(zip(batch.ids.tolist(), found.losses.tolist(), strict=True))
+        self._compare_losses(losses)
+        return out
+
+    @cached_property
+    def _batch_size(self) -> int:
+        return embedding_batch_size(self.job)
 
     @cached_property
     def example(self) -> Batch:
@@ -207,24 +252,31 @@ class Index:
         rerank: int,
         eps: float,
     ) -> dict[str, NDArray[Any]]:
-        sketches = normalise(self.projector(self.job.engine.parameters, gradients))
+        sketches = self.sketches(gradients, norms)
         depth = min(len(self), max(k, rerank)) if rerank else k
-        sides = [self._candidates(side * sketches, norms, kernel, k, depth, eps) for side in (1, -1)]
+        both = (sketches, self.projector.opposite(sketches))
+        sides = [self.candidates(side, norms, kernel, k, depth, eps) for side in both]
+        checked = distinct(np.hstack([rows for _, rows, _ in sides])) if rerank else np.empty((len(norms), 0), int)
         if rerank:
-            ids = self._ids(_distinct(np.hstack([rows for _, rows in sides])))
+            ids = self._ids(checked)
             scores = self._exact(gradients, norms, ids, kernel, eps)
             found = [mips.top(np.where(ids < 0, -np.inf, side * scores), ids, k) for side in (1, -1)]
         else:
-            found = [(scores, self._ids(rows)) for scores, rows in sides]
+            found = [(scores, self._ids(rows)) for scores, rows, _ in sides]
         answer: dict[str, NDArray[Any]] = {}
-        for prefix, side, (scores, ids) in zip(("", "opponent_"), (1, -1), found, strict=True):
+        for i, (prefix, side, (scores, ids)) in enumerate(zip(("", "opponent_"), (1, -1), found, strict=True)):
             missing = ids < 0
+            kth = np.where(missing[:, -1] | (not rerank), -np.inf, scores[:, -1])
+            proved, left = proofs.proof(self, kernel, eps, norms, checked, kth)
+            answer[f"{prefix}proved"], answer[f"{prefix}bound_left"] = proved, side * left
+            answer[f"{prefix}checked"] = (checked >= 0).sum(axis=1)
+            answer[f"{prefix}scanned"] = sides[i][2]
             answer[f"{prefix}scores"] = np.where(missing, np.nan, side * np.where(missing, 0.0, scores))
             answer["opponent_indices" if prefix else "ordered_indices"] = ids
             answer[f"{prefix}exact"] = ~missing & bool(rerank)
         return answer
 
-    def _candidates(
+    def candidates(
         self,
         sketches: NDArray[np.float32],
         norms: NDArray[np.float64],
@@ -232,21 +284,22 @@ class Index:
         k: int,
         depth: int,
         eps: float,
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """Return estimated kernel values and rows (m, depth) of the nearest stored rows, descending.
 
-        Of these the first `k` are wanted.
+        Of these the first `k` are wanted. Also, how many rows were looked at (m,), −1 where FAISS does not tell.
         """
         if kernel is not Kernel.COS:
-            return mips.scan(self.store, sketches, norms, kernel, depth, eps)[:2]
+            return mips.scan(self.store, sketches, norms, kernel, depth, eps)
         found, rows = self.searcher.search(sketches, depth)
+        scanned = self.searcher.scanned(sketches)
         scores = found.astype(np.float64)
         if self.searcher.factory != "Flat":  # score the narrow or quantised index's finds by the stored rows
             wide = self.store.gather(np.where(rows < 0, 0, rows).ravel()).reshape(*rows.shape, -1)
             scores = np.where(rows < 0, -np.inf, np.einsum("md,mkd->mk", sketches, wide))
         scores, rows = mips.top(scores, rows, depth)
         if not eps:
-            return scores, rows
+            return scores, rows, scanned
         last = scores[:, -1].copy()
         for line, norm in enumerate(norms):
             scores[line] *= kernels.weights(kernel, float(norm), self.store.norms[rows[line]], eps)
@@ -256,8 +309,8 @@ class Index:
         unsure = scores[:, k - 1] < last - _SKETCH_TOLERANCE
         if unsure.any():
             scan = mips.scan(self.store, sketches[unsure], norms[unsure], kernel, depth, eps)
-            scores[unsure], rows[unsure] = scan[:2]
-        return scores, rows
+            scores[unsure], rows[unsure], scanned[unsure] = scan
+        return scores, rows, scanned
 
     def _exact(
         self, gradients: Floats, norms: NDArray[np.float64], ids: Ids, kernel: Kernel, eps: float
@@ -288,50 +341,3 @@ class Index:
 
     def _ids(self, rows: NDArray[np.int64]) -> Ids:
         return np.where(rows < 0, -1, self.store.ids[rows])
-
-    def _describe(self, asked: queries.Queries, data: dict[str, Any]) -> dict[str, Any]:
-        """Return labels and predictions of queries and of the found samples."""
-        found: dict[str, Any] = {"query_labels": labels.as_classes(asked.y)}
-        try:
-            found["query_predictions"] = labels.predicted_classes(queries.outputs(self.job.engine, asked.x))
-        except TypeError:
-            found["query_predictions"] = None
-        for prefix, indices in (("", "ordered_indices"), ("opponent_", "opponent_indices")):
-            ids = data[indices]
-            rows = self.store.rows_of(np.where(ids < 0, self.store.ids[0], ids).ravel()).reshape(ids.shape)
-            for column in ("label", "prediction"):
-                if column in self.store.columns:
-                    found[f"{prefix}{column}s"] = self.store.columns[column][rows]
-            if self.store.header.columns:
-                found[f"{prefix}columns"] = {n: self.store.columns[n][rows] for n in self.store.header.columns}
-        return {name: value for name, value in found.items() if value is not None}
-
-
-def check_k(k: int, rows: int) -> None:
-    """Raise ValueError unless 1 ≤ k ≤ rows."""
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k must be a positive integer, got {k!r}.")
-    if k > rows:
-        raise ValueError(f"k is {k}, but there are only {rows} samples.")
-
-
-def _distinct(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return rows (m, c) with repeated entries of a line replaced by −1."""
-    order = np.argsort(rows, axis=1, kind="stable")
-    ordered = np.take_along_axis(rows, order, 1)
-    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = -1
-    out = np.empty_like(rows)
-    np.put_along_axis(out, order, ordered, 1)
-    return out
-
-
-def _meta(name: str, params: dict[str, Any]) -> dict[str, Any]:
-    import gradindex
-
-    return {
-        "name": name,
-        "type": ["whitebox"],
-        "explanations": ["local"],
-        "params": params,
-        "version": gradindex.__version__,
-    }

@@ -44,27 +44,27 @@ def scan(
     eps
         Added to the kernel's denominator.
     """
-    order = _order(store, kernel, eps)
+    rows_in_order = order(store, kernel, eps)
     best = np.full((len(queries), k), -np.inf)
     rows = np.full((len(queries), k), -1, np.int64)
     scanned = np.zeros(len(queries), np.int64)
     active = np.arange(len(queries))
     begin, size = 0, _BLOCKS[0]
-    while begin < len(order) and len(active):
-        here = np.sort(order[begin : begin + size])
+    while begin < len(rows_in_order) and len(active):
+        here = np.sort(rows_in_order[begin : begin + size])
         weights = _weights(kernel, query_norms[active], store.norms[here], eps)
         found = (queries[active] @ store.gather(here).T) * weights
         every = np.broadcast_to(here, found.shape)
         best[active], rows[active] = top(np.hstack([best[active], found]), np.hstack([rows[active], every]), k)
         begin, size = begin + len(here), min(2 * size, _BLOCKS[1])
         scanned[active] = begin
-        if begin < len(order):
-            left = _weights(kernel, query_norms[active], store.norms[order[begin : begin + 1]], eps)[:, 0]
+        if begin < len(rows_in_order):
+            left = _weights(kernel, query_norms[active], store.norms[rows_in_order[begin : begin + 1]], eps)[:, 0]
             active = active[best[active, -1] <= _SLACK * left]
     return best, rows, scanned
 
 
-def _order(store: Store, kernel: Kernel, eps: float) -> Ids:
+def order(store: Store, kernel: Kernel, eps: float) -> Ids:
     """Return all rows by descending bound; kept, since sorting a million takes longer than most scans."""
     key = (kernel, eps)
     if key not in store.orders:

@@ -1,0 +1,244 @@
+"""Certified search: exact checks in the order of upper bounds, until no row that is left can enter the answer.
+
+A kernel value is cos(q, t)·w(t), w from the two norms alone (`kernels.weights`). A Landmark row bounds the cosine
+from above by ⟨p_q, p_t⟩ + ρ_q ρ_t and from below by ⟨p_q, p_t⟩ − ρ_q ρ_t; any other row by ±1. So with w each row has
+an upper bound of its value (opponents: of minus its value), and once the k-th exact value exceeds the largest bound
+left, evaluating the rest would change nothing.
+
+What "proved" means in floating point: the answer is the one that evaluating every row would give, as long as each
+evaluation errs by at most `EVALUATION`·w. Measured, evaluations err by 1e-6·w; what is not modelled is a unit so near
+its kink that two passes take different sides.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex import kernels
+from gradindex.batches import Batch, Ids
+from gradindex.exact import HeldQueries
+from gradindex.gradients.base import Floats
+from gradindex.index import mips
+from gradindex.kernels import Kernel
+from gradindex.sketch.landmark import LandmarkProjector
+
+if TYPE_CHECKING:
+    from gradindex.index.index import Index
+
+EVALUATION = 1e-5
+"""Error of an evaluated cosine that a proof allows for: ten times what was measured."""
+_HALF, _TINY = 2.0**-11, 2.0**-25  # float16: half a unit in the last place, relative, and of subnormals
+_SINGLE = 2.0**-24
+_FIRST = 16  # rows checked at first; each round checks up to twice as many as the last
+_BYTES_PER_PAIR = 24  # of a query and a row
+_MEMORY = 256 << 20
+_ROWS = 16384  # compared with the queries at once
+
+
+def row_error(width: int, coordinates: float) -> float:
+    """Return how much the inner product of a query's row with a stored one may be off, both of unit norm.
+
+    Stored rows are rounded to float16: relative errors of 2⁻¹¹ come to 2⁻¹¹ in the product (Cauchy–Schwarz), those of
+    subnormal numbers to 2⁻²⁵ √width. Float32 products add width·2⁻²⁴. `coordinates` bounds the error of p on either
+    side; it counts twice more as rows are scaled to unit norm after ρ was rounded up.
+    """
+    return 1.01 * _HALF + _TINY * math.sqrt(width) + width * _SINGLE + 4.1 * coordinates
+
+
+def chunk(rows: int) -> int:
+    """Return how many queries may be certified at once over so many rows."""
+    return max(1, _MEMORY // (_BYTES_PER_PAIR * rows))
+
+
+def cosine_bounds(index: "Index", sketches: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Return upper bounds (2, m, n) of cos(q, t) and of −cos(q, t) over all rows; None if the store has none.
+
+    `sketches` are the queries' rows (m, width), of unit norm.
+    """
+    projector = index.projector
+    if not isinstance(projector, LandmarkProjector):
+        return None
+    out = np.empty((2, len(sketches), len(index)), np.float32)
+    error = np.float32(row_error(projector.width, projector.whitening.error))
+    for first, rows in index.store.blocks(_ROWS):
+        here = slice(first, first + len(rows))
+        inner = sketches[:, :-1] @ rows[:, :-1].T
+        rest = np.outer(sketches[:, -1], rows[:, -1]) + error
+        np.minimum(rest + inner, 1, out=out[0, :, here])
+        np.minimum(rest - inner, 1, out=out[1, :, here])
+    return out
+
+
+class _Side:
+    """The search for the k highest values of one query, or the k lowest (`sign` −1, values negated)."""
+
+    def __init__(
+        self,
+        sign: int,
+        bounds: NDArray[Any],
+        weights: NDArray[np.float64],
+        k: int,
+        limit: int,
+        seeds: Ids,
+    ) -> None:
+        self.sign, self.k, self.limit, self.seeds = sign, k, limit, seeds
+        self.checked, self.proved, self.bound_left = 0, False, np.nan
+        zero = np.flatnonzero(weights == 0)  # the value is 0, whatever the gradients
+        self.rows, self.scores = zero[:k].astype(np.int64), np.zeros(min(k, len(zero)))
+        self._left = np.flatnonzero(weights != 0)
+        self._bounds = (bounds[self._left] + EVALUATION) * weights[self._left]
+        self._size = max(k, _FIRST)
+
+    def wanted(self) -> Ids:
+        """Return the rows to evaluate next; none if the search is over."""
+        if len(self.scores) == self.k:
+            self._keep(self._bounds >= self.scores[-1])
+        if len(self._left) == 0:
+            self.proved = True
+            return np.empty(0, np.int64)
+        size = min(self._size, self.limit - self.checked)
+        if size <= 0:
+            self.bound_left = self.sign * float(self._bounds.max())
+            return np.empty(0, np.int64)
+        self._size *= 2
+        if len(self.seeds):
+            rows, self.seeds = np.intersect1d(self.seeds, self._left)[: self.limit], self.seeds[:0]
+            if len(rows):
+                self.checked += len(rows)
+                return rows
+        if size < len(self._left):
+            rows = self._left[np.argpartition(-self._bounds, size - 1)[:size]]
+        else:
+            rows = self._left
+        self.checked += len(rows)
+        return rows
+
+    def take(self, rows: Ids, values: NDArray[np.float64]) -> None:
+        """Learn the kernel values of some rows."""
+        self._keep(~np.isin(self._left, rows))
+        scores = np.concatenate([self.scores, self.sign * values])
+        rows = np.concatenate([self.rows, rows])
+        best, found = mips.top(scores[None], rows[None], min(self.k, len(rows)))
+        self.scores, self.rows = best[0], found[0]
+
+    def _keep(self, which: NDArray[np.bool_]) -> None:
+        self._left, self._bounds = self._left[which], self._bounds[which]
+
+
+def answer(
+    index: "Index",
+    queries: Batch,
+    gradients: Floats,
+    norms: NDArray[np.float64],
+    kernel: Kernel,
+    k: int,
+    eps: float,
+    max_checks: int | None,
+    depth: int,
+) -> dict[str, NDArray[Any]]:
+    """Return proponents and opponents of some queries, with what was proved.
+
+    Parameters
+    ----------
+    index
+        An index opened with its job.
+    queries, gradients, norms
+        m labelled samples, their gradients (m, P) and norms (m,).
+    kernel, k, eps
+        As in `Index.explain`.
+    max_checks
+        Rows evaluated for a query and side; None: as many as the proof needs, but `depth` where there can be none.
+    depth
+        How many of the index's own candidates are evaluated first where rows have no bounds of their own.
+    """
+    sketches = index.sketches(gradients, norms)
+    bounds = cosine_bounds(index, sketches)
+    scanned = np.full((2, len(norms)), len(index))
+    seeds = np.full((2, len(norms), 0), -1, np.int64)
+    limit = len(index) if max_checks is None else max_checks
+    if bounds is None:
+        depth = min(depth, limit)
+        found = [index.candidates(side * sketches, norms, kernel, k, depth, eps) for side in (1, -1)]
+        seeds, scanned = np.stack([f[1] for f in found]), np.stack([f[2] for f in found])
+        if kernel is Kernel.COS and max_checks is None:
+            limit = depth
+    one = np.ones(len(index), np.float32)
+    searches = []
+    for line, norm in enumerate(norms):
+        weights = kernels.weights(kernel, float(norm), index.store.norms, eps)
+        upper = (one, one) if bounds is None else (bounds[0, line], bounds[1, line])
+        searches.append([_Side(s, upper[i], weights, k, limit, seeds[i, line]) for i, s in enumerate((1, -1))])
+    del bounds
+    _search(index, queries, norms, kernel, eps, searches)
+    return _collect(index, searches, scanned)
+
+
+def _search(
+    index: "Index",
+    queries: Batch,
+    norms: NDArray[np.float64],
+    kernel: Kernel,
+    eps: float,
+    searches: Sequence[Sequence[_Side]],
+) -> None:
+    """Evaluate what the searches want, all queries' rows in the same passes, until none wants more."""
+    held: HeldQueries | None = None
+    while True:
+        wanted = [np.unique(np.concatenate([side.wanted() for side in sides])) for sides in searches]
+        every = np.unique(np.concatenate(wanted))
+        if not len(every):
+            return
+        held = held or HeldQueries(index.job.engine, queries)
+        dots = index.evaluate(held, every)
+        for line, (sides, rows) in enumerate(zip(searches, wanted, strict=True)):
+            if len(rows):
+                found = dots[line : line + 1, np.searchsorted(every, rows)]
+                values = kernels.values(kernel, found, norms[line : line + 1], index.store.norms[rows], eps)[0]
+                for side in sides:
+                    side.take(rows, values)
+
+
+def _collect(
+    index: "Index", searches: Sequence[Sequence[_Side]], scanned: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    out: dict[str, NDArray[Any]] = {}
+    for i, prefix in enumerate(("", "opponent_")):
+        sides = [pair[i] for pair in searches]
+        rows = np.stack([side.rows for side in sides])
+        out[f"{prefix}scores"] = np.stack([side.sign * side.scores for side in sides]) + 0.0  # no −0
+        out["opponent_indices" if prefix else "ordered_indices"] = index.store.ids[rows]
+        out[f"{prefix}exact"] = np.ones(rows.shape, bool)
+        out[f"{prefix}proved"] = np.array([side.proved for side in sides])
+        out[f"{prefix}checked"] = np.array([side.checked for side in sides], np.int64)
+        out[f"{prefix}scanned"] = scanned[i].astype(np.int64)
+        out[f"{prefix}bound_left"] = np.array([side.bound_left for side in sides], np.float64)
+    return out
+
+
+def proof(
+    index: "Index",
+    kernel: Kernel,
+    eps: float,
+    norms: NDArray[np.float64],
+    checked: NDArray[np.int64],
+    kth: NDArray[np.float64],
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Return which answers Cauchy–Schwarz alone proves (m,), and the largest bound of an unchecked row, else NaN.
+
+    `checked` (m, c) are rows evaluated exactly (−1 for none), and `kth` (m,) the k-th exact values of the search (of
+    minus the kernel for opponents; −inf where there are fewer).
+    """
+    order = mips.order(index.store, kernel, eps)
+    left = np.full(len(norms), -np.inf)
+    for line, norm in enumerate(norms):
+        rows = checked[line][checked[line] >= 0]
+        first = order[: len(rows) + 1]
+        unchecked = first[~np.isin(first, rows)]
+        if len(unchecked):
+            weight = kernels.weights(kernel, float(norm), index.store.norms[unchecked[:1]], eps)[0]
+            left[line] = (1 + EVALUATION) * weight
+    proved = (left == -np.inf) | (left < kth) | ((left == 0) & (kth == 0))
+    return proved, np.where(proved, np.nan, left)

@@ -1,0 +1,342 @@
+"""Landmarks: a gradient's exact coordinates in the span of a few training gradients, and the length left out.
+
+With ḡ_1 … ḡ_L the landmarks' gradients scaled to unit norm, K = VΛVᵀ their Gram matrix and W = V_r Λ_r^(-1/2) the
+whitening of its r leading directions, p(g) = Wᵀ [⟨ḡ_l, g⟩]_l / ‖g‖ is the orthogonal projection of g/‖g‖ onto those
+directions (Nyström; Williams & Seeger 2001), and what it leaves out has the length ρ(g) = √(1 − ‖p‖²). So by
+Cauchy–Schwarz |cos(g, h) − ⟨p_g, p_h⟩| ≤ ρ_g ρ_h, for any two gradients and any landmarks.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.batches import Batch, Ids
+from gradindex.gradients.base import Engine, Floats, Parameter, Projector
+from gradindex.sketch.base import Sketch
+from gradindex.sketch.hashing import check_seed, stream
+
+SIDES, WHOLE, NONE = "factors", "formed", "none"
+_PURPOSE = 1 << 15  # of the stream that draws landmarks; hashes use the small ones
+_PER_NS = 15.0  # multiply-adds in a nanosecond of a matrix product
+_BLOCK_NUMBERS = 1 << 23
+_UNIT = 2.0**-24  # rounding of float32
+_LARGEST_ERROR = 1e-4  # of coordinates, from rounding: directions that would have more are dropped
+
+
+@dataclass(frozen=True)
+class Landmark(Sketch):
+    """Rows (p, ρ) of `dims` + 1 numbers and unit norm, whose inner products are upper bounds of the cosine.
+
+    The sketch that ``explain(..., certify=True)`` proves its answers with. `dim`, the width of a row, follows from
+    `dims`.
+
+    Parameters
+    ----------
+    landmarks
+        How many training samples, drawn by the seed; all of them if there are fewer.
+    dims
+        Coordinates kept. Fewer directions than this leave zeros.
+    memory
+        Bytes that the landmarks' gradients may take. Parameters are covered in the order of their size; those that
+        do not fit have no coordinates and are part of ρ, which leaves every bound valid.
+    """
+
+    dim: int = field(init=False, default=1)
+    landmarks: int = 1024
+    dims: int = 256
+    memory: int = 1 << 30
+    kind: ClassVar[str] = "landmark"
+
+    def __post_init__(self) -> None:
+        for name in ("landmarks", "dims", "memory"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if self.dims > self.landmarks:
+            raise ValueError(f"dims is {self.dims}, but {self.landmarks} landmarks span at most as many directions.")
+        object.__setattr__(self, "dim", self.dims + 1)
+
+    def bind(self, parameters: Sequence[Parameter], seed: int) -> "LandmarkProjector":
+        """Return the projection, which needs its landmarks before use; see `gradindex.landmarks`."""
+        return LandmarkProjector(self, parameters, check_seed(seed))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON-ready values."""
+        return {"kind": self.kind, "landmarks": self.landmarks, "dims": self.dims, "memory": self.memory}
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """How kernel values with L landmarks become coordinates.
+
+    `matrix` (L, r) float64; `norms` (L,) float64 of the covered part of the landmarks' gradients; `error` bounds
+    ‖Δp‖, the error of coordinates that were computed in float32.
+    """
+
+    matrix: NDArray[np.float64]
+    norms: NDArray[np.float64]
+    error: float
+
+
+class LandmarkProjector(Projector):
+    """Kernel values with L landmarks, (b, L), that `finish` turns into rows (p, ρ)."""
+
+    def __init__(self, options: Landmark, parameters: Sequence[Parameter], seed: int) -> None:
+        self.options, self.seed, self.parameters = options, seed, tuple(parameters)
+        self.dim = options.landmarks
+        self.forms: dict[str, str] = {}
+        """How each parameter's landmarks are kept: 'factors', 'formed', or 'none' where it has no coordinates."""
+        self._sides: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._whole: dict[str, NDArray[np.float32]] = {}
+        self._whitening: Whitening | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers of a finished row."""
+        return self.options.dim
+
+    def draw(self, rows: int) -> Ids:
+        """Return the landmarks' ids out of `rows`, ascending."""
+        random = np.random.Generator(stream(self.seed, 0, _PURPOSE))
+        return np.sort(random.choice(rows, min(self.options.landmarks, rows), replace=False)).astype(np.int64)
+
+    def adopt(self, recorder: "Recorder") -> NDArray[np.float64]:
+        """Take over recorded landmarks, scaled to unit norm; return the norms (L,) of their covered parts."""
+        self.dim, self.forms = recorder.count, recorder.forms
+        self._sides, self._whole = recorder.sides, recorder.whole
+        norms: NDArray[np.float64] = np.sqrt(np.maximum(np.diag(self._gram()), 0))
+        scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)[:, None].astype(np.float32)
+        for rows, _ in self._sides.values():
+            rows *= scale
+        for gradients in self._whole.values():
+            gradients *= scale
+        return norms
+
+    def whiten(self, norms: NDArray[np.float64]) -> Whitening:
+        """Find the leading directions of the adopted landmarks, and use them."""
+        values, vectors = np.linalg.eigh(self._gram())
+        values, vectors = values[::-1], vectors[:, ::-1]
+        # Kernel values err by a few units of rounding, more where long gradients are multiplied whole, and a
+        # direction divides that by √λ. Gradients themselves err in their sixth digit.
+        longest = max((whole.shape[1] for whole in self._whole.values()), default=0)
+        noise = _UNIT * (4 + math.sqrt(longest / 1024)) * math.sqrt(self.dim)
+        count = min(int((values > (noise / _LARGEST_ERROR) ** 2).sum()), self.options.dims)
+        error = noise / math.sqrt(values[count - 1]) if count else 0.0
+        found = Whitening(vectors[:, :count] / np.sqrt(values[:count]), norms, error + 64 * _UNIT)
+        self.use(found)
+        return found
+
+    def use(self, whitening: Whitening) -> None:
+        """Finish rows with this whitening from now on."""
+        self._whitening = whitening
+
+    @property
+    def whitening(self) -> Whitening:
+        """The whitening in use; raises RuntimeError if there is none yet."""
+        if self._whitening is None:
+            raise RuntimeError("The landmarks are not chosen yet: see gradindex.landmarks.prepare.")
+        return self._whitening
+
+    def finish(self, sketches: NDArray[np.float32], norms: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return rows (p, ρ), (b, width), from kernel values (b, L) and norms (b,); zero where the gradient is.
+
+        ρ is not understated by rounding: ‖p‖ counts as less by its error.
+        """
+        white = self.whitening
+        values = sketches.astype(np.float64)
+        unit = np.divide(values, norms[:, None], out=np.zeros_like(values), where=norms[:, None] > 0)
+        out = np.zeros((len(sketches), self.width), np.float32)
+        coordinates = unit @ white.matrix
+        known = np.maximum(np.linalg.norm(coordinates, axis=1) - white.error, 0)
+        out[:, : coordinates.shape[1]] = coordinates
+        out[:, -1] = np.where(norms > 0, np.sqrt(np.maximum(1 - known**2, 0)), 0)
+        return out
+
+    def opposite(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the rows of −g: (−p, ρ)."""
+        return np.hstack([-rows[:, :-1], rows[:, -1:]])
+
+    def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
+        """Add kernel values of formed gradients (b, size) to `out` (b, L), in place."""
+        gradients = np.asarray(gradients, np.float32)
+        if parameter.name in self._whole:
+            out += gradients @ self._whole[parameter.name].T
+        if parameter.name not in self._sides:
+            return
+        sides = self._sides[parameter.name]
+        matrix = gradients.reshape(len(out), *parameter.matrix_shape)
+        if matrix.shape[1] > matrix.shape[2]:  # the long side is summed first
+            matrix, sides = matrix.transpose(0, 2, 1), sides[::-1]
+        step = max(1, _BLOCK_NUMBERS // (matrix.shape[1] * self.dim))
+        for begin in range(0, len(out), step):
+            some = slice(begin, begin + step)
+            out[some] += ((matrix[some] @ sides[1].T) * sides[0].T).sum(1)
+
+    def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
+        """Add kernel values of Σ_t r_t c_tᵀ to `out`; for one position (C C_Lᵀ) ∘ (R R_Lᵀ)."""
+        if self.forms.get(parameter.name) == NONE:
+            return
+        if parameter.name not in self._sides or rows.ndim == 2 or rows.shape[1] != 1:
+            super().add_factors(out, parameter, rows, columns)
+            return
+        row_side, column_side = self._sides[parameter.name]
+        product = np.asarray(rows[:, 0], np.float32) @ row_side.T
+        product *= np.asarray(columns[:, 0], np.float32) @ column_side.T
+        out += product
+
+    def cost(self, parameter: Parameter) -> float:
+        """Return about how many nanoseconds `add` takes for one sample."""
+        return 0.0 if self.forms.get(parameter.name) == NONE else parameter.size * self.dim / _PER_NS
+
+    def factor_cost(self, parameter: Parameter, positions: int, touched: bool = False) -> float:
+        """Return about how many nanoseconds `add_factors` takes for one sample of T positions."""
+        form = self.forms.get(parameter.name)
+        if form == NONE:
+            return 0.0
+        if form == WHOLE or positions != 1 or touched:
+            return math.inf
+        return sum(parameter.matrix_shape) * self.dim / _PER_NS
+
+    def _gram(self) -> NDArray[np.float64]:
+        """Return the inner products (L, L) of the landmarks' covered parts, in float64."""
+        total = np.zeros((self.dim, self.dim))
+        for rows, columns in self._sides.values():
+            total += _squared(rows) * _squared(columns)
+        for gradients in self._whole.values():
+            total += _squared(gradients)
+        return total
+
+
+class Recorder(Projector):
+    """Keeps the gradients of samples embedded one at a time, as the engine hands them out.
+
+    One at a time, since a parameter used twice hands out two sets of factors, and a batch may come in parts.
+    """
+
+    dim = 1
+
+    def __init__(self, projector: LandmarkProjector, count: int) -> None:
+        self.count = count
+        self.forms: dict[str, str] = {}
+        self._costs = projector
+        self._taken = 0
+        self._found: dict[str, list[NDArray[Any] | tuple[NDArray[Any], Floats]]] = {}
+        self.sides: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self.whole: dict[str, NDArray[np.float32]] = {}
+
+    def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
+        """Keep a formed gradient (1, size)."""
+        if self.forms.get(parameter.name) != NONE:
+            self._found.setdefault(parameter.name, []).append(np.array(gradients[0], np.float32))
+
+    def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
+        """Keep factors of one position."""
+        if self.forms.get(parameter.name) == NONE:
+            return
+        if rows.ndim == 2 or rows.shape[1] != 1:
+            super().add_factors(out, parameter, rows, columns)
+            return
+        pair = np.array(rows[0, 0], np.float32), np.array(columns[0, 0], np.float32)
+        self._found.setdefault(parameter.name, []).append(pair)
+
+    def cost(self, parameter: Parameter) -> float:
+        """Return what `LandmarkProjector.cost` will, so that gradients come in the same form."""
+        return 0.0 if self.forms.get(parameter.name) == NONE else self._costs.cost(parameter)
+
+    def factor_cost(self, parameter: Parameter, positions: int, touched: bool = False) -> float:
+        """Return what `LandmarkProjector.factor_cost` will."""
+        form = self.forms.get(parameter.name)
+        if form in (NONE, WHOLE):
+            return 0.0 if form == NONE else math.inf
+        return self._costs.factor_cost(parameter, positions, touched)
+
+    def take(self) -> bool:
+        """File what was kept of the last sample; False if a gradient came in another form than before."""
+        found, self._found = self._found, {}
+        if not self._taken:
+            self._allot(found)
+        for name, parts in found.items():
+            form = self.forms.get(name)
+            single = len(parts) == 1 and isinstance(parts[0], tuple)
+            if form is None or (form == SIDES and not single):
+                return False
+            if form == SIDES:
+                rows, columns = self.sides[name]
+                rows[self._taken], columns[self._taken] = parts[0]
+            elif form == WHOLE:
+                self.whole[name][self._taken] = sum(_formed(part) for part in parts)
+        self._taken += 1
+        return True
+
+    def _allot(self, found: dict[str, list[Any]]) -> None:
+        """Decide which parameters have coordinates, the smallest first, and make room for them."""
+        sizes: dict[str, tuple[int, ...]] = {}
+        for name, parts in found.items():
+            single = len(parts) == 1 and isinstance(parts[0], tuple)
+            sizes[name] = (len(parts[0][0]), len(parts[0][1])) if single else (_formed(parts[0]).size,)
+        left = self._costs.options.memory
+        for name, size in sorted(sizes.items(), key=lambda item: sum(item[1])):
+            left -= 4 * self.count * sum(size)
+            if left < 0:
+                self.forms[name] = NONE
+            elif len(size) == 2:
+                self.forms[name] = SIDES
+                self.sides[name] = (
+                    np.zeros((self.count, size[0]), np.float32),
+                    np.zeros((self.count, size[1]), np.float32),
+                )
+            else:
+                self.forms[name] = WHOLE
+                self.whole[name] = np.zeros((self.count, size[0]), np.float32)
+        if not self.sides and not self.whole:
+            least = min(map(sum, sizes.values()), default=0) * 4 * self.count
+            raise ValueError(
+                f"Landmark(memory={self._costs.options.memory}) holds the landmarks' gradients of no parameter; the "
+                f"smallest takes {least} bytes. Give more memory, or fewer landmarks than {self.count}."
+            )
+
+
+def record(
+    projector: LandmarkProjector, engine: Engine, batches: Callable[[], Iterable[Batch]], count: int
+) -> Recorder:
+    """Return the gradients of `count` samples, which `batches` yields, recorded for `projector`.
+
+    Raises
+    ------
+    ValueError
+        If the memory is too small for any parameter.
+    RuntimeError
+        If gradients keep coming in other forms.
+    """
+    for _ in range(3):  # anew if the engine changes its ways on a sample
+        recorder = Recorder(projector, count)
+        if all(_record_batch(recorder, engine, batch) for batch in batches()):
+            return recorder
+    raise RuntimeError("The model's gradients come in another form for every sample: landmarks cannot be kept.")
+
+
+def _record_batch(recorder: Recorder, engine: Engine, batch: Batch) -> bool:
+    for row in range(len(batch)):
+        one = batch.select(slice(row, row + 1))
+        engine.embed(one.x, one.y, recorder)
+        if not recorder.take():
+            return False
+    return True
+
+
+def _formed(part: Any) -> NDArray[np.float32]:
+    formed: NDArray[np.float32] = np.outer(*part).ravel() if isinstance(part, tuple) else part
+    return formed
+
+
+def _squared(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return rows rowsᵀ in float64, by blocks of columns."""
+    total = np.zeros((len(rows), len(rows)))
+    for begin in range(0, rows.shape[1], 1 << 14):
+        part = rows[:, begin : begin + (1 << 14)].astype(np.float64)
+        total += part @ part.T
+    return total

@@ -1,0 +1,82 @@
+"""Side files of a store: named arrays that belong to its sketch, published like shards and read with suspicion.
+
+``assets/<name>.json`` names the store by its seal and the ``.npy`` files by size and sha256.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.errors import DamagedIndexError
+from gradindex.store.manifest import keep, publish, read_entries, read_json, temporary
+
+DIRECTORY = "assets"
+
+
+def manifest_path(store: Path, name: str) -> Path:
+    """Return the path of an asset's manifest."""
+    return store / DIRECTORY / f"{name}.json"
+
+
+def exists(store: Path, name: str) -> bool:
+    """Whether the asset is published."""
+    return manifest_path(store, name).exists()
+
+
+def write(
+    store: Path, seal: str, name: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any] | None = None
+) -> None:
+    """Publish arrays by their kinds, with JSON-ready facts `about` them; what is already published stands.
+
+    Parameters
+    ----------
+    store
+        The store's directory.
+    seal
+        The seal of its header.
+    name
+        Name of the asset.
+    arrays
+        Arrays of numbers.
+    about
+        Anything that belongs to them.
+    """
+    directory = store / DIRECTORY
+    directory.mkdir(exist_ok=True)
+    files = {}
+    for kind, array in arrays.items():
+        with temporary(directory) as part:
+            with part.open("wb") as file:
+                np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+            files[kind] = vars(keep(part, directory, f"{name}.<tag>.{kind}.npy"))
+    saved = {"store": seal, "asset": name, "about": dict(about or {}), "files": files}
+    try:
+        publish(manifest_path(store, name), saved)
+    except FileExistsError:
+        return
+
+
+def read(store: Path, seal: str, name: str, kinds: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the arrays of an asset by kind, and what was said about them.
+
+    Raises
+    ------
+    DamagedIndexError
+        If a file is missing or not what its manifest says, or the asset belongs to another store.
+    """
+    path = manifest_path(store, name)
+    saved = read_json(path)
+    about = saved.get("about")
+    if (saved.get("store"), saved.get("asset")) != (seal, name) or not isinstance(about, dict):
+        raise DamagedIndexError(f"{path} is not of this store.")
+    arrays = {}
+    for kind, entry in read_entries(saved, path, kinds).items():
+        file = entry.check_contents(path.parent)
+        try:
+            arrays[kind] = np.load(file, allow_pickle=False)
+        except (ValueError, OSError) as error:
+            raise DamagedIndexError(f"{file} is damaged: {error}") from None
+    return arrays, about
