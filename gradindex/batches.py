@@ -219,7 +219,10 @@ class ColumnSource(Source):
 
 
 class MapSource(Source):
-    """Anything with ``len`` and ``[i] -> (x, y)``: a torch Dataset, a list of pairs."""
+    """Anything with ``len`` and ``[i] -> (x, y)``: a torch Dataset, a list of pairs.
+
+    Where it has torch's ``__getitems__(positions) -> [(x, y), ...]``, batches are taken by that.
+    """
 
     def __init__(self, items: Any, collate: Callable[[list[Any]], Any] | None = None) -> None:
         self._items = items
@@ -231,9 +234,12 @@ class MapSource(Source):
     def take(self, ids: Ids) -> Batch:
         """Return the samples at the given positions."""
         self._check(ids)
-        samples = [self._items[int(i)] for i in ids]
-        if not samples:
+        if not len(ids):
             return Batch(ids, np.empty(0), None)
+        several = getattr(self._items, "__getitems__", None)
+        samples = [self._items[int(i)] for i in ids] if several is None else list(several(ids.tolist()))
+        if len(samples) != len(ids):
+            raise ValueError(f"The dataset's __getitems__ returned {len(samples)} samples for {len(ids)} positions.")
         return Batch(ids, *_pair(self._collate(samples) if self._collate else stack(samples)))
 
 

@@ -248,3 +248,33 @@ class TestTrees:
         assert is_tensor(torch.ones(1))
         assert not is_tensor(np.ones(1))
         assert not is_tensor([1])
+
+
+class Several:
+    """A dataset that fetches whole batches, as torch's may."""
+
+    def __init__(self, short=0):
+        self.asked, self.short = [], short
+
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, i):
+        raise AssertionError("one at a time")
+
+    def __getitems__(self, positions):
+        self.asked.append(positions)
+        return [(np.full(3, i, np.float32), i) for i in positions[self.short :]]
+
+
+def test_a_dataset_that_has_getitems_is_asked_for_whole_batches():
+    dataset = Several()
+    batch = as_source(dataset).take(np.array([7, 2, 4]))
+    assert dataset.asked[-1] == [7, 2, 4]
+    assert batch.x[:, 0].tolist() == [7, 2, 4]
+    assert batch.y.tolist() == [7, 2, 4]
+
+
+def test_getitems_that_loses_samples_is_refused():
+    with pytest.raises(ValueError, match="returned 2 samples for 3 positions"):
+        as_source(Several(short=1)).take(np.array([7, 2, 4]))

@@ -20,7 +20,7 @@ from gradindex.store.store import refuse_extra
 FLAT_ROWS = 100_000
 """Up to here an exact scan is fast enough."""
 _NARROW = 256  # width of the folded sketch in a quantised index
-_TRAIN_ROWS_PER_LIST = 64
+_TRAIN_ROWS_PER_LIST, _TRAIN_BLOCK = 64, 16384
 DIRECTORY, MANIFEST = "index", "index.json"
 
 
@@ -193,8 +193,9 @@ def _train(index: Any, factory: str, store: Store, dim: int, seed: int) -> None:
     lists = getattr(_ivf(index), "nlist", 256)
     size = min(len(store), max(lists * _TRAIN_ROWS_PER_LIST, 4096))
     chosen = np.sort(np.random.default_rng(seed).choice(len(store), size, replace=False))
+    blocks = range(0, size, _TRAIN_BLOCK)  # wide rows are folded before the next ones are read
     try:
-        index.train(_as_vectors(store.gather(chosen), dim))
+        index.train(np.concatenate([_as_vectors(store.gather(chosen[at : at + _TRAIN_BLOCK]), dim) for at in blocks]))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
         raise ValueError(f"FAISS cannot train {factory!r} on {len(store)} rows: {reason}") from None
