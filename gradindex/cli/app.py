@@ -109,11 +109,13 @@ def explain(
     k: Annotated[int, typer.Option("-k", min=1, help="How many proponents and opponents.")] = 10,
     kernel: KernelOption = Kernel.COS,
     rerank: Rerank = 100,
+    where: Annotated[list[str] | None, typer.Option(help="Find only samples with COLUMN=VALUE[,VALUE].")] = None,
     as_json: Json = False,
 ) -> None:
     """Print the training samples most and least similar to each query."""
     import gradindex
     from gradindex.cli.tables import explanation_tables
+    from gradindex.index import selection
 
     if (rows is None) == (ids is None):
         raise typer.BadParameter("Give either --rows FILE.npz or --ids 3,14.")
@@ -121,7 +123,8 @@ def explain(
     loaded = _job(job)
     index = gradindex.load(path, loaded)
     x, y = (None, None) if rows is None else _read_rows(rows)
-    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel.value, rerank=rerank)
+    chosen = selection.parse(index.store, where or [])
+    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel.value, rerank=rerank, where=chosen)
     if as_json:
         typer.echo(result.to_json())
         return

@@ -22,6 +22,7 @@ from gradindex.batches import Batch, Ids
 from gradindex.exact import HeldQueries
 from gradindex.gradients.base import Floats
 from gradindex.index import mips
+from gradindex.index.selection import Selection
 from gradindex.kernels import Kernel
 from gradindex.sketch.landmark import LandmarkProjector
 
@@ -83,12 +84,13 @@ class _Side:
         k: int,
         limit: int,
         seeds: Ids,
+        allowed: NDArray[np.bool_],
     ) -> None:
         self.sign, self.k, self.limit, self.seeds = sign, k, limit, seeds
         self.checked, self.proved, self.bound_left = 0, False, np.nan
-        zero = np.flatnonzero(weights == 0)  # the value is 0, whatever the gradients
+        zero = np.flatnonzero((weights == 0) & allowed)  # the value is 0, whatever the gradients
         self.rows, self.scores = zero[:k].astype(np.int64), np.zeros(min(k, len(zero)))
-        self._left = np.flatnonzero(weights != 0)
+        self._left = np.flatnonzero((weights != 0) & allowed)
         self._bounds = (bounds[self._left] + EVALUATION) * weights[self._left]
         self._size = max(k, _FIRST)
 
@@ -138,6 +140,7 @@ def answer(
     eps: float,
     max_checks: int | None,
     depth: int,
+    selection: Selection | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return proponents and opponents of some queries, with what was proved.
 
@@ -153,6 +156,8 @@ def answer(
         Rows evaluated for a query and side; None: as many as the proof needs, but `depth` where there can be none.
     depth
         How many of the index's own candidates are evaluated first where rows have no bounds of their own.
+    selection
+        The rows that may be found; None: all.
     """
     sketches = index.sketches(gradients, norms)
     bounds = cosine_bounds(index, sketches)
@@ -161,19 +166,21 @@ def answer(
     limit = len(index) if max_checks is None else max_checks
     if bounds is None:
         depth = min(depth, limit)
-        found = [index.candidates(side * sketches, norms, kernel, k, depth, eps) for side in (1, -1)]
+        found = [index.candidates(side * sketches, norms, kernel, k, depth, eps, selection) for side in (1, -1)]
         seeds, scanned = np.stack([f[1] for f in found]), np.stack([f[2] for f in found])
         if kernel is Kernel.COS and max_checks is None:
             limit = depth
     one = np.ones(len(index), np.float32)
+    allowed = np.ones(len(index), bool) if selection is None else selection.mask
     searches = []
     for line, norm in enumerate(norms):
         weights = kernels.weights(kernel, float(norm), index.store.norms, eps)
         upper = (one, one) if bounds is None else (bounds[0, line], bounds[1, line])
-        searches.append([_Side(s, upper[i], weights, k, limit, seeds[i, line]) for i, s in enumerate((1, -1))])
+        pair = [_Side(s, upper[i], weights, k, limit, seeds[i, line], allowed) for i, s in enumerate((1, -1))]
+        searches.append(pair)
     del bounds
     _search(index, queries, norms, kernel, eps, searches)
-    return _collect(index, searches, scanned)
+    return _collect(index, searches, scanned, k)
 
 
 def _search(
@@ -202,15 +209,17 @@ def _search(
 
 
 def _collect(
-    index: "Index", searches: Sequence[Sequence[_Side]], scanned: NDArray[np.int64]
+    index: "Index", searches: Sequence[Sequence[_Side]], scanned: NDArray[np.int64], k: int
 ) -> dict[str, NDArray[Any]]:
     out: dict[str, NDArray[Any]] = {}
     for i, prefix in enumerate(("", "opponent_")):
         sides = [pair[i] for pair in searches]
-        rows = np.stack([side.rows for side in sides])
-        out[f"{prefix}scores"] = np.stack([side.sign * side.scores for side in sides]) + 0.0  # no −0
-        out["opponent_indices" if prefix else "ordered_indices"] = index.store.ids[rows]
-        out[f"{prefix}exact"] = np.ones(rows.shape, bool)
+        rows, scores = np.full((len(sides), k), -1, np.int64), np.full((len(sides), k), np.nan)
+        for line, side in enumerate(sides):
+            rows[line, : len(side.rows)], scores[line, : len(side.rows)] = side.rows, side.sign * side.scores
+        out[f"{prefix}scores"] = scores + 0.0  # no −0
+        out["opponent_indices" if prefix else "ordered_indices"] = np.where(rows < 0, -1, index.store.ids[rows])
+        out[f"{prefix}exact"] = rows >= 0
         out[f"{prefix}proved"] = np.array([side.proved for side in sides])
         out[f"{prefix}checked"] = np.array([side.checked for side in sides], np.int64)
         out[f"{prefix}scanned"] = scanned[i].astype(np.int64)
@@ -225,13 +234,14 @@ def proof(
     norms: NDArray[np.float64],
     checked: NDArray[np.int64],
     kth: NDArray[np.float64],
+    selection: Selection | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return which answers Cauchy–Schwarz alone proves (m,), and the largest bound of an unchecked row, else NaN.
 
     `checked` (m, c) are rows evaluated exactly (−1 for none), and `kth` (m,) the k-th exact values of the search (of
     minus the kernel for opponents; −inf where there are fewer).
     """
-    order = mips.order(index.store, kernel, eps)
+    order = mips.order(index.store, kernel, eps, selection)
     left = np.full(len(norms), -np.inf)
     for line, norm in enumerate(norms):
         rows = checked[line][checked[line] >= 0]

@@ -36,10 +36,12 @@ class Searcher:
     dim: int
     bytes: int
 
-    def search(self, sketches: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(
+        self, sketches: NDArray[np.float32], k: int, parameters: Any = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return inner products and rows (m, k) of the nearest vectors, descending; missing rows are −1."""
         queries = np.ascontiguousarray(normalise(fold(sketches, self.dim)))
-        return self.index.search(queries, k)  # type: ignore[no-any-return]
+        return self.index.search(queries, k, params=parameters)  # type: ignore[no-any-return]
 
     def scanned(self, sketches: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return how many vectors a search for each of these compares (m,), −1 where FAISS does not tell."""

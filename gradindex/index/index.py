@@ -16,6 +16,7 @@ from gradindex.gradients.base import Floats, Projector
 from gradindex.index import certify as proofs
 from gradindex.index import factory, mips
 from gradindex.index.answers import check_k, check_max_checks, describe, distinct, meta
+from gradindex.index.selection import SCAN_ROWS, Selection, select
 from gradindex.job import Job
 from gradindex.kernels import Kernel, Task
 from gradindex.store import Store
@@ -71,6 +72,7 @@ class Index:
         eps: float = 0.0,
         certify: bool = False,
         max_checks: int | None = None,
+        where: Any = None,
     ) -> Explanation:
         """Find the training samples with the highest and the lowest kernel values for each query.
 
@@ -98,6 +100,10 @@ class Index:
             other sketch nothing is proved unless `max_checks` lets every row be checked.
         max_checks
             With `certify`: give up after this many exact checks for a query and side, at least k; None: never.
+        where
+            Which samples may be found: a mapping of columns to a value or list of values, such as
+            ``{"label": 3}`` (also a user's own columns; several must all hold), or ids; None: all. Few are found
+            by an exact scan of the store, many by FAISS over all lists.
 
         Returns
         -------
@@ -114,8 +120,8 @@ class Index:
         Raises
         ------
         ValueError
-            For an unknown kernel, k < 1 or larger than the index, a wrong shape, NaN, missing labels, or a bad
-            `max_checks`.
+            For an unknown kernel, k < 1 or larger than the index, a wrong shape, NaN, missing labels, a bad
+            `max_checks`, an unknown column, or if nothing matches `where`.
         IndexError
             If an id is out of range.
         """
@@ -124,6 +130,7 @@ class Index:
         if rerank < 0:
             raise ValueError(f"rerank must be 0 or more, got {rerank}.")
         check_max_checks(certify, max_checks, k)
+        selection = select(self.store, where)
         asked = self._queries(x, y, ids)
         parts = []
         most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
@@ -131,9 +138,9 @@ class Index:
             if certify:
                 batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
                 depth = min(len(self), max(k, rerank))
-                parts.append(proofs.answer(self, batch, gradients, norms, parsed, k, eps, max_checks, depth))
+                parts.append(proofs.answer(self, batch, gradients, norms, parsed, k, eps, max_checks, depth, selection))
             else:
-                parts.append(self._answer(gradients, norms, parsed, k, rerank, eps))
+                parts.append(self._answer(gradients, norms, parsed, k, rerank, eps, selection))
         data: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         data.update(describe(self.store, self.job.engine, asked, data))
         if ids is None and y is None:
@@ -144,14 +151,15 @@ class Index:
             "rerank": max(rerank, k) if rerank else 0,
             "certify": certify,
             "max_checks": max_checks,
+            "selected": len(self) if selection is None else len(selection),
             "rows": len(self),
             "index": self.searcher.factory,
             "sketch": self.store.header.sketch,
         }
         return Explanation(meta("Index", params), data)
 
-    def search(self, vectors: NDArray[Any], k: int = 10) -> tuple[NDArray[np.float32], Ids]:
-        """Search with sketches made elsewhere, (m, dim), by cosine; needs no job.
+    def search(self, vectors: NDArray[Any], k: int = 10, *, where: Any = None) -> tuple[NDArray[np.float32], Ids]:
+        """Search with sketches made elsewhere, (m, dim), by cosine; needs no job. `where` is as in `explain`.
 
         Returns
         -------
@@ -161,7 +169,7 @@ class Index:
         Raises
         ------
         ValueError
-            For a wrong width, NaN, or a bad k.
+            For a wrong width, NaN, a bad k, or a `where` that matches nothing.
         """
         vectors = np.asarray(vectors, np.float32)
         check_k(k, len(self))
@@ -169,8 +177,32 @@ class Index:
             raise ValueError(f"Expected vectors of shape (m, {self.store.header.dim}), got {vectors.shape}.")
         if not np.isfinite(vectors).all():
             raise ValueError("The vectors hold NaN or infinity.")
-        scores, rows = self.searcher.search(vectors, k)
+        scores, rows, _ = self._nearest(normalise(vectors), k, select(self.store, where))
         return scores, self._ids(rows)
+
+    def kneighbors(
+        self, X: Any, n_neighbors: int = 5, return_distance: bool = True, *, y: Any = None
+    ) -> tuple[NDArray[np.float64], Ids] | Ids:
+        """Return the nearest training samples as scikit-learn's ``kneighbors`` does.
+
+        Parameters
+        ----------
+        X
+            Inputs of m queries, as `explain` takes them.
+        n_neighbors
+            How many.
+        return_distance
+            Whether to return distances, too.
+        y
+            Labels of the queries; None: what the model predicts.
+
+        Returns
+        -------
+        tuple or ndarray
+            Distances (m, n_neighbors) float64, 1 − cos of the gradients (exact), ascending; and ids, int64.
+        """
+        found = self.explain(X, y, k=n_neighbors)
+        return (1 - found.scores, found.ordered_indices) if return_distance else found.ordered_indices
 
     def check(self) -> None:
         """Compare the sha256 of every file of store and index, and look for files that do not belong.
@@ -251,11 +283,12 @@ class Index:
         k: int,
         rerank: int,
         eps: float,
+        selection: Selection | None,
     ) -> dict[str, NDArray[Any]]:
         sketches = self.sketches(gradients, norms)
         depth = min(len(self), max(k, rerank)) if rerank else k
         both = (sketches, self.projector.opposite(sketches))
-        sides = [self.candidates(side, norms, kernel, k, depth, eps) for side in both]
+        sides = [self.candidates(side, norms, kernel, k, depth, eps, selection) for side in both]
         checked = distinct(np.hstack([rows for _, rows, _ in sides])) if rerank else np.empty((len(norms), 0), int)
         if rerank:
             ids = self._ids(checked)
@@ -267,7 +300,7 @@ class Index:
         for i, (prefix, side, (scores, ids)) in enumerate(zip(("", "opponent_"), (1, -1), found, strict=True)):
             missing = ids < 0
             kth = np.where(missing[:, -1] | (not rerank), -np.inf, scores[:, -1])
-            proved, left = proofs.proof(self, kernel, eps, norms, checked, kth)
+            proved, left = proofs.proof(self, kernel, eps, norms, checked, kth, selection)
             answer[f"{prefix}proved"], answer[f"{prefix}bound_left"] = proved, side * left
             answer[f"{prefix}checked"] = (checked >= 0).sum(axis=1)
             answer[f"{prefix}scanned"] = sides[i][2]
@@ -284,15 +317,15 @@ class Index:
         k: int,
         depth: int,
         eps: float,
+        selection: Selection | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """Return estimated kernel values and rows (m, depth) of the nearest stored rows, descending.
 
         Of these the first `k` are wanted. Also, how many rows were looked at (m,), −1 where FAISS does not tell.
         """
         if kernel is not Kernel.COS:
-            return mips.scan(self.store, sketches, norms, kernel, depth, eps)
-        found, rows = self.searcher.search(sketches, depth)
-        scanned = self.searcher.scanned(sketches)
+            return mips.scan(self.store, sketches, norms, kernel, depth, eps, selection)
+        found, rows, scanned = self._nearest(sketches, depth, selection)
         scores = found.astype(np.float64)
         if self.searcher.factory != "Flat":  # score the narrow or quantised index's finds by the stored rows
             wide = self.store.gather(np.where(rows < 0, 0, rows).ravel()).reshape(*rows.shape, -1)
@@ -308,9 +341,23 @@ class Index:
         # the last one found; where the k-th score is below that, the order of cosines is no guide.
         unsure = scores[:, k - 1] < last - _SKETCH_TOLERANCE
         if unsure.any():
-            scan = mips.scan(self.store, sketches[unsure], norms[unsure], kernel, depth, eps)
+            scan = mips.scan(self.store, sketches[unsure], norms[unsure], kernel, depth, eps, selection)
             scores[unsure], rows[unsure], scanned[unsure] = scan
         return scores, rows, scanned
+
+    def _nearest(
+        self, sketches: NDArray[np.float32], k: int, selection: Selection | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """Return cosines and rows (m, k) of the nearest selected rows of the index, and rows looked at (m,)."""
+        if selection is None:
+            return *self.searcher.search(sketches, k), self.searcher.scanned(sketches)
+        parameters = selection.parameters(self.searcher.index) if len(selection) > SCAN_ROWS else None
+        if parameters is None:
+            ones = np.ones(len(sketches))
+            scores, rows, scanned = mips.scan(self.store, sketches, ones, Kernel.COS, k, selection=selection)
+            return scores.astype(np.float32), rows, scanned
+        found, rows = self.searcher.search(sketches, k, parameters)
+        return found, rows, np.full(len(sketches), len(selection))
 
     def _exact(
         self, gradients: Floats, norms: NDArray[np.float64], ids: Ids, kernel: Kernel, eps: float

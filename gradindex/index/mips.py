@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradindex import kernels
 from gradindex.batches import Ids
+from gradindex.index.selection import Selection
 from gradindex.kernels import Kernel
 from gradindex.store import Store
 
@@ -24,6 +25,7 @@ def scan(
     kernel: Kernel,
     k: int,
     eps: float = 0.0,
+    selection: Selection | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the k largest estimated kernel values, their rows (m, k), descending, and rows scanned (m,).
 
@@ -43,8 +45,10 @@ def scan(
         How many, at most the number of rows.
     eps
         Added to the kernel's denominator.
+    selection
+        The rows that may be found; None: all. Where there are fewer than k, the rest are −1 with value −inf.
     """
-    rows_in_order = order(store, kernel, eps)
+    rows_in_order = order(store, kernel, eps, selection)
     best = np.full((len(queries), k), -np.inf)
     rows = np.full((len(queries), k), -1, np.int64)
     scanned = np.zeros(len(queries), np.int64)
@@ -64,13 +68,14 @@ def scan(
     return best, rows, scanned
 
 
-def order(store: Store, kernel: Kernel, eps: float) -> Ids:
-    """Return all rows by descending bound; kept, since sorting a million takes longer than most scans."""
+def order(store: Store, kernel: Kernel, eps: float, selection: Selection | None = None) -> Ids:
+    """Return all selected rows by descending bound; kept, since sorting a million takes longer than most scans."""
     key = (kernel, eps)
     if key not in store.orders:
         weights = kernels.weights(kernel, 1.0, store.norms, eps)
         store.orders[key] = np.argsort(-weights, kind="stable").astype(np.int64)
-    return store.orders[key]
+    rows = store.orders[key]
+    return rows if selection is None else rows[selection.mask[rows]]
 
 
 def _weights(

@@ -155,3 +155,13 @@ def test_as_a_command(path):
     )
     assert done.returncode == 0
     assert "240 in 1 shard(s)" in done.stdout
+
+
+def test_explain_finds_only_what_is_asked_for(path, capsys):
+    want = gradindex.load(path, digits_job()).explain(ids=[3], k=4, where={"label": [1, 2]})
+    code, text, _ = cli(capsys, "explain", path, JOB, "--ids", "3", "-k", 4, "--where", "label=1,2", "--json")
+    assert code == 0
+    assert json.loads(text)["data"]["ordered_indices"] == want.ordered_indices.tolist()
+    code, _, said = cli(capsys, "explain", path, JOB, "--ids", "3", "--where", "label=77")
+    assert code == 1
+    assert "matches none" in said
