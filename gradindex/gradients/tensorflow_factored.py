@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from gradindex.batches import Tree, leaves, length, map_leaves
 from gradindex.gradients.base import Floats, Parameter, Projector, log
 from gradindex.gradients.layers import tensorflow_conv, tensorflow_rules  # noqa: F401
-from gradindex.gradients.layers.patches import squares
 from gradindex.gradients.layers.tensorflow_capture import Layout, NoRule, Recipe, Tap, reached, taps
 from gradindex.gradients.layers.tensorflow_use import Outer, Touched, Use, array, squared_norms
 from gradindex.gradients.tensorflow_graph import BatchGraph
+from gradindex.sketch.scatter import squares
 
 _BLOCK_BYTES = 32 << 20  # working memory of formed gradients; each operation on a block costs a tenth of a ms
 _LANES = 8  # samples that the sketch, and batched products, take at once

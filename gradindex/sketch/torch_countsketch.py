@@ -37,7 +37,7 @@ class TorchCountSketch:
         matrix = gradients.float().view(len(gradients), *parameter.matrix_shape)
         signed = matrix * row_signs[:, None] * column_signs
         out.index_add_(1, buckets, signed.flatten(1))
-        return torch.linalg.vector_norm(gradients, dim=1).double().square_()
+        return torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64).square_()
 
     def add_factors(self, out: Tensor, parameter: Parameter, rows: Tensor, columns: Tensor) -> None:
         """Add the sketch of Σ_t r_t c_tᵀ to `out`; rows (b, T, R), or (b, T) row numbers; columns (b, T, C)."""

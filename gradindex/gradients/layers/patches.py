@@ -158,23 +158,3 @@ def _depthwise(images: Any, deltas: Any, out: Any, stride: Any, dilation: Any, b
                                 for channel in range(channels):
                                     for m in range(multiplier):
                                         into[channel, m] += source[channel] * delta[channel, m]
-
-
-def squares(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ‖v_i‖² (n,), summed in float64, of vectors (n, size)."""
-    out = np.empty(len(values), np.float64)
-    values = np.ascontiguousarray(values)
-    for_samples(lambda some: _squares(values[some], out[some]), len(out), values.size // 4)
-    return out
-
-
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
-def _squares(values: Any, out: Any) -> None:
-    for row in range(values.shape[0]):
-        total = 0.0
-        for begin in range(0, values.shape[1], 256):  # short sums in the numbers' own type, which is faster
-            part = values[row, 0] * 0
-            for column in range(begin, min(begin + 256, values.shape[1])):
-                part += values[row, column] * values[row, column]
-            total += part
-        out[row] = total

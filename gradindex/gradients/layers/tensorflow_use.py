@@ -14,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from gradindex.gradients.layers import patches
+from gradindex.sketch.scatter import squares
 
 _MULTIPLY, _COPY = 0.02, 0.3  # nanoseconds for a multiply-add of a batched product, and for a number copied
 
@@ -203,7 +204,7 @@ def squared_norms(parts: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
     total = np.zeros(len(parts[0][1]), np.float64)
     for i, (rows, columns) in enumerate(parts):
         if columns.shape[1] == 1 and len(rows.shape) == 3:
-            total += patches.squares(flat(rows)) * patches.squares(flat(columns))
+            total += squares(flat(rows)) * squares(flat(columns))
         else:
             total += _overlap(rows, columns, rows, columns)
         for other_rows, other_columns in parts[i + 1 :]:
@@ -212,6 +213,19 @@ def squared_norms(parts: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
 
 
 def _overlap(rows: Any, columns: Any, other_rows: Any, other_columns: Any) -> NDArray[np.float64]:
+    sizes = np.ones(len(columns))
+    factors = []
+    for values in (rows, columns, other_rows, other_columns):
+        if len(values.shape) == 3 and values.shape[1] * values.shape[2]:  # products of small ones would vanish
+            largest = tf.reduce_max(tf.abs(values), [1, 2], keepdims=True)
+            largest = tf.where(largest > 0, largest, tf.ones_like(largest))
+            sizes *= array(largest)[:, 0, 0]
+            values = values / largest
+        factors.append(values)
+    return sizes * _scaled_overlap(*factors)
+
+
+def _scaled_overlap(rows: Any, columns: Any, other_rows: Any, other_columns: Any) -> NDArray[np.float64]:
     inner = tf.matmul(columns, other_columns, transpose_b=True)
     dense, other_dense = len(rows.shape) == 3, len(other_rows.shape) == 3
     if dense and other_dense:

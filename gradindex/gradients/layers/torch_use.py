@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradindex.sketch import scatter
+
 
 class Use(ABC):
     """One use of one parameter by a batch of b samples."""
@@ -105,7 +107,9 @@ def upcast(tensor: Tensor) -> Tensor:
 
 def squares(vectors: Tensor) -> Tensor:
     """Return squared norms (b,) in float64 of (b, n)."""
-    return torch.linalg.vector_norm(vectors, dim=1).double().square_()
+    if vectors.device.type == "cpu":
+        return torch.from_numpy(scatter.squares(vectors.detach().numpy()))
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square_()
 
 
 def squared_norms(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -126,6 +130,19 @@ def squared_norms(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _overlap(rows: Tensor, columns: Tensor, other_rows: Tensor, other_columns: Tensor) -> Tensor:
+    sizes = torch.ones(len(columns), dtype=torch.float64, device=columns.device)
+    factors = []
+    for values in (rows, columns, other_rows, other_columns):
+        if values.dim() == 3 and values.shape[1] * values.shape[2]:  # products of small ones would vanish
+            largest = values.abs().amax((1, 2), keepdim=True)
+            largest = largest.where(largest > 0, 1)
+            sizes *= largest[:, 0, 0]
+            values = values / largest
+        factors.append(values)
+    return sizes * _scaled_overlap(*factors)
+
+
+def _scaled_overlap(rows: Tensor, columns: Tensor, other_rows: Tensor, other_columns: Tensor) -> Tensor:
     inner = torch.bmm(columns, other_columns.transpose(1, 2))
     if rows.dim() == 3 and other_rows.dim() == 3:
         inner *= torch.bmm(rows, other_rows.transpose(1, 2))
