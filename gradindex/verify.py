@@ -91,10 +91,12 @@ def verify(index: "Index", *, queries: int, k: int, kernel: str, rerank: int, se
     parsed = kernels.parse(Kernel, kernel, "kernel")
     if queries < 1:
         raise ValueError(f"queries must be 1 or more, got {queries}.")
-    if not 1 <= k < len(index):
-        raise ValueError(f"k must be between 1 and {len(index) - 1} (a query is left out of its own answer), got {k}.")
+    alive = np.ones(len(index), bool) if index.store.alive is None else index.store.alive
+    rows = np.flatnonzero(alive)
+    if not 1 <= k < len(rows):
+        raise ValueError(f"k must be between 1 and {len(rows) - 1} (a query is left out of its own answer), got {k}.")
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(len(index), min(queries, len(index)), replace=False)).astype(np.int64)
+    chosen = np.sort(rng.choice(rows, min(queries, len(rows)), replace=False)).astype(np.int64)
     ids = index.store.ids[chosen]
     truth, correlations = _exact_answers(index, ids, k, parsed, rng)
     recalls = [
@@ -106,7 +108,7 @@ def verify(index: "Index", *, queries: int, k: int, kernel: str, rerank: int, se
         k=k,
         queries=len(ids),
         rerank=max(rerank, k + 1) if rerank else 0,
-        rows=len(index),
+        rows=len(rows),
         seed=seed,
         recall=float(recalls[0].mean()),
         recall_interval=_wilson(recalls[0]),
@@ -140,6 +142,8 @@ def _exact_answers(
             estimate = cosines[line] * kernels.weights(kernel, float(norm), store.norms[sample])
             correlations.append(_spearman(estimate, values[line, sample]))
         values[np.arange(len(values)), store.rows_of(ids[rows])] = -np.inf
+        if store.alive is not None:
+            values[:, ~store.alive] = -np.inf
         everyone = np.broadcast_to(np.arange(len(store)), values.shape)
         answers.append(store.ids[mips.top(values, everyone, k)[1]])
     return np.concatenate(answers), np.array(correlations)

@@ -134,6 +134,18 @@ def explain(
 
 
 @app.command()
+def remove(
+    path: Out,
+    ids: Annotated[str, typer.Option("--ids", help="Training rows to remove, such as 3,14.")],
+) -> None:
+    """Remove training samples from all answers; indexes that are open now keep finding them."""
+    from gradindex.store import Store
+
+    count = Store.open(path).remove(_ids(ids))
+    out.print(f"Removed {count} samples.")
+
+
+@app.command()
 def verify(
     path: Out,
     job: JobName,
@@ -216,6 +228,7 @@ def describe(index: Any) -> dict[str, Any]:
     return {
         "path": str(index.store.path),
         "samples": header.rows,
+        "removed": 0 if index.store.alive is None else int((~index.store.alive).sum()),
         "shards": header.shards,
         "sketch": header.sketch,
         "seed": header.seed,

@@ -224,8 +224,13 @@ class Index:
             If `top` is not between 1 and the number of rows.
         """
         check_k(top, len(self))
-        rows = np.argsort(-self.store.norms, kind="stable")[:top].astype(np.int64)
+        rows = np.argsort(-self.store.norms, kind="stable").astype(np.int64)
+        rows = (rows if self.store.alive is None else rows[self.store.alive[rows]])[:top]
         return self.store.norms[rows].astype(np.float64) ** 2, self.store.ids[rows]
+
+    def remove(self, ids: Any) -> int:
+        """Remove samples from all answers, of this index and of those opened from now on; see `Store.remove`."""
+        return self.store.remove(ids)
 
     def verify(
         self, *, queries: int = 200, k: int = 10, kernel: str = "grad_cos", rerank: int = 100, seed: int = 0
@@ -351,13 +356,15 @@ class Index:
         """Return cosines and rows (m, k) of the nearest selected rows of the index, and rows looked at (m,)."""
         if selection is None:
             return *self.searcher.search(sketches, k), self.searcher.scanned(sketches)
-        parameters = selection.parameters(self.searcher.index) if len(selection) > SCAN_ROWS else None
+        by_faiss = len(selection) > SCAN_ROWS or not selection.everywhere
+        parameters = selection.parameters(self.searcher.index) if by_faiss else None
         if parameters is None:
             ones = np.ones(len(sketches))
             scores, rows, scanned = mips.scan(self.store, sketches, ones, Kernel.COS, k, selection=selection)
             return scores.astype(np.float32), rows, scanned
         found, rows = self.searcher.search(sketches, k, parameters)
-        return found, rows, np.full(len(sketches), len(selection))
+        scanned = np.full(len(sketches), len(selection)) if selection.everywhere else self.searcher.scanned(sketches)
+        return found, rows, scanned
 
     def _exact(
         self, gradients: Floats, norms: NDArray[np.float64], ids: Ids, kernel: Kernel, eps: float

@@ -17,9 +17,14 @@ SCAN_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows that may be found: `mask` (n,) bool over all rows of an index, at least one of them true."""
+    """The rows that may be found: `mask` (n,) bool over all rows of an index, at least one of them true.
+
+    With `everywhere` all of FAISS's lists are probed, as a filter needs; without, as many as in any search, which is
+    enough where few rows are removed.
+    """
 
     mask: NDArray[np.bool_]
+    everywhere: bool = True
 
     def __len__(self) -> int:
         return int(self.mask.sum())
@@ -30,20 +35,21 @@ class Selection:
         return np.packbits(self.mask, bitorder="little")
 
     def parameters(self, index: Any) -> Any:
-        """Return FAISS's search parameters that find these rows only, probing all lists; None if it has none.
+        """Return FAISS's search parameters that find these rows only; None if it has none.
 
         Graphs (HNSW) have a filter, but miss rows when few are selected, so they get none.
         """
         library: Any = faiss
         if isinstance(index, library.IndexIVF):
-            return library.SearchParametersIVF(sel=library.IDSelectorBitmap(self.bits), nprobe=index.nlist)
+            lists = index.nlist if self.everywhere else index.nprobe
+            return library.SearchParametersIVF(sel=library.IDSelectorBitmap(self.bits), nprobe=lists)
         if isinstance(index, (library.IndexFlat, library.IndexScalarQuantizer)):
             return library.SearchParameters(sel=library.IDSelectorBitmap(self.bits))
         return None
 
 
 def select(store: Store, where: Any) -> Selection | None:
-    """Return the rows that `where` asks for; None for all.
+    """Return the rows that `where` asks for and that are not removed; None for all.
 
     Parameters
     ----------
@@ -63,7 +69,7 @@ def select(store: Store, where: Any) -> Selection | None:
         If `where` is something else.
     """
     if where is None:
-        return None
+        return None if store.alive is None else Selection(store.alive, everywhere=False)
     mask = np.ones(len(store), bool)
     if isinstance(where, Mapping):
         for name, wanted in where.items():
@@ -74,6 +80,8 @@ def select(store: Store, where: Any) -> Selection | None:
             raise TypeError(f"Expected where={{column: value}} or a list of ids, got {where!r}.")
         mask[:] = False
         mask[store.rows_of(ids.astype(np.int64))] = True
+    if store.alive is not None:
+        mask &= store.alive
     if not mask.any():
         raise ValueError(f"where={where!r} matches none of the {len(store)} samples.{_hint(store, where)}")
     return Selection(mask)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
+from gradindex.store import removals
 from gradindex.store.columns import as_columns
 from gradindex.store.manifest import Header, is_temporary, publish
 from gradindex.store.shard import Rows, Shard, manifest_path, normalise, write_shard
@@ -17,7 +18,7 @@ from gradindex.store.shard import Rows, Shard, manifest_path, normalise, write_s
 HEADER = "store.json"
 SHARDS = "shards"
 SHARD_BYTES = 128 << 20
-PARTS = {HEADER, SHARDS, "index", "assets", "audit.json"}
+PARTS = {HEADER, SHARDS, "index", "assets", removals.DIRECTORY, "audit.json"}
 
 
 class Store:
@@ -85,7 +86,7 @@ class Store:
                 f"{path} is incomplete: {len(missing)} of {store.header.shards} shards are missing "
                 f"(the first is {manifest_path(Path(SHARDS), missing[0])}). Run the same build again to continue."
             )
-        _ = store.shards  # maps every file, after comparing its size
+        _ = store.shards, store.alive  # maps every file, after comparing its size; and what is removed by now
         return store
 
     def __len__(self) -> int:
@@ -107,6 +108,57 @@ class Store:
     def shards(self) -> list[Shard]:
         """The shards in order, mapped into memory."""
         return [Shard(self.path / SHARDS, number, self.header) for number in range(self.header.shards)]
+
+    @cached_property
+    def alive(self) -> NDArray[np.bool_] | None:
+        """Which rows are not removed, (rows,) bool, as of when this was opened; None if nothing is."""
+        ids, files, _ = removals.read(self.path, self.header.seal)
+        if not files:
+            return None
+        mask = np.ones(len(self), bool)
+        try:
+            mask[self.rows_of(ids)] = False
+        except IndexError as error:
+            raise DamagedIndexError(f"{self.path / removals.DIRECTORY} is damaged: {error}") from None
+        return mask
+
+    def remove(self, ids: Any) -> int:
+        """Remove samples: no search finds them any more, here and in stores opened from now on.
+
+        What was opened before keeps finding them. Their rows stay on disk.
+
+        Parameters
+        ----------
+        ids
+            Dataset positions, (c,) integers; those that are removed already are left out.
+
+        Returns
+        -------
+        int
+            How many were removed.
+
+        Raises
+        ------
+        IndexError
+            If an id is not in the store.
+        TypeError
+            If `ids` are not integers.
+        ValueError
+            If nothing would be left.
+        """
+        wanted = np.atleast_1d(np.asarray(ids))
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise TypeError(f"Expected ids (c,) of integers, got {wanted.dtype} of shape {wanted.shape}.")
+        rows = self.rows_of(np.unique(wanted).astype(np.int64))
+        now = Store(self.path, self.header).alive  # others may have removed some since
+        mask = np.ones(len(self), bool) if now is None else now
+        rows = rows[mask[rows]]
+        if len(rows) == mask.sum():
+            raise ValueError(f"All {len(self)} samples would be removed; delete {self.path} instead.")
+        if len(rows):
+            removals.write(self.path, self.header.seal, self.ids[rows])
+        self.__dict__.pop("alive", None)  # read anew, with what others have removed
+        return len(rows)
 
     @cached_property
     def norms(self) -> NDArray[np.float32]:
@@ -182,6 +234,7 @@ class Store:
             shard.check()
         known = set().union(*(shard.files for shard in self.shards))
         refuse_extra(self.path / SHARDS, known)
+        removals.read(self.path, self.header.seal)
         refuse_extra(self.path, PARTS)
 
     @classmethod
