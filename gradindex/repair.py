@@ -9,7 +9,7 @@ from gradindex.errors import DamagedIndexError
 from gradindex.gradients.base import log
 from gradindex.index import factory
 from gradindex.job import Job
-from gradindex.store import Header, Store
+from gradindex.store import Header, Store, removals
 from gradindex.store.manifest import read_json
 from gradindex.store.shard import Shard, manifest_path
 from gradindex.store.store import HEADER, PARTS, SHARDS
@@ -55,7 +55,7 @@ def repair(path: str | Path, job: Job | None = None, *, progress: bool | None = 
     FileNotFoundError
         If there is no index.
     DamagedIndexError
-        If the header is damaged: then only a new build helps.
+        If the header or the list of removed samples is damaged: then only a new build helps.
     ValueError
         If shards are damaged and no job is given; names them.
     MismatchError
@@ -71,12 +71,16 @@ def repair(path: str | Path, job: Job | None = None, *, progress: bool | None = 
         raise ValueError(f"Shards {sorted(bad)} have to be embedded again, which needs the job. {names}")
     if job is not None:
         check_job(store, job)
+    lists = removals.read(path, store.header.seal)[1]  # nothing else says what was removed: if damaged, say so
     wanted = factory.saved_factory(store)
     removed = _sweep(path / SHARDS, known) + _sweep(path, PARTS)
+    numbered = {removals.file(path, number + 1).name for number in range(lists)}
+    removed += _sweep(path / removals.DIRECTORY, numbered)
     for number in bad:
         manifest_path(path / SHARDS, number).unlink(missing_ok=True)
     if bad and job is not None:
         embed_missing(job, store, progress)
+    _ = store.alive  # raises if a removed sample is none of this store
     rebuild = not _sound(store)
     if rebuild:
         shutil.rmtree(path / factory.DIRECTORY, ignore_errors=True)

@@ -141,8 +141,9 @@ def test_damage_is_refused(path, damage, tmp_path):
         saved.pop("seal")
         second.unlink()
         removals.publish(second, {**saved, "ids": [ROWS + 5]})
-    with pytest.raises(DamagedIndexError):
-        Store.open(path)
+    for reader in (Store.open, gradindex.load, gradindex.repair):
+        with pytest.raises(DamagedIndexError, match="removals"):
+            reader(path)
 
 
 def test_the_command(path, capsys):
@@ -151,3 +152,11 @@ def test_the_command(path, capsys):
     assert run(["remove", str(path), "--ids", "3,14"]) == 0
     assert "Removed 2 samples." in capsys.readouterr().out
     assert np.flatnonzero(~Store.open(path).alive).tolist() == [3, 14]
+
+
+def test_repair_removes_what_a_killed_removal_left(path):
+    Store.open(path).remove([3])
+    (path / "removals" / ".tmp-1234").write_text("{")
+    Store.open(path).check()
+    assert gradindex.repair(path).removed == (".tmp-1234",)
+    assert Store.open(path).alive.sum() == ROWS - 1
