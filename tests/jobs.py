@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import gradindex
+from gradindex.gradients import threads
 
 ROWS = 240
 
@@ -20,9 +21,12 @@ def digits(rows=ROWS):
 
 @functools.cache
 def trained(seed=0):
-    """An MLP trained for a few epochs: gradients neither random nor vanishing."""
+    """An MLP trained for a few epochs: gradients neither random nor vanishing.
+
+    On one thread, so that every process that makes it, whatever its threads, makes the same weights.
+    """
     x, y = map(torch.from_numpy, digits())
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), threads.using("torch", 1):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 10))
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
