@@ -10,6 +10,7 @@ from gradindex.batches import Batch, Ids, Source
 from gradindex.embedding import check_batch, check_finite, default_batch_size
 from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, log
 from gradindex.sketch.landmark import Landmark, LandmarkProjector, record
+from gradindex.timing import stage
 
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
 
@@ -60,6 +61,7 @@ def all_dots(
     return np.hstack([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
+@stage("exact")
 def candidate_dots(
     engine: Engine, source: Source, queries: Floats, candidates: Ids
 ) -> tuple[NDArray[np.float64], dict[int, float]]:
@@ -111,6 +113,7 @@ class HeldQueries:
         self._projector = LandmarkProjector(options, engine.parameters, 0)
         self._norms = self._projector.adopt(record(self._projector, engine, lambda: [queries], len(queries)))
 
+    @stage("exact")
     def dots(self, batch: Batch) -> tuple[NDArray[np.float64], Embedded]:
         """Return inner products (m, b) with a batch of samples, to 1e-6 ‖q‖‖t‖, and the samples' losses and norms."""
         check_batch(batch)

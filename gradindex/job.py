@@ -47,13 +47,16 @@ class Job:
         For TracIn: ``[(state, learning rate), …]`` along training (see `gradindex.influence.CheckpointRecorder`).
         Gradients are then those at all of them, times √(learning rate), one after the other, so that ``grad_dot``
         is Σ_c η_c ⟨g_c, g_c⟩; losses and predictions are those of the last. None: the model as it is.
+    render
+        ``render(i)`` returns sample i as people see it, for pictures, reports and the served page: an image (array or
+        PIL), a string, or a dict of names to values. None: inputs are shown as they are.
 
     Raises
     ------
     ValueError
         For an unknown task or backend.
     TypeError
-        If the model is of neither framework, or `loss_fn` is not callable.
+        If the model is of neither framework, or `loss_fn` or `render` is not callable.
     """
 
     model: Any
@@ -67,10 +70,13 @@ class Job:
     class_names: Sequence[str] | None = None
     columns: Any = None
     checkpoints: Sequence[tuple[Any, float]] | None = field(default=None, repr=False)
+    render: Callable[[int], Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.loss_fn):
             raise TypeError(f"loss_fn must be callable, got {type(self.loss_fn).__name__}.")
+        if self.render is not None and not callable(self.render):
+            raise TypeError(f"render must be callable, render(i), got {type(self.render).__name__}.")
         object.__setattr__(self, "task", kernels.parse(kernels.Task, self.task, "task"))
         backend = backend_of(self.model) if self.backend is None else self.backend
         object.__setattr__(self, "backend", kernels.parse(Backend, backend, "backend"))

@@ -13,6 +13,7 @@ from gradindex.batches import Batch, Tree, as_columns, index, length
 from gradindex.embedding import check_finite, default_batch_size
 from gradindex.gradients.base import Engine, Floats
 from gradindex.kernels import Task
+from gradindex.timing import stage
 
 _FORWARD_BATCH = 256
 MEMORY_BUDGET = 1 << 30  # bytes for the gradients of the queries handled at once
@@ -29,6 +30,7 @@ class Queries:
         return length(self.x)
 
 
+@stage("labels")
 def with_labels(engine: Engine, task: Task, x: Tree, y: Any, like: Any) -> Queries:
     """Return queries with their labels: given ones, one for all, or the model's own predictions.
 
@@ -157,7 +159,8 @@ def gradient_chunks(
         parts = []
         for i in range(rows.start, rows.stop, size):
             part = slice(i, min(i + size, rows.stop))
-            found = engine.gradients(index(queries.x, part), index(queries.y, part))
+            with stage("gradients"):
+                found = engine.gradients(index(queries.x, part), index(queries.y, part))
             ids = np.arange(part.start, part.stop, dtype=np.int64)
             check_finite(ids, "loss (queries)", found.losses)
             check_finite(ids, "gradient (queries)", found.gradients)

@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.influence import self_influence
+from gradindex.cli.serve import serve
 from gradindex.gradients import Backend
 from gradindex.kernels import Kernel
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(evaluate)
 app.command("self-influence")(self_influence)
+app.command()(serve)
 out = Console()
 err = Console(stderr=True)
 

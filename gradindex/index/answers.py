@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from gradindex import labels, queries
 from gradindex.gradients.base import Engine
 from gradindex.store import Store
+from gradindex.timing import stage
 
 
+@stage("describe")
 def describe(store: Store, engine: Engine, asked: queries.Queries, data: dict[str, Any]) -> dict[str, Any]:
     """Return labels and predictions of queries and of the found samples."""
     found: dict[str, Any] = {"query_labels": labels.as_classes(asked.y)}

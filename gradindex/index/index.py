@@ -22,6 +22,7 @@ from gradindex.kernels import Kernel, Task
 from gradindex.store import Store
 from gradindex.store.shard import normalise
 from gradindex.summary import BuildSummary
+from gradindex.timing import stage
 from gradindex.verify import Audit, verify
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
@@ -314,6 +315,7 @@ class Index:
             answer[f"{prefix}exact"] = ~missing & bool(rerank)
         return answer
 
+    @stage("search")
     def candidates(
         self,
         sketches: NDArray[np.float32],

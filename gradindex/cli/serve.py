@@ -1,0 +1,51 @@
+"""The command `gradindex serve`."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    path: Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the index.")],
+    job: Annotated[
+        str,
+        typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns the gradindex.Job it was built from."),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the bearer token that clients must send.  [default: $GRADINDEX_TOKEN]"),
+    ] = None,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 8 << 20,
+    max_queries: Annotated[int, typer.Option(min=1, help="Queries of a request.")] = 64,
+    max_k: Annotated[int, typer.Option(min=1, help="Neighbours of each side.")] = 1000,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Queries that share a forward pass; 1: one request after the other.")
+    ] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Queries that may wait; more are refused.")] = 1024,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer.")] = 60.0,
+) -> None:
+    """Answer lookups over HTTP, and serve a page to explore the index; stops at SIGTERM or Ctrl+C."""
+    import gradindex
+    from gradindex.cli.app import _job
+    from gradindex.serve import Settings
+    from gradindex.serve import serve as run
+
+    token = os.environ.get("GRADINDEX_TOKEN") if token_file is None else token_file.read_text(encoding="utf-8").strip()
+    settings = Settings(
+        token=token or None,
+        max_body=max_body,
+        max_queries=max_queries,
+        max_k=max_k,
+        max_batch=max_batch,
+        max_waiting=max(max_waiting, max_queries),
+        timeout=timeout,
+    )
+    logging.getLogger("gradindex.serve").setLevel(logging.INFO)
+    run(gradindex.load(path, _job(job)), settings, host=host, port=port)

@@ -1,0 +1,71 @@
+"""A lookup service over HTTP, and a page to explore an index; see `gradindex serve`."""
+
+from typing import TYPE_CHECKING, Any
+
+from gradindex.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from gradindex.index.index import Index
+
+__all__ = ["Settings", "create_app", "serve"]
+
+
+def create_app(index: "Index", settings: Settings | None = None) -> Any:
+    """Return the service as an ASGI application (a ``fastapi.FastAPI``).
+
+    Parameters
+    ----------
+    index
+        An index that was opened with its job.
+    settings
+        Limits and access; by default everything that comes from this machine is answered.
+
+    Raises
+    ------
+    ImportError
+        If FastAPI is not installed; says what to type.
+    """
+    _require()
+    from gradindex.serve.app import make
+
+    return make(index, settings or Settings())
+
+
+def serve(index: "Index", settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    """Serve an index until SIGINT or SIGTERM; requests that were accepted are answered first.
+
+    Parameters
+    ----------
+    index
+        An index that was opened with its job.
+    settings
+        Limits and access.
+    host
+        The address to listen on; one that other machines reach needs `Settings.token`.
+    port
+        0 takes a free one, which the log names.
+
+    Raises
+    ------
+    ImportError
+        If FastAPI or uvicorn is not installed; says what to type.
+    ValueError
+        If `host` is not loopback and there is no token.
+    OSError
+        If the port is taken.
+    """
+    _require()
+    from gradindex.serve.server import run
+
+    run(index, settings or Settings(), host, port)
+
+
+def _require() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"The service needs {error.name}, which is not installed. Type: pip install 'gradindex[serve]'"
+        ) from error

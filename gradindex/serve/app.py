@@ -1,0 +1,178 @@
+"""The routes."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+import gradindex
+from gradindex.index.index import Index
+from gradindex.serve import models
+from gradindex.serve.guard import Guard
+from gradindex.serve.lookup import Search
+from gradindex.serve.metrics import Measured
+from gradindex.serve.service import Service, as_where
+from gradindex.serve.settings import Settings
+from gradindex.verify import AUDIT
+
+STATIC = Path(__file__).parent / "static"
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": models.Error, "description": text}
+    for status, text in {
+        400: "Not JSON, or a Host that is not served",
+        401: "No token, or another one",
+        404: "There is no such thing",
+        408: "The body took too long",
+        413: "The body is too large",
+        422: "The request makes no sense; says why",
+        429: "Too much is waiting",
+        503: "The service is stopping",
+        504: "The answer took too long",
+    }.items()
+}
+
+
+def make(index: Index, settings: Settings) -> FastAPI:
+    """Return the application; its workers live from startup to shutdown."""
+    service = Service(index, settings)
+    app = FastAPI(
+        title="gradindex",
+        version=gradindex.__version__,
+        summary="Which training samples are behind a prediction?",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=service.lifespan,
+    )
+    app.state.service = service
+    app.include_router(routes(service))
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StarletteHTTPException, _refused)
+    app.add_exception_handler(Exception, _failed)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Measured, metrics=service.metrics)
+    return app
+
+
+def routes(service: Service) -> APIRouter:
+    """Return everything that is served but the page's files."""
+    router = APIRouter(responses=_ERRORS)
+    lookup, settings = service.lookup, service.settings
+
+    @router.post("/v1/explain", response_model=models.ExplainResponse, tags=["lookup"])
+    async def explain(asked: models.ExplainRequest) -> Response:
+        """Find the training samples with the highest and the lowest kernel values for each query."""
+        began = time.perf_counter()
+        options, queries, size = service.explain_task(asked)
+        found = await service.ask("model", options, queries, size)
+        waited, stages, batch = (found.pop(name) for name in ("waited", "stages", "batch"))
+        timing = models.Timing(waited=waited, total=time.perf_counter() - began, stages=stages, batch=batch)
+        return reply(models.ExplainResponse(kernel=asked.kernel, k=asked.k, timing=timing, **found))
+
+    @router.post("/v1/search", response_model=models.SearchResponse, tags=["lookup"])
+    async def search(asked: models.SearchRequest) -> Response:
+        """Search with embeddings made elsewhere, by cosine; no model is needed."""
+        began = time.perf_counter()
+        service.check_sizes(len(asked.vectors), asked.k)
+        width = lookup.store.header.dim
+        if any(len(vector) != width for vector in asked.vectors):
+            raise HTTPException(422, f"vectors: expected {width} numbers each.")
+        with np.errstate(over="ignore"):
+            vectors = np.asarray(asked.vectors, np.float32)
+        if not np.isfinite(vectors).all():
+            raise HTTPException(422, "vectors: NaN, infinity, or a number too large for float32.")
+        options = Search(asked.k, as_where(asked.where))
+        found = await service.ask("search", options, vectors, len(vectors))
+        waited, stages, batch = (found.pop(name) for name in ("waited", "stages", "batch"))
+        timing = models.Timing(waited=waited, total=time.perf_counter() - began, stages=stages, batch=batch)
+        return reply(models.SearchResponse(k=asked.k, timing=timing, **found))
+
+    @router.get("/v1/items/{id}", response_model=models.Item, tags=["samples"])
+    async def item(id: Annotated[int, InPath(ge=0, lt=2**63)]) -> Response:
+        """Return a training sample: label, columns, and what it looks like."""
+        return reply((await service.call(lambda: lookup.items([id])))[0])
+
+    @router.get("/v1/items", response_model=models.Items, tags=["samples"])
+    async def items(
+        offset: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+        limit: Annotated[int, Query(ge=1, le=settings.max_queries)] = min(24, settings.max_queries),
+        label: Annotated[float | None, Query(allow_inf_nan=False, description="Only those of this class.")] = None,
+    ) -> Response:
+        """Return some training samples that are not removed, in the store's order."""
+
+        def some() -> tuple[int, list[models.Item]]:
+            total, ids = lookup.listing(offset, limit, label)
+            return total, lookup.items(ids.tolist()) if len(ids) else []
+
+        total, found = await service.call(some)
+        return reply(models.Items(total=total, offset=offset, items=found))
+
+    @router.get("/v1/index", response_model=models.IndexInfo, tags=["index"])
+    async def info() -> Response:
+        """Return what is served: sizes, columns, classes, the form of an input."""
+        found: models.IndexInfo = await service.call(lambda: lookup.info)
+        limits = {"max_k": min(settings.max_k, found.samples), "max_queries": settings.max_queries}
+        return reply(found.model_copy(update=limits))
+
+    @router.get("/v1/audit", response_model=models.Audit, tags=["index"])
+    async def audit() -> Response:
+        """Return the last audit of the index, measured by `gradindex verify`."""
+        path = service.path / AUDIT
+        if not path.is_file():
+            raise HTTPException(404, "This index has no audit yet: gradindex verify makes one.")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return reply(models.Audit.model_validate(saved))
+
+    @router.get("/healthz", response_model=models.Health, tags=["operation"])
+    async def health() -> models.Health:
+        """Say that the service is up; needs no token."""
+        return models.Health(status="ok", rows=len(lookup.store))
+
+    @router.get("/metrics", tags=["operation"], response_class=Response)
+    async def metrics() -> Response:
+        """Return counts and times in Prometheus's format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers={"cache-control": "no-cache"})
+
+    return router
+
+
+def reply(model: BaseModel) -> Response:
+    """Return a model as JSON, without validating once more what was made here."""
+    return Response(model.model_dump_json(), media_type="application/json")
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """Say what is wrong with a request, without repeating what it held: that may be NaN, or large."""
+    assert isinstance(error, RequestValidationError)
+    said = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5]]
+    return problem(422, "; ".join(said))
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    return problem(error.status_code, str(error.detail), error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return problem(500, "The service failed; its log says why.")
+
+
+def problem(status: int, detail: str, headers: Any = None) -> Response:
+    """Return an error as JSON."""
+    text = detail[:2000].encode("utf-8", "replace").decode()
+    return JSONResponse({"detail": text}, status, headers)

@@ -1,0 +1,275 @@
+"""The work behind the routes: batches of tasks to answers, by the public interface of the index."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex import timing
+from gradindex.batches import is_ragged, is_tensor
+from gradindex.index.index import Index
+from gradindex.labels import as_array
+from gradindex.rendering import Rendered as Shown
+from gradindex.rendering import Renderer, data_uri
+from gradindex.serve import models
+from gradindex.serve.inputs import concatenate
+from gradindex.serve.worker import Task
+
+_CACHED = 2048  # rendered samples
+_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Where:
+    """A filter; equal ones have the same `text`."""
+
+    text: str
+    value: Any = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Options that queries of one batch have in common; `given` is how they came, `alone` keeps others away."""
+
+    k: int
+    kernel: str
+    rerank: int
+    certify: bool
+    max_checks: int | None
+    where: Where
+    given: str
+    alone: int = 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """Options that vectors of one batch have in common."""
+
+    k: int
+    where: Where
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A request's queries: `ids` or inputs `x`, with labels `y` or without."""
+
+    ids: NDArray[np.int64] | None = None
+    x: Any = None
+    y: Any = None
+    render: bool = False
+
+
+class Lookup:
+    """Answers batches; every method runs in the one thread that may use the model and the dataset."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.store = index.store
+        self.renderer = Renderer(index.job)
+        self._rendered: OrderedDict[int, models.Rendered | None] = OrderedDict()
+
+    def warm(self) -> None:
+        """Answer a query, so that the first one that counts does not wait for compilation."""
+        some = self.store.ids[:2]
+        self.index.explain(ids=some, k=1, rerank=1)
+        self.index.search(np.eye(1, self.store.header.dim, dtype=np.float32), 1)
+        _ = self.info, self.renderer.shades
+
+    def explain(self, options: Explain, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """Return one dict of answers and timing a task, from a single call of `Index.explain`."""
+        asked: list[Queries] = [task.payload for task in tasks]
+        how = {"k": options.k, "kernel": options.kernel, "rerank": options.rerank, "where": options.where.value}
+        if options.certify:
+            how |= {"certify": True, "max_checks": options.max_checks}
+        with timing.recorded() as stages:
+            if asked[0].ids is not None:
+                found = self.index.explain(ids=np.concatenate([one.ids for one in asked if one.ids is not None]), **how)
+            else:
+                y = None if asked[0].y is None else concatenate([one.y for one in asked])
+                found = self.index.explain(concatenate([one.x for one in asked]), y, **how)
+            begin, answers = 0, []
+            for task, one in zip(tasks, asked, strict=True):
+                rows = range(begin, begin + task.size)
+                with timing.stage("render"):
+                    answers.append([self._answer(found.data, row, one, row - begin) for row in rows])
+                begin += task.size
+        params = found.meta["params"]
+        common = {"rerank": params["rerank"], "rows": params["rows"], "selected": params["selected"]}
+        return [
+            common | {"answers": answer, "waited": task.waited, "stages": stages, "batch": begin}
+            for task, answer in zip(tasks, answers, strict=True)
+        ]
+
+    def search(self, options: Search, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """Return ids and scores a task, from a single call of `Index.search`."""
+        with timing.recorded() as stages, timing.stage("search"):
+            scores, ids = self.index.search(
+                np.concatenate([task.payload for task in tasks]), options.k, where=options.where.value
+            )
+        out, begin = [], 0
+        for task in tasks:
+            rows = range(begin, begin + task.size)
+            found = [ids[row] >= 0 for row in rows]
+            out.append(
+                {
+                    "ids": [ids[row][there].tolist() for row, there in zip(rows, found, strict=True)],
+                    "scores": [scores[row][there].tolist() for row, there in zip(rows, found, strict=True)],
+                    "waited": task.waited,
+                    "stages": stages,
+                }
+            )
+            begin += task.size
+        return [one | {"batch": begin} for one in out]
+
+    def items(self, ids: Sequence[int]) -> list[models.Item]:
+        """Return training samples; raises IndexError for an unknown id."""
+        rows = self.store.rows_of(np.asarray(ids, np.int64))
+        return [self._item(int(i), int(row)) for i, row in zip(ids, rows, strict=True)]
+
+    def listing(self, offset: int, limit: int, label: Any) -> tuple[int, NDArray[np.int64]]:
+        """Return how many samples are there (with `label`, if given), and the ids of some of them."""
+        alive = np.ones(len(self.store), bool) if self.store.alive is None else self.store.alive
+        if label is not None and "label" in self.store.columns:
+            alive = alive & (self.store.columns["label"] == label)
+        rows = np.flatnonzero(alive)
+        return len(rows), self.store.ids[rows[offset : offset + limit]]
+
+    @cached_property
+    def info(self) -> models.IndexInfo:
+        """What is served; the limits are filled in by the application."""
+        from gradindex import __version__
+
+        header, columns = self.store.header, self.store.columns
+        classes = np.unique(columns["label"]) if "label" in columns else np.empty(0)
+        names = self.index.job.class_names
+        return models.IndexInfo(
+            samples=len(self.store),
+            removed=0 if self.store.alive is None else int((~self.store.alive).sum()),
+            dim=header.dim,
+            factory=self.index.searcher.factory,
+            sketch=header.sketch,
+            parameters=self.index.job.engine.size,
+            task=str(header.task),
+            backend=header.backend,
+            columns=sorted(columns),
+            classes=plain(classes.tolist()) if len(classes) <= _CLASSES else [],
+            class_names=None if names is None else [str(name) for name in names],
+            input=self._input(),
+            certifiable=header.sketch.get("kind") == "landmark",
+            max_k=0,
+            max_queries=0,
+            version=__version__,
+        )
+
+    def _input(self) -> dict[str, Any]:
+        x = self.index.example.x
+        if isinstance(x, dict | tuple):
+            parts = x.items() if isinstance(x, dict) else enumerate(x)
+            return {"kind": "parts", "parts": [str(name) for name, _ in parts]}
+        if is_ragged(x):
+            return {"kind": "array", "shape": [None, *as_array(x[0]).shape[1:]]}
+        if isinstance(x, list):
+            return {"kind": "text" if isinstance(x[0], str) else "object"}
+        array = as_array(x) if not is_tensor(x) or hasattr(x, "detach") else np.asarray(x)
+        picture = self.renderer.query(x, 0)
+        shape = list(picture.value.shape) if picture is not None and picture.kind == "image" else None
+        low, high = self.renderer.shades
+        return {"kind": "array", "shape": list(array.shape[1:]), "picture": shape, "low": low, "high": high}
+
+    def _answer(self, data: dict[str, Any], row: int, asked: Queries, place: int) -> models.Answer:
+        known: dict[str, Any] = {
+            name: data[f"query_{name}s"][row] for name in ("label", "prediction") if f"query_{name}s" in data
+        }
+        one = None if asked.ids is None else int(asked.ids[place])
+        shown = None
+        if asked.render:
+            shown = self.rendered(one) if one is not None else self._show(self.renderer.query(asked.x, place))
+        return models.Answer(
+            query=models.Sample(id=one, rendered=shown, **self._named(known)),
+            proponents=self._side(data, "", "ordered_indices", row, asked.render),
+            opponents=self._side(data, "opponent_", "opponent_indices", row, asked.render),
+            proved=bool(data["proved"][row] and data["opponent_proved"][row]),
+            checked=int(data["checked"][row]),
+        )
+
+    def _side(self, data: dict[str, Any], prefix: str, indices: str, row: int, render: bool) -> list[models.Neighbour]:
+        found = []
+        for place, i in enumerate(data[indices][row].tolist()):
+            if i < 0:
+                continue
+            known: dict[str, Any] = {
+                name: data[f"{prefix}{name}s"][row, place]
+                for name in ("label", "prediction")
+                if f"{prefix}{name}s" in data
+            }
+            columns = {name: plain(values[row, place]) for name, values in (data.get(f"{prefix}columns") or {}).items()}
+            found.append(
+                models.Neighbour(
+                    id=i,
+                    score=float(data[f"{prefix}scores"][row, place]),
+                    exact=bool(data[f"{prefix}exact"][row, place]),
+                    columns=columns,
+                    rendered=self.rendered(i) if render else None,
+                    **self._named(known),
+                )
+            )
+        return found
+
+    def _item(self, i: int, row: int) -> models.Item:
+        columns = self.store.columns
+        known: dict[str, Any] = {name: columns[name][row] for name in ("label", "prediction") if name in columns}
+        return models.Item(
+            id=i,
+            loss=float(columns["loss"][row]) if "loss" in columns else None,
+            norm=float(self.store.norms[row]),
+            removed=self.store.alive is not None and not self.store.alive[row],
+            columns={name: plain(columns[name][row]) for name in self.store.header.columns},
+            rendered=self.rendered(i),
+            **self._named(known),
+        )
+
+    def _named(self, known: dict[str, Any]) -> dict[str, Any]:
+        names = self.index.job.class_names
+        out: dict[str, Any] = {}
+        for kind, value in known.items():
+            out[kind] = plain(value)
+            number = out[kind]
+            if names is not None and isinstance(number, int | float) and 0 <= number < len(names):
+                out[f"{kind}_name"] = str(names[int(number)])
+        return out
+
+    def rendered(self, i: int) -> models.Rendered | None:
+        """Return what a training sample looks like, from memory if it was shown lately."""
+        if i not in self._rendered:
+            self._rendered[i] = self._show(self.renderer(i))
+            if len(self._rendered) > _CACHED:
+                self._rendered.popitem(last=False)
+        self._rendered.move_to_end(i)
+        return self._rendered[i]
+
+    def _show(self, shown: Shown | None) -> models.Rendered | None:
+        if shown is None:
+            return None
+        if shown.kind == "image":
+            low, high = self.renderer.shades
+            shape = list(shown.value.shape[:2])
+            return models.Rendered(kind="image", data=data_uri(shown.value, low, high), shape=shape)
+        value = shown.value if shown.kind == "text" else {name: plain(entry) for name, entry in shown.value.items()}
+        return models.Rendered(kind="text" if shown.kind == "text" else "table", data=value, shape=None)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: numbers and strings as they are, NaN and infinity as None, the rest as text."""
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return value if value is None or isinstance(value, bool | int) else str(value)

@@ -1,0 +1,179 @@
+"""What requests and answers hold."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+from gradindex.kernels import Kernel
+
+Id = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="Position in the training set.")]
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+Where = Annotated[
+    dict[str, Scalar | list[Scalar]] | list[Id] | None,
+    Field(description='Find only these: ids, or columns with the value or values they must have, {"label": [3, 8]}.'),
+]
+K = Annotated[int, Field(ge=1, strict=True, description="Neighbours of each side.")]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ExplainRequest(_Request):
+    """Queries, and how to search: give either `inputs` or `ids`."""
+
+    inputs: list[Any] | None = Field(None, min_length=1, description="Raw samples, each in the form of a training one.")
+    labels: list[Any] | None = Field(
+        None, description="Of `inputs`; without them the model's predictions are explained."
+    )
+    ids: list[Id] | None = Field(None, min_length=1, description="Training samples as queries, with their own labels.")
+    k: K = 10
+    kernel: Kernel = Kernel.COS
+    rerank: int = Field(100, ge=0, strict=True, description="Candidates of each side checked exactly; 0: estimates.")
+    certify: bool = Field(False, description="Check until the answer is proved; needs an index of Landmark rows.")
+    max_checks: int | None = Field(None, ge=1, strict=True, description="With `certify`: give up after so many.")
+    where: Where = None
+    render: bool = Field(False, description="Return what samples look like, too.")
+
+
+class SearchRequest(_Request):
+    """Embeddings to search with."""
+
+    vectors: list[list[float]] = Field(min_length=1, description="Each as wide as the index's rows, of any length.")
+    k: K = 10
+    where: Where = None
+
+
+class Rendered(BaseModel):
+    """What a sample looks like."""
+
+    kind: Literal["image", "text", "table"]
+    data: str | dict[str, Any] = Field(description="A data: address of a PNG, a text, or names and values.")
+    shape: list[int] | None = Field(None, description="Height and width of an image.")
+
+
+class Sample(BaseModel):
+    """What is known of a sample."""
+
+    id: int | None = Field(None, description="Position in the training set; null for a raw input.")
+    label: Any = None
+    prediction: Any = None
+    label_name: str | None = None
+    prediction_name: str | None = None
+    columns: dict[str, Any] = {}
+    rendered: Rendered | None = None
+
+
+class Neighbour(Sample):
+    """A training sample that was found."""
+
+    score: float
+    exact: bool = Field(description="Whether the score is that of the real gradients, or estimated from sketches.")
+
+
+class Item(Sample):
+    """A training sample."""
+
+    loss: float | None = None
+    norm: float = Field(description="Of its gradient; the square is its self-influence.")
+    removed: bool = Field(False, description="Whether it was removed from all answers.")
+
+
+class Items(BaseModel):
+    """Some training samples."""
+
+    total: int
+    offset: int
+    items: list[Item]
+
+
+class Answer(BaseModel):
+    """The neighbours of one query."""
+
+    query: Sample
+    proponents: list[Neighbour] = Field(description="Highest score first.")
+    opponents: list[Neighbour] = Field(description="Lowest score first.")
+    proved: bool = Field(description="Whether these are the true ones of the unprojected kernel over all rows.")
+    checked: int = Field(description="Rows evaluated exactly.")
+
+
+class Timing(BaseModel):
+    """Where the time went, in seconds."""
+
+    waited: float = Field(description="Until the worker was free.")
+    total: float = Field(description="From the request's arrival to the answer.")
+    stages: dict[str, float] = Field(description="Of the whole batch.")
+    batch: int = Field(description="Queries that shared the forward pass, those of other requests included.")
+
+
+class ExplainResponse(BaseModel):
+    """One answer a query."""
+
+    kernel: Kernel
+    k: int
+    rerank: int
+    rows: int = Field(description="Of the index.")
+    selected: int = Field(description="Of these, rows that could be found.")
+    answers: list[Answer]
+    timing: Timing
+
+
+class SearchResponse(BaseModel):
+    """Estimated cosines, one list a vector; fewer than k where fewer were found."""
+
+    k: int
+    ids: list[list[int]]
+    scores: list[list[float]]
+    timing: Timing
+
+
+class IndexInfo(BaseModel):
+    """What is served."""
+
+    samples: int
+    removed: int
+    dim: int
+    factory: str
+    sketch: dict[str, Any]
+    parameters: int = Field(description="Numbers of a gradient.")
+    task: str
+    backend: str
+    columns: list[str]
+    classes: list[Any] = Field(description="Distinct labels, where there are at most 1,000.")
+    class_names: list[str] | None
+    input: dict[str, Any] = Field(description="Form of a raw input: kind, shape, range.")
+    certifiable: bool = Field(description="Whether `certify` can prove a cosine.")
+    max_k: int
+    max_queries: int
+    version: str
+
+
+class Audit(BaseModel):
+    """Measured agreement with the exact kernel; see `gradindex.Audit`."""
+
+    kernel: Kernel
+    k: int
+    queries: int
+    rerank: int
+    rows: int
+    seed: int
+    recall: float = Field(description="Of the final answers.")
+    recall_interval: tuple[float, float]
+    search_recall: float = Field(description="Of the sketch's own order.")
+    search_recall_interval: tuple[float, float]
+    rank_correlation: float = Field(description="Spearman's, of sketched and exact values.")
+    rank_correlation_interval: tuple[float, float]
+    seconds: float
+
+
+class Health(BaseModel):
+    """Whether the service answers."""
+
+    status: Literal["ok"]
+    rows: int
+
+
+class Error(BaseModel):
+    """Why there is no answer."""
+
+    detail: str

@@ -1,0 +1,85 @@
+"""Listening, and stopping without losing what was accepted."""
+
+import ipaddress
+import logging
+import socket
+from dataclasses import replace
+
+import uvicorn
+
+from gradindex.index.index import Index
+from gradindex.serve.app import make
+from gradindex.serve.settings import Settings
+
+log = logging.getLogger(__name__)
+_GRACE = 60  # seconds for what was accepted, once asked to stop
+
+
+def run(index: Index, settings: Settings, host: str, port: int) -> None:
+    """Serve until a signal comes; see `gradindex.serve.serve`."""
+    settings = check_access(settings, host)
+    listening = listen(host, port)
+    address = listening.getsockname()
+    name = f"[{address[0]}]" if ":" in address[0] else address[0]
+    config = uvicorn.Config(
+        make(index, settings),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=_GRACE,
+        server_header=False,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    server = Server(config, f"http://{name}:{address[1]}")
+    try:
+        server.run(sockets=[listening])
+    finally:
+        listening.close()
+    if not server.started:
+        raise RuntimeError("The service did not start; the log says why.")
+
+
+class Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, address: str) -> None:
+        super().__init__(config)
+        self.address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and log the address."""
+        await super().startup(sockets)
+        if self.started:
+            log.warning("Serving on %s (Ctrl+C stops)", self.address)
+
+
+def check_access(settings: Settings, host: str) -> Settings:
+    """Return settings whose hosts fit `host`; raises ValueError if other machines could ask without a token."""
+    if is_loopback(host):
+        return settings
+    if settings.token is None:
+        raise ValueError(f"{host} is reached by other machines: give a token (--token-file), or listen on 127.0.0.1.")
+    return replace(settings, hosts=("*",)) if settings.hosts == Settings().hosts else settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is that of this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    found = socket.socket(family, kind, protocol)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind(address)
+    except OSError as error:
+        found.close()
+        raise OSError(error.errno, f"Cannot listen on {host}:{port}: {error.strerror}") from None
+    return found

@@ -1,0 +1,147 @@
+"""The workers, and how routes ask them."""
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException
+
+from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.index.index import Index
+from gradindex.serve import models
+from gradindex.serve.inputs import BadInput, parse_inputs, parse_labels
+from gradindex.serve.lookup import Explain, Lookup, Queries, Search, Where
+from gradindex.serve.metrics import Metrics
+from gradindex.serve.settings import Settings
+from gradindex.serve.worker import Closed, Full, Task, Worker
+
+log = logging.getLogger(__name__)
+_ALONE = itertools.count(1)
+
+
+class Service:
+    """The workers, and how routes ask them."""
+
+    def __init__(self, index: Index, settings: Settings) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self.lookup = Lookup(index)
+        self.path = index.store.path
+        self.accepted = 0
+        self._workers: dict[str, Worker] = {}
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Warm up, serve, and answer what was accepted before the end."""
+        await asyncio.to_thread(self.lookup.warm)
+        self.metrics.rows.set(len(self.lookup.store))
+        limits = {"most": self.settings.max_batch, "waiting": self.settings.max_waiting}
+        self._workers = {
+            "model": Worker(self._model, **limits, linger=self.settings.linger, name="gradindex-model"),
+            "search": Worker(self._search, **limits, linger=0.0, name="gradindex-search"),
+        }
+        self.metrics.waiting.set_function(lambda: sum(worker.waiting for worker in self._workers.values()))
+        yield
+        await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self._workers.values()))
+        log.info("stopped after answering %d accepted lookups", self.accepted)
+
+    def _model(self, key: Any, tasks: Sequence[Task]) -> list[Any]:
+        if isinstance(key, Explain):
+            results = self.lookup.explain(key, tasks)
+            self._count(results[0])
+            return results
+        return [task.payload() for task in tasks]
+
+    def _search(self, key: Search, tasks: Sequence[Task]) -> list[Any]:
+        results = self.lookup.search(key, tasks)
+        self._count(results[0])
+        return results
+
+    def _count(self, result: dict[str, Any]) -> None:
+        self.metrics.batch.observe(result["batch"])
+        for name, seconds in result["stages"].items():
+            self.metrics.stages.labels(name).inc(seconds)
+
+    async def ask(self, worker: str, key: Any, payload: Any, size: int) -> Any:
+        """Return the result of a task; raises HTTPException for everything that is not one."""
+        try:
+            future = self._workers[worker].submit(Task(key, payload, size))
+        except Full as error:
+            raise HTTPException(429, str(error), {"retry-after": "1"}) from None
+        except Closed as error:
+            raise HTTPException(503, str(error)) from None
+        self.accepted += 1
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.settings.timeout)
+        except TimeoutError:
+            raise HTTPException(504, f"No answer within {self.settings.timeout:g} s.") from None
+        except (DamagedIndexError, MismatchError):
+            raise
+        except IndexError as error:
+            raise HTTPException(404 if "out of range" in str(error) else 422, str(error)) from None
+        except (ValueError, TypeError) as error:
+            raise HTTPException(422, str(error)) from None
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """Return the result of a function that may touch the dataset."""
+        return await self.ask("model", "call", function, 1)
+
+    def explain_task(self, asked: models.ExplainRequest) -> tuple[Explain, Queries, int]:
+        """Return options, queries and their number; raises HTTPException for what makes no sense."""
+        if (asked.inputs is None) == (asked.ids is None):
+            raise HTTPException(422, "Give either inputs or ids.")
+        if asked.labels is not None and asked.inputs is None:
+            raise HTTPException(422, "labels belong to inputs; ids have their own.")
+        size = len(asked.inputs or asked.ids or ())
+        self.check_sizes(size, asked.k)
+        if asked.max_checks is not None and not asked.certify:
+            raise HTTPException(422, "max_checks limits a proof: give certify with it, or rerank instead.")
+        if max(asked.rerank, asked.max_checks or 0) > self.settings.max_rerank:
+            raise HTTPException(422, f"rerank and max_checks may be at most {self.settings.max_rerank} here.")
+        example = self.lookup.index.example
+        ids = x = y = None
+        try:
+            if asked.ids is not None:
+                ids = np.asarray(asked.ids, np.int64)
+                self.lookup.store.rows_of(ids)
+            else:
+                x = parse_inputs(asked.inputs or [], example.x)
+                y = None if asked.labels is None else parse_labels(asked.labels, example.y)
+        except IndexError as error:
+            raise HTTPException(404, str(error)) from None
+        except BadInput as error:
+            raise HTTPException(422, str(error)) from None
+        if asked.labels is not None and len(asked.labels) not in (1, size):
+            raise HTTPException(422, f"There are {size} inputs but {len(asked.labels)} labels.")
+        if y is not None and len(y) != size:
+            y = parse_labels((asked.labels or []) * size, example.y)
+        given = "ids" if ids is not None else "inputs" if y is None else "labelled inputs"
+        options = Explain(
+            k=asked.k,
+            kernel=asked.kernel.value,
+            rerank=asked.rerank,
+            certify=asked.certify,
+            max_checks=asked.max_checks,
+            where=as_where(asked.where),
+            given=given,
+            # What is proved of one query is of use to its neighbours in a batch: answers that are not proved would
+            # depend on the company.
+            alone=next(_ALONE) if asked.certify else 0,
+        )
+        return options, Queries(ids, x, y, asked.render), size
+
+    def check_sizes(self, queries: int, k: int) -> None:
+        """Raise HTTPException for too many queries or neighbours."""
+        if queries > self.settings.max_queries:
+            raise HTTPException(422, f"{queries} queries; at most {self.settings.max_queries} at once.")
+        if k > self.settings.max_k:
+            raise HTTPException(422, f"k is {k}; at most {self.settings.max_k} here.")
+
+
+def as_where(value: Any) -> Where:
+    """Return a filter that can be compared."""
+    return Where(json.dumps(value, sort_keys=True), value)

@@ -1,0 +1,71 @@
+"""A service over 240 digits, in this process, and helpers that start one as a command."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def served_path(tmp_path_factory):
+    import gradindex
+    from tests.serve.jobs import pictures_job
+
+    path = tmp_path_factory.mktemp("serve") / "index"
+    gradindex.build(pictures_job(), path).verify(queries=20)
+    return path
+
+
+@pytest.fixture(scope="session")
+def index(served_path):
+    import gradindex
+    from tests.serve.jobs import pictures_job
+
+    return gradindex.load(served_path, pictures_job())
+
+
+@pytest.fixture(scope="module")
+def client(index):
+    pytest.importorskip("fastapi")
+    from starlette.testclient import TestClient
+
+    from gradindex.serve import Settings, create_app
+
+    settings = Settings(hosts=("testserver",), max_body=200_000, max_queries=16, max_k=100)
+    with TestClient(create_app(index, settings), raise_server_exceptions=False) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def running(path, *options, job="tests.serve.jobs:pictures_job", env=None):
+    """Run `gradindex serve` on a free port; yield its address and process, and stop it by its own id."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradindex", "serve", str(path), job, "--port", "0", *map(str, options)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+    )
+    try:
+        for line in process.stderr:
+            if found := re.search(r"http://[^ ]+", line):
+                break
+        else:
+            raise RuntimeError("the service did not start")
+        yield found.group(), process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stderr.close()
