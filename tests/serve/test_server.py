@@ -29,6 +29,12 @@ class Client(threading.Thread):
         self.connection, self.number, self.codes, self.lost = connect(address), number, [], 0
 
     def run(self):
+        try:
+            self.ask()
+        finally:
+            self.connection.close()
+
+    def ask(self):
         body = json.dumps({"ids": [self.number], "k": 5})
         while True:
             try:
@@ -91,7 +97,7 @@ def test_a_port_that_is_taken_is_named():
         ("::1", True),
         ("0.0.0.0", False),
         ("::", False),
-        ("example.org", False),
+        ("a.org", False),
     ],
 )
 def test_what_is_loopback(host, loopback):

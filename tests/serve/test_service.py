@@ -101,10 +101,9 @@ def test_batching_changes_no_answer(client, index):
     assert max(one["timing"]["batch"] for one in together) > 1
     for i, found in enumerate(together):
         query = {"ids": [i]} if i % 2 else {"x": X[i : i + 1]}
-        options = kinds[i % 5]
-        same_but_for_ties(
-            found["answers"][0], index.explain(**query, **options | {"k": options["k"] + 3}), options["k"]
-        )
+        k = kinds[i % 5]["k"]
+        want = index.explain(**query, **kinds[i % 5] | {"k": k + 3})
+        same_but_for_ties(found["answers"][0], want, k)
 
 
 def test_search_is_that_of_the_index(client, index):
