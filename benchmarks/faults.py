@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import gradindex
 from gradindex import builder
 from gradindex.errors import DamagedIndexError, IndexExistsError
-from gradindex.store.manifest import is_temporary
+from gradindex.store.location import is_temporary
 from tests.jobs import digits_job, other_model_job
 
 BATCH = 250  # damages tried by one process

@@ -1,6 +1,5 @@
 """Building an index on disk, shard by shard, and opening it again."""
 
-import shutil
 import time
 from dataclasses import asdict
 from importlib import import_module
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradindex import landmarks
+from gradindex import landmarks, replacing
 from gradindex.embedding import Block, embed_rows, embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
 from gradindex.gradients import threads
@@ -23,7 +22,7 @@ from gradindex.sketch.hashing import check_seed
 from gradindex.stopping import explain_full_disk, stop_on_sigterm
 from gradindex.store import Header, Rows, Store
 from gradindex.store.columns import as_columns
-from gradindex.store.manifest import read_json
+from gradindex.store.location import Location, locate
 from gradindex.store.shard import normalise
 from gradindex.store.store import HEADER, SHARD_BYTES, model_differences
 from gradindex.summary import BuildSummary, count_paths, peak_bytes
@@ -31,7 +30,7 @@ from gradindex.summary import BuildSummary, count_paths, peak_bytes
 
 def build(
     job: Job,
-    out: str | Path,
+    out: str | Location,
     *,
     sketch: Sketch | None = None,
     index: str = "auto",
@@ -53,7 +52,8 @@ def build(
     job
         Model, loss and dataset.
     out
-        A directory, new or holding an unfinished build of the same job.
+        A directory, new or holding an unfinished build of the same job; or a URL that fsspec knows, such as
+        ``s3://bucket/index``.
     sketch
         The projection; ``CountSketch(1024)`` by default.
     index
@@ -82,17 +82,16 @@ def build(
     OSError
         If the disk is full; what is published is kept.
     """
-    out = Path(out)
+    out = locate(out)
     sketch = sketch or CountSketch()
-    target = _aside(out) if overwrite and (out / HEADER).exists() else out
+    replaced = overwrite and replacing.begin(out)
+    target = replacing.aside(out) if replaced else out
     header = _header(job, sketch, check_seed(seed), batch_size, shard_rows, _begun(target))
     factory.plan(header, index)  # a mistake here should not cost an embedding
-    if overwrite:
-        _undo(out)
-    if overwrite and (out / HEADER).exists():
-        aside = _beside(out, header)
-        summary = _fill(job, aside, index, progress)
-        _replace(out, aside.path)
+    if replaced:
+        new = replacing.beside(out, header)
+        summary = _fill(job, new, index, progress)
+        replacing.finish(out)
         return _opened(Store.open(out), job, summary)
     store = Store.create(out, header)
     if not store.missing() and factory.exists(store):
@@ -116,13 +115,13 @@ def index_store(store: Store, index: str = "auto", *, seed: int = 0, progress: b
     return Index(store)
 
 
-def load(path: str | Path, job: Any = None, **options: Any) -> Any:
+def load(path: str | Location, job: Any = None, **options: Any) -> Any:
     """Open what was saved at `path`.
 
     Parameters
     ----------
     path
-        A directory made by `build`, or by `GradientSimilarity.save`.
+        A directory or URL made by `build`, or a directory made by `GradientSimilarity.save`.
     job
         For an index: the job it was built from; needed only for new queries and exact scores. For an
         explainer: its predictor.
@@ -145,8 +144,8 @@ def load(path: str | Path, job: Any = None, **options: Any) -> Any:
     """
     from gradindex.explainer import MANIFEST, GradientSimilarity
 
-    path = Path(path)
-    if (path / MANIFEST).exists():
+    path = locate(path)
+    if isinstance(path, Path) and (path / MANIFEST).exists():
         return GradientSimilarity.load(path, job, **options)
     store = Store.open(path)
     if job is not None:
@@ -166,7 +165,7 @@ def check_job(store: Store, job: Job) -> None:
         raise MismatchError(f"{store.path} was built from something else: {'; '.join(differences)}.")
 
 
-def _begun(path: Path) -> Header | None:
+def _begun(path: Location) -> Header | None:
     """Return the header of an unfinished build at `path`, if there is one."""
     if not (path / HEADER).exists():
         return None
@@ -298,43 +297,6 @@ def _rows(blocks: list[Block], extra: dict[str, Any]) -> Rows:
         np.concatenate([block.ids for block in blocks]),
         {name: np.concatenate(parts) for name, parts in columns.items()} | extra,
     )
-
-
-def _beside(out: Path, header: Header) -> Store:
-    """Return the store that is to replace `out`; an unfinished one of the same job is continued."""
-    read_json(out / HEADER)  # replace an index, and nothing that is not one
-    aside = _aside(out)
-    try:
-        return Store.create(aside, header)
-    except MismatchError:
-        shutil.rmtree(aside)
-        return Store.create(aside, header)
-
-
-def _aside(out: Path) -> Path:
-    out = out.resolve()
-    return out.with_name(f".{out.name}.building")
-
-
-def _replace(out: Path, new: Path) -> None:
-    """Put the directory `new` in the place of `out`; see `_undo` for a kill between the renames."""
-    out = out.resolve()
-    old = _replaced(out)
-    shutil.rmtree(old, ignore_errors=True)
-    out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old)
-
-
-def _undo(out: Path) -> None:
-    """Put the old index back where a replacement was killed between its two renames."""
-    if not out.exists() and _replaced(out).exists():
-        _replaced(out).rename(out.resolve())
-
-
-def _replaced(out: Path) -> Path:
-    out = out.resolve()
-    return out.with_name(f".{out.name}.replaced")
 
 
 __all__ = ["MismatchError", "build", "check_job", "index_store", "load"]

@@ -1,8 +1,6 @@
 """Mending a damaged index: what is disposable is built anew, damaged shards are embedded again, the rest is kept."""
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from gradindex.builder import check_job, embed_missing
 from gradindex.errors import DamagedIndexError
@@ -10,6 +8,7 @@ from gradindex.gradients.base import log
 from gradindex.index import factory
 from gradindex.job import Job
 from gradindex.store import Header, Store, removals
+from gradindex.store.location import Location, listing, locate, remove_tree
 from gradindex.store.manifest import read_json
 from gradindex.store.shard import Shard, manifest_path
 from gradindex.store.store import HEADER, PARTS, SHARDS
@@ -33,7 +32,7 @@ class Repair:
         return "; ".join(parts).capitalize() + "."
 
 
-def repair(path: str | Path, job: Job | None = None, *, progress: bool | None = None) -> Repair:
+def repair(path: str | Location, job: Job | None = None, *, progress: bool | None = None) -> Repair:
     """Mend an index in place.
 
     Contents of all files are compared with their manifests. Damaged or missing shards are embedded again (their
@@ -61,7 +60,7 @@ def repair(path: str | Path, job: Job | None = None, *, progress: bool | None = 
     MismatchError
         If the job is not that of the index.
     """
-    path = Path(path)
+    path = locate(path)
     if not (path / HEADER).exists():
         raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
     store = Store(path, Header.read(path / HEADER))
@@ -83,7 +82,7 @@ def repair(path: str | Path, job: Job | None = None, *, progress: bool | None = 
     _ = store.alive  # raises if a removed sample is none of this store
     rebuild = not _sound(store)
     if rebuild:
-        shutil.rmtree(path / factory.DIRECTORY, ignore_errors=True)
+        remove_tree(path / factory.DIRECTORY)
         factory.build(store, wanted, store.header.seed)
     entry = factory.saved_entry(store)
     removed += _sweep(path / factory.DIRECTORY, {factory.MANIFEST, entry.name if entry else ""})
@@ -109,6 +108,7 @@ def _inspect(store: Store) -> tuple[set[str], dict[int, str]]:
 
 def _sound(store: Store) -> bool:
     try:
+        factory.check(store)  # what lies there, where `load` would take a copy from the cache
         factory.load(store)
     except (DamagedIndexError, RuntimeError) as error:
         log.info("the FAISS index is built again: %s", error)
@@ -116,10 +116,10 @@ def _sound(store: Store) -> bool:
     return True
 
 
-def _sweep(directory: Path, known: set[str]) -> list[str]:
+def _sweep(directory: Location, known: set[str]) -> list[str]:
     """Remove what is not `known` from a directory of the index; return the names."""
     removed = []
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+    for path in listing(directory):
         if path.name not in known:
             if path.is_dir():
                 raise ValueError(f"{path} is a directory that does not belong to the index; move it away.")
@@ -128,7 +128,7 @@ def _sweep(directory: Path, known: set[str]) -> list[str]:
     return removed
 
 
-def _bad_audit(path: Path) -> list[str]:
+def _bad_audit(path: Location) -> list[str]:
     try:
         if path.exists():
             read_json(path)

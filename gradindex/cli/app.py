@@ -30,7 +30,7 @@ app.command()(serve)
 out = Console()
 err = Console(stderr=True)
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the index.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Directory of the index, or a URL such as s3://bucket/index.")]
 JobName = Annotated[
     str,
     typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns a gradindex.Job; MODULE may be a .py file."),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def self_influence(
-    path: Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the index.")],
+    path: Annotated[str, typer.Argument(metavar="OUT", help="Directory of the index, or a URL.")],
     top: Annotated[int, typer.Option(min=1, help="How many samples, most influential first.")] = 50,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the distribution, and its relation to the loss.")

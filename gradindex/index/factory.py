@@ -13,7 +13,8 @@ from gradindex.errors import DamagedIndexError
 from gradindex.sketch import from_json
 from gradindex.sketch.countsketch import fold
 from gradindex.store import Header, Store
-from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json, temporary
+from gradindex.store.location import temporary
+from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json
 from gradindex.store.shard import normalise
 from gradindex.store.store import refuse_extra
 
@@ -147,7 +148,7 @@ def load(store: Store) -> Searcher:
     """
     directory = store.path / DIRECTORY
     saved, entry = _read(store)
-    index = faiss.read_index(str(entry.check_contents(directory)))
+    index = faiss.read_index(str(entry.local(directory)))
     wanted = (saved.get("dim"), len(store))
     if (index.d, index.ntotal) != wanted or saved.get("rows") != len(store):
         raise DamagedIndexError(
@@ -167,9 +168,14 @@ def _read(store: Store) -> tuple[dict[str, Any], FileEntry]:
 
 
 def check(store: Store) -> None:
-    """Compare the sha256 of the index, and look for files that do not belong; raises DamagedIndexError."""
+    """Compare the size and sha256 of the index where it lies; raises DamagedIndexError."""
     _, entry = _read(store)
     entry.check_contents(store.path / DIRECTORY)
+
+
+def check_extra(store: Store) -> None:
+    """Look for files in the index's directory that do not belong there; raises DamagedIndexError."""
+    _, entry = _read(store)
     refuse_extra(store.path / DIRECTORY, {MANIFEST, entry.name})
 
 

@@ -215,6 +215,7 @@ class Index:
         """
         self.store.check()
         factory.check(self.store)
+        factory.check_extra(self.store)
 
     def self_influence(self, top: int = 10) -> tuple[NDArray[np.float64], Ids]:
         """Return the largest squared gradient norms (top,), descending, and their ids; reads no gradient.

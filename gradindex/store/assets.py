@@ -4,30 +4,30 @@
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.errors import DamagedIndexError
-from gradindex.store.manifest import keep, publish, read_entries, read_json, temporary
+from gradindex.store.location import Location, temporary
+from gradindex.store.manifest import keep, publish, read_entries, read_json
 
 DIRECTORY = "assets"
 
 
-def manifest_path(store: Path, name: str) -> Path:
+def manifest_path(store: Location, name: str) -> Location:
     """Return the path of an asset's manifest."""
     return store / DIRECTORY / f"{name}.json"
 
 
-def exists(store: Path, name: str) -> bool:
+def exists(store: Location, name: str) -> bool:
     """Whether the asset is published."""
     return manifest_path(store, name).exists()
 
 
 def write(
-    store: Path, seal: str, name: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any] | None = None
+    store: Location, seal: str, name: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any] | None = None
 ) -> None:
     """Publish arrays by their kinds, with JSON-ready facts `about` them; what is already published stands.
 
@@ -59,7 +59,7 @@ def write(
         return
 
 
-def read(store: Path, seal: str, name: str, kinds: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def read(store: Location, seal: str, name: str, kinds: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return the arrays of an asset by kind, and what was said about them.
 
     Raises
@@ -74,7 +74,7 @@ def read(store: Path, seal: str, name: str, kinds: set[str]) -> tuple[dict[str, 
         raise DamagedIndexError(f"{path} is not of this store.")
     arrays = {}
     for kind, entry in read_entries(saved, path, kinds).items():
-        file = entry.check_contents(path.parent)
+        file = entry.local(path.parent)
         try:
             arrays[kind] = np.load(file, allow_pickle=False)
         except (ValueError, OSError) as error:

@@ -1,22 +1,20 @@
 """JSON manifests: what a store and its files are, written exclusively, read with suspicion."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gradindex.errors import DamagedIndexError
+from gradindex.store import location
+from gradindex.store.location import Location
 
 FORMAT = "gradindex store"
 VERSION = 1
 _MAX_JSON_BYTES = 64 << 20
-_TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ class Header:
         return seal(self.to_json())
 
     @classmethod
-    def read(cls, path: Path) -> "Header":
+    def read(cls, path: Location) -> "Header":
         """Read ``store.json``.
 
         Raises
@@ -102,34 +100,42 @@ class FileEntry:
         if not isinstance(self.bytes, int) or self.bytes < 0:
             raise ValueError(f"{self.bytes!r} is not a size.")
 
-    def check_size(self, directory: Path) -> Path:
-        """Return the file's path.
+    def check_size(self, directory: Location) -> Location:
+        """Return where the file lies.
 
         Raises
         ------
         DamagedIndexError
-            If the file is missing or has another size.
+            If the file is missing, has another size, or is a link that leads elsewhere.
         """
         path = directory / self.name
         try:
-            found = path.stat().st_size
-        except OSError:
-            raise DamagedIndexError(f"{path} is missing.") from None
+            found = location.size(path)
+        except OSError as error:
+            raise DamagedIndexError(_missing(path, error)) from None
         if found != self.bytes:
             raise DamagedIndexError(f"{path} is damaged: expected {self.bytes} bytes, found {found}.")
         return path
 
-    def check_contents(self, directory: Path) -> Path:
-        """Return the file's path after comparing its size and sha256; raises like `check_size`."""
+    def check_contents(self, directory: Location) -> Location:
+        """Return where the file lies after comparing its size and sha256; raises like `check_size`."""
         path = self.check_size(directory)
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.sha256:
+        if location.digest(path) != self.sha256:
             raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
         return path
 
+    def local(self, directory: Location, *, checked: bool = True) -> Path:
+        """Return a path of this machine with the file's contents.
 
-def read_entries(saved: dict[str, Any], path: Path, kinds: set[str]) -> dict[str, FileEntry]:
+        Its size is compared; with `checked`, its sha256, too. Raises like `check_size`.
+        """
+        copy = location.local(self.check_size(directory), self.bytes, self.sha256)
+        if checked:
+            FileEntry(copy.name, self.bytes, self.sha256).check_contents(copy.parent)
+        return copy
+
+
+def read_entries(saved: dict[str, Any], path: Location, kinds: set[str]) -> dict[str, FileEntry]:
     """Return the ``files`` of a manifest read from `path`; raises DamagedIndexError unless they are `kinds`."""
     try:
         entries = {kind: FileEntry(**entry) for kind, entry in saved["files"].items()}
@@ -145,7 +151,7 @@ def seal(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Location) -> dict[str, Any]:
     """Return the JSON object in `path`, without its seal.
 
     Raises
@@ -154,12 +160,12 @@ def read_json(path: Path) -> dict[str, Any]:
         If there is none, or its contents do not match its seal.
     """
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
+        if location.size(path) > _MAX_JSON_BYTES:
             raise DamagedIndexError(f"{path} is damaged: larger than {_MAX_JSON_BYTES} bytes.")
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DamagedIndexError(f"{path} is missing.") from None
-    except (ValueError, RecursionError) as error:
+        saved = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise DamagedIndexError(_missing(path, error)) from None
+    except (ValueError, RecursionError, OSError) as error:
         raise DamagedIndexError(f"{path} is damaged: {error}") from None
     if not isinstance(saved, dict):
         raise DamagedIndexError(f"{path} is damaged: expected a JSON object.")
@@ -168,42 +174,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return saved
 
 
-@contextlib.contextmanager
-def temporary(directory: Path) -> Iterator[Path]:
-    """Yield a path in `directory` for a file to be written and then moved; removed if it is still there."""
-    path = directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+def _missing(path: Location, error: OSError) -> str:
+    return f"{path} is missing." if error.strerror != location.NO_FILE else f"{path} is damaged: {error.strerror}."
 
 
-def is_temporary(path: Path) -> bool:
-    """Whether a killed process may have left this file of `temporary`."""
-    return path.name.startswith(_TEMPORARY)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def keep(written: Path, directory: Path, suffix: str) -> FileEntry:
+def keep(written: Path, directory: Location, suffix: str) -> FileEntry:
     """Move a finished file to the name that its contents give it, durably, and return its entry."""
-    with written.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = location.digest(written)
     name = suffix.replace("<tag>", digest[:16])
     entry = FileEntry(name, written.stat().st_size, digest)
-    sync(written)
-    os.replace(written, directory / name)
+    location.move(written, directory / name)
     return entry
 
 
-def publish(path: Path, value: dict[str, Any], *, replace: bool = False) -> None:
+def publish(path: Location, value: dict[str, Any], *, replace: bool = False) -> None:
     """Write JSON and its seal to `path` so that readers see all of it or nothing.
 
     Raises
@@ -211,12 +195,5 @@ def publish(path: Path, value: dict[str, Any], *, replace: bool = False) -> None
     FileExistsError
         If `path` exists, unless `replace`.
     """
-    with temporary(path.parent) as part:
-        sealed = {**value, "seal": seal(value)}
-        part.write_text(json.dumps(sealed, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        sync(part)
-        if replace:
-            os.replace(part, path)
-        else:
-            os.link(part, path)
-    sync(path.parent)
+    text = json.dumps({**value, "seal": seal(value)}, indent=1, sort_keys=True) + "\n"
+    (location.replace if replace else location.create)(path, text.encode())

@@ -5,24 +5,24 @@ one is noticed, except for the last.
 """
 
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError
-from gradindex.store.manifest import is_temporary, publish, read_json, seal
+from gradindex.store.location import Location, is_temporary, listing
+from gradindex.store.manifest import publish, read_json, seal
 
 DIRECTORY = "removals"
 _IDS_PER_FILE = 1_000_000
 
 
-def file(store: Path, number: int) -> Path:
+def file(store: Location, number: int) -> Location:
     """Return the path of the tombstones number 1, 2, ..."""
     return store / DIRECTORY / f"{number:06}.json"
 
 
-def read(store: Path, store_seal: str) -> tuple[Ids, int, str]:
+def read(store: Location, store_seal: str) -> tuple[Ids, int, str]:
     """Return the removed ids, how many files name them, and the seal of the last one.
 
     Raises
@@ -48,7 +48,7 @@ def read(store: Path, store_seal: str) -> tuple[Ids, int, str]:
     raise AssertionError  # unreachable: numbers do not end
 
 
-def write(store: Path, store_seal: str, ids: Ids) -> None:
+def write(store: Location, store_seal: str, ids: Ids) -> None:
     """Publish tombstones of `ids`, behind those that other processes may publish meanwhile."""
     (store / DIRECTORY).mkdir(exist_ok=True)
     for begin in range(0, len(ids), _IDS_PER_FILE):
@@ -63,10 +63,10 @@ def write(store: Path, store_seal: str, ids: Ids) -> None:
                 continue
 
 
-def _refuse_later(store: Path, missing: int) -> None:
+def _refuse_later(store: Location, missing: int) -> None:
     directory = store / DIRECTORY
     known = {file(store, number).name for number in range(1, missing)}
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+    for path in listing(directory):
         # One that was published since the reader looked is no gap.
         if path.name not in known and not is_temporary(path) and not file(store, missing).exists():
             raise DamagedIndexError(f"{path} belongs to no manifest of this index: {file(store, missing)} is missing.")

@@ -1,9 +1,9 @@
 """One shard: rows `start` to `stop` of the dataset as NumPy and Parquet files and a manifest."""
 
+import hashlib
 import io
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError
-from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json, temporary
+from gradindex.store.location import Location, temporary
+from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json
 
 _ARRAYS = ("sketch", "norm", "id")
 _BLOCK_ROWS = 64
@@ -41,7 +42,7 @@ def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
     return unit
 
 
-def write_shard(directory: Path, number: int, rows: Rows, header: Header) -> None:
+def write_shard(directory: Location, number: int, rows: Rows, header: Header) -> None:
     """Write and publish a shard of `header`'s store into `directory`; what another builder published first stands."""
     arrays: dict[str, NDArray[Any]] = dict(zip(_ARRAYS, (rows.sketches, rows.norms, rows.ids), strict=True))
     entries: dict[str, FileEntry] = {}
@@ -63,7 +64,7 @@ def write_shard(directory: Path, number: int, rows: Rows, header: Header) -> Non
         return
 
 
-def manifest_path(directory: Path, number: int) -> Path:
+def manifest_path(directory: Location, number: int) -> Location:
     """Return the path of a shard's manifest."""
     return directory / f"{number:06d}.json"
 
@@ -77,7 +78,7 @@ class Shard:
         If a file is missing or not what the manifest and the header say.
     """
 
-    def __init__(self, directory: Path, number: int, header: Header) -> None:
+    def __init__(self, directory: Location, number: int, header: Header) -> None:
         path = manifest_path(directory, number)
         saved = read_json(path)
         self.start, self.stop = header.span(number)
@@ -87,10 +88,9 @@ class Shard:
             raise DamagedIndexError(f"{path} is damaged: expected {len(self)} rows, found {saved.get('rows')}.")
         self._directory, self._manifest = directory, path
         self._entries = read_entries(saved, path, {*_ARRAYS, "columns"})
-        self._entries["columns"].check_size(directory)
-        for kind in ("norm", "id"):  # small; the sketches' blocks are checked when they are first read
-            self._entries[kind].check_contents(directory)
-        self.sketches = self._map("sketch", np.float16, (len(self), header.dim))
+        # Everything is mapped now: what is deleted later, by a compaction, stays readable here.
+        self._columns = self._bytes_of_columns()
+        self.sketches = self._map("sketch", np.float16, (len(self), header.dim))  # checked when first read
         self._sums = _block_sums(saved, len(self), path)
         self._good = np.zeros(len(self._sums), bool)
         self.norms = self._map("norm", np.float32, (len(self),))
@@ -129,9 +129,11 @@ class Shard:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Read the Parquet columns."""
-        path = self._entries["columns"].check_contents(self._directory)
+        path, data = self._directory / self._entries["columns"].name, self._columns
+        if hashlib.sha256(data.data).hexdigest() != self._entries["columns"].sha256:
+            raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(pa.BufferReader(pa.py_buffer(data)))
         except (pa.ArrowException, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
         return {name: table.column(name).to_numpy() for name in table.column_names}
@@ -141,8 +143,16 @@ class Shard:
         for entry in self._entries.values():
             entry.check_contents(self._directory)
 
+    def _bytes_of_columns(self) -> NDArray[np.uint8]:
+        entry = self._entries["columns"]
+        path = entry.local(self._directory, checked=False)
+        try:
+            return np.memmap(path, np.uint8, "r", shape=(entry.bytes,))
+        except (ValueError, OSError) as error:
+            raise DamagedIndexError(f"{path} is damaged: {error}") from None
+
     def _map(self, kind: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        path = self._entries[kind].check_size(self._directory)
+        path = self._entries[kind].local(self._directory, checked=kind != "sketch")
         header = _npy_header(dtype, shape)
         with path.open("rb") as file:
             found = file.read(len(header))
@@ -159,7 +169,7 @@ def _in_blocks(sketches: NDArray[np.float16]) -> list[NDArray[np.float16]]:
     return [rows[begin : begin + _BLOCK_ROWS] for begin in range(0, len(rows), _BLOCK_ROWS)]
 
 
-def _block_sums(saved: dict[str, Any], rows: int, path: Path) -> list[int]:
+def _block_sums(saved: dict[str, Any], rows: int, path: Location) -> list[int]:
     blocks = saved.get("blocks")
     sums = blocks.get("crc32") if isinstance(blocks, dict) and blocks.get("rows") == _BLOCK_ROWS else None
     if not isinstance(sums, list) or len(sums) != -(-rows // _BLOCK_ROWS):

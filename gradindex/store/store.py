@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.store import removals
 from gradindex.store.columns import as_columns
-from gradindex.store.manifest import Header, is_temporary, publish
+from gradindex.store.location import Location, is_temporary, listing, locate
+from gradindex.store.manifest import Header, publish
 from gradindex.store.shard import Rows, Shard, manifest_path, normalise, write_shard
 
 HEADER = "store.json"
@@ -28,12 +28,12 @@ class Store:
     dataset position.
     """
 
-    def __init__(self, path: str | Path, header: Header) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Location, header: Header) -> None:
+        self.path = locate(path)
         self.header = header
 
     @classmethod
-    def create(cls, path: str | Path, header: Header) -> "Store":
+    def create(cls, path: str | Location, header: Header) -> "Store":
         """Start a store at `path`, or continue the same one.
 
         Raises
@@ -43,10 +43,10 @@ class Store:
         MismatchError
             If it holds a store of something else; the message names the differences.
         """
-        path = Path(path)
+        path = locate(path)
         if path.exists() and not path.is_dir():
             raise IndexExistsError(f"{path} is a file; give a directory.")
-        strangers = path.is_dir() and any(not is_temporary(p) for p in path.iterdir())
+        strangers = any(not is_temporary(p) for p in listing(path))
         if strangers and not (path / HEADER).exists():
             raise IndexExistsError(f"{path} is not empty and holds no gradindex store; give another directory.")
         path.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class Store:
         return cls(path, header)
 
     @classmethod
-    def open(cls, path: str | Path) -> "Store":
+    def open(cls, path: str | Location) -> "Store":
         """Open a complete store for reading.
 
         Raises
@@ -76,7 +76,7 @@ class Store:
             If it is incomplete, or a file is missing or of another size than its manifest says; `check` compares
             contents.
         """
-        path = Path(path)
+        path = locate(path)
         if not (path / HEADER).exists():
             raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
         store = cls(path, Header.read(path / HEADER))
@@ -84,7 +84,7 @@ class Store:
         if missing:
             raise DamagedIndexError(
                 f"{path} is incomplete: {len(missing)} of {store.header.shards} shards are missing "
-                f"(the first is {manifest_path(Path(SHARDS), missing[0])}). Run the same build again to continue."
+                f"(the first is {SHARDS}/{missing[0]:06d}.json). Run the same build again to continue."
             )
         _ = store.shards, store.alive  # maps every file, after comparing its size; and what is removed by now
         return store
@@ -243,7 +243,7 @@ class Store:
         sketch: NDArray[Any],
         ids: NDArray[Any],
         norms: NDArray[Any],
-        path: str | Path,
+        path: str | Location,
         *,
         columns: Any = None,
         shard_rows: int | None = None,
@@ -292,7 +292,7 @@ class Store:
             versions={},
             columns=sorted(every),
         )
-        if (Path(path) / HEADER).exists():
+        if (locate(path) / HEADER).exists():
             raise IndexExistsError(f"{path} already holds a gradindex store; give another directory.")
         store = cls.create(path, header)
         for number in range(header.shards):
@@ -315,9 +315,9 @@ def _check_arrays(sketch: NDArray[Any], ids: NDArray[Any], norms: NDArray[Any]) 
         raise ValueError("sketch and norms must be finite, and norms not negative.")
 
 
-def refuse_extra(directory: Path, known: set[str]) -> None:
+def refuse_extra(directory: Location, known: set[str]) -> None:
     """Raise DamagedIndexError if there is a file that is neither `known` nor a killed build's temporary one."""
-    for path in sorted(directory.iterdir()):
+    for path in listing(directory):
         if path.name not in known and not is_temporary(path):
             raise DamagedIndexError(f"{path} belongs to no manifest of this index; gradindex repair removes it.")
 
