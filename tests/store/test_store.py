@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -293,3 +294,22 @@ def test_unknown_ids_are_refused(filled):
 def test_an_empty_header_is_refused():
     with pytest.raises(ValueError, match="rows must be a positive integer"):
         header(rows=0)
+
+
+def test_links_and_pipes_are_not_followed(filled, tmp_path):
+    store, _ = filled
+    path = next((store.path / "shards").glob("000001.*.norm.npy"))
+    data = path.read_bytes()
+    (tmp_path / "elsewhere").write_bytes(data)
+    for replace in (lambda: path.symlink_to(tmp_path / "elsewhere"), lambda: os.mkfifo(path), path.mkdir):
+        path.unlink()
+        replace()
+        with pytest.raises(DamagedIndexError, match=r"norm\.npy is damaged: not a plain file"):
+            Store.open(store.path)
+        path.rmdir() if path.is_dir() else path.unlink()
+        path.write_bytes(data)
+    header = store.path / "store.json"
+    header.rename(tmp_path / "header")
+    header.symlink_to(tmp_path / "header")
+    with pytest.raises(DamagedIndexError, match=r"store\.json is damaged: not a plain file"):
+        Store.open(store.path)
