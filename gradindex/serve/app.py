@@ -129,9 +129,9 @@ def routes(service: Service) -> APIRouter:
     async def audit() -> Response:
         """Return the last audit of the index, measured by `gradindex verify`."""
         path = service.path / AUDIT
-        if not path.is_file():
+        if not path.exists():
             raise HTTPException(404, "This index has no audit yet: gradindex verify makes one.")
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_bytes())
         return reply(models.Audit.model_validate(saved))
 
     @router.get("/healthz", response_model=models.Health, tags=["operation"])
