@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradindex.adding import add
     from gradindex.builder import build, index_store, load
+    from gradindex.compacting import compact
     from gradindex.embedding import embed, exact_gradients
     from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
     from gradindex.explainer import GradientSimilarity
@@ -24,6 +26,8 @@ __version__ = "0.1.0"
 
 # Loaded when first used, so that importing gradindex costs next to nothing.
 _HOMES = {
+    "add": "adding",
+    "compact": "compacting",
     "build": "builder",
     "index_store": "builder",
     "load": "builder",
@@ -63,7 +67,9 @@ __all__ = [
     "MismatchError",
     "Rademacher",
     "Store",
+    "add",
     "build",
+    "compact",
     "embed",
     "exact_gradients",
     "index_store",

@@ -1,7 +1,7 @@
 """Building an index on disk, shard by shard, and opening it again."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from gradindex import landmarks, replacing
+from gradindex.batches import Ids
 from gradindex.embedding import Block, embed_rows, embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
 from gradindex.gradients import threads
-from gradindex.gradients.base import log
+from gradindex.gradients.base import Projector, log
 from gradindex.index import factory
 from gradindex.index.index import Index
 from gradindex.job import Job
@@ -86,14 +87,14 @@ def build(
     sketch = sketch or CountSketch()
     replaced = overwrite and replacing.begin(out)
     target = replacing.aside(out) if replaced else out
-    header = _header(job, sketch, check_seed(seed), batch_size, shard_rows, _begun(target))
-    factory.plan(header, index)  # a mistake here should not cost an embedding
+    wanted = header(job, sketch, check_seed(seed), batch_size, shard_rows, begun(target))
+    factory.plan(wanted, index)  # a mistake here should not cost an embedding
     if replaced:
-        new = replacing.beside(out, header)
+        new = replacing.beside(out, wanted)
         summary = _fill(job, new, index, progress)
         replacing.finish(out)
         return _opened(Store.open(out), job, summary)
-    store = Store.create(out, header)
+    store = Store.create(out, wanted)
     if not store.missing() and factory.exists(store):
         raise IndexExistsError(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
@@ -147,25 +148,29 @@ def load(path: str | Location, job: Any = None, **options: Any) -> Any:
     path = locate(path)
     if isinstance(path, Path) and (path / MANIFEST).exists():
         return GradientSimilarity.load(path, job, **options)
-    store = Store.open(path)
+    index = Index.open(path, job)
     if job is not None:
-        check_job(store, job)
-    return Index(store, job)
+        check_job(index.store, job)
+    return index
 
 
-def check_job(store: Store, job: Job) -> None:
-    """Raise MismatchError unless the job's model, parameters and number of samples are the store's."""
-    saved = store.header
+def check_job(store: Store, job: Job, *, longer: bool = False) -> None:
+    """Raise MismatchError unless the job's model, parameters and number of samples are the store's.
+
+    With `longer`, the job may have more samples.
+    """
+    saved, rows = store.header, store.state.positions
     if saved.backend == "none":
         raise MismatchError(f"{store.path} was made from arrays; it has no job, and can only be searched by vectors.")
-    differences = model_differences(saved, _header(job, CountSketch(), 0, 1, 1))
-    if len(job.source) != saved.rows:
-        differences.append(f"the dataset has {len(job.source)} samples, the index {saved.rows}")
+    differences = model_differences(saved, header(job, CountSketch(), 0, 1, 1))
+    if len(job.source) != rows and not (longer and len(job.source) > rows):
+        added = f" ({rows - saved.rows} of them were added)" if rows > saved.rows else ""
+        differences.append(f"the dataset has {len(job.source)} samples, the index {rows}{added}")
     if differences:
         raise MismatchError(f"{store.path} was built from something else: {'; '.join(differences)}.")
 
 
-def _begun(path: Location) -> Header | None:
+def begun(path: Location) -> Header | None:
     """Return the header of an unfinished build at `path`, if there is one."""
     if not (path / HEADER).exists():
         return None
@@ -173,18 +178,18 @@ def _begun(path: Location) -> Header | None:
     return store.header if store.missing() else None
 
 
-def _header(
+def header(
     job: Job,
     sketch: Sketch,
     seed: int,
     batch_size: int | None,
     shard_rows: int | None,
-    begun: Header | None = None,
+    before: Header | None = None,
 ) -> Header:
-    """Return the header of a build; what is not asked for is as in the build that was `begun`."""
+    """Return the header of a build; what is not asked for is as in the build that was begun `before`."""
     engine = job.engine
-    if begun is not None:
-        batch_size, shard_rows = batch_size or begun.batch_size, shard_rows or begun.shard_rows
+    if before is not None:
+        batch_size, shard_rows = batch_size or before.batch_size, shard_rows or before.shard_rows
     fitting = embedding_batch_size(job)  # decides the paths that the header reports, too
     dim = sketch.bind(engine.parameters, seed).width
     return Header(
@@ -205,7 +210,7 @@ def _header(
             name: str(import_module(name).__version__) for name in ("gradindex", "numpy", "faiss", engine.backend)
         },
         columns=sorted(as_columns(job.columns, len(job.source))),
-        threads=begun.threads if begun and engine.backend == "torch" else threads.count(engine.backend),
+        threads=before.threads if before and engine.backend == "torch" else threads.count(engine.backend),
         deterministic=engine.deterministic,
     )
 
@@ -243,14 +248,20 @@ def _fill(job: Job, store: Store, index: str, progress: bool | None) -> BuildSum
     )
 
 
-def embed_missing(job: Job, store: Store, progress: bool | None = None) -> int:
-    """Embed and publish the shards that a store lacks; return how many samples were embedded."""
+def embed_missing(
+    job: Job, store: Store, progress: bool | None = None, projector: Projector | None = None, ids: Ids | None = None
+) -> int:
+    """Embed and publish the shards that a store lacks; return how many samples were embedded.
+
+    Of a store that is to be a part of another one, `projector` is that of the other one. With `ids`, they are those of
+    the job's samples; else samples' positions.
+    """
     header, missing = store.header, store.missing()
     if not missing:
         return 0
     _check_versions(store)
-    projector = landmarks.bound(store, job, create=True)
-    extra = as_columns(job.columns, header.rows)
+    projector = projector or landmarks.bound(store, job, create=True)
+    extra = as_columns(job.columns, len(job.source))
     left = sum(header.span(number)[1] - header.span(number)[0] for number in missing)
     embedded = 0
     with (
@@ -258,7 +269,7 @@ def embed_missing(job: Job, store: Store, progress: bool | None = None) -> int:
         threads.using(header.backend, header.threads),
     ):
         for number in missing:
-            start, stop = header.span(number)
+            start, stop = (header.first + place for place in header.span(number))
             if store.has(number):  # another builder was here in the meantime
                 advance(stop - start)
                 continue
@@ -266,7 +277,8 @@ def embed_missing(job: Job, store: Store, progress: bool | None = None) -> int:
             for block in embed_rows(job, projector, header.batch_size, start, stop):
                 blocks.append(block)
                 advance(len(block.ids))
-            store.write(number, _rows(blocks, {name: values[start:stop] for name, values in extra.items()}))
+            rows = _rows(blocks, {name: values[start:stop] for name, values in extra.items()})
+            store.write(number, rows if ids is None else replace(rows, ids=ids[start:stop]))
             embedded += stop - start
     return embedded
 

@@ -5,13 +5,14 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gradindex import kernels
 from gradindex.batches import Source, as_source
+from gradindex.chain import Chain
 from gradindex.gradients import Backend, backend_of, make_engine
 from gradindex.gradients.base import Engine
 
@@ -105,6 +106,27 @@ class Job:
     def source(self) -> Source:
         """The dataset in its fixed order."""
         return as_source(self.dataset)
+
+    def extended(self, dataset: Any, columns: Any = None) -> "Job":
+        """Return the job over this dataset and, behind it, another one.
+
+        Parameters
+        ----------
+        dataset
+            More samples, in any of the forms that `dataset` may have.
+        columns
+            The user's columns of these samples; of the same names as this job's.
+
+        Raises
+        ------
+        ValueError
+            If the names differ, or the dataset is empty.
+        """
+        from gradindex.store.columns import extended
+
+        more = as_source(dataset)
+        chain = Chain([self.source, more])
+        return replace(self, dataset=chain, columns=extended(self.columns, len(self.source), columns, len(more)))
 
 
 class JobReferenceError(ValueError):

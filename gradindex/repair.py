@@ -1,32 +1,39 @@
 """Mending a damaged index: what is disposable is built anew, damaged shards are embedded again, the rest is kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import pyarrow as pa
+
+from gradindex import landmarks
 from gradindex.builder import check_job, embed_missing
+from gradindex.chain import Picked
+from gradindex.compacting import delete_replaced
 from gradindex.errors import DamagedIndexError
 from gradindex.gradients.base import log
 from gradindex.index import factory
 from gradindex.job import Job
-from gradindex.store import Header, Store, removals
+from gradindex.store import Header, Store, changes
+from gradindex.store.changes import Part, State
+from gradindex.store.columns import as_columns
 from gradindex.store.location import Location, listing, locate, remove_tree
 from gradindex.store.manifest import read_json
 from gradindex.store.shard import Shard, manifest_path
-from gradindex.store.store import HEADER, PARTS, SHARDS
-from gradindex.verify import AUDIT
+from gradindex.store.store import AUDIT, HEADER, KNOWN, PARTS, SHARDS
 
 
 @dataclass(frozen=True)
 class Repair:
     """What `repair` did: shards embedded again, whether the FAISS index was built again, and files removed."""
 
-    shards: tuple[int, ...]
+    shards: tuple[str, ...]
     index: bool
     removed: tuple[str, ...]
 
     def __str__(self) -> str:
         if not (self.shards or self.index or self.removed):
             return "Nothing was damaged."
-        parts = [f"embedded shards {list(self.shards)} again"] if self.shards else []
+        parts = [f"embedded shards {', '.join(self.shards)} again"] if self.shards else []
         parts += ["built the FAISS index again"] if self.index else []
         parts += [f"removed {', '.join(self.removed)}"] if self.removed else []
         return "; ".join(parts).capitalize() + "."
@@ -64,46 +71,78 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     if not (path / HEADER).exists():
         raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
     store = Store(path, Header.read(path / HEADER))
-    known, bad = _inspect(store)
+    state = store.state  # nothing else says what was added or removed: if it is damaged, say so
+    found = [(part, one, *_inspect(one)) for part, one in zip(state.parts, map(store.part, state.parts), strict=True)]
+    said = [why for *_, damaged in found for why in damaged.values()]
+    bad = [f"{part.name}/{number}".lstrip("/") for part, _, _, damaged in found for number in damaged]
     if bad and job is None:
-        names = "; ".join(bad.values())
-        raise ValueError(f"Shards {sorted(bad)} have to be embedded again, which needs the job. {names}")
+        raise ValueError(f"Shards {', '.join(bad)} have to be embedded again, which needs the job. {'; '.join(said)}")
     if job is not None:
         check_job(store, job)
-    lists = removals.read(path, store.header.seal)[1]  # nothing else says what was removed: if damaged, say so
     wanted = factory.saved_factory(store)
-    removed = _sweep(path / SHARDS, known) + _sweep(path, PARTS)
-    numbered = {removals.file(path, number + 1).name for number in range(lists)}
-    removed += _sweep(path / removals.DIRECTORY, numbered)
-    for number in bad:
-        manifest_path(path / SHARDS, number).unlink(missing_ok=True)
-    if bad and job is not None:
-        embed_missing(job, store, progress)
+    removed = _sweep_store(store)
+    for part, one, known, damaged in found:
+        removed += _sweep(one.path / SHARDS, known)
+        for number in damaged:
+            manifest_path(one.path / SHARDS, number).unlink(missing_ok=True)
+        if damaged and job is not None:
+            _embed_again(store, part, one, job, progress)
     _ = store.alive  # raises if a removed sample is none of this store
     rebuild = not _sound(store)
     if rebuild:
         remove_tree(path / factory.DIRECTORY)
         factory.build(store, wanted, store.header.seed)
-    entry = factory.saved_entry(store)
-    removed += _sweep(path / factory.DIRECTORY, {factory.MANIFEST, entry.name if entry else ""})
-    removed += _bad_audit(path / AUDIT)
-    done = Repair(tuple(sorted(bad)), rebuild, tuple(removed))
+    removed += _sweep(path / factory.DIRECTORY, factory.names(store)) + _bad_audit(path / AUDIT)
+    done = Repair(tuple(bad), rebuild, tuple(removed))
     log.info("%s", done)
     return done
 
 
-def _inspect(store: Store) -> tuple[set[str], dict[int, str]]:
+def _inspect(part: Store) -> tuple[set[str], dict[int, str]]:
     """Return the names of sound shards' files, and what is wrong with the other shards."""
     known: set[str] = set()
     bad: dict[int, str] = {}
-    for number in range(store.header.shards):
+    for number in range(part.header.shards):
         try:
-            shard = Shard(store.path / SHARDS, number, store.header)
+            shard = Shard(part.path / SHARDS, number, part.header)
             shard.check()
+            _ = shard.table()
             known |= shard.files
         except DamagedIndexError as error:
             bad[number] = str(error)
     return known, bad
+
+
+def _embed_again(store: Store, part: Part, one: Store, job: Job, progress: bool | None) -> None:
+    """Embed the missing shards of a part: those of a compaction hold the samples that were not removed before it."""
+    if part.at is None:
+        embed_missing(job, one, progress, landmarks.bound(store, job) if part.name else None)
+        return
+    before = next(state for state in changes.history(store.path, store.header) if state.number == part.at)
+    kept = np.setdiff1d(np.arange(before.positions), before.removed)
+    columns = {name: values.take(pa.array(kept)) for name, values in as_columns(job.columns, len(job.source)).items()}
+    some = replace(job, dataset=Picked(job.source, kept), columns=columns)
+    embed_missing(some, one, progress, landmarks.bound(store, job), kept)
+
+
+def _sweep_store(store: Store) -> list[str]:
+    """Delete what no change names: parts that can no longer be added, replaced ones, temporary files."""
+    path, state = store.path, store.state
+    removed = delete_replaced(store)
+    for one in listing(path / PARTS):
+        if one.name not in {part.name for part in state.parts} and not _may_be_added(one, state):
+            remove_tree(one)
+            removed.append(f"{PARTS}/{one.name}")
+    numbered = {changes.HEAD, *map(changes.name, range(1, state.number + 1))}
+    return removed + _sweep(path, KNOWN) + _sweep(path / changes.DIRECTORY, numbered)
+
+
+def _may_be_added(part: Location, state: State) -> bool:
+    """Whether a part that is not there yet is one that the same call of `gradindex.add` would continue."""
+    try:
+        return Header.read(part / HEADER).first == state.positions
+    except DamagedIndexError:
+        return False
 
 
 def _sound(store: Store) -> bool:

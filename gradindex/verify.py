@@ -135,7 +135,9 @@ def _exact_answers(
         values = np.empty((len(gradients), len(store)), np.float32)
         for part, found in exact.gradient_blocks(job.engine, job.source):
             dots = exact.dots(gradients, found.gradients)
-            values[:, store.rows_of(part.ids)] = kernels.values(kernel, dots, norms, exact.norms(found.gradients))
+            there = np.isin(part.ids, store.ids)  # a compaction leaves removed samples out
+            every = kernels.values(kernel, dots, norms, exact.norms(found.gradients))
+            values[:, store.rows_of(part.ids[there])] = every[:, there]
         sketches = index.sketches(gradients, norms)
         cosines = sketches @ store.gather(sample).T
         for line, norm in enumerate(norms):

@@ -51,3 +51,12 @@ def not_a_job():
 
 def failing_job():
     raise RuntimeError("the data are on another planet")
+
+
+def longer_job(rows):
+    """The digits job with another number of samples."""
+    return gradindex.Job(trained(), nn.CrossEntropyLoss(), digits(rows))
+
+
+def more_job():
+    return longer_job(ROWS + 60)

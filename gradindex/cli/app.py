@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from gradindex.cli.changes import Out, add, compact, remove
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.influence import self_influence
 from gradindex.cli.serve import serve
@@ -25,12 +26,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(evaluate)
+app.command()(add)
+app.command()(remove)
+app.command()(compact)
 app.command("self-influence")(self_influence)
 app.command()(serve)
 out = Console()
 err = Console(stderr=True)
 
-Out = Annotated[str, typer.Argument(metavar="OUT", help="Directory of the index, or a URL such as s3://bucket/index.")]
 JobName = Annotated[
     str,
     typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns a gradindex.Job; MODULE may be a .py file."),
@@ -136,18 +139,6 @@ def explain(
 
 
 @app.command()
-def remove(
-    path: Out,
-    ids: Annotated[str, typer.Option("--ids", help="Training rows to remove, such as 3,14.")],
-) -> None:
-    """Remove training samples from all answers; indexes that are open now keep finding them."""
-    from gradindex.store import Store
-
-    count = Store.open(path).remove(_ids(ids))
-    out.print(f"Removed {count} samples.")
-
-
-@app.command()
 def verify(
     path: Out,
     job: JobName,
@@ -229,9 +220,10 @@ def describe(index: Any) -> dict[str, Any]:
     norms = index.store.norms
     return {
         "path": str(index.store.path),
-        "samples": header.rows,
+        "samples": len(index),
         "removed": 0 if index.store.alive is None else int((~index.store.alive).sum()),
-        "shards": header.shards,
+        "shards": len(index.store.shards),
+        "parts": len(index.store.state.parts),
         "sketch": header.sketch,
         "seed": header.seed,
         "dim": header.dim,

@@ -1,5 +1,6 @@
 """Choosing, building, saving and opening a FAISS index over a store's rows. Disposable: the store is the truth."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +14,9 @@ from gradindex.errors import DamagedIndexError
 from gradindex.sketch import from_json
 from gradindex.sketch.countsketch import fold
 from gradindex.store import Header, Store
-from gradindex.store.location import temporary
-from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json
+from gradindex.store.location import Location, listing, temporary
+from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json, refuse_extra
 from gradindex.store.shard import normalise
-from gradindex.store.store import refuse_extra
 
 FLAT_ROWS = 100_000
 """Up to here an exact scan is fast enough."""
@@ -67,8 +67,8 @@ def choose(rows: int, dim: int, foldable: bool) -> tuple[str, int]:
     return f"IVF{lists},SQ8", width
 
 
-def plan(header: Header, index: str) -> tuple[str, int]:
-    """Return the factory string and width that `build` will use, before there are any rows.
+def plan(header: Header, index: str, rows: int | None = None) -> tuple[str, int]:
+    """Return the factory string and width that `build` will use for `rows` (None: the header's), before there are any.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def plan(header: Header, index: str) -> tuple[str, int]:
     """
     factory, dim = index, header.dim
     if index == "auto":
-        factory, dim = choose(header.rows, header.dim, _foldable(header))
+        factory, dim = choose(rows or header.rows, header.dim, _foldable(header))
     _new(factory, dim)
     return factory, dim
 
@@ -101,22 +101,40 @@ def build(store: Store, index: str, seed: int, advance: Callable[[int], None] = 
     ValueError
         If FAISS does not know the string, or cannot train it on this many rows.
     """
-    factory, dim = plan(store.header, index)
+    factory, dim = plan(store.header, index, len(store))
     built = _new(factory, dim)
     if not built.is_trained:
         _train(built, factory, store, dim, seed)
     for _, rows in store.blocks():
         built.add(_as_vectors(rows, dim))
         advance(len(rows))
+    _save(store, built, factory)
+
+
+def extend(before: Store, after: Store) -> None:
+    """Save the index of `after`, which has the rows of `before` and more: that of `before` with those rows added.
+
+    Raises
+    ------
+    DamagedIndexError
+        If the index of `before` is damaged.
+    """
+    searcher = load(before)
+    for _, rows in after.blocks(first=len(before)):
+        searcher.index.add(_as_vectors(rows, searcher.dim))
+    _save(after, searcher.index, searcher.factory)
+
+
+def _save(store: Store, built: Any, factory: str) -> None:
     directory = store.path / DIRECTORY
     directory.mkdir(exist_ok=True)
     with temporary(directory) as part:
         faiss.write_index(built, str(part))
         entry = keep(part, directory, "<tag>.faiss")
-    place = {"store": store.header.seal, "rows": len(store)}
-    saved = {**place, "factory": factory, "dim": dim, "files": {"faiss": vars(entry)}}
+    place = {"store": store.state.rows_seal, "rows": len(store)}
+    saved = {**place, "factory": factory, "dim": built.d, "files": {"faiss": vars(entry)}}
     before = saved_entry(store)
-    publish(directory / MANIFEST, saved, replace=True)
+    publish(manifest_path(store), saved, replace=True)
     if before is not None and before.name != entry.name:
         (directory / before.name).unlink(missing_ok=True)  # open indexes hold it in memory
 
@@ -135,7 +153,29 @@ def _foldable(header: Header) -> bool:
 
 def exists(store: Store) -> bool:
     """Whether the store has an index."""
-    return (store.path / DIRECTORY / MANIFEST).exists()
+    return manifest_path(store).exists()
+
+
+def manifest_path(store: Store) -> Location:
+    """Return where the manifest of the index over a store's rows lies; there is one for every set of rows."""
+    state = store.state
+    return (
+        store.path / DIRECTORY / (MANIFEST if state.rows_seal == store.header.seal else f"{state.rows_seal[:16]}.json")
+    )
+
+
+def names(store: Store) -> set[str]:
+    """Return the names of the files of the index over a store's rows."""
+    entry = saved_entry(store)
+    return {manifest_path(store).name} | ({entry.name} if entry else set())
+
+
+def delete(store: Store) -> None:
+    """Delete the index over a store's rows, when they are no longer the last."""
+    entry = saved_entry(store)
+    manifest_path(store).unlink(missing_ok=True)
+    if entry is not None and entry.name not in files(store):  # the same rows in other parts have the same index
+        (store.path / DIRECTORY / entry.name).unlink(missing_ok=True)
 
 
 def load(store: Store) -> Searcher:
@@ -147,8 +187,14 @@ def load(store: Store) -> Searcher:
         If a file is missing or damaged; it is checked against its sha256 before FAISS reads it.
     """
     directory = store.path / DIRECTORY
-    saved, entry = _read(store)
-    index = faiss.read_index(str(entry.local(directory)))
+    while True:
+        saved, entry = _read(store)
+        try:
+            index = faiss.read_index(str(entry.local(directory)))
+            break
+        except DamagedIndexError:
+            if _read(store)[1] == entry:  # else it was replaced while it was read
+                raise
     wanted = (saved.get("dim"), len(store))
     if (index.d, index.ntotal) != wanted or saved.get("rows") != len(store):
         raise DamagedIndexError(
@@ -160,9 +206,9 @@ def load(store: Store) -> Searcher:
 
 
 def _read(store: Store) -> tuple[dict[str, Any], FileEntry]:
-    path = store.path / DIRECTORY / MANIFEST
+    path = manifest_path(store)
     saved = read_json(path)
-    if saved.get("store") != store.header.seal:
+    if saved.get("store") != store.state.rows_seal:
         raise DamagedIndexError(f"{path} is not of this store.")
     return saved, read_entries(saved, path, {"faiss"})["faiss"]
 
@@ -175,8 +221,17 @@ def check(store: Store) -> None:
 
 def check_extra(store: Store) -> None:
     """Look for files in the index's directory that do not belong there; raises DamagedIndexError."""
-    _, entry = _read(store)
-    refuse_extra(store.path / DIRECTORY, {MANIFEST, entry.name})
+    refuse_extra(store.path / DIRECTORY, files(store))
+
+
+def files(store: Store) -> set[str]:
+    """Return the names of all files that belong to an index, also of rows that are being added by another process."""
+    known: set[str] = set()
+    for path in listing(store.path / DIRECTORY):
+        with contextlib.suppress(DamagedIndexError):
+            if path.name.endswith(".json"):
+                known |= {path.name, read_entries(read_json(path), path, {"faiss"})["faiss"].name}
+    return known
 
 
 def saved_factory(store: Store) -> str:

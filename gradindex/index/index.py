@@ -1,27 +1,24 @@
 """The index as an object: explain, search, verify."""
 
 import warnings
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import exact, kernels, landmarks, queries
+from gradindex import exact, kernels, queries
 from gradindex.batches import Batch, Ids
 from gradindex.batches import index as take
-from gradindex.embedding import as_ids, embedding_batch_size
+from gradindex.embedding import as_ids
 from gradindex.explanation import Explanation
 from gradindex.gradients.base import Floats, Projector
 from gradindex.index import certify as proofs
 from gradindex.index import factory, mips
 from gradindex.index.answers import check_k, check_max_checks, describe, distinct, meta
+from gradindex.index.changing import Changing, pinned
 from gradindex.index.selection import SCAN_ROWS, Selection, select
-from gradindex.job import Job
 from gradindex.kernels import Kernel, Task
-from gradindex.store import Store
 from gradindex.store.shard import normalise
-from gradindex.summary import BuildSummary
 from gradindex.timing import stage
 from gradindex.verify import Audit, verify
 
@@ -29,7 +26,7 @@ _QUERIES = 256  # handled at once, so that candidates' rows take little memory
 _SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
 
 
-class Index:
+class Index(Changing):
     """An index over the gradients of a training set; get one from `gradindex.build` or `gradindex.load`.
 
     Parameters
@@ -40,12 +37,6 @@ class Index:
         The model, loss and dataset it was built from; needed for new queries and exact scores.
     """
 
-    def __init__(self, store: Store, job: Job | None = None) -> None:
-        self.store = store
-        self._job = job
-        self.searcher = factory.load(store)
-        self.summary: BuildSummary | None = None
-
     def __len__(self) -> int:
         return len(self.store)
 
@@ -54,13 +45,7 @@ class Index:
             f"Index({str(self.store.path)!r}: {len(self)} samples, {self.searcher.factory}, {self.store.header.sketch})"
         )
 
-    @property
-    def job(self) -> Job:
-        """The job; raises ValueError if the index was opened without one."""
-        if self._job is None:
-            raise ValueError("This needs the model and the data: open the index with gradindex.load(path, job).")
-        return self._job
-
+    @pinned
     def explain(
         self,
         x: Any = None,
@@ -159,6 +144,7 @@ class Index:
         }
         return Explanation(meta("Index", params), data)
 
+    @pinned
     def search(self, vectors: NDArray[Any], k: int = 10, *, where: Any = None) -> tuple[NDArray[np.float32], Ids]:
         """Search with sketches made elsewhere, (m, dim), by cosine; needs no job. `where` is as in `explain`.
 
@@ -181,6 +167,7 @@ class Index:
         scores, rows, _ = self._nearest(normalise(vectors), k, select(self.store, where))
         return scores, self._ids(rows)
 
+    @pinned
     def kneighbors(
         self, X: Any, n_neighbors: int = 5, return_distance: bool = True, *, y: Any = None
     ) -> tuple[NDArray[np.float64], Ids] | Ids:
@@ -205,6 +192,7 @@ class Index:
         found = self.explain(X, y, k=n_neighbors)
         return (1 - found.scores, found.ordered_indices) if return_distance else found.ordered_indices
 
+    @pinned
     def check(self) -> None:
         """Compare the sha256 of every file of store and index, and look for files that do not belong.
 
@@ -217,6 +205,7 @@ class Index:
         factory.check(self.store)
         factory.check_extra(self.store)
 
+    @pinned
     def self_influence(self, top: int = 10) -> tuple[NDArray[np.float64], Ids]:
         """Return the largest squared gradient norms (top,), descending, and their ids; reads no gradient.
 
@@ -230,20 +219,17 @@ class Index:
         rows = (rows if self.store.alive is None else rows[self.store.alive[rows]])[:top]
         return self.store.norms[rows].astype(np.float64) ** 2, self.store.ids[rows]
 
-    def remove(self, ids: Any) -> int:
-        """Remove samples from all answers, of this index and of those opened from now on; see `Store.remove`."""
-        return self.store.remove(ids)
-
+    @pinned
     def verify(
         self, *, queries: int = 200, k: int = 10, kernel: str = "grad_cos", rerank: int = 100, seed: int = 0
     ) -> Audit:
         """Measure how often the index's answers are those of the exact kernel; see `gradindex.verify.verify`."""
         return verify(self, queries=queries, k=k, kernel=kernel, rerank=rerank, seed=seed)
 
-    @cached_property
+    @property
     def projector(self) -> Projector:
         """The projection that made the stored sketches."""
-        return landmarks.bound(self.store, self.job)
+        return self.at_hand.projector
 
     def sketches(self, gradients: Floats, norms: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return unit-norm rows (m, dim) of gradients (m, P) with norms (m,), comparable with the stored ones."""
@@ -252,7 +238,7 @@ class Index:
 
     def evaluate(self, held: exact.HeldQueries, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return exact inner products (m, r) of held queries with the samples of some rows."""
-        job, ids, size = self.job, self.store.ids[rows], self._batch_size
+        job, ids, size = self.job, self.store.ids[rows], self.at_hand.batch_size
         out = np.empty((held.count, len(ids)))
         losses: dict[int, float] = {}
         for begin in range(0, len(ids), size):
@@ -262,14 +248,10 @@ class Index:
         self._compare_losses(losses)
         return out
 
-    @cached_property
-    def _batch_size(self) -> int:
-        return embedding_batch_size(self.job)
-
-    @cached_property
+    @property
     def example(self) -> Batch:
         """The first samples of the dataset: the form that queries and labels must have."""
-        return self.job.source.take(np.arange(min(64, len(self.job.source)), dtype=np.int64))
+        return self.at_hand.example
 
     def _queries(self, x: Any, y: Any, ids: Any) -> queries.Queries:
         if (x is None) == (ids is None):
@@ -393,7 +375,7 @@ class Index:
                 f"The loss of {differs.sum()} of {len(ids)} samples is not the stored one (sample {ids[first]}: "
                 f"{now[first]:.4g}, stored {stored[first]:.4g}). Is this the loss and the data of the build?",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _ids(self, rows: NDArray[np.int64]) -> Ids:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.errors import DamagedIndexError
-from gradindex.store.location import Location, temporary
-from gradindex.store.manifest import keep, publish, read_entries, read_json
+from gradindex.store.location import Location, listing, temporary
+from gradindex.store.manifest import keep, publish, read_entries, read_json, refuse_extra
 
 DIRECTORY = "assets"
 
@@ -80,3 +80,23 @@ def read(store: Location, seal: str, name: str, kinds: set[str]) -> tuple[dict[s
         except (ValueError, OSError) as error:
             raise DamagedIndexError(f"{file} is damaged: {error}") from None
     return arrays, about
+
+
+def check(store: Location, seal: str) -> None:
+    """Compare the sha256 of every asset's files, and look for others.
+
+    Raises
+    ------
+    DamagedIndexError
+        Naming the first that differs, or that no manifest names.
+    """
+    known = set()
+    manifests = [path for path in listing(store / DIRECTORY) if path.name.endswith(".json")]
+    for path in manifests:
+        saved = read_json(path)
+        files = saved.get("files")
+        if saved.get("store") != seal or not isinstance(files, dict):
+            raise DamagedIndexError(f"{path} is not of this store.")
+        entries = read_entries(saved, path, set(files))
+        known |= {path.name, *(entry.check_contents(path.parent).name for entry in entries.values())}
+    refuse_extra(store / DIRECTORY, known)

@@ -39,3 +39,20 @@ def as_columns(columns: Any, rows: int) -> dict[str, pa.Array]:
             raise ValueError(f"Column {name!r} has {len(array)} entries, the dataset {rows} samples.")
         found[name] = array
     return found
+
+
+def extended(columns: Any, rows: int, more: Any, more_rows: int) -> dict[str, pa.Array] | None:
+    """Return columns of `rows` and of `more_rows` entries one behind the other; None if there are none.
+
+    Raises
+    ------
+    ValueError
+        If they have other names, or types that do not go together.
+    """
+    first, second = as_columns(columns, rows), as_columns(more, more_rows)
+    if set(first) != set(second):
+        raise ValueError(f"Expected columns {sorted(first)} for the new samples, too, got {sorted(second)}.")
+    try:
+        return {name: pa.concat_arrays([first[name], second[name].cast(first[name].type)]) for name in first} or None
+    except pa.ArrowException as error:
+        raise ValueError(f"The columns of the new samples do not fit: {error}") from None

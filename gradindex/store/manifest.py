@@ -39,12 +39,23 @@ class Header:
     """Threads of the framework while embedding; another number may round differently."""
     deterministic: bool = True
     """Whether embedding again gives the same bits; else rows agree to 1e-3."""
+    first: int = 0
+    """Dataset position of the first row; of parts that were added."""
+    origin: str = ""
+    """Of a part: a fingerprint of the samples that were added, or the state that was compacted."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "shard_rows", "dim", "batch_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or not 0 < value < 1 << 48:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if type(self.first) is not int or self.first < 0 or not isinstance(self.origin, str):
+            raise ValueError(f"first must be 0 or more, got {self.first!r}.")
+
+    @property
+    def part(self) -> str:
+        """Name of the part that has this header: what is in it decides, so that others do not share its shards."""
+        return seal({"first": self.first, "rows": self.rows, "origin": self.origin})[:16]
 
     @property
     def shards(self) -> int:
@@ -56,8 +67,10 @@ class Header:
         return number * self.shard_rows, min((number + 1) * self.shard_rows, self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the header as JSON-ready values."""
-        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        """Return the header as JSON-ready values; what only parts have is left out elsewhere."""
+        values = dataclasses.asdict(self)
+        values = {name: value for name, value in values.items() if value or name not in ("first", "origin")}
+        return {"format": FORMAT, "version": VERSION, **values}
 
     @property
     def seal(self) -> str:
@@ -197,3 +210,10 @@ def publish(path: Location, value: dict[str, Any], *, replace: bool = False) -> 
     """
     text = json.dumps({**value, "seal": seal(value)}, indent=1, sort_keys=True) + "\n"
     (location.replace if replace else location.create)(path, text.encode())
+
+
+def refuse_extra(directory: Location, known: set[str]) -> None:
+    """Raise DamagedIndexError if there is a file that is neither `known` nor a killed build's temporary one."""
+    for path in location.listing(directory):
+        if path.name not in known and not location.is_temporary(path):
+            raise DamagedIndexError(f"{path} belongs to no manifest of this index; gradindex repair removes it.")

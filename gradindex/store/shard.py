@@ -70,7 +70,7 @@ def manifest_path(directory: Location, number: int) -> Location:
 
 
 class Shard:
-    """A published shard, mapped into memory.
+    """A published shard, mapped into memory: rows `start` to `stop` of its store, `offset` of them in earlier parts.
 
     Raises
     ------
@@ -78,10 +78,10 @@ class Shard:
         If a file is missing or not what the manifest and the header say.
     """
 
-    def __init__(self, directory: Location, number: int, header: Header) -> None:
+    def __init__(self, directory: Location, number: int, header: Header, offset: int = 0) -> None:
         path = manifest_path(directory, number)
         saved = read_json(path)
-        self.start, self.stop = header.span(number)
+        self.start, self.stop = (offset + place for place in header.span(number))
         if (saved.get("store"), saved.get("shard")) != (header.seal, number):
             raise DamagedIndexError(f"{path} is not the manifest of shard {number} of this store.")
         if saved.get("rows") != len(self):
@@ -127,7 +127,7 @@ class Shard:
         """Names of the shard's files, its manifest's included."""
         return {self._manifest.name, *(entry.name for entry in self._entries.values())}
 
-    def columns(self) -> dict[str, NDArray[Any]]:
+    def table(self) -> pa.Table:
         """Read the Parquet columns."""
         path, data = self._directory / self._entries["columns"].name, self._columns
         if hashlib.sha256(data.data).hexdigest() != self._entries["columns"].sha256:
@@ -136,6 +136,13 @@ class Shard:
             table = pq.read_table(pa.BufferReader(pa.py_buffer(data)))
         except (pa.ArrowException, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
+        if len(table) != len(self):
+            raise DamagedIndexError(f"{path} is damaged: expected {len(self)} rows, found {len(table)}.")
+        return table
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns as arrays (rows,)."""
+        table = self.table()
         return {name: table.column(name).to_numpy() for name in table.column_names}
 
     def check(self) -> None:

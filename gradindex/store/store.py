@@ -9,28 +9,41 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import removals
-from gradindex.store.columns import as_columns
+from gradindex.store import assets, changes
+from gradindex.store.changes import Part, State
+from gradindex.store.differences import compare, model_differences
 from gradindex.store.location import Location, is_temporary, listing, locate
-from gradindex.store.manifest import Header, publish
-from gradindex.store.shard import Rows, Shard, manifest_path, normalise, write_shard
+from gradindex.store.manifest import Header, publish, read_json, refuse_extra
+from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
 
 HEADER = "store.json"
 SHARDS = "shards"
 SHARD_BYTES = 128 << 20
-PARTS = {HEADER, SHARDS, "index", "assets", removals.DIRECTORY, "audit.json"}
+PARTS, AUDIT = "parts", "audit.json"
+KNOWN = {HEADER, SHARDS, PARTS, AUDIT, "index", assets.DIRECTORY, changes.DIRECTORY}
+_IDS_PER_CHANGE = 1_000_000
 
 
 class Store:
     """Gradient embeddings on disk.
 
     Use `Store.create` to build one and `Store.open` to read one. A row is a place in the store; its id is the
-    dataset position.
+    dataset position. A store that is open stays as it was then, whatever others add, remove or compact.
+
+    Parameters
+    ----------
+    path
+        Where it lies.
+    header
+        Its header.
+    state
+        The state to see; None: the last one.
     """
 
-    def __init__(self, path: str | Location, header: Header) -> None:
+    def __init__(self, path: str | Location, header: Header, state: State | None = None) -> None:
         self.path = locate(path)
         self.header = header
+        self._given = state
 
     @classmethod
     def create(cls, path: str | Location, header: Header) -> "Store":
@@ -79,21 +92,42 @@ class Store:
         path = locate(path)
         if not (path / HEADER).exists():
             raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
-        store = cls(path, Header.read(path / HEADER))
-        missing = store.missing()
+        header = Header.read(path / HEADER)
+        while True:
+            store = cls(path, header)
+            try:
+                store._map()
+                return store
+            except DamagedIndexError:
+                if store.is_last():  # else a compaction deleted what this state was made of
+                    raise
+
+    def _map(self) -> None:
+        """Map every file, after comparing its size; raises DamagedIndexError."""
+        missing = self.missing()
         if missing:
             raise DamagedIndexError(
-                f"{path} is incomplete: {len(missing)} of {store.header.shards} shards are missing "
+                f"{self.path} is incomplete: {len(missing)} of {self.header.shards} shards are missing "
                 f"(the first is {SHARDS}/{missing[0]:06d}.json). Run the same build again to continue."
             )
-        _ = store.shards, store.alive  # maps every file, after comparing its size; and what is removed by now
-        return store
+        _ = self.shards, self.alive
+
+    @cached_property
+    def state(self) -> State:
+        """What this store was made of and what was removed when it was opened."""
+        return self._given or changes.read(self.path, self.header)
+
+    def is_last(self) -> bool:
+        """Whether nothing was changed since this was opened."""
+        return changes.read(self.path, self.header).number == self.state.number
 
     def __len__(self) -> int:
-        return self.header.rows
+        return self.state.rows
 
     def missing(self) -> list[int]:
-        """Return the numbers of the shards that are not published yet."""
+        """Return the numbers of the shards that are not published yet, of a store that is being built."""
+        if self.state.number:  # only what is complete is changed
+            return []
         return [number for number in range(self.header.shards) if not self.has(number)]
 
     def has(self, number: int) -> bool:
@@ -104,23 +138,47 @@ class Store:
         """Publish a shard."""
         write_shard(self.path / SHARDS, number, rows, self.header)
 
+    def part(self, part: Part) -> "Store":
+        """Return a part as a store of its own: rows that were built, added or compacted together.
+
+        Raises
+        ------
+        DamagedIndexError
+            If its header is missing or that of something else.
+        """
+        alone = State(0, "", (Part("", part.seal, part.rows),), part.rows)
+        if not part.name:
+            return Store(self.path, self.header, alone)
+        path = self.path / PARTS / part.name
+        header = Header.read(path / HEADER)
+        if (header.seal, header.rows, header.dim) != (part.seal, part.rows, self.header.dim):
+            raise DamagedIndexError(f"{path / HEADER} is not the header of that part of this store.")
+        return Store(path, header, alone)
+
     @cached_property
     def shards(self) -> list[Shard]:
-        """The shards in order, mapped into memory."""
-        return [Shard(self.path / SHARDS, number, self.header) for number in range(self.header.shards)]
+        """The shards of all parts in order, mapped into memory."""
+        found, offset = [], 0
+        for one in map(self.part, self.state.parts):
+            found += [Shard(one.path / SHARDS, n, one.header, offset) for n in range(one.header.shards)]
+            offset += one.header.rows
+        return found
+
+    @cached_property
+    def _starts(self) -> Ids:
+        return np.array([shard.start for shard in self.shards], np.int64)
 
     @cached_property
     def alive(self) -> NDArray[np.bool_] | None:
-        """Which rows are not removed, (rows,) bool, as of when this was opened; None if nothing is."""
-        ids, files, _ = removals.read(self.path, self.header.seal)
-        if not files:
-            return None
-        mask = np.ones(len(self), bool)
-        try:
-            mask[self.rows_of(ids)] = False
-        except IndexError as error:
-            raise DamagedIndexError(f"{self.path / removals.DIRECTORY} is damaged: {error}") from None
-        return mask
+        """Which rows are not removed, (rows,) bool, as of when this was opened; None if all are there."""
+        return self._alive(self.state)
+
+    def _alive(self, state: State) -> NDArray[np.bool_] | None:
+        removed = state.removed
+        if len(removed) and removed[-1] >= state.positions and self.header.backend != "none":
+            raise DamagedIndexError(f"{self.path / changes.DIRECTORY} removes {removed[-1]}, which was never there.")
+        mask = ~np.isin(self.ids, removed)
+        return None if mask.all() else mask
 
     def remove(self, ids: Any) -> int:
         """Remove samples: no search finds them any more, here and in stores opened from now on.
@@ -149,16 +207,23 @@ class Store:
         wanted = np.atleast_1d(np.asarray(ids))
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
             raise TypeError(f"Expected ids (c,) of integers, got {wanted.dtype} of shape {wanted.shape}.")
-        rows = self.rows_of(np.unique(wanted).astype(np.int64))
-        now = Store(self.path, self.header).alive  # others may have removed some since
-        mask = np.ones(len(self), bool) if now is None else now
-        rows = rows[mask[rows]]
-        if len(rows) == mask.sum():
-            raise ValueError(f"All {len(self)} samples would be removed; delete {self.path} instead.")
-        if len(rows):
-            removals.write(self.path, self.header.seal, self.ids[rows])
-        self.__dict__.pop("alive", None)  # read anew, with what others have removed
-        return len(rows)
+        wanted = np.setdiff1d(wanted.astype(np.int64), self.state.removed)
+        self.rows_of(wanted)
+        state, gone = self.state, 0
+        for begin in range(0, len(wanted), _IDS_PER_CHANGE):
+            new: list[int] = []
+
+            def change(state: State, begin: int = begin, new: list[int] = new) -> dict[str, Any] | None:
+                some = wanted[begin : begin + _IDS_PER_CHANGE]
+                new[:] = np.setdiff1d(some, state.removed).tolist()  # others may have removed some
+                if len(new) + len(state.removed) == state.positions:
+                    raise ValueError(f"All {state.positions} samples would be removed; delete {self.path} instead.")
+                return {"kind": "remove", "ids": new[:]} if new else None
+
+            state = changes.commit(self.path, self.header, change)
+            gone += len(new)
+        self.alive = self._alive(state)
+        return gone
 
     @cached_property
     def norms(self) -> NDArray[np.float32]:
@@ -187,17 +252,17 @@ class Store:
         """Size of the shards on disk."""
         return sum(shard.bytes for shard in self.shards)
 
-    def blocks(self, size: int = 16384) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield (first row, sketches (≤ size, dim) float32) over all rows in order."""
+    def blocks(self, size: int = 16384, first: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (first row, sketches (≤ size, dim) float32) over all rows in order, or those from `first` on."""
         for shard in self.shards:
-            for begin in range(0, len(shard), size):
+            for begin in range(max(0, first - shard.start), len(shard), size):
                 stop = min(begin + size, len(shard))
                 yield shard.start + begin, shard.read(begin, stop).astype(np.float32)
 
-    def gather(self, rows: Ids) -> NDArray[np.float32]:
-        """Return the sketches of some rows, (n, dim) float32."""
-        out = np.empty((len(rows), self.header.dim), np.float32)
-        number = rows // self.header.shard_rows
+    def gather(self, rows: Ids, dtype: Any = np.float32) -> NDArray[Any]:
+        """Return the sketches of some rows, (n, dim) float32, or float16 as they are stored."""
+        out = np.empty((len(rows), self.header.dim), dtype)
+        number = np.searchsorted(self._starts, rows, "right") - 1
         for shard in np.unique(number):
             here = number == shard
             out[here] = self.shards[shard].take(rows[here] - self.shards[shard].start)
@@ -225,6 +290,8 @@ class Store:
     def check(self) -> None:
         """Compare the sha256 of every file, and look for files that do not belong here.
 
+        Parts that no change names yet are left out: another process may be adding them.
+
         Raises
         ------
         DamagedIndexError
@@ -232,10 +299,22 @@ class Store:
         """
         for shard in self.shards:
             shard.check()
-        known = set().union(*(shard.files for shard in self.shards))
-        refuse_extra(self.path / SHARDS, known)
-        removals.read(self.path, self.header.seal)
-        refuse_extra(self.path, PARTS)
+        for one in map(self.part, self.state.parts):
+            refuse_extra(one.path / SHARDS, one.files())
+            if one.path != self.path:
+                refuse_extra(one.path, {HEADER, SHARDS})
+        if all(part.name for part in self.state.parts):
+            refuse_extra(self.path / SHARDS, set())
+        last = changes.read(self.path, self.header)
+        refuse_extra(self.path / changes.DIRECTORY, {changes.HEAD, *map(changes.name, range(1, last.number + 1))})
+        assets.check(self.path, self.header.seal)
+        if (self.path / AUDIT).exists():
+            read_json(self.path / AUDIT)
+        refuse_extra(self.path, KNOWN)
+
+    def files(self) -> set[str]:
+        """Names of all files in the directory of shards that belong there."""
+        return set().union(*(shard.files for shard in self.shards))
 
     @classmethod
     def from_arrays(
@@ -248,127 +327,11 @@ class Store:
         columns: Any = None,
         shard_rows: int | None = None,
     ) -> "Store":
-        """Write a store of embeddings that were computed elsewhere.
+        """Write a store of embeddings that were computed elsewhere; see `gradindex.store.arrays.write`."""
+        from gradindex.store.arrays import write
 
-        Give it an index with `gradindex.index_store`, and open it with `gradindex.load`: it answers `search`,
-        `self_influence` and lookups by id; `explain` needs a job, which it does not have.
-
-        Parameters
-        ----------
-        sketch
-            Embeddings (n, dim), any scale; unit-norm rows are stored, in float16.
-        ids
-            Distinct integers ≥ 0, (n,).
-        norms
-            Norms of the unprojected gradients, (n,); where unknown, give those of `sketch`.
-        path
-            A directory, new or empty.
-        columns
-            More columns of n entries: a mapping of names to sequences, a DataFrame or an Arrow table.
-        shard_rows
-            Rows of a shard; None: as many as 128 MiB hold.
-
-        Raises
-        ------
-        ValueError
-            If shapes disagree, ids repeat or are negative, or anything holds NaN or infinity.
-        IndexExistsError
-            If `path` holds anything.
-        """
-        sketch, ids, norms = np.asarray(sketch), np.asarray(ids), np.asarray(norms)
-        _check_arrays(sketch, ids, norms)
-        every = as_columns(columns, len(ids))
-        header = Header(
-            rows=len(ids),
-            shard_rows=shard_rows or max(1, SHARD_BYTES // (2 * sketch.shape[1])),
-            dim=sketch.shape[1],
-            sketch={"kind": "arrays", "dim": sketch.shape[1]},
-            seed=0,
-            batch_size=1,
-            task="none",
-            backend="none",
-            parameters=[],
-            state=[],
-            versions={},
-            columns=sorted(every),
-        )
-        if (locate(path) / HEADER).exists():
-            raise IndexExistsError(f"{path} already holds a gradindex store; give another directory.")
-        store = cls.create(path, header)
-        for number in range(header.shards):
-            here = slice(*header.span(number))
-            rows = normalise(sketch[here]).astype(np.float16)
-            some = {name: values[here.start : here.stop] for name, values in every.items()}
-            store.write(number, Rows(rows, norms[here].astype(np.float32), ids[here].astype(np.int64), some))
+        write(sketch, ids, norms, path, columns=columns, shard_rows=shard_rows)
         return cls.open(path)
 
 
-def _check_arrays(sketch: NDArray[Any], ids: NDArray[Any], norms: NDArray[Any]) -> None:
-    if sketch.ndim != 2 or not sketch.size or ids.shape != sketch.shape[:1] or norms.shape != ids.shape:
-        raise ValueError(
-            "Expected sketch (n, dim), ids (n,) and norms (n,) of at least one row, "
-            f"got {sketch.shape}, {ids.shape} and {norms.shape}."
-        )
-    if ids.dtype.kind not in "iu" or (ids < 0).any() or len(np.unique(ids)) < len(ids):
-        raise ValueError("ids must be distinct integers ≥ 0.")
-    if not (np.isfinite(sketch).all() and np.isfinite(norms).all()) or (norms < 0).any():
-        raise ValueError("sketch and norms must be finite, and norms not negative.")
-
-
-def refuse_extra(directory: Location, known: set[str]) -> None:
-    """Raise DamagedIndexError if there is a file that is neither `known` nor a killed build's temporary one."""
-    for path in listing(directory):
-        if path.name not in known and not is_temporary(path):
-            raise DamagedIndexError(f"{path} belongs to no manifest of this index; gradindex repair removes it.")
-
-
-def compare(saved: Header, wanted: Header) -> list[str]:
-    """Return what differs between two headers, in words; empty if they describe the same store."""
-    return model_differences(saved, wanted) + [
-        f"{name} is {getattr(saved, name)!r}, not {getattr(wanted, name)!r}"
-        for name in (
-            "rows",
-            "sketch",
-            "seed",
-            "shard_rows",
-            "batch_size",
-            "task",
-            "columns",
-            "threads",
-            "deterministic",
-        )
-        if getattr(saved, name) != getattr(wanted, name)
-    ]
-
-
-def model_differences(saved: Header, wanted: Header) -> list[str]:
-    """Return how two headers' models differ, in words: parameter sets first, then the first changed weight.
-
-    Parameters are compared by their place, as the hashes are keyed: Keras numbers the names it makes up anew.
-    """
-    before, now = saved.parameters, wanted.parameters
-    if [_form(p) for p in before] != [_form(p) for p in now]:
-        return _parameter_differences({p["name"]: p for p in before}, {p["name"]: p for p in now})
-    changed = [name for (_, old), (name, new) in zip(saved.state, wanted.state, strict=False) if old != new]
-    if changed:
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        return [f"parameter {changed[0]!r}{more} has other values"]
-    if len(saved.state) != len(wanted.state):
-        return [f"the model has {len(wanted.state)} weights and statistics, not {len(saved.state)}"]
-    return []
-
-
-def _form(parameter: dict[str, Any]) -> tuple[int, list[int]]:
-    return parameter["position"], list(parameter["shape"])
-
-
-def _parameter_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    gone, new = [name for name in before if name not in now], [name for name in now if name not in before]
-    found = [f"parameter {name!r} is missing" for name in gone[:3]]
-    found += [f"parameter {name!r} was not indexed" for name in new[:3]]
-    found += [
-        f"parameter {name!r} had shape {tuple(before[name]['shape'])}, now {tuple(now[name]['shape'])}"
-        for name in before
-        if name in now and list(before[name]["shape"]) != list(now[name]["shape"])
-    ][:3]
-    return found or ["the parameters come in another order, or others are trainable"]
+__all__ = ["Store", "compare", "model_differences", "refuse_extra"]

@@ -117,7 +117,7 @@ def test_removal_repair_and_checks(url, disk):
     with pytest.raises(DamagedIndexError, match=r"sketch\.npy is damaged"):
         gradindex.load(url).check()
     done = gradindex.repair(url, digits_job())
-    assert (done.shards, done.index) == ((1,), True)
+    assert (done.shards, done.index) == (("1",), True)
     assert "stranger.npy" in done.removed
     gradindex.load(url).check()
     missing = {name for name in keys(url) if name not in files(disk)}

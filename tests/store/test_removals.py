@@ -9,7 +9,8 @@ import pytest
 
 import gradindex
 from gradindex.errors import DamagedIndexError
-from gradindex.store import Store, removals
+from gradindex.store import Store, changes
+from gradindex.store import store as stores
 from tests import oracles
 from tests.jobs import ROWS, digits_job
 
@@ -86,7 +87,7 @@ def test_removing_twice_counts_once(path):
     assert store.remove([4, 4, 7]) == 2
     assert store.remove([7, 9]) == 1
     assert store.remove([]) == 0
-    assert sorted(p.name for p in (path / "removals").iterdir()) == ["000001.json", "000002.json"]
+    assert sorted(p.name for p in (path / "changes").iterdir()) == ["000001.json", "000002.json", "head.json"]
     assert np.flatnonzero(~Store.open(path).alive).tolist() == [4, 7, 9]
 
 
@@ -113,20 +114,24 @@ def test_many_at_once_lose_nothing(path):
 
 
 def test_lists_of_many_files(path, monkeypatch):
-    monkeypatch.setattr(removals, "_IDS_PER_FILE", 10)
+    monkeypatch.setattr(stores, "_IDS_PER_CHANGE", 10)
     Store.open(path).remove(np.arange(35))
-    assert len(list((path / "removals").iterdir())) == 4
+    assert len(list((path / "changes").iterdir())) == 4 + 1
     assert np.flatnonzero(~Store.open(path).alive).tolist() == list(range(35))
 
 
-@pytest.mark.parametrize("damage", ["first missing", "edited", "swapped", "another store's", "unknown id"])
+@pytest.mark.parametrize(
+    "damage", ["first missing", "last missing", "edited", "swapped", "another store's", "unknown id"]
+)
 def test_damage_is_refused(path, damage, tmp_path):
     store = Store.open(path)
     store.remove([3])
     store.remove([4])
-    first, second = (removals.file(path, number) for number in (1, 2))
+    first, second = (changes.file(path, number) for number in (1, 2))
     if damage == "first missing":
         first.unlink()
+    elif damage == "last missing":
+        second.unlink()
     elif damage == "edited":
         first.write_text(first.read_text().replace("3", "5", 1))
     elif damage == "swapped":
@@ -135,14 +140,14 @@ def test_damage_is_refused(path, damage, tmp_path):
     elif damage == "another store's":
         other = gradindex.build(digits_job(), tmp_path / "other", seed=1).store
         other.remove([3])
-        shutil.copy(removals.file(other.path, 1), first)
+        shutil.copy(changes.file(other.path, 1), first)
     else:
         saved = json.loads(second.read_text())
         saved.pop("seal")
         second.unlink()
-        removals.publish(second, {**saved, "ids": [ROWS + 5]})
+        changes.publish(second, {**saved, "ids": [ROWS + 5]})
     for reader in (Store.open, gradindex.load, gradindex.repair):
-        with pytest.raises(DamagedIndexError, match="removals"):
+        with pytest.raises(DamagedIndexError, match="changes"):
             reader(path)
 
 
@@ -156,7 +161,7 @@ def test_the_command(path, capsys):
 
 def test_repair_removes_what_a_killed_removal_left(path):
     Store.open(path).remove([3])
-    (path / "removals" / ".tmp-1234").write_text("{")
+    (path / "changes" / ".tmp-1234").write_text("{")
     Store.open(path).check()
     assert gradindex.repair(path).removed == (".tmp-1234",)
     assert Store.open(path).alive.sum() == ROWS - 1

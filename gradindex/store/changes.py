@@ -1,0 +1,179 @@
+"""The log of what happened to a store after it was built: samples added and removed, parts compacted.
+
+Change number n is the file ``changes/<n>.json``, created once, exclusively, and never touched again: that write is the
+change. A state of the store is its header and the first n changes; readers hold one state, writers append to the last.
+"""
+
+import dataclasses
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gradindex.batches import Ids
+from gradindex.errors import DamagedIndexError
+from gradindex.store.location import Location
+from gradindex.store.manifest import Header, publish, read_json, seal
+
+DIRECTORY, HEAD = "changes", "head.json"
+_PART = re.compile(r"[0-9a-f]{16}")
+_MOST = 1 << 48  # rows of a part
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that were written together: `name` is "" for the store's own, else that of a directory in ``parts``.
+
+    `seal` is that of the part's header. `at` is the number of changes before which a compaction read its rows.
+    """
+
+    name: str
+    seal: str
+    rows: int
+    at: int | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """A store after `number` changes; `last` is the seal of the last one, "" if there is none.
+
+    `parts` in order of their rows; `positions` is one more than the largest id ever given; `removed` lists of ids.
+    """
+
+    number: int
+    last: str
+    parts: tuple[Part, ...]
+    positions: int
+    removals: tuple[Ids, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of all parts, removed ones that are still there included."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def removed(self) -> Ids:
+        """All ids ever removed, ascending."""
+        return np.unique(np.concatenate([np.empty(0, np.int64), *self.removals]))
+
+    @cached_property
+    def rows_seal(self) -> str:
+        """What rows there are, in what order: by this a FAISS index names the states that it belongs to."""
+        if len(self.parts) == 1 and not self.parts[0].name:
+            return self.parts[0].seal
+        return seal({"parts": [[part.name, part.seal] for part in self.parts]})
+
+    def apply(self, value: dict[str, Any]) -> "State":
+        """Return the state after one more change; raises ValueError or KeyError if it makes no sense."""
+        after = dataclasses.replace(self, number=self.number + 1, last=seal(value))
+        kind = value["kind"]
+        if kind == "remove":
+            ids = value["ids"]
+            if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < 2**63 for one in ids):
+                raise ValueError("expected ids ≥ 0")
+            return dataclasses.replace(after, removals=(*self.removals, np.array(ids, np.int64)))
+        part = _part(value)
+        if part.name in {one.name for one in self.parts}:
+            raise ValueError(f"part {part.name} is there already")
+        if kind == "add":
+            if value["first"] != self.positions:
+                raise ValueError(f"expected ids from {self.positions} on, found {value['first']}")
+            return dataclasses.replace(after, parts=(*self.parts, part), positions=self.positions + part.rows)
+        if kind == "compact":
+            replaced = value["replaces"]
+            if not replaced or replaced != [one.name for one in self.parts[: len(replaced)]]:
+                raise ValueError(f"expected a compaction of the first parts, found {replaced}")
+            return dataclasses.replace(after, parts=(part, *self.parts[len(replaced) :]))
+        raise ValueError(f"unknown kind {kind!r}")
+
+
+def _part(value: dict[str, Any]) -> Part:
+    name, header, rows, at = value["part"], value["header"], value["rows"], value.get("at")
+    if not (isinstance(name, str) and _PART.fullmatch(name) and isinstance(header, str)):
+        raise ValueError(f"{name!r} is not the name of a part")
+    if type(rows) is not int or not 0 < rows < _MOST or not (at is None or (type(at) is int and at >= 0)):
+        raise ValueError(f"{rows!r} is not a number of rows")
+    return Part(name, header, rows, at)
+
+
+def file(store: Location, number: int) -> Location:
+    """Return where change number 1, 2, ... lies."""
+    return store / DIRECTORY / name(number)
+
+
+def name(number: int) -> str:
+    """Return the name of change number 1, 2, ..."""
+    return f"{number:06}.json"
+
+
+def read(store: Location, header: Header) -> State:
+    """Return the state of a store now; raises like `history`."""
+    return deque(history(store, header), maxlen=1)[0]
+
+
+def history(store: Location, header: Header) -> Iterator[State]:
+    """Yield all states of a store, from that without changes to the last.
+
+    Raises
+    ------
+    DamagedIndexError
+        If a change is damaged, belongs elsewhere or is missing although ``head.json`` counts it.
+    """
+    known = _known(store, header)  # read first: changes that come later are more than it counts, never fewer
+    state = State(0, "", (Part("", header.seal, header.rows),), header.rows)
+    while True:
+        yield state
+        path = file(store, state.number + 1)
+        if not path.exists():
+            if state.number < known:
+                raise DamagedIndexError(f"{path} is missing: {known} changes were made.")
+            return
+        saved = read_json(path)
+        if (saved.get("store"), saved.get("number"), saved.get("before")) != (
+            header.seal,
+            state.number + 1,
+            state.last,
+        ):
+            raise DamagedIndexError(f"{path} is not the next change of this store.")
+        try:
+            state = state.apply(saved)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedIndexError(f"{path} is damaged: {error}.") from None
+
+
+def commit(store: Location, header: Header, make: Callable[[State], dict[str, Any] | None]) -> State:
+    """Append a change behind those that others append meanwhile; return the state after it.
+
+    `make` gets the state as it is and returns the change (its ``kind`` and what belongs to it), or None if there is
+    none to make; it is called again whenever another process was first.
+    """
+    (store / DIRECTORY).mkdir(exist_ok=True)
+    while True:
+        state = read(store, header)
+        change = make(state)
+        if change is None:
+            return state
+        value = {"store": header.seal, "number": state.number + 1, "before": state.last, **change}
+        try:
+            publish(file(store, state.number + 1), value)
+        except FileExistsError:
+            continue
+        head = {"store": header.seal, "number": state.number + 1}
+        publish(store / DIRECTORY / HEAD, head, replace=True)
+        return state.apply(value)
+
+
+def _known(store: Location, header: Header) -> int:
+    """Return how many changes there are at least, so that a lost last one is noticed."""
+    path = store / DIRECTORY / HEAD
+    if not path.exists():
+        return 0
+    saved = read_json(path)
+    number = saved.get("number")
+    if saved.get("store") != header.seal or type(number) is not int:
+        raise DamagedIndexError(f"{path} is not of this store.")
+    return number
