@@ -11,6 +11,7 @@ from gradindex.gradients.base import log
 from gradindex.index import factory
 from gradindex.index.index import Index
 from gradindex.job import Job
+from gradindex.settling import settle
 from gradindex.sketch import from_json
 from gradindex.stopping import explain_full_disk, stop_on_sigterm
 from gradindex.store import Store, changes
@@ -69,6 +70,7 @@ def add(
     check_job(store, job, longer=True)
     first = store.state.positions
     if len(job.source) == first:
+        settle(store)
         log.info("there is nothing to add: all %d samples of the dataset are in %s", first, store.path)
         return Index(store, job)
     part = _part(store, job, first, batch_size, shard_rows)
@@ -81,6 +83,7 @@ def add(
         embedded = embed_missing(job, part, progress, landmarks.bound(store, job))
         middle = time.perf_counter()
         _publish(store, part)
+        settle(store)
     index = Index.open(path, job)
     index.summary = BuildSummary(
         rows=len(index.store),
@@ -120,7 +123,6 @@ def _publish(store: Store, part: Store) -> None:
     """Make a finished part visible, behind changes that other processes make meanwhile."""
     new = Part(part.header.part, part.header.seal, part.header.rows)
     change = {"kind": "add", "part": new.name, "header": new.seal, "first": part.header.first, "rows": new.rows}
-    replaced: list[Store] = []
 
     def make(state: State) -> dict[str, object] | None:
         if state.positions != part.header.first:
@@ -134,9 +136,6 @@ def _publish(store: Store, part: Store) -> None:
         after = Store(store.path, store.header, dataclasses.replace(state, parts=(*state.parts, new)))
         if not factory.exists(after):
             factory.extend(before, after)
-        replaced[:] = [before]
         return change
 
     changes.commit(store.path, store.header, make)
-    for before in replaced:  # what is open holds it in memory
-        factory.delete(before)

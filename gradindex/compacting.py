@@ -9,11 +9,12 @@ from gradindex.errors import MismatchError
 from gradindex.gradients.base import log
 from gradindex.index import factory
 from gradindex.progress import progress_bar
+from gradindex.settling import settle
 from gradindex.stopping import explain_full_disk, stop_on_sigterm
 from gradindex.store import Rows, Store, changes
 from gradindex.store.changes import Part, State
-from gradindex.store.location import Location, remove_tree
-from gradindex.store.store import PARTS, SHARDS
+from gradindex.store.location import Location
+from gradindex.store.store import PARTS
 
 
 def compact(path: str | Location, *, progress: bool | None = None) -> int:
@@ -48,7 +49,7 @@ def compact(path: str | Location, *, progress: bool | None = None) -> int:
     store = Store.open(path)
     rows = np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
     if len(rows) == len(store) and len(store.state.parts) == 1:
-        delete_replaced(store)
+        settle(store)
         return 0
     part = _part(store, len(rows))
 
@@ -63,20 +64,8 @@ def compact(path: str | Location, *, progress: bool | None = None) -> int:
                     part.write(number, _rows(store, here))
                 advance(len(here))
         _publish(store, part)
-    delete_replaced(Store.open(path))
+    settle(Store(store.path, store.header))
     return len(store) - len(rows)
-
-
-def delete_replaced(store: Store) -> list[str]:
-    """Delete the parts that compactions replaced, as far as they are still there; return their names."""
-    deleted = []
-    states = changes.history(store.path, store.header)
-    for part in dict.fromkeys(part for state in states for part in state.parts):
-        place = store.path / PARTS / part.name if part.name else store.path / SHARDS
-        if part not in store.state.parts and place.exists():
-            remove_tree(place)
-            deleted.append(f"{PARTS}/{part.name}" if part.name else SHARDS)
-    return deleted
 
 
 def _part(store: Store, rows: int) -> Store:
@@ -93,10 +82,13 @@ def _rows(store: Store, rows: np.ndarray) -> Rows:
     for shard in store.shards:
         here = rows[(rows >= shard.start) & (rows < shard.stop)]
         if len(here):
-            tables.append(shard.table().take(pa.array(here - shard.start)))
+            table = shard.table()
+            tables.append(table.take(pa.array(here - shard.start)) if table.column_names else table)
     names = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
-    table = pa.concat_tables([table.select(names) for table in tables], promote_options="permissive").combine_chunks()
-    columns = {name: table.column(name) for name in names}
+    columns = {}
+    if names:
+        table = pa.concat_tables([table.select(names) for table in tables], promote_options="permissive")
+        columns = dict(zip(names, table.combine_chunks().columns, strict=True))
     return Rows(store.gather(rows, np.float16), store.norms[rows], store.ids[rows], columns)
 
 
@@ -106,7 +98,6 @@ def _publish(store: Store, part: Store) -> None:
     new = Part(part.header.part, part.header.seal, part.header.rows, number)
     change = {"kind": "compact", "part": new.name, "header": new.seal, "rows": new.rows}
     change |= {"at": number, "replaces": [one.name for one in old]}
-    replaced: list[Store] = []
 
     def make(state: State) -> dict[str, object] | None:
         if new in state.parts:
@@ -117,12 +108,9 @@ def _publish(store: Store, part: Store) -> None:
         before = Store(store.path, store.header, state)
         if not factory.exists(after):
             _index(after, factory.saved_factory(before))
-        replaced[:] = [before]
         return change
 
     changes.commit(store.path, store.header, make)
-    for before in replaced:
-        factory.delete(before)
 
 
 def _index(store: Store, wanted: str) -> None:

@@ -8,11 +8,11 @@ import pyarrow as pa
 from gradindex import landmarks
 from gradindex.builder import check_job, embed_missing
 from gradindex.chain import Picked
-from gradindex.compacting import delete_replaced
 from gradindex.errors import DamagedIndexError
 from gradindex.gradients.base import log
 from gradindex.index import factory
 from gradindex.job import Job
+from gradindex.settling import settle
 from gradindex.store import Header, Store, changes
 from gradindex.store.changes import Part, State
 from gradindex.store.columns import as_columns
@@ -128,7 +128,7 @@ def _embed_again(store: Store, part: Part, one: Store, job: Job, progress: bool 
 def _sweep_store(store: Store) -> list[str]:
     """Delete what no change names: parts that can no longer be added, replaced ones, temporary files."""
     path, state = store.path, store.state
-    removed = delete_replaced(store)
+    removed = settle(store)
     for one in listing(path / PARTS):
         if one.name not in {part.name for part in state.parts} and not _may_be_added(one, state):
             remove_tree(one)

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -190,7 +191,7 @@ def load(store: Store) -> Searcher:
     while True:
         saved, entry = _read(store)
         try:
-            index = faiss.read_index(str(entry.local(directory)))
+            index = _open(entry.local(directory))
             break
         except DamagedIndexError:
             if _read(store)[1] == entry:  # else it was replaced while it was read
@@ -203,6 +204,13 @@ def load(store: Store) -> Searcher:
         )
     _set_probes(index)
     return Searcher(index, str(saved.get("factory")), index.d, entry.bytes)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:  # its contents are what the manifest says, or were until it was deleted
+        raise DamagedIndexError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
 
 
 def _read(store: Store) -> tuple[dict[str, Any], FileEntry]:

@@ -154,7 +154,12 @@ def commit(store: Location, header: Header, make: Callable[[State], dict[str, An
     (store / DIRECTORY).mkdir(exist_ok=True)
     while True:
         state = read(store, header)
-        change = make(state)
+        try:
+            change = make(state)
+        except DamagedIndexError:
+            if read(store, header).number == state.number:  # else what it needs was replaced meanwhile
+                raise
+            continue
         if change is None:
             return state
         value = {"store": header.seal, "number": state.number + 1, "before": state.last, **change}
@@ -162,9 +167,15 @@ def commit(store: Location, header: Header, make: Callable[[State], dict[str, An
             publish(file(store, state.number + 1), value)
         except FileExistsError:
             continue
-        head = {"store": header.seal, "number": state.number + 1}
-        publish(store / DIRECTORY / HEAD, head, replace=True)
-        return state.apply(value)
+        after = state.apply(value)
+        count(store, header, after)
+        return after
+
+
+def count(store: Location, header: Header, state: State) -> None:
+    """Note that there are so many changes, so that the loss of the last one is noticed."""
+    if state.number > _known(store, header):
+        publish(store / DIRECTORY / HEAD, {"store": header.seal, "number": state.number}, replace=True)
 
 
 def _known(store: Location, header: Header) -> int:

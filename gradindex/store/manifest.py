@@ -133,7 +133,11 @@ class FileEntry:
     def check_contents(self, directory: Location) -> Location:
         """Return where the file lies after comparing its size and sha256; raises like `check_size`."""
         path = self.check_size(directory)
-        if location.digest(path) != self.sha256:
+        try:
+            found = location.digest(path)
+        except OSError as error:
+            raise DamagedIndexError(_missing(path, error)) from None
+        if found != self.sha256:
             raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
         return path
 
@@ -142,7 +146,11 @@ class FileEntry:
 
         Its size is compared; with `checked`, its sha256, too. Raises like `check_size`.
         """
-        copy = location.local(self.check_size(directory), self.bytes, self.sha256)
+        path = self.check_size(directory)
+        try:
+            copy = location.local(path, self.bytes, self.sha256)
+        except FileNotFoundError as error:
+            raise DamagedIndexError(_missing(path, error)) from None
         if checked:
             FileEntry(copy.name, self.bytes, self.sha256).check_contents(copy.parent)
         return copy

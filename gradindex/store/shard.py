@@ -136,7 +136,7 @@ class Shard:
             table = pq.read_table(pa.BufferReader(pa.py_buffer(data)))
         except (pa.ArrowException, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
-        if len(table) != len(self):
+        if table.column_names and len(table) != len(self):
             raise DamagedIndexError(f"{path} is damaged: expected {len(self)} rows, found {len(table)}.")
         return table
 
@@ -161,12 +161,11 @@ class Shard:
     def _map(self, kind: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         path = self._entries[kind].local(self._directory, checked=kind != "sketch")
         header = _npy_header(dtype, shape)
-        with path.open("rb") as file:
-            found = file.read(len(header))
-        if found != header:
-            raise DamagedIndexError(f"{path} is damaged: expected the .npy header of {np.dtype(dtype)} {shape}.")
         try:
-            return np.memmap(path, dtype, "r", len(header), shape)
+            with path.open("rb") as file:  # one opening: a compaction may delete the file at any moment
+                if file.read(len(header)) != header:
+                    raise ValueError(f"expected the .npy header of {np.dtype(dtype)} {shape}.")
+                return np.memmap(file, dtype, "r", len(header), shape)
         except (ValueError, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
 

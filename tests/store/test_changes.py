@@ -268,7 +268,7 @@ def test_stopped_anywhere_it_goes_on(path, monkeypatch, tmp_path):
     want.compact()
     states = {ROWS, ROWS + MORE, ROWS + MORE - 3}
     real = {name: getattr(changes.publish.__globals__["location"], name) for name in ("create", "replace", "move")}
-    for step in [*range(1, 60, 5), 100]:
+    for step in range(1, 100, 5):
         here = shutil.copytree(path, tmp_path / f"step{step}")
         left = [step]
 
@@ -299,7 +299,9 @@ def test_stopped_anywhere_it_goes_on(path, monkeypatch, tmp_path):
         gradindex.load(here).check()
         assert files(here) == files(want.store.path)
         shutil.rmtree(here)
-        assert finished == (step == 100)
+        if finished:
+            break
+    assert 20 < step < 99
 
 
 @pytest.mark.parametrize("what", ["sketch.npy", "id.npy", "columns.parquet", "000000.json"])
@@ -487,7 +489,7 @@ def test_deletion_that_was_killed_is_finished(path, monkeypatch):
     index = gradindex.load(path, digits_job())
     index.remove([3])
     with monkeypatch.context() as patch:
-        patch.setattr(compacting, "delete_replaced", lambda store: None)
+        patch.setattr(compacting, "settle", lambda store: None)
         index.compact()
     with pytest.raises(DamagedIndexError, match="belongs to no manifest"):
         gradindex.load(path).check()
