@@ -1,14 +1,16 @@
-"""Kill builds at random moments and damage stores at random; count what differs, crashes or answers wrongly.
+"""Kill builds and changes at random moments, damage stores at random; count what differs, crashes or answers wrongly.
 
     python benchmarks/faults.py --kills 200 --damages 10000
 
-Kills: a small build (240 digits, 12 shards, a Flat index) runs in a process of its own and gets SIGKILL after a random
-time, up to three times; then it is run to its end and every file is compared with those of an undisturbed build. A
-third of the builds replace a finished index of another model (overwrite=True).
+Kills: a process of its own gets SIGKILL after a random time, up to three times; then the same calls run to their end,
+and every file is compared with those of undisturbed ones. A third each builds a small index (240 digits, 12 shards,
+Flat); replaces a finished index of another model (overwrite=True); and changes a finished index: adds 60 samples,
+removes three, compacts. After every kill of the latter, the index is opened, and must be in a state that it had.
 
-Damages: a file of a finished index is truncated, extended, flipped in one bit, deleted or swapped with another. Then
-the index is opened and searched, with and without `Index.check`. It must raise gradindex's own error, or answer as
-before. Each batch runs in a process of its own with an alarm, so that a crash or a hang is seen and counted.
+Damages: a file of a finished index is truncated, extended, flipped in one bit, deleted or swapped with another; half of
+them in an index that was built, half in one that was changed and audited. Then the index is opened and searched, with
+and without `Index.check`. It must raise gradindex's own error, or answer as before. Each batch runs in a process of its
+own with an alarm, so that a crash or a hang is seen and counted.
 """
 
 import argparse
@@ -33,11 +35,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import gradindex
 from gradindex import builder
 from gradindex.errors import DamagedIndexError, IndexExistsError
+from gradindex.store import Store
 from gradindex.store.location import is_temporary
-from tests.jobs import digits_job, other_model_job
+from tests.jobs import ROWS, digits_job, longer_job, other_model_job
 
-BATCH = 250  # damages tried by one process
+BATCH = 150  # damages tried by one process
 ALARM = 300  # seconds a process may take
+MORE, GONE = 60, [1, 2, 250]  # samples that are added, and ids that are removed
+STATES = [list(range(ROWS)), list(range(ROWS + MORE)), sorted({*range(ROWS + MORE)} - {*GONE})]
 
 
 def in_child(work, *arguments):
@@ -72,6 +77,30 @@ def build_other(out):
     builder.build(other_model_job(), out, shard_rows=20, batch_size=8, progress=False)
 
 
+def change(out):
+    """Add, remove and compact; what was done before a kill is found done."""
+    gradindex.add(out, longer_job(ROWS + MORE), progress=False)
+    Store.open(out).remove(GONE)
+    gradindex.compact(out, progress=False)
+
+
+def change_more(out):
+    """Make an index with every kind of file: parts that were compacted and added, all kinds of changes, an audit."""
+    change(out)
+    index = gradindex.add(out, longer_job(ROWS + MORE + 10), progress=False)
+    index.verify(queries=5, k=3)
+    index.remove([7, ROWS + MORE + 3])
+
+
+def check_state(out):
+    """Return 0 if an index is in one of the states of `change`, and finds its samples; else 3."""
+    index = gradindex.load(out)
+    alive = index.store.ids if index.store.alive is None else index.store.ids[index.store.alive]
+    found = index.search(index.store.gather(np.arange(1)), len(index))[1][0]
+    found, alive = sorted(found[found >= 0].tolist()), sorted(alive.tolist())
+    return 0 if found == alive and alive in STATES else 3
+
+
 def contents(path):
     """Return every file's bytes by name; temporary files of killed processes are not part of an index."""
     return {
@@ -87,34 +116,43 @@ def kills(count, folder, rng):
         raise SystemExit("The undisturbed build fails.")
     seconds = time.perf_counter() - began
     want, found = contents(reference), Counter()
-    other = folder / "other"
+    other, changed = folder / "other", shutil.copytree(reference, folder / "changed")
     finished(in_child(build_other, other))
-    done = 0
-    while done < count:
+    began = time.perf_counter()
+    if finished(in_child(change, changed)):
+        raise SystemExit("The undisturbed change fails.")
+    modes = {
+        "build": (build, (False,), None, want, seconds),
+        "replace": (build, (True,), other, want, seconds),
+        "change": (change, (), reference, contents(changed), time.perf_counter() - began),
+    }
+    while found["killed"] < count:
+        mode = rng.choice(sorted(modes))
+        work, arguments, start, wanted, long = modes[mode]
         out = folder / "killed" / "index"
-        replace = rng.random() < 1 / 3
-        if replace:
-            shutil.copytree(other, out)
+        if start is not None:
+            shutil.copytree(start, out)
         for _ in range(rng.randint(1, 3)):
-            child = in_child(build, out, replace)
-            time.sleep(rng.random() * seconds)
+            child = in_child(work, out, *arguments)
+            time.sleep(rng.random() * long)
             os.kill(child, signal.SIGKILL)
-            code = finished(child)
-            found["killed" if code == -signal.SIGKILL else "finished before the kill"] += 1
-            done += code == -signal.SIGKILL
-        if replace:  # one of the two is whole at every moment, beside its place if not in it
+            killed = finished(child) == -signal.SIGKILL
+            found["killed" if killed else "finished before the kill"] += 1
+            found[f"killed: {mode}"] += killed
+            if mode == "change":
+                found["NO STATE of a changed index"] += finished(in_child(check_state, out)) != 0
+        if mode == "replace":  # one of the two is whole at every moment, beside its place if not in it
             old = out if out.exists() else out.with_name(".index.replaced")
-            whole = contents(old) in (contents(other), want)
-            found["neither old nor new index"] += not whole
-        code = finished(in_child(build, out, replace))
+            found["NEITHER old nor new index"] += contents(old) not in (contents(other), want)
+        code = finished(in_child(work, out, *arguments))
         got = contents(out) if out.exists() else {}
-        same = code == 0 and got == want
+        same = code == 0 and got == wanted
         if not same:
-            files = sorted(name for name in {*got, *want} if got.get(name) != want.get(name))
-            print(f"DIFFERENT: exit code {code}, replace={replace}, files {files}", file=sys.stderr)
+            files = sorted(name for name in {*got, *wanted} if got.get(name) != wanted.get(name))
+            print(f"DIFFERENT: exit code {code}, {mode}, files {files}", file=sys.stderr)
         found["same as undisturbed" if same else "DIFFERENT"] += 1
         shutil.rmtree(out.parent)
-    return dict(found)
+    return {name: times for name, times in found.items() if times}
 
 
 def damage(path, rng):
@@ -182,14 +220,17 @@ def try_damages(reference, folder, seed, count, out):
 
 def damages(count, folder, seed):
     """Return how often each thing happened to damaged indexes, crashes and hangs included."""
-    reference, found = folder / "reference", Counter()
+    reference, changed, found = folder / "reference", folder / "changed more", Counter()
     if not reference.exists():
         finished(in_child(build, reference))
-    for begin in range(0, count, BATCH):
+    shutil.copytree(reference, changed)
+    if finished(in_child(change_more, changed)):
+        raise SystemExit("The undisturbed changes fail.")
+    for turn, begin in enumerate(range(0, count, BATCH)):
         out = folder / "found.json"
         out.unlink(missing_ok=True)
         here = min(BATCH, count - begin)
-        code = finished(in_child(try_damages, reference, folder, seed + begin, here, out))
+        code = finished(in_child(try_damages, changed if turn % 2 else reference, folder, seed + begin, here, out))
         if code:
             found["HANG" if code == -signal.SIGALRM else f"CRASH ({code})"] += 1
         else:
@@ -204,7 +245,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    digits_job(), other_model_job()  # trained once, before the processes part
+    digits_job(), other_model_job(), longer_job(ROWS + MORE)  # trained once, before the processes part
     with tempfile.TemporaryDirectory() as folder:
         result = {
             "kills": kills(options.kills, Path(folder), random.Random(options.seed)) if options.kills else {},
@@ -222,7 +263,8 @@ def main():
 
 
 def _bad(name):
-    return any(word in name for word in ("DIFFERENT", "neither", "WRONG ANSWER", "OTHER ERROR", "HANG", "CRASH"))
+    words = "DIFFERENT", "NEITHER", "NO STATE", "WRONG ANSWER", "OTHER ERROR", "HANG", "CRASH"
+    return any(word in name for word in words)
 
 
 if __name__ == "__main__":
