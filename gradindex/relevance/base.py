@@ -29,22 +29,38 @@ class Options:
         Names of hidden layers whose outputs are h_all (the last of them h_last). None: what every layer with
         parameters receives, the first one excepted.
     exact_limit
-        Up to this many parameters the Hessian is formed and decomposed; above, each solution of H v = g is
-        iterated (SciPy's MINRES), of which the cosine and ℓ2 forms are not to be had.
+        Up to this many parameters (for the Fisher matrix, or samples) matrices are formed and decomposed.
+    solver
+        ``"auto"``: by size, and above `exact_limit` EKFAC where curvlinops takes the model, else MINRES (SciPy's,
+        of the Hessian itself, for which the cosine and ℓ2 forms are not to be had) or the exact Fisher matrix.
+        ``"exact"``, ``"ekfac"`` and ``"minres"`` choose.
+    samples
+        Of EKFAC: labels drawn from the model for a sample; 0 for the exact expectation, a backward pass a class.
     tolerance, iterations
         Of MINRES.
+    seed
+        Of drawn labels and of MINRES's default damping.
     """
 
     damping: float | None = None
     fisher: str = "true"
     layers: tuple[str, ...] | None = None
     exact_limit: int = 8192
+    solver: str = "auto"
+    samples: int = 0
     tolerance: float = 1e-8
     iterations: int = 1000
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.fisher not in ("true", "mean"):
             raise ValueError(f"Unknown fisher {self.fisher!r}. Expected one of: 'true' | 'mean'.")
+        if self.solver not in ("auto", "exact", "ekfac", "minres"):
+            options = "'auto' | 'exact' | 'ekfac' | 'minres'"
+            raise ValueError(f"Unknown solver {self.solver!r}. Expected one of: {options}.")
+        for name in ("exact_limit", "samples", "seed"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise ValueError(f"{name} must be an integer of 0 or more, got {getattr(self, name)!r}.")
         if self.damping is not None and not self.damping >= 0:
             raise ValueError(f"damping must be None or a number of at least 0, got {self.damping!r}.")
 

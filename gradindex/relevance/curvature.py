@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradindex.gradients.base import log
 from gradindex.job import Job
@@ -32,6 +33,10 @@ class Inverse(ABC):
     def root(self, rows: Rows) -> Rows:
         """Return the real part of (A + d)^(−1/2) g for rows (b, P)."""
 
+    def halves(self, rows: Rows, *, query: bool) -> Rows:
+        """Return one side of a product: ⟨halves(q, query=True), halves(g, query=False)⟩ = ⟨q, (A + d)⁻¹ g⟩."""
+        return self.apply(rows) if query else rows
+
 
 class Spectral(Inverse):
     """By eigenvalues (r,) and orthonormal eigenvectors (P, r); A is zero outside their span."""
@@ -50,6 +55,14 @@ class Spectral(Inverse):
         """Return the real part of (A + d)^(−1/2) g."""
         positive = np.maximum(self._values, 0)
         return self._scaled(rows, _power(positive, -0.5), _power(np.array([self.damping]), -0.5)[0])
+
+    def halves(self, rows: Rows, *, query: bool) -> Rows:
+        """Return |A + d|^(−1/2) g, of a query with the signs of the eigenvalues.
+
+        Sides of equal length leave the least error to a sketch of them.
+        """
+        inside = _power(np.abs(self._values), -0.5) * (np.sign(self._values) if query else 1)
+        return self._scaled(rows, inside, _power(np.array([self.damping]), -0.5)[0])
 
     def _scaled(self, rows: Rows, inside: Rows, outside: float) -> Rows:
         inner = rows @ self._vectors
@@ -99,13 +112,26 @@ class Iterative(Inverse):
 
 
 def hessian(job: Job, options: Options) -> Inverse:
-    """Return the inverse of the Hessian of a job's mean training loss, formed where P ≤ `exact_limit`."""
-    product, size = _product(job), job.engine.size
-    if size > options.exact_limit:
+    """Return the inverse of the Hessian of a job's mean training loss, or of what stands for it.
+
+    Up to `exact_limit` parameters the Hessian is formed. Above, it is the Gauss-Newton matrix as EKFAC where
+    curvlinops takes the model (see `gradindex.relevance.kronecker`), else MINRES iterates with the Hessian itself.
+
+    Raises
+    ------
+    ValueError
+        If ``solver="ekfac"`` and curvlinops does not take the model; says why.
+    """
+    size = job.engine.size
+    exact = options.solver == "exact" or (options.solver == "auto" and size <= options.exact_limit)
+    if not exact and options.solver != "minres" and (found := _kronecker(job, options)) is not None:
+        return found
+    product = _product(job)
+    if not exact:
         damping = options.damping
         if damping is None:
             # Hutchinson's estimate of the diagonal would cost more than it is worth at 1e-10 of it.
-            signs = np.random.default_rng(0).choice([-1.0, 1.0], (4, size))
+            signs = np.random.default_rng(options.seed).choice([-1.0, 1.0], (4, size))
             damping = RELATIVE_DAMPING * float(np.abs((signs * product(signs)).mean(axis=0)).mean())
         return Iterative(product, size, damping, options)
     matrix = np.empty((size, size))
@@ -116,32 +142,82 @@ def hessian(job: Job, options: Options) -> Inverse:
     return decompose((matrix + matrix.T) / 2, options.damping, "eigendecomposition of the Hessian")
 
 
-def fisher(gradients: Rows, options: Options) -> Inverse:
-    """Return the inverse of the Fisher information matrix of training gradients (n, P), exact for any P.
+def fisher(job: Job, options: Options, gradients: Callable[[], Rows]) -> Inverse:
+    """Return the inverse of a job's Fisher information matrix.
 
-    With P > n the decomposition is that of the n × n Gram matrix.
+    `gradients` returns those of the training samples (n, P). Exact where P or n is at most `exact_limit`, with
+    P > n by the n × n Gram matrix; above, EKFAC of the matrix with the data's labels where curvlinops takes the
+    model, else exact all the same.
     """
     if options.fisher == "mean":
-        mean = gradients.mean(axis=0)
+        mean = gradients().mean(axis=0)
         norm = float(np.linalg.norm(mean))
         damping = _damping(options.damping, norm**2 / len(mean))
         vectors = (mean / norm if norm > 0 else mean)[:, None]
         return Spectral(np.array([norm**2]), vectors, damping, "rank one (outer product of the mean gradient)")
+    small = min(job.engine.size, len(job.source)) <= options.exact_limit
+    if options.solver == "ekfac" or (options.solver == "auto" and not small):
+        found = _kronecker(job, options, empirical=True)
+        if found is not None:
+            return found
+    return exact_fisher(gradients(), options.damping)
+
+
+def exact_fisher(gradients: Rows, damping: float | None) -> Spectral:
+    """Return the inverse of mean g gᵀ for gradients (n, P), by the smaller of the P × P and the n × n matrix."""
     n, size = gradients.shape
-    if size <= n:
-        return decompose(gradients.T @ gradients / n, options.damping, "eigendecomposition of the Fisher matrix")
+    used = np.flatnonzero(np.einsum("ij,ij->j", gradients, gradients))
+    if len(used) <= n:
+        scale = float(np.einsum("ij,ij->", gradients, gradients)) / n / size
+        small = gradients[:, used]
+        values, vectors = _eigh(small.T @ small / n)
+        return Spectral(
+            values,
+            _spread(vectors, used, size),
+            _damping(damping, scale),
+            "eigendecomposition of the Fisher matrix",
+        )
     values, vectors = _eigh(gradients @ gradients.T / n)
-    damping = _damping(options.damping, float(np.einsum("ij,ij->", gradients, gradients)) / n / size)
+    damping = _damping(damping, float(np.einsum("ij,ij->", gradients, gradients)) / n / size)
     keep = values > values[-1] * n * np.finfo(np.float64).eps
     values = values[keep]
     vectors = gradients.T @ (vectors[:, keep] / np.sqrt(values * n))
     return Spectral(values, vectors, damping, "eigendecomposition of the Gram matrix")
 
 
+def _kronecker(job: Job, options: Options, *, empirical: bool = False) -> Inverse | None:
+    reason = "the model is not PyTorch's"
+    if job.backend == "torch":
+        from gradindex.relevance.kronecker import Kronecker, Unsupported
+
+        try:
+            return Kronecker(job, options, empirical=empirical)
+        except Unsupported as error:
+            reason = str(error)
+    if options.solver == "ekfac":
+        raise ValueError(f"EKFAC cannot be had: {reason}. Leave solver out.")
+    log.warning("no EKFAC for this model (%s): another solver is used", reason)
+    return None
+
+
 def decompose(matrix: Rows, damping: float | None, solver: str) -> Spectral:
     """Return the inverse of a symmetric matrix (P, P)."""
     damping = _damping(damping, float(np.abs(np.diag(matrix)).mean()))
-    return Spectral(*_eigh(matrix), damping, solver)
+    size = len(matrix)
+    used = np.flatnonzero(matrix.any(axis=0))  # inputs that are always 0, such as the margins of digits
+    if len(used) == size:
+        return Spectral(*_eigh(matrix), damping, solver)
+    values, vectors = _eigh(matrix[np.ix_(used, used)])
+    return Spectral(values, _spread(vectors, used, size), damping, solver)
+
+
+def _spread(vectors: Rows, used: NDArray[np.intp], size: int) -> Rows:
+    """Return vectors (r, r) of the parameters `used` as vectors (size, r) of all."""
+    if len(used) == size:
+        return vectors
+    out = np.zeros((size, len(used)))
+    out[used] = vectors
+    return out
 
 
 def _damping(given: float | None, scale: float) -> float:

@@ -69,7 +69,7 @@ class Space:
         """Return the inverse of the Hessian (``"IF"``) or of the Fisher information matrix (``"FK"``)."""
         if matrix not in self._inverse:
             if matrix == "FK":
-                self._inverse[matrix] = curvature.fisher(self.train("grad"), self.options)
+                self._inverse[matrix] = curvature.fisher(self.job, self.options, lambda: self.train("grad"))
             else:
                 self._inverse[matrix] = curvature.hessian(self.job, self.options)
         return self._inverse[matrix]
