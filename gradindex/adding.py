@@ -3,7 +3,7 @@
 import dataclasses
 import time
 
-from gradindex import landmarks
+from gradindex import landmarks, relevance
 from gradindex.builder import begun, check_job, embed_missing, header
 from gradindex.errors import MismatchError
 from gradindex.fingerprint import fingerprint
@@ -64,10 +64,12 @@ def add(
     DamagedIndexError
         If the index is damaged.
     ValueError
-        If data, losses or gradients are not finite (the message names the ids).
+        If data, losses or gradients are not finite (the message names the ids), or rows are those of IF or FK.
     """
     store = Index.open(path).store
+    job = job.with_metric(store.header.metric)
     check_job(store, job, longer=True)
+    relevance.check_growth(store.header.metric)
     first = store.state.positions
     if len(job.source) == first:
         settle(store)

@@ -1,6 +1,7 @@
 """Building an index on disk, shard by shard, and opening it again."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradindex import landmarks, replacing
+from gradindex import landmarks, relevance, replacing
 from gradindex.batches import Ids
 from gradindex.embedding import Block, embed_rows, embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
@@ -18,7 +19,7 @@ from gradindex.index import factory
 from gradindex.index.index import Index
 from gradindex.job import Job
 from gradindex.progress import progress_bar
-from gradindex.sketch import CountSketch, Sketch
+from gradindex.sketch import CountSketch, Identity, Sketch
 from gradindex.sketch.hashing import check_seed
 from gradindex.stopping import explain_full_disk, stop_on_sigterm
 from gradindex.store import Header, Rows, Store
@@ -34,6 +35,8 @@ def build(
     out: str | Location,
     *,
     sketch: Sketch | None = None,
+    metric: str | None = None,
+    metric_options: Mapping[str, Any] | None = None,
     index: str = "auto",
     seed: int = 0,
     batch_size: int | None = None,
@@ -56,7 +59,13 @@ def build(
         A directory, new or holding an unfinished build of the same job; or a URL that fsspec knows, such as
         ``s3://bucket/index``.
     sketch
-        The projection; ``CountSketch(1024)`` by default.
+        The projection; ``CountSketch(1024)`` by default, none for a metric's rows of at most 1,024 numbers.
+    metric
+        A cosine or dot metric of `gradindex.relevance.METRICS` whose rows are indexed in the place of gradients;
+        `Index.explain` then ranks by it. None: gradients, and the kernels ``grad_cos``, ``grad_dot`` and
+        ``grad_asym_dot``.
+    metric_options
+        Options of the metric, see `gradindex.relevance.base.Options`, such as ``{"damping": 1e-3}``.
     index
         ``'auto'`` (exact up to 100,000 rows, then ``IVF…,SQ8`` on the folded sketch) or a FAISS factory string.
     seed
@@ -78,13 +87,17 @@ def build(
     MismatchError
         If `out` holds an unfinished build of something else.
     ValueError
-        If FAISS does not know `index`, the dataset is empty, or data, losses or gradients are not finite (the
-        message names the ids).
+        If FAISS does not know `index`, there is no such metric or it is no inner product, the dataset is empty, or
+        data, losses or gradients are not finite (the message names the ids).
     OSError
         If the disk is full; what is published is kept.
     """
     out = locate(out)
-    sketch = sketch or CountSketch()
+    if metric is not None:
+        job = replace(job, metric=relevance.spec(metric, metric_options))
+    elif metric_options:
+        raise ValueError("metric_options are those of a metric: give metric=… with them.")
+    sketch = sketch or _default_sketch(job)
     replaced = overwrite and replacing.begin(out)
     target = replacing.aside(out) if replaced else out
     wanted = header(job, sketch, check_seed(seed), batch_size, shard_rows, begun(target))
@@ -162,12 +175,19 @@ def check_job(store: Store, job: Job, *, longer: bool = False) -> None:
     saved, rows = store.header, store.state.positions
     if saved.backend == "none":
         raise MismatchError(f"{store.path} was made from arrays; it has no job, and can only be searched by vectors.")
+    job = job.with_metric(saved.metric)
     differences = model_differences(saved, header(job, CountSketch(), 0, 1, 1))
     if len(job.source) != rows and not (longer and len(job.source) > rows):
         added = f" ({rows - saved.rows} of them were added)" if rows > saved.rows else ""
         differences.append(f"the dataset has {len(job.source)} samples, the index {rows}{added}")
     if differences:
         raise MismatchError(f"{store.path} was built from something else: {'; '.join(differences)}.")
+
+
+def _default_sketch(job: Job) -> Sketch:
+    """Return no projection for short rows of a metric, which would only lose by one."""
+    short = job.metric is not None and job.engine.size <= CountSketch().dim
+    return Identity() if short else CountSketch()
 
 
 def begun(path: Location) -> Header | None:
@@ -212,6 +232,7 @@ def header(
         columns=sorted(as_columns(job.columns, len(job.source))),
         threads=before.threads if before and engine.backend == "torch" else threads.count(engine.backend),
         deterministic=engine.deterministic,
+        metric=None if job.metric is None else dict(job.metric),
     )
 
 

@@ -175,7 +175,7 @@ def embedding_batch_size(job: Job, budget: int = MEMORY_BUDGET) -> int:
         first = first.select(np.argsort(-_sizes(first), kind="stable"))
     first = first.select(slice(0, 2))
     check_batch(first)
-    job.engine.gradients(first.x, first.y)
+    job.engine.settle(first.x, first.y)
     each = max(1, job.engine.bytes_per_sample)
     most = int(np.clip(_SMALL_BATCH_BYTES // each, _MOST, _MOST_SMALL))
     return int(np.clip(budget // each, 1, most))

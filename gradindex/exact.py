@@ -111,7 +111,7 @@ class HeldQueries:
         self._engine, self.count = engine, len(queries)
         options = Landmark(landmarks=len(queries), dims=1, memory=1 << 62)
         self._projector = LandmarkProjector(options, engine.parameters, 0)
-        self._norms = self._projector.adopt(record(self._projector, engine, lambda: [queries], len(queries)))
+        self._norms = self._projector.adopt(record(self._projector, engine.of_queries, lambda: [queries], len(queries)))
 
     @stage("exact")
     def dots(self, batch: Batch) -> tuple[NDArray[np.float64], Embedded]:

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,11 +51,14 @@ class Job:
     render
         ``render(i)`` returns sample i as people see it, for pictures, reports and the served page: an image (array or
         PIL), a string, or a dict of names to values. None: inputs are shown as they are.
+    metric
+        What `gradindex.relevance.spec` returns, to have the rows of a metric in the place of gradients; usually set
+        by ``gradindex.build(job, out, metric=…)``. None: gradients.
 
     Raises
     ------
     ValueError
-        For an unknown task or backend.
+        For an unknown task, backend or metric, or checkpoints with a metric.
     TypeError
         If the model is of neither framework, or `loss_fn` or `render` is not callable.
     """
@@ -72,15 +75,26 @@ class Job:
     columns: Any = None
     checkpoints: Sequence[tuple[Any, float]] | None = field(default=None, repr=False)
     render: Callable[[int], Any] | None = field(default=None, repr=False)
+    metric: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.loss_fn):
             raise TypeError(f"loss_fn must be callable, got {type(self.loss_fn).__name__}.")
         if self.render is not None and not callable(self.render):
             raise TypeError(f"render must be callable, render(i), got {type(self.render).__name__}.")
+        if self.metric is not None:
+            from gradindex.relevance import options, spec
+
+            object.__setattr__(self, "metric", spec(self.metric["name"], options(self.metric)))
+            if self.checkpoints is not None:
+                raise ValueError("A metric is one of a single model: give a job either checkpoints or a metric.")
         object.__setattr__(self, "task", kernels.parse(kernels.Task, self.task, "task"))
         backend = backend_of(self.model) if self.backend is None else self.backend
         object.__setattr__(self, "backend", kernels.parse(Backend, backend, "backend"))
+
+    def with_metric(self, metric: Mapping[str, Any] | None) -> "Job":
+        """Return the job with the rows of this metric, or with gradients for None; itself if that is so already."""
+        return self if self.metric == metric else replace(self, metric=metric)
 
     @cached_property
     def engine(self) -> Engine:
@@ -96,6 +110,10 @@ class Job:
         )
 
     def _along_training(self, engine: Engine) -> Engine:
+        if self.metric is not None and self.metric["name"] not in ("GC", "GD"):
+            from gradindex.relevance.engine import FeatureEngine
+
+            return FeatureEngine(replace(self, metric=None), dict(self.metric))
         if self.checkpoints is None:
             return engine
         from gradindex.influence.tracin import TracInEngine

@@ -160,7 +160,7 @@ def gradient_chunks(
         for i in range(rows.start, rows.stop, size):
             part = slice(i, min(i + size, rows.stop))
             with stage("gradients"):
-                found = engine.gradients(index(queries.x, part), index(queries.y, part))
+                found = engine.of_queries.gradients(index(queries.x, part), index(queries.y, part))
             ids = np.arange(part.start, part.stop, dtype=np.int64)
             check_finite(ids, "loss (queries)", found.losses)
             check_finite(ids, "gradient (queries)", found.gradients)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from gradindex import landmarks
+from gradindex import landmarks, relevance
 from gradindex.builder import check_job, embed_missing
 from gradindex.chain import Picked
 from gradindex.errors import DamagedIndexError
@@ -78,6 +78,7 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     if bad and job is None:
         raise ValueError(f"Shards {', '.join(bad)} have to be embedded again, which needs the job. {'; '.join(said)}")
     if job is not None:
+        job = job.with_metric(store.header.metric)
         check_job(store, job)
     wanted = factory.saved_factory(store)
     removed = _sweep_store(store)
@@ -118,6 +119,7 @@ def _embed_again(store: Store, part: Part, one: Store, job: Job, progress: bool 
     if part.at is None:
         embed_missing(job, one, progress, landmarks.bound(store, job) if part.name else None)
         return
+    relevance.check_growth(store.header.metric)
     before = next(state for state in changes.history(store.path, store.header) if state.number == part.at)
     kept = np.setdiff1d(np.arange(before.positions), before.removed)
     columns = {name: values.take(pa.array(kept)) for name, values in as_columns(job.columns, len(job.source)).items()}

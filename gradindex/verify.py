@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import exact, kernels
+from gradindex import exact, kernels, relevance
 from gradindex.batches import Ids
 from gradindex.index import mips
 from gradindex.kernels import Kernel
@@ -64,7 +64,7 @@ class Audit:
         )
 
 
-def verify(index: "Index", *, queries: int, k: int, kernel: str, rerank: int, seed: int) -> Audit:
+def verify(index: "Index", *, queries: int, k: int, kernel: str | None, rerank: int, seed: int) -> Audit:
     """Compare the index's answers with the exact kernel over the whole training set.
 
     Queries are training samples drawn by `seed`, with their own labels; each one is left out of its own answer
@@ -88,7 +88,7 @@ def verify(index: "Index", *, queries: int, k: int, kernel: str, rerank: int, se
         If k is not between 1 and rows − 1, or `queries` is less than 1.
     """
     began = time.perf_counter()
-    parsed = kernels.parse(Kernel, kernel, "kernel")
+    parsed = relevance.kernel_of(index.store.header.metric, kernel)
     if queries < 1:
         raise ValueError(f"queries must be 1 or more, got {queries}.")
     alive = np.ones(len(index), bool) if index.store.alive is None else index.store.alive
@@ -104,7 +104,7 @@ def verify(index: "Index", *, queries: int, k: int, kernel: str, rerank: int, se
         for depth in (rerank, 0)
     ]
     audit = Audit(
-        kernel=parsed.value,
+        kernel=relevance.title(index.store.header.metric, parsed),
         k=k,
         queries=len(ids),
         rerank=max(rerank, k + 1) if rerank else 0,

@@ -39,7 +39,9 @@ JobName = Annotated[
     typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns a gradindex.Job; MODULE may be a .py file."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-KernelOption = Annotated[Kernel, typer.Option(help="Which kernel.")]
+KernelOption = Annotated[
+    Kernel | None, typer.Option(help="Which kernel.  [default: grad_cos, or the index's own metric]")
+]
 Rerank = Annotated[int, typer.Option(min=0, help="Candidates of each side evaluated exactly; 0 for none.")]
 
 
@@ -77,7 +79,13 @@ def _root(
 def build(
     job: JobName,
     out_path: Out,
-    dim: Annotated[int, typer.Option(min=1, help="Width of the CountSketch.")] = 1024,
+    dim: Annotated[int | None, typer.Option(min=1, help="Width of the CountSketch.  [default: 1024]")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Index the rows of this relevance metric, such as cos-last, not gradients.")
+    ] = None,
+    metric_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for the metric, such as damping=0.001 or layers=2,4.")
+    ] = None,
     index: Annotated[str, typer.Option(help="'auto' or a FAISS factory string.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the projection.")] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.  [default: fits memory]")] = None,
@@ -92,7 +100,9 @@ def build(
     index_ = gradindex.build(
         _job(job, device),
         out_path,
-        sketch=gradindex.CountSketch(dim),
+        sketch=None if dim is None else gradindex.CountSketch(dim),
+        metric=metric,
+        metric_options=_metric_options(metric_option or []),
         index=index,
         seed=seed,
         batch_size=batch_size,
@@ -112,7 +122,7 @@ def explain(
     ] = None,
     ids: Annotated[str | None, typer.Option("--ids", help="Training rows as queries, such as 3,14.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many proponents and opponents.")] = 10,
-    kernel: KernelOption = Kernel.COS,
+    kernel: KernelOption = None,
     rerank: Rerank = 100,
     where: Annotated[list[str] | None, typer.Option(help="Find only samples with COLUMN=VALUE[,VALUE].")] = None,
     as_json: Json = False,
@@ -129,7 +139,7 @@ def explain(
     index = gradindex.load(path, loaded)
     x, y = (None, None) if rows is None else _read_rows(rows)
     chosen = selection.parse(index.store, where or [])
-    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel.value, rerank=rerank, where=chosen)
+    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel, rerank=rerank, where=chosen)
     if as_json:
         typer.echo(result.to_json())
         return
@@ -144,7 +154,7 @@ def verify(
     job: JobName,
     queries: Annotated[int, typer.Option(min=1, help="Training samples drawn as queries.")] = 200,
     k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = 10,
-    kernel: KernelOption = Kernel.COS,
+    kernel: KernelOption = None,
     rerank: Rerank = 100,
     seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = 0,
     min_recall: Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 below this recall.")] = 0.0,
@@ -156,7 +166,7 @@ def verify(
 
     index = gradindex.load(path, _job(job))
     with err.status("Computing the exact kernel over the training set"):
-        audit = index.verify(queries=queries, k=k, kernel=kernel.value, rerank=rerank, seed=seed)
+        audit = index.verify(queries=queries, k=k, kernel=kernel, rerank=rerank, seed=seed)
     if as_json:
         typer.echo(json.dumps(audit.to_json()))
     else:
@@ -233,6 +243,7 @@ def describe(index: Any) -> dict[str, Any]:
         "index_bytes": searcher.bytes,
         "zero_gradients": int((norms == 0).sum()),
         "median_norm": float(np.median(norms)),
+        "metric": header.metric,
         "task": header.task,
         "backend": header.backend,
         "batch_size": header.batch_size,
@@ -257,6 +268,23 @@ def _job(reference: str, device: str | None = None) -> Any:
     except JobReferenceError as error:
         raise typer.BadParameter(str(error)) from None
     return job if device is None else dataclasses.replace(job, device=device)
+
+
+def _metric_options(pairs: list[str]) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` as a dict, with numbers as numbers and layers as a list of names."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--metric-option takes KEY=VALUE, got {pair!r}.")
+        if name == "layers":
+            found[name] = text.split(",")
+            continue
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
 
 
 def _ids(text: str) -> list[int]:

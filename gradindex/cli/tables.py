@@ -74,10 +74,14 @@ def info_table(found: dict[str, Any]) -> Table:
     paths = sorted({parameter.get("path", "unknown") for parameter in parameters})
     sketch = dict(found["sketch"])
     kind = sketch.pop("kind")
+    metric = dict(found.get("metric") or {})
+    rows = "gradient" if metric.get("name", "GC") in ("GC", "GD") else "row"
     lines = {
         "index": found["path"],
-        "samples": f"{found['samples']:,} in {found['shards']} shard(s), {found['zero_gradients']} with zero gradient",
-        "gradients": f"{size:,} numbers of {len(parameters)} parameters ({found['backend']}; {', '.join(paths)})",
+        "samples": f"{found['samples']:,} in {found['shards']} shard(s), {found['zero_gradients']} with zero {rows}",
+        f"{rows}s": f"{size:,} numbers of {len(parameters)} parameters ({found['backend']}; {', '.join(paths)})"
+        if rows == "gradient"
+        else f"{size:,} numbers ({found['backend']})",
         "sketch": f"{kind}, {found['dim']} numbers, seed {found['seed']}",
         "search": f"{found['index']} on {found['index_dim']} numbers",
         "on disk": f"store {_bytes(found['store_bytes'])}, index {_bytes(found['index_bytes'])} "
@@ -85,7 +89,10 @@ def info_table(found: dict[str, Any]) -> Table:
         "columns": ", ".join(found["columns"]),
         "made with": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }
-    for path in paths:
+    if metric:
+        named = ", ".join(f"{name} {value}" for name, value in metric.items() if name != "name")
+        lines["metric"] = metric["name"] + (f" ({named})" if named else "")
+    for path in paths if rows == "gradient" else ():
         names = [parameter["name"] for parameter in parameters if parameter.get("path", "unknown") == path]
         lines[path] = ", ".join(names)
     if "checked" in found:

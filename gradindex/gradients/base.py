@@ -159,6 +159,11 @@ class Engine(ABC):
         self._running = LOOP  # the path last taken
 
     @property
+    def of_queries(self) -> "Engine":
+        """The engine of the queries' side of a product, where that is not the training samples'; itself here."""
+        return self
+
+    @property
     def bytes_per_sample(self) -> int:
         """About how many bytes of working memory `embed` takes for a sample.
 
@@ -239,6 +244,10 @@ class Engine(ABC):
         if has_ragged(x, y):
             return joined([(rows, self.gradients(part, labels)) for rows, part, labels in rectangles(x, y)])
         return self._with_ladder(x, y, lambda groups: self._gradients(x, y, groups))
+
+    def settle(self, x: Tree, y: Tree) -> None:
+        """Choose the paths by a few samples, so that `paths` and `bytes_per_sample` are known."""
+        self.gradients(x, y)
 
     def _gradients(self, x: Tree, y: Tree, groups: dict[str, list[str]]) -> PerSample:
         parts = {path: self.by(path, x, y, names) for path, names in groups.items()}

@@ -63,8 +63,8 @@ class Changing:
         self.store = store
         self.searcher = factory.load(store)
         self.summary: BuildSummary | None = None
-        self._job = job
-        self._at_hand = None if job is None else AtHand(store, job)
+        self._job = job if job is None else job.with_metric(store.header.metric)
+        self._at_hand = None if self._job is None else AtHand(store, self._job)
 
     @classmethod
     def open(cls, path: str | Location, job: Job | None = None) -> Self:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import exact, kernels, queries
+from gradindex import exact, kernels, queries, relevance
 from gradindex.batches import Batch, Ids
 from gradindex.batches import index as take
 from gradindex.embedding import as_ids
@@ -53,7 +53,7 @@ class Index(Changing):
         *,
         ids: Any = None,
         k: int = 10,
-        kernel: str = "grad_cos",
+        kernel: str | None = None,
         rerank: int = 100,
         eps: float = 0.0,
         certify: bool = False,
@@ -73,7 +73,8 @@ class Index(Changing):
         k
             How many proponents and how many opponents, at most the number of indexed samples.
         kernel
-            ``'grad_cos'``, ``'grad_dot'`` or ``'grad_asym_dot'``.
+            ``'grad_cos'`` (the default), ``'grad_dot'`` or ``'grad_asym_dot'``; in an index built with a metric,
+            None or the metric's name.
         rerank
             How many candidates of each side are evaluated with the exact kernel (at least k); 0 leaves the
             sketch's estimates.
@@ -106,12 +107,12 @@ class Index(Changing):
         Raises
         ------
         ValueError
-            For an unknown kernel, k < 1 or larger than the index, a wrong shape, NaN, missing labels, a bad
-            `max_checks`, an unknown column, or if nothing matches `where`.
+            For an unknown kernel or one that has no meaning for the index's metric, k < 1 or larger than the index,
+            a wrong shape, NaN, missing labels, a bad `max_checks`, an unknown column, or if nothing matches `where`.
         IndexError
             If an id is out of range.
         """
-        parsed = kernels.parse(Kernel, kernel, "kernel")
+        parsed = relevance.kernel_of(self.store.header.metric, kernel)
         check_k(k, len(self))
         if rerank < 0:
             raise ValueError(f"rerank must be 0 or more, got {rerank}.")
@@ -132,7 +133,7 @@ class Index(Changing):
         if ids is None and y is None:
             data.pop("query_labels", None)  # they were the predictions
         params = {
-            "kernel": parsed.value,
+            "kernel": relevance.title(self.store.header.metric, parsed),
             "k": k,
             "rerank": max(rerank, k) if rerank else 0,
             "certify": certify,
@@ -221,7 +222,7 @@ class Index(Changing):
 
     @pinned
     def verify(
-        self, *, queries: int = 200, k: int = 10, kernel: str = "grad_cos", rerank: int = 100, seed: int = 0
+        self, *, queries: int = 200, k: int = 10, kernel: str | None = None, rerank: int = 100, seed: int = 0
     ) -> Audit:
         """Measure how often the index's answers are those of the exact kernel; see `gradindex.verify.verify`."""
         return verify(self, queries=queries, k=k, kernel=kernel, rerank=rerank, seed=seed)

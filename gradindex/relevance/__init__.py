@@ -5,8 +5,11 @@
 ('cos', 'IF')
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from gradindex.kernels import Kernel
+from gradindex.kernels import parse as member
 
 if TYPE_CHECKING:
     from gradindex.job import Job
@@ -41,6 +44,79 @@ def parse(name: str) -> tuple[str, str]:
         options = " | ".join(f"'{one}'" for one in (*METRICS, "RIF"))
         raise ValueError(f"Unknown metric {name!r}. Expected one of: {options}.")
     return found
+
+
+def spec(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a metric that an index can hold, with its options, as JSON-ready values.
+
+    >>> spec("cos-FK", {"damping": 0.001})
+    {'name': 'cos-FK', 'damping': 0.001}
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric or option, an option has a value that makes no sense, or the metric is an ℓ2
+        distance, which is no inner product.
+    """
+    from gradindex.relevance.base import Options
+
+    similarity, feature = parse(name)
+    if similarity == "l2":
+        raise ValueError(
+            f"{name!r} is no inner product, so it makes no index. Use 'cos-{feature}' or gradindex.relevance.metric."
+            if feature != "grad"
+            else f"{name!r} is no inner product, so it makes no index. Use 'GC' or gradindex.relevance.metric."
+        )
+    given = dict(given or {})
+    if unknown := sorted(given.keys() - Options.__dataclass_fields__.keys()):
+        options = ", ".join(Options.__dataclass_fields__)
+        raise ValueError(f"There is no option {unknown[0]!r} of a metric. Expected some of: {options}.")
+    if given.get("layers") is not None:
+        given["layers"] = list(given["layers"])
+    Options(**given)
+    return {"name": "cos-IF" if name == "RIF" else name, **given}
+
+
+def options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `Options` that a `spec` holds."""
+    found = {name: value for name, value in spec.items() if name != "name"}
+    return found if found.get("layers") is None else {**found, "layers": tuple(found["layers"])}
+
+
+def kernel_of(spec: Mapping[str, Any] | None, kernel: str | None = None) -> Kernel:
+    """Return the kernel of rows by which an index answers: that of its metric, ``grad_cos`` if it has none.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kernel, or the index holds rows that are no gradients and `kernel` is not their metric.
+    """
+    if spec is None:
+        return member(Kernel, kernel or Kernel.COS, "kernel")
+    name = spec["name"]
+    similarity, feature = parse(name)
+    if kernel is None or kernel == name:
+        return Kernel.COS if similarity == "cos" else Kernel.DOT
+    if feature == "grad":
+        return member(Kernel, kernel, "kernel")
+    raise ValueError(
+        f"This index holds rows of the metric {name!r}, no gradients, so the kernel {kernel!r} has no meaning for it. "
+        f"Leave kernel out, or build an index without metric."
+    )
+
+
+def check_growth(spec: Mapping[str, Any] | None) -> None:
+    """Raise ValueError if rows of the metric would be other ones with other training samples."""
+    if spec is not None and parse(spec["name"])[1] in ("IF", "FK"):
+        raise ValueError(
+            f"Rows of {spec['name']!r} carry a matrix of all training samples, so some cannot be embedded alone: build "
+            "the index anew."
+        )
+
+
+def title(spec: Mapping[str, Any] | None, kernel: Kernel) -> str:
+    """Return what to call the values of a kernel: its own name for gradients, else the metric's."""
+    return kernel.value if spec is None or parse(spec["name"])[1] == "grad" else str(spec["name"])
 
 
 def metric(name: str, job: "Job", **options: Any) -> "Metric":

@@ -24,6 +24,7 @@ class Hidden:
     def __init__(self, job: Job, layers: Sequence[str] | None) -> None:
         self._job = job
         self._layers = layers
+        self._reader: Any = None
 
     def __call__(self, x: Tree, feature: str) -> Rows:
         """Return ``"last"`` or ``"all"`` of a batch of inputs (b, d).
@@ -63,6 +64,13 @@ class Hidden:
         return found if self._layers is not None else found[1:]
 
     def _keras(self, x: Tree) -> list[Any]:
+        if self._reader is None:
+            self._reader = self._keras_reader()
+        outputs = self._reader(x, training=False)
+        return [np.asarray(out) for out in (outputs if isinstance(outputs, list | tuple) else [outputs])]
+
+    def _keras_reader(self) -> Any:
+        """Return a model of the hidden layers' outputs, or a function of nothing if there are none."""
         import keras
 
         model = self._job.model
@@ -79,9 +87,8 @@ class Hidden:
                     f"{type(model).__name__}: use metrics of x or of gradients."
                 ) from error
         if not wanted:
-            return []
-        outputs = keras.Model(model.inputs if len(model.inputs) > 1 else model.inputs[0], wanted)(x, training=False)
-        return [np.asarray(out) for out in (outputs if isinstance(outputs, list | tuple) else [outputs])]
+            return lambda x, training: []
+        return keras.Model(model.inputs if len(model.inputs) > 1 else model.inputs[0], wanted)
 
     def _check(self, layers: dict[str, Any]) -> None:
         missing = [name for name in self._layers or () if name not in layers]

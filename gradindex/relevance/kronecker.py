@@ -6,6 +6,7 @@ Gauss-Newton matrix is the Fisher information under the model's own labels, and 
 in its parameters; it has no negative eigenvalues.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -112,7 +113,8 @@ def _ready(job: Job) -> Iterator[None]:
     modes = [(module, module.training) for module in engine.model.modules()]
     try:
         engine.model.eval()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)  # torch's own
             yield
     finally:
         for module, mode in modes:

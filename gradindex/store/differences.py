@@ -19,6 +19,7 @@ def compare(saved: Header, wanted: Header) -> list[str]:
             "columns",
             "threads",
             "deterministic",
+            "metric",
             "first",
             "origin",
         )

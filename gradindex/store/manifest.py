@@ -43,6 +43,8 @@ class Header:
     """Dataset position of the first row; of parts that were added."""
     origin: str = ""
     """Of a part: a fingerprint of the samples that were added, or the state that was compacted."""
+    metric: dict[str, Any] | None = None
+    """Name and options of the relevance metric whose rows these are; None: gradients."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "shard_rows", "dim", "batch_size"):
@@ -67,9 +69,9 @@ class Header:
         return number * self.shard_rows, min((number + 1) * self.shard_rows, self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the header as JSON-ready values; what only parts have is left out elsewhere."""
+        """Return the header as JSON-ready values; what only parts or metrics have is left out elsewhere."""
         values = dataclasses.asdict(self)
-        values = {name: value for name, value in values.items() if value or name not in ("first", "origin")}
+        values = {name: value for name, value in values.items() if value or name not in ("first", "origin", "metric")}
         return {"format": FORMAT, "version": VERSION, **values}
 
     @property
