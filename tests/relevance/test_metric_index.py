@@ -134,7 +134,7 @@ def test_repair(tmp_path):
         (tmp_path / "i" / "shards").glob("*.npy")
     )
     rows.write_bytes(rows.read_bytes()[:-8])
-    assert gradindex.repair(tmp_path / "i", job).shards == (0,)
+    assert gradindex.repair(tmp_path / "i", job).shards == ("0",)
     np.testing.assert_array_equal(gradindex.load(tmp_path / "i").store.gather(np.arange(len(index))), before)
 
 
