@@ -9,7 +9,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -73,6 +73,11 @@ class Parameter:
     def output_index(self) -> NDArray[np.intp]:
         """Return, for each place of the output side in memory order, its place in the canonical order."""
         return _places(self._axes(self.outputs_first), self.output_order)
+
+    def inner_first(self, inner: int) -> "Parameter":
+        """Return the parameter as it lies when its columns, (C, inner) in torch's order, come as (inner, C)."""
+        rows, columns = self.matrix_shape
+        return replace(self, shape=(rows, inner, columns // inner), split=1, input_order=(1, 0))
 
     def _axes(self, first: bool) -> tuple[int, ...]:
         return self.shape[: self.split] if first else self.shape[self.split :]
@@ -353,6 +358,8 @@ class Projector(ABC):
     """A random projection of gradients to k numbers, tied to a model's parameters and a seed."""
 
     dim: int
+    any_order: ClassVar[bool] = False
+    """Whether a parameter may come with another order of its axes, as its `input_order` says."""
 
     @property
     def width(self) -> int:

@@ -98,6 +98,10 @@ class TorchEngine(Engine):
         self.dtype = np.dtype(np.float64 if first.dtype == torch.float64 else np.float32)
         self._label_form: str | None = None
         self._plan: Plan | None = None
+        self._channels_last = self.device.type == "cpu" and any(
+            isinstance(module, nn.Conv2d) for module in self.model.modules()
+        )
+        self._losses_together = True
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
@@ -144,11 +148,17 @@ class TorchEngine(Engine):
 
         def forward(samples: int) -> Any:
             rows = torch.arange(samples) % length(x)
-            return self._call({}, map_leaves(lambda leaf: leaf[rows], inputs))
+            return self._call({}, self._laid_out(map_leaves(lambda leaf: leaf[rows], inputs)))
 
         try:
             with self._inference(fused=True):
-                self._plan = plan(forward, self._selected())
+                try:
+                    self._plan = plan(forward, self._selected())
+                except RuntimeError:  # a `view` that only knows channels first
+                    if not self._channels_last:
+                        raise
+                    self._channels_last = False
+                    self._plan = plan(forward, self._selected())
         except Exception as error:
             log.warning("no layer is factored: %s", error)
             return frozenset()
@@ -174,7 +184,7 @@ class TorchEngine(Engine):
             raise RuntimeError("The paths have not been chosen yet: call gradients or embed.")
         with self._inference(fused=True):
             return backward(
-                lambda: self._call({}, inputs),
+                lambda: self._call({}, self._laid_out(inputs)),
                 lambda output: self._sample_losses(output, targets),
                 self._selected(),
                 length(x),
@@ -241,7 +251,17 @@ class TorchEngine(Engine):
             out = map_tensors(lambda _: next(rows)[None], output)
             return self._loss(out, None if target is None else map_leaves(lambda leaf: leaf[None], target))
 
-        return vmap(sample_loss, in_dims=(0, None if targets is None else 0))(parts, targets)
+        if self._losses_together:
+            try:
+                return vmap(sample_loss, in_dims=(0, None if targets is None else 0))(parts, targets)
+            except RuntimeError as error:  # an operation that vmap does not know, such as masked_select
+                log.info("the loss is taken sample by sample: %s", error)
+                self._losses_together = False
+        each = range(len(parts[0]) if parts else 0)
+        losses = [
+            sample_loss([part[i] for part in parts], None if targets is None else index(targets, i)) for i in each
+        ]
+        return torch.stack(losses) if losses else torch.zeros(0, device=self.device)
 
     def _backward(self, x: Tree, y: Tree) -> tuple[Any, torch.Tensor, tuple[torch.Tensor | None, ...]]:
         inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
@@ -285,6 +305,10 @@ class TorchEngine(Engine):
                         continue
                 return form
         return "as given"  # the loss itself will say what is wrong
+
+    def _laid_out(self, inputs: Tree) -> Tree:
+        """Return images with their channels last in memory, which convolutions and pooling are faster with."""
+        return map_leaves(_channels_last, inputs) if self._channels_last else inputs
 
     def _tensors(self, tree: Tree) -> Tree:
         return map_leaves(self._tensor, tree)
@@ -336,9 +360,16 @@ class TorchEngine(Engine):
 
 def _has_inputs_first(model: nn.Module, name: str) -> bool:
     """Whether the weight is stored (in, out): transposed convolutions and Hugging Face's Conv1D."""
-    owner = model.get_submodule(name.rpartition(".")[0])
-    kind = type(owner).__name__
+    kind = type(dict(model.named_modules())[name.rpartition(".")[0]]).__name__
     return name.endswith("weight") and (re.match(r"(Lazy)?ConvTranspose\dd$", kind) is not None or kind == "Conv1D")
+
+
+def _channels_last(leaf: Any) -> Any:
+    if not isinstance(leaf, torch.Tensor) or leaf.dim() != 4 or not leaf.is_floating_point():
+        return leaf
+    b, channels, height, width = leaf.shape
+    strides = (channels * height * width, 1, width * channels, channels)  # so that one channel counts as last, too
+    return torch.empty_strided(leaf.shape, strides, dtype=leaf.dtype, device=leaf.device).copy_(leaf)
 
 
 def _main_tensor(output: Any) -> torch.Tensor | None:

@@ -162,6 +162,13 @@ class Sketches:
         """Take the uses of one parameter."""
         parameter = self._parameters[name]
         by_factors, ghost = self._cheapest(parameter, uses)
+        inner = {use.inner for use in uses}
+        as_it_lies = len(inner) == 1 and self._costs.any_order
+        if as_it_lies and inner != {1}:
+            parameter = parameter.inner_first(*inner)
+        elif inner != {1}:
+            by_factors = False
+        formed = _formed_as_it_lies if as_it_lies else _formed
         needed = sum(use.bytes_per_sample() for use in uses)
         if by_factors:
             needed += sum(use.positions or 0 for use in uses) * self._costs.dim * 16
@@ -170,12 +177,12 @@ class Sketches:
         for block in _blocks(len(self._squares), needed):
             out, squared = self._sketches[block], self._squares[block]
             if not by_factors:
-                squared += self._projector.add_measured(out, parameter, _formed(uses, block))
+                squared += self._projector.add_measured(out, parameter, formed(uses, block))
                 continue
             parts = [use.factors(block) for use in uses]
             for rows, columns in parts:
                 self._projector.add_factors(out, parameter, rows, columns)
-            squared += squared_norms(parts) if ghost else squares(_formed(uses, block))
+            squared += squared_norms(parts) if ghost else squares(formed(uses, block))
 
     def _cheapest(self, parameter: Parameter, uses: Sequence[Use]) -> tuple[bool, bool]:
         """Return whether the sketch, and whether the norm, had better come from the factors."""
@@ -203,6 +210,13 @@ def _blocks(samples: int, bytes_per_sample: int) -> list[slice]:
     size = max(1, _BLOCK_BYTES // max(1, bytes_per_sample))
     size = size // 8 * 8 if size >= 8 else size
     return [slice(begin, min(begin + size, samples)) for begin in range(0, samples, size)]
+
+
+def _formed_as_it_lies(uses: Sequence[Use], block: slice) -> Tensor:
+    total = upcast(uses[0].form_inner_first(block))
+    for use in uses[1:]:
+        total = total + use.form_inner_first(block)
+    return total
 
 
 def _formed(uses: Sequence[Use], block: slice) -> Tensor:

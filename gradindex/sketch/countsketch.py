@@ -63,9 +63,21 @@ class SideTables:
 class CountSketchProjector(Projector):
     """CountSketch bound to a model's parameters and a seed; memory O(rows + columns) a parameter."""
 
+    any_order: ClassVar[bool] = True
+
     def __init__(self, dim: int, parameters: Sequence[Parameter], seed: int) -> None:
         self.dim = dim
+        self._seed = seed
         self.tables = {parameter.name: _tables(parameter, seed, dim) for parameter in parameters}
+        self._reordered: dict[Parameter, SideTables] = {}
+        self._orders = {parameter.name: parameter.input_order for parameter in parameters}
+
+    def _table(self, parameter: Parameter) -> SideTables:
+        if parameter.input_order == self._orders[parameter.name]:
+            return self.tables[parameter.name]
+        if parameter not in self._reordered:
+            self._reordered[parameter] = _tables(parameter, self._seed, self.dim)
+        return self._reordered[parameter]
 
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
         """Add the sketch of formed gradients (b, size) to `out` (b, dim), in place."""
@@ -73,7 +85,7 @@ class CountSketchProjector(Projector):
 
     def add_measured(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> NDArray[np.float64]:
         """Do `add`, and return the gradients' squared norms (b,) from the same pass over memory."""
-        t = self.tables[parameter.name]
+        t = self._table(parameter)
         matrix = np.ascontiguousarray(gradients, np.float32).reshape(len(gradients), *parameter.matrix_shape)
         rows, columns = (t.row_buckets, t.row_signs), (t.column_buckets, t.column_signs)
         if matrix.shape[2] == 1:  # a bias: the long side inside
@@ -88,7 +100,7 @@ class CountSketchProjector(Projector):
 
     def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
         """Add the sketch of Σ_t r_t c_tᵀ to `out` by TensorSketch, or row by touched row."""
-        t = self.tables[parameter.name]
+        t = self._table(parameter)
         if rows.ndim == 2:
             columns = np.ascontiguousarray(columns, np.float32)
             buckets = t.row_buckets, t.row_signs, t.column_buckets, t.column_signs

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradindex.gradients.layers import torch_conv_last, torch_products
 from gradindex.gradients.layers.torch_capture import Capture, Layout, NoRule, plain, rule
+from gradindex.gradients.layers.torch_conv_last import LastPatches
 from gradindex.gradients.layers.torch_use import Direct, Use, upcast
 
 Call = dict[str, Any]
@@ -33,7 +35,9 @@ def conv(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tenso
     )
     a = x.detach()
 
-    def patches(g: Tensor, at: Layout) -> Patches:
+    def patches(g: Tensor, at: Layout) -> Use:
+        if torch_conv_last.suits(a, g, weight.shape[2:], groups):
+            return LastPatches(a, g, weight.shape[2:], stride, padding, dilation, at.folded)
         return Patches(a, g, weight.shape[2:], stride, padding, dilation, groups, at)
 
     return capture.tap(output, {weight: patches, bias: channel_sums}, [a], axis=0)
@@ -96,7 +100,7 @@ class Patches(Use):
         width = self.large.shape[1] // self.groups * self.kernel.numel()
         out = self._buffer("out", (len(rows), rows.shape[1], width), rows)
         columns = patches.view(len(rows), width, -1).transpose(1, 2)
-        formed = torch.bmm(rows, columns, out=out).view(len(patches), -1)
+        formed = torch_products.batched(rows, columns, out).view(len(patches), -1)
         return formed if self.folded == 1 else formed.unflatten(0, (-1, self.folded)).sum(1)
 
     def factors(self, block: slice) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradindex.gradients.layers import torch_products
 from gradindex.gradients.layers.torch_capture import Capture, Layout, Make, NoRule, plain, rule
 from gradindex.gradients.layers.torch_use import Direct, Outer, upcast
 
@@ -21,7 +22,7 @@ def linear(capture: Capture, function: Callable[..., Tensor], call: Call) -> Ten
         raise NoRule
     # With a weight that needs no gradient, torch multiplies a strided input (attention's) slice by slice.
     x = x.contiguous()
-    output = function(x, plain(weight), plain(bias))
+    output = torch_products.linear(x, plain(weight), plain(bias))
     a = x.detach()
     return capture.tap(
         output,
@@ -36,7 +37,10 @@ def addmm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tens
     bias, x, weight = call["bias"], call["input"], call["weight"]
     if call["beta"] is not None or call["alpha"] is not None or x in capture.shared:
         raise NoRule
-    output = function(plain(bias), x, plain(weight))
+    fits = x.dim() == 2 and bias.dim() == 1 and len(bias) == weight.shape[1]
+    output = (
+        torch_products.linear(x, plain(weight).t(), plain(bias)) if fits else function(plain(bias), x, plain(weight))
+    )
     a = x.detach()
     uses: dict[Any, Make] = {weight: lambda g, at: Outer(at.positions(a), at.positions(g))}
     if bias.dim() == 1:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from gradindex.gradients.layers import torch_products
 from gradindex.gradients.layers.torch_capture import Capture, Make, NoRule, plain, rule
 from gradindex.gradients.layers.torch_linear import bias_gradient
 from gradindex.gradients.layers.torch_lstm import Recurrence
@@ -98,7 +98,7 @@ def gru(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Ten
 
 def _gru_direction(capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: Weights) -> Found:
     before: list[Tensor] = []
-    gates = F.linear(x, plain(w.inputs), plain(w.input_bias))
+    gates = torch_products.linear(x, plain(w.inputs), plain(w.input_bias))
     gates = capture.tap(gates, {w.inputs: _with_inputs(x), w.input_bias: bias_gradient}, [x])
     biases = torch.zeros_like(gates) if w.state_bias is None else plain(w.state_bias).expand_as(gates).clone()
     biases = capture.tap(biases, {w.states: _with_states(before), w.state_bias: bias_gradient})
@@ -153,7 +153,7 @@ def _tap_inputs(capture: Capture, x: Tensor, w: Weights, before: list[Tensor]) -
         w.input_bias: bias_gradient,
         w.state_bias: bias_gradient,
     }
-    return capture.tap(F.linear(x, plain(w.inputs), bias), uses, [x])
+    return capture.tap(torch_products.linear(x, plain(w.inputs), bias), uses, [x])
 
 
 def _with_inputs(x: Tensor) -> Make:

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradindex.gradients.layers import torch_products
 from gradindex.sketch import scatter
+
+_SMALL = 1e-7  # products of four vectors as long are normal numbers of single precision
 
 
 class Use(ABC):
@@ -22,10 +25,16 @@ class Use(ABC):
     """T, if the gradient has factors; else None."""
     form_cost: float = 0.0
     """Multiply-adds to form one sample's gradient."""
+    inner: int = 1
+    """Of columns (C, inner) in the parameter's memory, `factors` and `form_inner_first` have (inner, C)."""
 
     @abstractmethod
     def form(self, block: slice) -> Tensor:
         """Return the per-sample gradients (block, size) of these samples; may be a reused buffer."""
+
+    def form_inner_first(self, block: slice) -> Tensor:
+        """Return what `form` does, with columns in the order of `factors`."""
+        return self.form(block)
 
     def factors(self, block: slice) -> tuple[Tensor, Tensor]:
         """Return row factors (block, T, rows), or (block, T) of row numbers, and column factors."""
@@ -70,7 +79,7 @@ class Outer(Use):
         shape = (len(rows), rows.shape[2], columns.shape[2])
         if self._buffer.shape != shape:
             self._buffer = rows.new_empty(shape)
-        return torch.bmm(rows.transpose(1, 2), columns, out=self._buffer).flatten(1)
+        return torch_products.batched(rows.transpose(1, 2), columns, self._buffer).flatten(1)
 
     def factors(self, block: slice) -> tuple[Tensor, Tensor]:
         """Return rows (block, T, R) and columns (block, T, C)."""
@@ -130,16 +139,28 @@ def squared_norms(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _overlap(rows: Tensor, columns: Tensor, other_rows: Tensor, other_columns: Tensor) -> Tensor:
+    """Return Σ_{t,u} ⟨r_t, r'_u⟩⟨c_t, c'_u⟩ (b,), the vectors scaled first where the products might vanish."""
+    factors = rows, columns, other_rows, other_columns
+    dense = [values for values in factors if values.dim() == 3 and values.shape[1] * values.shape[2]]
+    lengths = [_length(values) for values in dense]
     sizes = torch.ones(len(columns), dtype=torch.float64, device=columns.device)
-    factors = []
-    for values in (rows, columns, other_rows, other_columns):
-        if values.dim() == 3 and values.shape[1] * values.shape[2]:  # products of small ones would vanish
-            largest = values.abs().amax((1, 2), keepdim=True)
-            largest = largest.where(largest > 0, 1)
-            sizes *= largest[:, 0, 0]
-            values = values / largest
-        factors.append(values)
-    return sizes * _scaled_overlap(*factors)
+    if not all(bool(((length > _SMALL) & (length < 1 / _SMALL)).all()) for length in lengths):
+        scaled = []
+        for values, length in zip(dense, lengths, strict=True):
+            length = length.where(length > 0, 1)
+            sizes *= length
+            scaled.append((values / length[:, None, None]).to(values.dtype))
+        left = iter(scaled)
+        rows, columns, other_rows, other_columns = (
+            next(left) if values.dim() == 3 and values.shape[1] * values.shape[2] else values for values in factors
+        )
+    return sizes * _scaled_overlap(rows, columns, other_rows, other_columns)
+
+
+def _length(values: Tensor) -> Tensor:
+    """Return the Frobenius norms (b,) in float64 of (b, T, n), of which either axis may be the inner one."""
+    values = values if values.is_contiguous() else values.transpose(1, 2)
+    return squares(values.flatten(1)).sqrt()
 
 
 def _scaled_overlap(rows: Tensor, columns: Tensor, other_rows: Tensor, other_columns: Tensor) -> Tensor:

@@ -1,0 +1,71 @@
+"""Matrix products by whichever of torch's own libraries is the faster one.
+
+torch multiplies matrices of float32 by MKL, and convolves by oneDNN, which compiles its loops for the processor at
+hand. MKL does so for its maker's processors only: on others (measured: AMD Zen 5) oneDNN's product is more than
+twice as fast. On a processor where both are alike, so are the times.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_WORTH_A_CALL = 1 << 24  # multiply-adds; below this, a call for each product costs more than it saves
+
+
+def _find_onednn() -> Any:
+    """Return oneDNN's x Wᵀ + b, or None. What `torch.compile` calls on CPUs; it has no gradient of its own."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+_ONEDNN = _find_onednn()
+
+
+def _suits(tensor: Tensor, multiply_adds: int) -> bool:
+    return (
+        _ONEDNN is not None
+        and multiply_adds >= _WORTH_A_CALL
+        and tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def batched(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """Write the products of `left` (b, m, k) and `right` (b, k, n) to `out` (b, m, n), and return it."""
+    if not _suits(left, out[0].numel() * left.shape[2] if len(out) else 0):
+        return torch.bmm(left, right, out=out)
+    for product, a, b in zip(out, left, right, strict=True):
+        product.copy_(_ONEDNN(a, b.t(), None, "none", [], ""))
+    return out
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x Wᵀ + b of x (…, n), `weight` (m, n) and `bias` (m,); only `x` is differentiated."""
+    if not (x.dim() > 1 and weight.dim() == 2 and _suits(x, x.numel() * len(weight)) and weight.dtype == x.dtype):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Linear(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x Wᵀ + b."""
+        ctx.save_for_backward(weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Return δ W."""
+        (weight,) = ctx.saved_tensors
+        return _product(gradient, weight.t(), None), None, None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    flat = _ONEDNN(x.reshape(-1, x.shape[-1]), weight, bias, "none", [], "")
+    # Not a view: a view made out of autograd's sight could not be changed in place by an activation.
+    return torch.ops.aten._unsafe_view(flat, [*x.shape[:-1], len(weight)])  # type: ignore[no-any-return]
