@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradindex.batches import Tree, index, length, map_leaves
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
 from gradindex.gradients.call import bind_inputs, select
+from gradindex.gradients.layers.torch_use import Workspace
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
 from gradindex.gradients.torch_outputs import map_tensors
 
@@ -102,6 +103,7 @@ class TorchEngine(Engine):
             isinstance(module, nn.Conv2d) for module in self.model.modules()
         )
         self._losses_together = True
+        self._workspace = Workspace()
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
@@ -191,6 +193,7 @@ class TorchEngine(Engine):
                 frozenset(names),
                 self._plan,
                 finish,
+                self._workspace,
             )
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
@@ -257,9 +260,9 @@ class TorchEngine(Engine):
             except RuntimeError as error:  # an operation that vmap does not know, such as masked_select
                 log.info("the loss is taken sample by sample: %s", error)
                 self._losses_together = False
-        each = range(len(parts[0]) if parts else 0)
         losses = [
-            sample_loss([part[i] for part in parts], None if targets is None else index(targets, i)) for i in each
+            sample_loss([part[i] for part in parts], None if targets is None else _one(targets, i))
+            for i in range(len(parts[0]) if parts else 0)
         ]
         return torch.stack(losses) if losses else torch.zeros(0, device=self.device)
 
@@ -364,10 +367,14 @@ def _has_inputs_first(model: nn.Module, name: str) -> bool:
     return name.endswith("weight") and (re.match(r"(Lazy)?ConvTranspose\dd$", kind) is not None or kind == "Conv1D")
 
 
+def _one(tree: Tree, row: int) -> Tree:
+    return map_leaves(lambda leaf: leaf[row], tree)
+
+
 def _channels_last(leaf: Any) -> Any:
     if not isinstance(leaf, torch.Tensor) or leaf.dim() != 4 or not leaf.is_floating_point():
         return leaf
-    b, channels, height, width = leaf.shape
+    _, channels, height, width = leaf.shape
     strides = (channels * height * width, 1, width * channels, channels)  # so that one channel counts as last, too
     return torch.empty_strided(leaf.shape, strides, dtype=leaf.dtype, device=leaf.device).copy_(leaf)
 

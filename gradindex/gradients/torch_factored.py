@@ -25,7 +25,7 @@ from gradindex.gradients.layers import (  # noqa: F401  (they register themselve
     torch_recurrent,
 )
 from gradindex.gradients.layers.torch_capture import Call, Capture, Known, layouts
-from gradindex.gradients.layers.torch_use import Touched, Use, squared_norms, squares, upcast
+from gradindex.gradients.layers.torch_use import Touched, Use, Workspace, squared_norms, squares, upcast
 
 _BLOCK_BYTES = 8 << 20  # working memory of formed gradients: less means more, smaller parallel steps
 _ROUNDS = 8  # of planning: how deep a computation on parameters alone is followed
@@ -76,6 +76,7 @@ def backward(
     wanted: Collection[str],
     known: Plan,
     finish: Finish,
+    workspace: Workspace,
 ) -> tuple[Any, Tensor]:
     """Run both passes; call `finish` with each wanted parameter's name and uses. Returns outputs and losses (b,).
 
@@ -85,11 +86,15 @@ def backward(
 
     def receive(call: Call, gradient: Tensor) -> None:
         for name, use in call(gradient):
+            if capture.expected[name] > 1:  # several will be at work together
+                use.share(None)
             pending[name].append(use)
             if len(pending[name]) == capture.expected[name]:
                 finish(name, pending.pop(name))
 
-    capture = Capture({id(value): name for name, value in named.items()}, known.known, receive, samples, wanted)
+    capture = Capture(
+        {id(value): name for name, value in named.items()}, known.known, receive, samples, wanted, workspace
+    )
     with torch.enable_grad():
         with capture:
             output = forward()

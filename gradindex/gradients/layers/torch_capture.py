@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradindex.gradients.base import PathFailed
 from gradindex.gradients.layers.torch_shared import Shared, replace, tensors
-from gradindex.gradients.layers.torch_use import Use
+from gradindex.gradients.layers.torch_use import Use, Workspace
 
 Rule = Callable[["Capture", Callable[..., Any], dict[str, Any]], Any]
 RULES: dict[Callable[..., Any], tuple[Rule, inspect.Signature]] = {}
@@ -125,6 +125,7 @@ class Call:
     uses: Sequence[tuple[str, Make]]
     layout: Layout | None
     watched: Sequence[Tensor]
+    workspace: Workspace | None
     versions: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -136,7 +137,9 @@ class Call:
             raise Changed("a layer's input was changed in place after the layer had read it")
         for name, make in self.uses:
             if self.layout is not None:
-                yield name, make(gradient, self.layout)
+                use = make(gradient, self.layout)
+                use.share(self.workspace)
+                yield name, use
         self.uses, self.watched = (), ()  # autograd keeps its hooks, and with them this, to the end
 
 
@@ -157,6 +160,8 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         texts' lengths do.
     wanted
         The names that are asked for now; None for all.
+    workspace
+        Working memory that the uses may share.
     """
 
     def __init__(
@@ -166,8 +171,10 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         receive: Callable[[Call, Tensor], None] | None,
         samples: int,
         wanted: Collection[str] | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         super().__init__()
+        self._workspace = workspace
         self._names = names
         self._known = known
         self._receive = receive
@@ -285,7 +292,7 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         if not each:
             return output
         self.expected.update(name for name, _ in each)
-        call, receive = Call(each, layout, watched), self._receive
+        call, receive = Call(each, layout, watched, self._workspace), self._receive
         if output.requires_grad:
             return _hooked(output, lambda gradient: receive(call, gradient))
         output = output.detach()  # not a view, whose base would take part

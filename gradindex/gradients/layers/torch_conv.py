@@ -90,7 +90,6 @@ class Patches(Use):
         self.positions = places if groups == 1 else None
         self.form_cost = places * small.shape[1] * width
         self._patch_size: int = large.shape[1] * kernel.numel() * places
-        self._buffers: dict[str, Tensor] = {}
 
     def form(self, block: slice) -> Tensor:
         """Return the per-sample gradients (block, R·C·kernel)."""
@@ -98,7 +97,7 @@ class Patches(Use):
         patches = self._patches(images)
         rows = upcast(self.small[images]).reshape(len(patches) * self.groups, -1, patches.shape[-1])
         width = self.large.shape[1] // self.groups * self.kernel.numel()
-        out = self._buffer("out", (len(rows), rows.shape[1], width), rows)
+        out = self.buffer("formed", (len(rows), rows.shape[1], width), rows)
         columns = patches.view(len(rows), width, -1).transpose(1, 2)
         formed = torch_products.batched(rows, columns, out).view(len(patches), -1)
         return formed if self.folded == 1 else formed.unflatten(0, (-1, self.folded)).sum(1)
@@ -132,30 +131,23 @@ class Patches(Use):
                 *(step * d for step, d in zip(steps, self.dilation, strict=True)),
                 *(step * s for step, s in zip(steps, self.stride, strict=True)),
             ),
+            large.storage_offset(),
         )
-        buffer = self._buffer("patches", view.shape, large)
+        buffer = self.buffer("patches", view.shape, large)
         return buffer.copy_(view).view(len(large), -1, positions.numel())
 
     def _padded(self, large: Tensor) -> Tensor:
-        """Return `large` with its zeros around, which a reused buffer keeps."""
+        """Return `large` with its zeros around."""
         if not any(any(pair) for pair in self.padding):
             return upcast(large).contiguous()
         sizes = large.shape[2:]
         shape = (*large.shape[:2], *(n + sum(p) for n, p in zip(sizes, self.padding, strict=True)))
-        padded = self._buffer("padded", shape, large)
+        padded = self.buffer("padded", shape, large).zero_()
         inner = padded
         for axis, (n, (before, _)) in enumerate(zip(sizes, self.padding, strict=True), 2):
             inner = inner.narrow(axis, before, n)
         inner.copy_(large)
         return padded
-
-    def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return a buffer that earlier blocks have used; its first contents are zeros."""
-        found = self._buffers.get(name)
-        if found is None or found.shape != shape:
-            dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-            found = self._buffers[name] = like.new_zeros(shape, dtype=dtype)
-        return found
 
 
 def channel_sums(g: Tensor, at: Layout) -> Direct:

@@ -16,11 +16,13 @@ _SHORTEST_RUN = 16  # numbers; shorter ones are copied faster with the channels 
 def suits(large: Tensor, small: Tensor, kernel: torch.Size, groups: int) -> bool:
     """Whether both images (n, C, height, width) lie with the channels last, and runs are long enough."""
     images = large.dim() == 4 and groups == 1 and large.device.type == "cpu"
-    return images and all(map(_is_last, (large, small))) and large.shape[1] * kernel[1] >= _SHORTEST_RUN
+    if not (images and _is_last(large) and _is_last(small)):
+        return False
+    return bool(large.shape[1] * kernel[1] >= _SHORTEST_RUN)
 
 
 def _is_last(image: Tensor) -> bool:
-    return image.shape[1] > 1 and image.is_contiguous(memory_format=torch.channels_last)
+    return bool(image.shape[1] > 1 and image.is_contiguous(memory_format=torch.channels_last))
 
 
 class LastPatches(Use):
@@ -42,7 +44,6 @@ class LastPatches(Use):
         self.inner = kernel.numel()
         self._width: int = self.inner * large.shape[1]
         self.form_cost = self.positions * small.shape[1] * self._width
-        self._buffers: dict[str, Tensor] = {}
 
     def form(self, block: slice) -> Tensor:
         """Return the per-sample gradients (block, R·C·kernel)."""
@@ -52,7 +53,7 @@ class LastPatches(Use):
     def form_inner_first(self, block: slice) -> Tensor:
         """Return the per-sample gradients (block, R·kernel·C)."""
         rows, columns = self.factors(block)
-        out = self._buffer("out", (len(rows), rows.shape[2], self._width))
+        out = self.buffer("formed", (len(rows), rows.shape[2], self._width), rows)
         return torch_products.batched(rows.transpose(1, 2), columns, out).flatten(1)
 
     def factors(self, block: slice) -> tuple[Tensor, Tensor]:
@@ -69,29 +70,19 @@ class LastPatches(Use):
     def _patches(self, images: slice) -> Tensor:
         padded = self._padded(images)
         step, down, right, channel = padded.stride()
-        view = padded.as_strided(
-            (len(padded), *self.small.shape[1:3], *self.kernel, padded.shape[3]),
-            (step, down * self.stride[0], right * self.stride[1])
-            + (down * self.dilation[0], right * self.dilation[1], channel),
-            padded.storage_offset(),
-        )
-        return self._buffer("patches", view.shape).copy_(view)
+        shape = (len(padded), *self.small.shape[1:3], *self.kernel, padded.shape[3])
+        places = (step, down * self.stride[0], right * self.stride[1])
+        within = (down * self.dilation[0], right * self.dilation[1], channel)
+        view = padded.as_strided(shape, places + within, padded.storage_offset())
+        return self.buffer("patches", view.shape, padded).copy_(view)
 
     def _padded(self, images: slice) -> Tensor:
-        """Return images (n, height, width, C) with their zeros around, which a reused buffer keeps."""
+        """Return images (n, height, width, C) with their zeros around."""
         large = self.large[images]
         if not any(any(pair) for pair in self.padding):
             return upcast(large)
         (top, bottom), (left, right) = self.padding
         n, height, width, channels = large.shape
-        padded = self._buffer("padded", (n, top + height + bottom, left + width + right, channels))
+        padded = self.buffer("padded", (n, top + height + bottom, left + width + right, channels), large).zero_()
         padded[:, top : top + height, left : left + width].copy_(large)
         return padded
-
-    def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return a buffer that earlier blocks have used; its first contents are zeros."""
-        found = self._buffers.get(name)
-        if found is None or found.shape != shape:
-            dtype = torch.float64 if self.large.dtype == torch.float64 else torch.float32
-            found = self._buffers[name] = torch.zeros(shape, dtype=dtype)
-        return found

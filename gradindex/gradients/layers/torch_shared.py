@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradindex.gradients.layers.torch_use import Touched, Use
+from gradindex.gradients.layers.torch_use import Touched, Use, Workspace
 
 Make = Callable[..., Use]  # (δ, layout) -> Use
 
@@ -122,6 +122,10 @@ class Pulled(Use):
             if found is None
             else found.reshape(len(found), -1)
         )
+
+    def share(self, workspace: Workspace | None) -> None:
+        """Take working memory from there."""
+        self._use.share(workspace)
 
     def bytes_per_sample(self) -> int:
         """Return the working memory of the shared tensor's own gradient."""

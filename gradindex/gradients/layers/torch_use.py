@@ -5,6 +5,7 @@ the per-sample gradient Σ_t r_t c_tᵀ over T positions. A `Use` can `form` tha
 the factors r (b, T, rows) and c (b, T, columns), which are far smaller when T is.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -18,6 +19,22 @@ from gradindex.sketch import scatter
 _SMALL = 1e-7  # products of four vectors as long are normal numbers of single precision
 
 
+class Workspace:
+    """Working memory that is handed out again and again: fresh pages cost as much as what is written to them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return a tensor of any contents, whose memory the last one of that name had; half precision is widened."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        held, size = self._held.get(name), math.prod(shape)
+        if held is None or held.dtype != dtype or held.device != like.device or len(held) < size:
+            self._held.pop(name, None)
+            held = self._held[name] = like.new_empty(size, dtype=dtype)
+        return held[:size].view(*shape)
+
+
 class Use(ABC):
     """One use of one parameter by a batch of b samples."""
 
@@ -25,6 +42,8 @@ class Use(ABC):
     """T, if the gradient has factors; else None."""
     form_cost: float = 0.0
     """Multiply-adds to form one sample's gradient."""
+    workspace: Workspace | None = None
+    """Where working memory comes from, shared with other uses; None: its own."""
     inner: int = 1
     """Of columns (C, inner) in the parameter's memory, `factors` and `form_inner_first` have (inner, C)."""
 
@@ -43,6 +62,16 @@ class Use(ABC):
     def bytes_per_sample(self) -> int:
         """Return how much working memory `factors` and `form` take for a sample, beyond the gradient."""
         return 0
+
+    def buffer(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return a buffer of any contents, which the next call with that name takes again."""
+        if self.workspace is None:
+            self.workspace = Workspace()
+        return self.workspace.take(name, shape, like)
+
+    def share(self, workspace: Workspace | None) -> None:
+        """Take working memory from there; None: share none with other uses."""
+        self.workspace = workspace
 
     def placed(self, begin: int, rows: int) -> "Use":
         """Return the same use of a larger parameter, of `rows` rows, this one's from `begin` on."""
@@ -71,15 +100,12 @@ class Outer(Use):
         self.rows, self.columns = rows, columns
         self.positions = rows.shape[1]
         self.form_cost = self.positions * rows.shape[2] * columns.shape[2]
-        self._buffer = rows.new_empty(0)
 
     def form(self, block: slice) -> Tensor:
         """Return the per-sample gradients (block, R·C), in a reused buffer."""
         rows, columns = self.factors(block)
-        shape = (len(rows), rows.shape[2], columns.shape[2])
-        if self._buffer.shape != shape:
-            self._buffer = rows.new_empty(shape)
-        return torch_products.batched(rows.transpose(1, 2), columns, self._buffer).flatten(1)
+        out = self.buffer("formed", (len(rows), rows.shape[2], columns.shape[2]), rows)
+        return torch_products.batched(rows.transpose(1, 2), columns, out).flatten(1)
 
     def factors(self, block: slice) -> tuple[Tensor, Tensor]:
         """Return rows (block, T, R) and columns (block, T, C)."""
