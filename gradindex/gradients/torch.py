@@ -1,7 +1,6 @@
 """PyTorch: per-sample gradients factored or by ``vmap(grad)``, directional derivatives by forward mode."""
 
 import hashlib
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFa
 from gradindex.gradients.call import bind_inputs, select
 from gradindex.gradients.layers.torch_use import Workspace
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
+from gradindex.gradients.torch_model import channels_last, eagerly, has_inputs_first
 from gradindex.gradients.torch_outputs import map_tensors
 
 # functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
@@ -88,10 +88,15 @@ class TorchEngine(Engine):
                 position=trainable.index(name),
                 shape=tuple(named[name].shape),
                 dtype=str(named[name].dtype).removeprefix("torch."),
-                outputs_first=not _has_inputs_first(self.model, name),
+                outputs_first=not has_inputs_first(self.model, name),
             )
             for name in chosen
         )
+        complex_ones = [name for name in chosen if named[name].is_complex()]
+        if complex_ones:
+            raise TypeError(
+                f"Expected real parameters, got complex ones: {', '.join(complex_ones)}. Select others by `parameters`."
+            )
         first = named[chosen[0]]
         self.device = first.device
         self.deterministic = self.device.type == "cpu"
@@ -311,7 +316,7 @@ class TorchEngine(Engine):
 
     def _laid_out(self, inputs: Tree) -> Tree:
         """Return images with their channels last in memory, which convolutions and pooling are faster with."""
-        return map_leaves(_channels_last, inputs) if self._channels_last else inputs
+        return map_leaves(channels_last, inputs) if self._channels_last else inputs
 
     def _tensors(self, tree: Tree) -> Tree:
         return map_leaves(self._tensor, tree)
@@ -350,6 +355,7 @@ class TorchEngine(Engine):
                     torch.inference_mode(False),
                     torch.no_grad(),
                     torch.random.fork_rng(devices),
+                    eagerly(),
                     nullcontext() if fused else sdpa_kernel(SDPBackend.MATH),
                 ):
                     yield
@@ -361,22 +367,8 @@ class TorchEngine(Engine):
                     module.training = mode
 
 
-def _has_inputs_first(model: nn.Module, name: str) -> bool:
-    """Whether the weight is stored (in, out): transposed convolutions and Hugging Face's Conv1D."""
-    kind = type(dict(model.named_modules())[name.rpartition(".")[0]]).__name__
-    return name.endswith("weight") and (re.match(r"(Lazy)?ConvTranspose\dd$", kind) is not None or kind == "Conv1D")
-
-
 def _one(tree: Tree, row: int) -> Tree:
     return map_leaves(lambda leaf: leaf[row], tree)
-
-
-def _channels_last(leaf: Any) -> Any:
-    if not isinstance(leaf, torch.Tensor) or leaf.dim() != 4 or not leaf.is_floating_point():
-        return leaf
-    _, channels, height, width = leaf.shape
-    strides = (channels * height * width, 1, width * channels, channels)  # so that one channel counts as last, too
-    return torch.empty_strided(leaf.shape, strides, dtype=leaf.dtype, device=leaf.device).copy_(leaf)
 
 
 def _main_tensor(output: Any) -> torch.Tensor | None:

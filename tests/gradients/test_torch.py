@@ -274,3 +274,38 @@ def test_more_layer_calls_than_the_first_batch_saw():
 def test_compiled_module_is_unwrapped():
     model = nn.Linear(3, 2)
     assert TorchEngine(torch.compile(model), loss).model is model
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_compiled_part_is_seen_through():
+    torch.manual_seed(0)
+    part = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), backend="eager")
+    engine = TorchEngine(nn.Sequential(nn.Linear(3, 4), part, nn.Linear(4, 2)), loss)
+    assert_as_the_loop(engine, samples((3,), 4), np.zeros(4, np.float32))
+    assert set(engine.paths.values()) == {"factored"}
+
+
+def test_a_loss_that_vmap_refuses_is_taken_sample_by_sample():
+    """With weights and smoothing, cross_entropy selects by a mask."""
+    torch.manual_seed(0)
+    weighted = nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 3.0]))
+    engine = TorchEngine(nn.Linear(4, 3), weighted)
+    assert_as_the_loop(engine, samples((4,), 5), np.array([0, 1, 2, 2, 1]))
+    assert set(engine.paths.values()) == {"factored"}
+
+
+def test_complex_parameters_are_refused():
+    model = nn.Linear(3, 2)
+    model.turn = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"Expected real parameters, got complex ones: turn\. Select others"):
+        TorchEngine(model, loss)
+    assert TorchEngine(model, loss, parameters="weight|bias").size == 8
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_module_takes_the_loop():
+    torch.manual_seed(0)
+    engine = TorchEngine(torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), loss)
+    assert_as_the_loop(engine, samples((3,), 4), np.zeros(4, np.float32))
+    assert set(engine.paths.values()) == {"loop"}

@@ -121,6 +121,39 @@ class Frames(nn.Module):
         return self.linear(self.norm(self.conv(x.flatten(0, 1))).flatten(1)).view(b, t, -1)
 
 
+class Viewed(nn.Module):
+    """Its images are flattened by a view that knows channels first only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(16, 4, 3), nn.Linear(36, 3)
+
+    def forward(self, x):
+        return self.linear(torch.relu(self.conv(x)).view(len(x), -1))
+
+
+class Repeated(nn.Module):
+    """One layer three times."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x))) + self.layer(x.flip(-1))
+
+
+class ManyFrames(nn.Module):
+    """Time folded into the batch, with many channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 3, 2)
+
+    def forward(self, x):
+        return self.conv(x.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, x.shape[:2])
+
+
 class Both(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

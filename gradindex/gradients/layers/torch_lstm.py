@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradindex.gradients.layers import torch_products
+
 
 class Recurrence(torch.autograd.Function):  # type: ignore[misc]
     """(share (T, b, 4h), weights (4h, h), h0 (b, h), c0 (b, h)) → states (T, b, h), last cell (b, h)."""
@@ -21,9 +23,9 @@ class Recurrence(torch.autograd.Function):  # type: ignore[misc]
         gates = torch.empty_like(share, memory_format=torch.contiguous_format)
         states = share.new_empty(steps, b, size)
         cells, squashed = torch.empty_like(states), torch.empty_like(states)
-        h, c, across = h0, c0, weights.t()
+        h, c = h0, c0
         for t in range(steps):
-            now = torch.addmm(share[t], h, across, out=gates[t])
+            now = torch_products.add_product(share[t], h, weights, out=gates[t])
             now[:, : 2 * size].sigmoid_()
             i, f, g, o = now.chunk(4, 1)
             g.tanh_()
@@ -45,12 +47,12 @@ class Recurrence(torch.autograd.Function):  # type: ignore[misc]
         slopes = torch.stack([i * (1 - i) * g, f * (1 - f) * before, i * (1 - g * g), o * (1 - o) * squashed], 2)
         into_cell = o * (1 - squashed * squashed)
         found = torch.empty_like(by_gate)
-        dh, dc = torch.zeros_like(c0), last.clone()
+        dh, dc, across = states[-1].clone(), last.clone(), weights.t()
         for t in reversed(range(steps)):
-            dh += states[t]
             dc.addcmul_(dh, into_cell[t])
             torch.mul(dc[:, None], slopes[t, :, :3], out=found[t, :, :3])
             torch.mul(dh, slopes[t, :, 3], out=found[t, :, 3])
             dc *= f[t]
-            torch.mm(found[t].view(b, -1), weights, out=dh)
+            before_it = states[t - 1] if t else torch.zeros_like(dh)
+            torch_products.add_product(before_it, found[t].view(b, -1), across, out=dh)
         return found.view_as(gates), None, dh, dc

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_WORTH_A_CALL = 1 << 24  # multiply-adds; below this, a call for each product costs more than it saves
+# Multiply-adds from which a call pays: of one product, and where it takes the place of one call for many.
+_WORTH_A_CALL, _WORTH_MANY_CALLS = 1 << 22, 1 << 24
 
 
 def _find_onednn() -> Any:
@@ -24,10 +25,10 @@ def _find_onednn() -> Any:
 _ONEDNN = _find_onednn()
 
 
-def _suits(tensor: Tensor, multiply_adds: int) -> bool:
+def _suits(tensor: Tensor, multiply_adds: int, enough: int) -> bool:
     return (
         _ONEDNN is not None
-        and multiply_adds >= _WORTH_A_CALL
+        and multiply_adds >= enough
         and tensor.device.type == "cpu"
         and tensor.dtype == torch.float32
         and torch.backends.mkldnn.enabled
@@ -37,16 +38,28 @@ def _suits(tensor: Tensor, multiply_adds: int) -> bool:
 
 def batched(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """Write the products of `left` (b, m, k) and `right` (b, k, n) to `out` (b, m, n), and return it."""
-    if not _suits(left, out[0].numel() * left.shape[2] if len(out) else 0):
+    if not _suits(left, out[0].numel() * left.shape[2] if len(out) else 0, _WORTH_MANY_CALLS):
         return torch.bmm(left, right, out=out)
     for product, a, b in zip(out, left, right, strict=True):
         product.copy_(_ONEDNN(a, b.t(), None, "none", [], ""))
     return out
 
 
+def add_product(base: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """Write base + x Wᵀ of x (b, n) and `weight` (m, n) to `out` (b, m), and return it; nothing is differentiated."""
+    if not _suits(x, x.numel() * len(weight), _WORTH_A_CALL):
+        return torch.addmm(base, x, weight.t(), out=out)
+    return torch.add(base, _ONEDNN(x, weight, None, "none", [], ""), out=out)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x Wᵀ + b of x (…, n), `weight` (m, n) and `bias` (m,); only `x` is differentiated."""
-    if not (x.dim() > 1 and weight.dim() == 2 and _suits(x, x.numel() * len(weight)) and weight.dtype == x.dtype):
+    if not (
+        x.dim() > 1
+        and weight.dim() == 2
+        and _suits(x, x.numel() * len(weight), _WORTH_A_CALL)
+        and weight.dtype == x.dtype
+    ):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 
