@@ -1,5 +1,6 @@
 """The torch cases of `gradients.py`: models of the usual kinds, and each contender's step on a batch of them."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from gradindex.gradients import loop
 from gradindex.gradients.torch import TorchEngine
+from gradindex.gradients.torch_model import channels_last
 from gradindex.sketch import CountSketch
 
 RNG = np.random.default_rng(0)
@@ -125,15 +127,24 @@ def _case(build: Callable[[], nn.Module], data: Callable[[int], Any], sizes: tup
         model.zero_grad()
         loss(model(torch.from_numpy(x)), torch.from_numpy(y)).backward()
 
+    contenders = {
+        "plain": plain,
+        "engine": lambda x, y: engine.embed(x, y, projector),
+        "vmap": engine.batched_gradients,
+        "loop": partial(loop.gradients, engine),
+    }
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+
+        def plain_last(x: Any, y: Any) -> None:
+            last.zero_grad()
+            loss(last(channels_last(torch.from_numpy(x))), torch.from_numpy(y)).backward()
+
+        contenders["plain last"] = plain_last
     return Case(
         data=lambda n: (data(n), RNG.integers(0, 10, n)),
         sizes=sizes,
-        contenders={
-            "plain": plain,
-            "engine": lambda x, y: engine.embed(x, y, projector),
-            "vmap": engine.batched_gradients,
-            "loop": partial(loop.gradients, engine),
-        },
+        contenders=contenders,
         few={"vmap": max(sizes[0] // 2, 1), "loop": slow},
     )
 
