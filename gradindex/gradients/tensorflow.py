@@ -1,8 +1,11 @@
 """TensorFlow (Keras 3): per-sample gradients factored or by ``vectorized_map``, directional ones by forward mode."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import keras
@@ -12,6 +15,7 @@ import tensorflow as tf
 from gradindex.batches import Tree, index, leaves, length, map_leaves
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
 from gradindex.gradients.call import select
+from gradindex.gradients.joining import joined
 from gradindex.gradients.tensorflow_factored import FactoredGraph, Finish, Rows, Sketches
 from gradindex.gradients.tensorflow_graph import BatchGraph
 from gradindex.gradients.tensorflow_model import (
@@ -32,6 +36,13 @@ _LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "like output": lambda output, y: tf.cast(tf.reshape(y, tf.shape(output)), output.dtype),
     "squeezed": lambda output, y: tf.squeeze(y, -1),
 }
+
+_WORTH_A_HALF = 16  # samples
+
+
+@cache
+def _helper(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "gradindex-half")
 
 
 class TensorFlowEngine(Engine):
@@ -151,9 +162,27 @@ class TensorFlowEngine(Engine):
 
     def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> Embedded:
         """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
-        found = Sketches(length(x), self.parameters, projector)
-        losses, outputs = self._run_factored(x, y, names, found)
-        return Embedded(found.sketches, np.sqrt(found.squares), losses, outputs)
+
+        def embed(some: slice) -> Embedded:
+            found = Sketches(some.stop - some.start, self.parameters, projector)
+            losses, outputs = self._run_factored(index(x, some), None if y is None else index(y, some), names, found)
+            return Embedded(found.sketches, np.sqrt(found.squares), losses, outputs)
+
+        with self._on_device():
+            x, y = self._ready(x, y)
+        count = length(x)
+        if count < 2 * _WORTH_A_HALF or not self.deterministic:
+            return embed(slice(0, count))
+        # Two halves at a time: while one waits, or is in a step that does not fill the cores, the other goes on.
+        half = -(-count // 2)
+        halves = [slice(0, half), slice(half, count)]
+        other = _helper(os.getpid()).submit(embed, halves[1])
+        try:
+            first = embed(halves[0])
+        finally:
+            wait([other])
+        parts = [first, other.result()]
+        return joined([(np.arange(some.start, some.stop), part) for some, part in zip(halves, parts, strict=True)])
 
     def _run_factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Floats, Floats | None]:
         with self._on_device():

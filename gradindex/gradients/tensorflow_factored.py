@@ -12,13 +12,12 @@ from gradindex.batches import Tree, leaves, length, map_leaves
 from gradindex.gradients.base import Floats, Parameter, Projector, log
 from gradindex.gradients.layers import tensorflow_conv, tensorflow_rules  # noqa: F401
 from gradindex.gradients.layers.tensorflow_capture import Layout, NoRule, Recipe, Tap, reached, taps
-from gradindex.gradients.layers.tensorflow_use import Outer, Touched, Use, array, squared_norms
+from gradindex.gradients.layers.tensorflow_use import Outer, Scratch, Touched, Use, squared_norms
 from gradindex.gradients.tensorflow_graph import BatchGraph
 from gradindex.sketch.scatter import squares
 
-_BLOCK_BYTES = 32 << 20  # working memory of formed gradients; each operation on a block costs a tenth of a ms
-_LANES = 8  # samples that the sketch, and batched products, take at once
-_GHOST, _NORM = 0.02, 0.1  # nanoseconds for a multiply-add of a ghost norm, and for a number squared and added
+_BLOCK_BYTES = 4 << 20  # working memory of formed gradients, so small that it stays in the cache
+_LANES = 16  # samples that the sketch takes at once, in two threads
 
 Finish = Callable[[str, Sequence[Use]], None]
 
@@ -89,11 +88,13 @@ class FactoredGraph:
         deltas = dict(zip(wanted, tf.gradients(tf.reduce_sum(losses), list(wanted.values())), strict=True))
         samples = tf.shape(leaves(x)[0])[0]
         recipes = {
-            name: [
-                tap.make(tf.convert_to_tensor(deltas[id(tap.output)]), Layout(samples))
-                for tap in found[name]
-                if deltas[id(tap.output)] is not None
-            ]
+            name: _joined(
+                [
+                    tap.make(tf.convert_to_tensor(deltas[id(tap.output)]), Layout(samples))
+                    for tap in found[name]
+                    if deltas[id(tap.output)] is not None
+                ]
+            )
             for name in names
         }
         self._recipes[tf.compat.v1.get_default_graph()] = recipes
@@ -125,15 +126,23 @@ def _fits(three: NDArray[Any], two: NDArray[Any], foldable: bool) -> bool:
     return bool(same) and (foldable or three[0] == 3)
 
 
+def _joined(recipes: list[Recipe]) -> list[Recipe]:
+    """Return the recipes with all that are of outer products as one, with all their positions."""
+    outer = [recipe for recipe in recipes if recipe.kind is Outer]
+    if len(outer) < 2:
+        return recipes
+    sides = zip(*(recipe.tensors for recipe in outer), strict=True)
+    whole = Recipe(Outer, tuple(tf.concat(side, 1) for side in sides), {})
+    return [whole, *(recipe for recipe in recipes if recipe.kind is not Outer)]
+
+
 def _made(recipes: dict[str, list[Recipe]], factors: dict[str, Any]) -> Iterator[tuple[str, list[Use]]]:
     """Yield each parameter's uses; factors are let go of as they are used."""
     for name, some in recipes.items():
         parts = factors.pop(name)
         uses = [one.kind(*tensors, **one.options) for one, tensors in zip(some, parts, strict=True)]
-        outer = [use for use in uses if isinstance(use, Outer)]
-        rest = [use for use in uses if not isinstance(use, Outer)]
         if uses:
-            yield name, ([Outer.joined(outer)] if outer else []) + rest
+            yield name, uses
 
 
 class Rows:
@@ -142,6 +151,7 @@ class Rows:
     def __init__(self, samples: int, parameters: Sequence[Parameter], dtype: Any) -> None:
         self.gradients: Floats = np.zeros((samples, sum(parameter.size for parameter in parameters)), dtype)
         self._places: dict[str, slice] = {}
+        self._scratch = Scratch()
         begin = 0
         for parameter in parameters:
             self._places[parameter.name] = slice(begin, begin + parameter.size)
@@ -151,7 +161,7 @@ class Rows:
         """Take the uses of one parameter."""
         out = self.gradients[:, self._places[name]]
         for block in _blocks(len(out), _formed_bytes(out.shape[1], uses)):
-            out[block] = _formed(uses, block)
+            out[block] = _formed(uses, block, self._scratch)
 
 
 class Sketches:
@@ -162,63 +172,58 @@ class Sketches:
         self.sketches: NDArray[np.float32] = np.zeros((samples, projector.dim), np.float32)
         self._parameters = {parameter.name: parameter for parameter in parameters}
         self._projector = projector
+        self._scratch = Scratch()
 
     def __call__(self, name: str, uses: Sequence[Use]) -> None:
         """Take the uses of one parameter."""
         parameter = self._parameters[name]
         by_factors, ghost = self._cheapest(parameter, uses)
-        needed = sum(use.bytes_per_sample for use in uses)
-        if by_factors:
-            needed += sum(use.positions or 0 for use in uses) * self._projector.dim * 16
+        needed = sum(use.bytes_per_sample for use in uses) if by_factors else 0
         if not (by_factors and ghost):
             needed += _formed_bytes(parameter.size, uses)
         for block in _blocks(len(self.squares), needed):
-            parts = [use.factors(block) for use in uses] if by_factors or ghost else []
             out = self.sketches[block]
-            if by_factors:
-                for rows, columns in parts:
-                    self._projector.add_factors(out, parameter, array(rows), array(columns))
             if ghost:
-                self.squares[block] += squared_norms(parts)
-            if not (by_factors and ghost):
-                formed = _formed(uses, block)
-                if not by_factors:
-                    self._projector.add(out, parameter, formed)
+                self.squares[block] += squared_norms(uses, block)
+            if by_factors:
+                for use in uses:
+                    self._projector.add_factors(out, parameter, *use.factors(block, self._scratch))
                 if not ghost:
-                    self.squares[block] += squares(formed)
+                    self.squares[block] += squares(_formed(uses, block, self._scratch))
+            else:
+                formed = _formed(uses, block, self._scratch)
+                measured = self._projector.add_measured(out, parameter, formed)
+                self.squares[block] += measured if formed.dtype == np.float32 else squares(formed)
 
     def _cheapest(self, parameter: Parameter, uses: Sequence[Use]) -> tuple[bool, bool]:
         """Return whether the sketch, and whether the norm, had better come from the factors."""
         if any(use.positions is None for use in uses):
             return False, False
-        rows, columns = parameter.matrix_shape
+        columns = parameter.matrix_shape[1]
         if any(isinstance(use, Outer) and use.width != columns for use in uses):
             return False, False  # a matrix, but not the one that is sketched
-        count = sum(use.positions or 0 for use in uses)
-        norm = parameter.size * _NORM
         form = sum(use.form_cost for use in uses)
-        ghost = count * count * ((rows + columns) * _GHOST + 0.5)
+        ghost = len(uses) ** 2 * sum(use.ghost_cost() for use in uses)
         sketch = sum(
             self._projector.factor_cost(parameter, use.positions or 0, isinstance(use, Touched)) for use in uses
         )
-        formed = form + norm + self._projector.cost(parameter)
-        ghost_is_cheaper = ghost < form + norm
-        return (True, ghost_is_cheaper) if sketch + min(ghost, form + norm) < formed else (False, False)
+        by_factors = sketch + min(ghost, form) < form + self._projector.cost(parameter)
+        return by_factors, by_factors and ghost < form
 
 
 def _formed_bytes(size: int, uses: Sequence[Use]) -> int:
-    return 4 * size + sum(use.bytes_per_sample for use in uses)
+    return 4 * size * min(2, len(uses))
 
 
 def _blocks(samples: int, bytes_per_sample: int) -> list[slice]:
-    """Return slices of as many samples as fit the working memory, a multiple of 8 where that is possible."""
+    """Return slices of as many samples as fit the working memory, a multiple of the sketch's lanes if possible."""
     size = max(1, _BLOCK_BYTES // max(1, bytes_per_sample))
     size = size // _LANES * _LANES if size >= _LANES else size
     return [slice(begin, min(begin + size, samples)) for begin in range(0, samples, size)]
 
 
-def _formed(uses: Sequence[Use], block: slice) -> NDArray[Any]:
-    total = uses[0].form(block)
+def _formed(uses: Sequence[Use], block: slice, scratch: Scratch) -> NDArray[Any]:
+    total = uses[0].form(block, scratch)
     for use in uses[1:]:
-        total = total + use.form(block)
+        total = total + use.form(block, Scratch())
     return total

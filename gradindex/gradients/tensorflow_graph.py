@@ -23,6 +23,7 @@ class BatchGraph:
     def __init__(self, function: Callable[..., Any], any_shape: bool = True) -> None:
         self._function = tf.function(function, autograph=False, reduce_retracing=any_shape)
         self._safe: dict[Any, bool] = {}
+        self._traced: dict[str, Any] = {}
 
     def __call__(self, x: Tree, y: Tree, *constants: Any) -> Any:
         """Run the graph."""
@@ -42,13 +43,23 @@ class BatchGraph:
         return self._safe[graph]
 
     def _trace(self, x: Tree, y: Tree, *constants: Any) -> Any:
+        key = "" if constants else repr((map_leaves(_kind, x), None if y is None else map_leaves(_kind, y)))
+        if key in self._traced:  # TensorFlow's own look-up takes a tenth of a millisecond
+            return self._traced[key]
         labels = None if y is None else map_leaves(_any_batch, y)
         with _quiet_vectorizer():
-            return self._function.get_concrete_function(map_leaves(_any_batch, x), labels, *constants)
+            found = self._function.get_concrete_function(map_leaves(_any_batch, x), labels, *constants)
+        if key:
+            self._traced[key] = found
+        return found
 
 
 def _any_batch(tensor: Any) -> Any:
     return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
+
+
+def _kind(tensor: Any) -> tuple[Any, ...]:
+    return (*tensor.shape[1:], tensor.dtype.name)
 
 
 @contextmanager

@@ -1,95 +1,15 @@
-"""Patches of images, cut by compiled loops into a buffer that is reused.
+"""Patches of images, cut by compiled loops, and gradients of depthwise convolutions."""
 
-Nearly all of the time of an im2col into fresh memory is page faults.
-"""
-
-from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
+from gradindex.gradients.layers.geometry import Geometry, geometry
 from gradindex.sketch.scatter import for_samples
 
-_ALIGNMENT = 64  # bytes, as TensorFlow wants them
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where patches lie, in three dimensions of space (those that lack have length one)."""
-
-    large: tuple[int, int, int]
-    small: tuple[int, int, int]
-    kernel: tuple[int, int, int]
-    stride: tuple[int, int, int]
-    dilation: tuple[int, int, int]
-    before: tuple[int, int, int]
-    channels: int
-    groups: int
-
-    @property
-    def taps(self) -> int:
-        """Number of places in the kernel."""
-        return int(np.prod(self.kernel))
-
-    @property
-    def length(self) -> int:
-        """Numbers in a patch."""
-        return self.taps * self.channels
-
-    @property
-    def positions(self) -> int:
-        """Number of patches."""
-        return int(np.prod(self.small))
-
-
-def geometry(
-    large: Any,
-    small: Any,
-    *,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding: Any,
-    groups: int = 1,
-    depthwise: bool = False,
-) -> Geometry:
-    """Return the geometry for the shapes of `large` (b, *space, C) and `small` (b, *positions, R).
-
-    `padding` is "SAME", "VALID" or the numbers of zeros (before, after) by axis. "SAME" puts the odd zero after.
-    """
-    sizes, counts = _three(large[1:-1]), _three(small[1:-1])
-    kernel, stride, dilation = _three(kernel), _three(stride), _three(dilation)
-    if padding == "VALID":
-        before = (0, 0, 0)
-    elif padding == "SAME":
-        spans = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(counts, stride, kernel, dilation, strict=True)]
-        before = _three([max(span - size, 0) // 2 for span, size in zip(spans, sizes, strict=True)])
-    else:
-        before = _three([pair[0] for pair in padding], 0)
-    return Geometry(sizes, counts, kernel, stride, dilation, before, int(large[-1]), groups)
-
-
-def _three(values: Any, fill: int = 1) -> tuple[int, int, int]:
-    a, b, c = ([fill] * 3 + [int(value) for value in values])[-3:]
-    return a, b, c
-
-
-class Buffer:
-    """Memory that NumPy and TensorFlow share: an array to write into, and a tensor that shows it."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        dtype = np.dtype(dtype)
-        size = int(np.prod(shape))
-        raw = np.empty(size + _ALIGNMENT // dtype.itemsize, dtype)
-        begin = -raw.ctypes.data % _ALIGNMENT // dtype.itemsize
-        self.array: NDArray[Any] = raw[begin : begin + size].reshape(shape)
-        self.tensor = tf.experimental.dlpack.from_dlpack(self.array.__dlpack__())
-
-    def __len__(self) -> int:
-        return len(self.array)
+__all__ = ["Geometry", "cut", "depthwise", "geometry"]
 
 
 def cut(large: NDArray[Any], out: NDArray[Any], at: Geometry) -> None:

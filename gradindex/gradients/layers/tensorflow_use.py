@@ -2,7 +2,7 @@
 
 A weight seen as a matrix (rows × columns, in memory order) has the per-sample gradient Σ_t r_t c_tᵀ over T
 positions. A `Use` can `form` that sum for a few samples at a time, and most can also hand out the factors.
-Tensors here are eager, outside any graph.
+Tensors here are eager, outside any graph, and read as arrays that share their memory.
 """
 
 from abc import ABC, abstractmethod
@@ -13,10 +13,25 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from gradindex.gradients.layers import patches
+from gradindex.gradients import products
+from gradindex.gradients.layers import filters, ghosts, patches
 from gradindex.sketch.scatter import squares
 
-_MULTIPLY, _COPY = 0.02, 0.3  # nanoseconds for a multiply-add of a batched product, and for a number copied
+_CONTRACT = 0.02  # nanoseconds for a multiply-add of an einsum
+
+
+class Scratch:
+    """Memory for what is formed block after block: fresh pages cost as much as the work on them."""
+
+    def __init__(self) -> None:
+        self._memory: dict[Any, NDArray[Any]] = {}
+
+    def take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Return an array (n, …) to be filled; it is the memory that was taken before."""
+        size, kind = int(np.prod(shape)), np.dtype(dtype)
+        if kind not in self._memory or len(self._memory[kind]) < size:
+            self._memory[kind] = np.empty(size, kind)
+        return self._memory[kind][:size].reshape(shape)
 
 
 class Use(ABC):
@@ -27,15 +42,23 @@ class Use(ABC):
     form_cost: float = 0.0
     """Nanoseconds, about, to form one sample's gradient."""
     bytes_per_sample: int = 0
-    """Working memory of `form` and `factors` for a sample, beyond the gradient."""
+    """Working memory of `factors` for a sample."""
 
     @abstractmethod
-    def form(self, block: slice) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
         """Return the per-sample gradients (block, size) of these samples; not to be changed."""
 
-    def factors(self, block: slice) -> tuple[Any, Any]:
+    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return row factors (block, T, rows), or (block, T) of row numbers, and column factors."""
         raise NotImplementedError
+
+    def ghost_cost(self) -> float:
+        """Return about how many nanoseconds one sample's squared norm takes from the factors."""
+        return np.inf
+
+    def ghost(self, block: slice) -> NDArray[np.float64] | None:
+        """Return squared norms (block,) in a way of this use's own, if there is one."""
+        return None
 
 
 class Direct(Use):
@@ -44,7 +67,7 @@ class Direct(Use):
     def __init__(self, gradients: Any) -> None:
         self._gradients = array(gradients)
 
-    def form(self, block: slice) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
         """Return the per-sample gradients (block, size)."""
         return self._gradients[block]
 
@@ -53,39 +76,45 @@ class Outer(Use):
     """Dense factors: rows (b, T, R) and columns (b, T, C)."""
 
     def __init__(self, rows: Any, columns: Any) -> None:
-        self.rows, self.columns = Samples(rows), Samples(columns)
-        self.width = columns.shape[2]
-        _, self.positions, width = rows.shape
-        self.form_cost = self.positions * (width * columns.shape[2] * _MULTIPLY + width * _COPY)
-        self.bytes_per_sample = 4 * self.positions * width if self.positions > 1 else 0
+        self.rows, self.columns = array(upcast(rows)), array(upcast(columns))
+        _, self.positions, self.height = self.rows.shape
+        self.width = self.columns.shape[2]
+        self.form_cost = products.cost(self.positions, self.height, self.width)
 
-    def form(self, block: slice) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
         """Return the per-sample gradients (block, R·C)."""
-        rows, columns = self.factors(block)
-        return flat(tf.matmul(rows, columns, transpose_a=True))
+        rows, columns = self.factors(block, scratch)
+        out = scratch.take((len(rows), self.height, self.width), rows.dtype)
+        if rows.dtype == np.float32:
+            products.outer(rows, columns, out)
+        else:
+            np.matmul(rows.transpose(0, 2, 1), columns, out=out)
+        return out.reshape(len(out), -1)
 
-    def factors(self, block: slice) -> tuple[Any, Any]:
+    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return rows (block, T, R) and columns (block, T, C)."""
         return self.rows[block], self.columns[block]
 
-    @staticmethod
-    def joined(uses: Sequence["Outer"]) -> "Outer":
-        """Return the sum of several uses as one with all their positions."""
-        if len(uses) == 1:
-            return uses[0]
-        return Outer(
-            tf.concat([use.rows.tensor for use in uses], 1), tf.concat([use.columns.tensor for use in uses], 1)
-        )
+    def ghost_cost(self) -> float:
+        """Return the cost of two Gram matrices."""
+        return ghosts.cost(self.positions or 0, self.height, self.width)
+
+    def ghost(self, block: slice) -> NDArray[np.float64] | None:
+        """Return squared norms from two Gram matrices, or two norms."""
+        rows, columns = self.rows[block], self.columns[block]
+        if self.positions == 1:
+            return squares(flat(rows)) * squares(flat(columns))
+        return ghosts.squared(rows, columns) if rows.dtype == np.float32 else None
 
 
 class Contraction(Use):
     """An einsum of two tensors that start with the samples; no factors."""
 
     def __init__(self, left: Any, right: Any, equation: str) -> None:
-        self._left, self._right, self._equation = Samples(left), Samples(right), equation
-        self.form_cost = float(np.prod(left.shape[1:])) * right.shape[-1] * 10 * _MULTIPLY
+        self._left, self._right, self._equation = upcast(left), upcast(right), equation
+        self.form_cost = float(np.prod(left.shape[1:])) * right.shape[-1] * 10 * _CONTRACT
 
-    def form(self, block: slice) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
         """Return the per-sample gradients (block, size)."""
         return flat(tf.einsum(self._equation, self._left[block], self._right[block]))
 
@@ -94,89 +123,72 @@ class Touched(Use):
     """Rows of an embedding: numbers (b, T) of the touched rows, and their gradients (b, T, C)."""
 
     def __init__(self, numbers: Any, columns: Any, rows: int) -> None:
-        self._numbers, self._columns, self._rows = Samples(numbers), Samples(columns), rows
+        self._numbers, self._columns, self._rows = array(numbers), array(upcast(columns)), rows
         self.positions, width = columns.shape[1:]
         self.form_cost = (self.positions + rows * 0.2) * width
 
-    def form(self, block: slice) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
         """Return the per-sample gradients (block, rows·C), mostly zeros."""
-        numbers, columns = (array(factor) for factor in self.factors(block))
-        out = np.zeros((len(numbers), self._rows, columns.shape[2]), columns.dtype)
+        numbers, columns = self.factors(block, scratch)
+        out = scratch.take((len(numbers), self._rows, columns.shape[2]), columns.dtype)
+        out[:] = 0
         np.add.at(out, (np.arange(len(out))[:, None], numbers), columns)
         return out.reshape(len(out), -1)
 
-    def factors(self, block: slice) -> tuple[Any, Any]:
+    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return row numbers (block, T) and columns (block, T, C)."""
         return self._numbers[block], self._columns[block]
+
+    def ghost_cost(self) -> float:
+        """Return the cost of the columns' Gram matrix."""
+        return ghosts.cost(self.positions or 0, 1, self._columns.shape[2])
 
 
 class Patches(Use):
     """A convolution: `large` (b, *space, C) is cut into patches, one for each position of `small` (b, …, R).
 
-    Rows are patches (kernel, then channel), columns are `small`, each group of channels with its own.
-
-    A few samples' patches are copied into a buffer that is reused, and multiplied by one batched product, which
-    takes as long as the layer's own weight gradient. Measured: ``tf.image.extract_patches`` and concatenated
-    slices take some ten times the copying, ``Conv2DBackpropFilter`` sample by sample four times the whole, and
-    patches that lie the other way round gain less in the product than they cost to copy.
+    Rows are patches (kernel, then channel), columns are `small`, each group of channels with its own. Patches are
+    cut only for a sketch from factors, and for what is not in single precision.
     """
 
     def __init__(self, large: Any, small: Any, **geometry: Any) -> None:
         self._at = patches.geometry(large.shape, small.shape, **geometry)
-        self._small = Samples(tf.reshape(small, [len(small), -1, small.shape[-1]]))
-        self._large = upcast(large)
-        self._groups, self._depthwise = self._at.groups, geometry.get("depthwise", False)
-        positions, length = self._at.positions, self._at.length
-        self.positions = positions if self._groups == 1 else None
-        self.form_cost = positions * length * (_COPY + _MULTIPLY * small.shape[-1] / self._groups)
-        self.bytes_per_sample = 4 * positions * length
-        self._buffer: Any = None
+        self._large, self._small = array(upcast(large)), array(upcast(small))
+        self._depthwise = geometry.get("depthwise", False)
+        at, outputs = self._at, small.shape[-1]
+        self.positions = at.positions if at.groups == 1 else None
+        self.form_cost = products.cost(at.positions, at.length // at.groups, outputs)
+        self.bytes_per_sample = 4 * at.positions * at.length
 
-    def form(self, block: slice) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
         """Return the per-sample gradients (block, kernel·C·R)."""
-        small = self._small[block]
+        large, small = self._large[block], self._small[block]
         if self._depthwise:
-            return patches.depthwise(self._images(block), array(small), self._at)
-        cut = self._cut(block)
-        if self._groups == 1:
-            return flat(tf.matmul(cut, small, transpose_a=True))
-        grouped = tf.reshape(cut, [len(cut), self._at.positions, self._at.taps, self._groups, -1])
-        other = tf.reshape(small, [len(small), self._at.positions, self._groups, -1])
-        return flat(tf.einsum("ntkgc,ntgo->nkcgo", grouped, other))
+            return patches.depthwise(large, small, self._at)
+        if large.dtype == np.float32:
+            out = scratch.take((len(large), self._at.length // self._at.groups, small.shape[-1]), np.float32)
+            filters.form(large, small, out, self._at)
+            return out.reshape(len(out), -1)
+        cut, flat_small = self.factors(block, Scratch())
+        grouped = cut.reshape(len(cut), self._at.positions, self._at.taps, self._at.groups, -1)
+        other = flat_small.reshape(len(small), self._at.positions, self._at.groups, -1)
+        return flat(np.einsum("ntkgc,ntgo->nkcgo", grouped, other, optimize=True))
 
-    def factors(self, block: slice) -> tuple[Any, Any]:
-        """Return patches (block, T, kernel·C) and `small` (block, T, R)."""
-        return self._cut(block), self._small[block]
+    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return patches (block, T, kernel·C), valid until the next call, and `small` (block, T, R)."""
+        large, small = self._large[block], self._small[block]
+        out = scratch.take((len(large), self._at.positions, self._at.length), large.dtype)
+        patches.cut(large, out, self._at)
+        return out, small.reshape(len(small), self._at.positions, -1)
 
-    def _images(self, block: slice) -> NDArray[Any]:
-        return array(self._large)[block]
+    def ghost_cost(self) -> float:
+        """Return the cost of the Gram matrices of pixels, from which that of patches is added up, and of `small`."""
+        return ghosts.convolution_cost(self._at, self._small.shape[-1])
 
-    def _cut(self, block: slice) -> Any:
-        """Return the patches (block, T, kernel·C), valid until the next call."""
-        large = self._images(block)
-        if self._buffer is None or len(self._buffer) < len(large) or self._buffer.array.dtype != large.dtype:
-            self._buffer = patches.Buffer((len(large), self._at.positions, self._at.length), large.dtype)
-        patches.cut(large, self._buffer.array[: len(large)], self._at)
-        return self._buffer.tensor if len(self._buffer) == len(large) else self._buffer.tensor[: len(large)]
-
-
-class Samples:
-    """A tensor (b, …) to be read in blocks of equal size; cut up at once, since each operation costs some time."""
-
-    def __init__(self, tensor: Any) -> None:
-        self.tensor = tensor
-        self._parts: dict[int, Any] = {}
-
-    def __getitem__(self, block: slice) -> Any:
-        """Return the samples of a block, half precision as float32; the first block tells the size."""
-        samples, step = self.tensor.shape[0], block.stop - block.start
-        if step == samples:
-            return upcast(self.tensor)
-        if block.start == 0:
-            starts = range(0, samples, step)
-            parts = tf.split(self.tensor, [min(step, samples - start) for start in starts])
-            self._parts = dict(zip(starts, parts, strict=True))
-        return upcast(self._parts[block.start])
+    def ghost(self, block: slice) -> NDArray[np.float64] | None:
+        """Return squared norms from the Gram matrices of pixels and of `small`."""
+        large, small = self._large[block], self._small[block]
+        return ghosts.of_convolution(large, small, self._at) if large.dtype == np.float32 else None
 
 
 def array(tensor: Any) -> NDArray[Any]:
@@ -195,18 +207,19 @@ def upcast(tensor: Any) -> Any:
     return tf.cast(tensor, tf.float32) if tensor.dtype in (tf.bfloat16, tf.float16) else tensor
 
 
-def squared_norms(parts: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
+def squared_norms(uses: Sequence[Use], block: slice) -> NDArray[np.float64]:
     """Return ‖Σ_t r_t c_tᵀ‖² (b,) from factors alone: Σ_{t,u} ⟨r_t, r_u⟩⟨c_t, c_u⟩.
 
     The ghost norm of Li et al. (2022), https://arxiv.org/abs/2110.05679, for any mix of dense factors and
     embeddings (whose r_t are one-hot), so that tied weights and layers called twice need no formed gradient.
     """
+    own = uses[0].ghost(block) if len(uses) == 1 else None
+    if own is not None:
+        return own
+    parts = [use.factors(block, Scratch()) for use in uses]
     total = np.zeros(len(parts[0][1]), np.float64)
     for i, (rows, columns) in enumerate(parts):
-        if columns.shape[1] == 1 and len(rows.shape) == 3:
-            total += squares(flat(rows)) * squares(flat(columns))
-        else:
-            total += _overlap(rows, columns, rows, columns)
+        total += _overlap(rows, columns, rows, columns)
         for other_rows, other_columns in parts[i + 1 :]:
             total += 2 * _overlap(rows, columns, other_rows, other_columns)
     return np.maximum(total, 0)
