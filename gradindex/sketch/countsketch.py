@@ -14,6 +14,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from gradindex.gradients.base import Floats, Parameter, Projector
+from gradindex.sketch import spectra
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import check_seed, side_hash
 from gradindex.sketch.scatter import (
@@ -25,13 +26,16 @@ from gradindex.sketch.scatter import (
     scatter,
     scatter_touched,
 )
+from gradindex.sketch.vectors import LANES
 
 if TYPE_CHECKING:
     from gradindex.sketch.torch_countsketch import TorchCountSketch
 
-# Nanoseconds on two cores, measured: a number scattered; one counted; a spectrum's share for each bucket.
-_SCATTER, _COUNT, _SPECTRUM = 0.18, 0.25, 1.1
-_ROTATE, _FEW_ROWS = 0.06, 16  # a number of a vector added in another rotation: so few rows need no spectrum
+# Nanoseconds on two cores, measured: a number scattered; one counted; a bucket's share of a transform; the last two
+# where the sketch's size is no power of two.
+_SCATTER, _COUNT, _SPECTRUM = 0.1, 0.1, 0.25
+_SLOW_COUNT, _SLOW_SPECTRUM = 0.25, 1.1
+_ROTATE, _FEW_ROWS = 0.06, 4  # a number of a vector added in another rotation: so few rows need no spectrum
 _HEAP_BYTES = 96 << 10  # malloc maps pages anew for blocks from 128 KiB on
 
 
@@ -51,7 +55,8 @@ class CountSketch(Sketch):
 class SideTables:
     """Buckets and signs (float32) of the rows and columns of a parameter seen as a matrix.
 
-    Unsigned buckets spare the compiled loops a test for negative indices, a third of their time.
+    Unsigned buckets spare the compiled loops a test for negative indices, a third of their time. Behind each array,
+    in its memory, lie LANES zeros, so that whole vectors may be read.
     """
 
     row_buckets: NDArray[np.uint32]
@@ -110,10 +115,18 @@ class CountSketchProjector(Projector):
                 columns.size,
             )
             return
-        cost = self.factor_cost(parameter, rows.shape[1]) / _SCATTER
-        for_samples(
-            lambda some: _tensor_sketch(out[some], t, rows[some], columns[some]), len(out), int(cost * len(out))
-        )
+        work = int(self.factor_cost(parameter, rows.shape[1]) / _SCATTER * len(out))
+        if spectra.serves(self.dim, len(out)) and rows.shape[2] > _FEW_ROWS:
+            rows, columns = (np.ascontiguousarray(side, np.float32) for side in (rows, columns))
+            buckets = t.row_buckets, t.row_signs, t.column_buckets, t.column_signs
+            turns = spectra.twiddles(self.dim)
+            for_samples(
+                lambda some: spectra.tensor_sketch(out[some], rows[some], columns[some], *buckets, turns),
+                len(out),
+                work,
+            )
+            return
+        for_samples(lambda some: _tensor_sketch(out[some], t, rows[some], columns[some]), len(out), work)
 
     def on_device(self, device: Any) -> "TorchCountSketch":
         """Return the same projection in torch operations on that device."""
@@ -131,8 +144,10 @@ class CountSketchProjector(Projector):
         if touched:
             return positions * columns * _COUNT
         if rows <= _FEW_ROWS:
-            return positions * (columns * _COUNT + rows * self.dim * _ROTATE)
-        return (positions + 0.5) * ((rows + columns) * _COUNT + self.dim * _SPECTRUM)
+            return positions * (columns * _SLOW_COUNT + rows * self.dim * _ROTATE)
+        if spectra.serves(self.dim, LANES):
+            return positions * (rows + columns) * _COUNT + (positions + 1) * self.dim * _SPECTRUM
+        return (positions + 0.5) * ((rows + columns) * _SLOW_COUNT + self.dim * _SLOW_SPECTRUM)
 
 
 def _tensor_sketch(out: NDArray[np.float32], tables: SideTables, rows: Floats, columns: Floats) -> None:
@@ -209,5 +224,8 @@ def _tables(parameter: Parameter, seed: int, dim: int) -> SideTables:
 def _side(
     seed: int, parameter: Parameter, outputs: bool, places: NDArray[np.intp], dim: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    buckets, signs = side_hash(seed, parameter.position, outputs, len(places), dim)
-    return buckets[places].astype(np.uint32), signs[places]
+    found = side_hash(seed, parameter.position, outputs, len(places), dim)
+    buckets, signs = np.zeros(len(places) + LANES, np.uint32), np.zeros(len(places) + LANES, np.float32)
+    for whole, values in zip((buckets, signs), found, strict=True):
+        whole[: len(places)] = values[places]
+    return buckets[: len(places)], signs[: len(places)]

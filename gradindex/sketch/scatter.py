@@ -15,7 +15,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_LANES = 8  # samples that share one look-up of bucket and sign; their sums lie side by side in one vector
+from gradindex.sketch.lanes import add_lanes, count_lanes
+from gradindex.sketch.vectors import LANES
+
 _WORTH_A_THREAD = 200_000  # numbers; below this, handing work to a thread costs more than it saves
 
 
@@ -35,7 +37,7 @@ def for_samples(work: Callable[[slice], None], samples: int, numbers: int) -> No
         work(slice(0, samples))
         return
     step = -(-samples // threads)
-    step = -(-step // _LANES) * _LANES if samples >= _LANES else step
+    step = -(-step // LANES) * LANES if samples >= LANES else step
     parts = [slice(begin, min(begin + step, samples)) for begin in range(0, samples, step)]
     others = [_pool(os.getpid()).submit(work, part) for part in parts[1:]]
     work(parts[0])
@@ -48,15 +50,15 @@ def scatter(out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, colu
     """Add formed gradients (n, R, C) to `out` (n, dim): entry (r, c) to bucket (rows[r] + columns[c]) mod dim.
 
     Their squared norms are added to `squares` (n,) float64 in the same pass over memory. Sums run over 2·dim
-    buckets, so that the modulo is taken once, at the end.
+    buckets, so that the modulo is taken once, at the end. The columns' tables go on, with signs 0, for LANES numbers.
     """
     n, dim = out.shape
-    whole = n // _LANES * _LANES
-    for begin in range(0, whole, _LANES):
+    whole = n // LANES * LANES
+    for begin in range(0, whole, LANES):
         _scatter_lanes(
-            out[begin : begin + _LANES],
-            squares[begin : begin + _LANES],
-            matrix[begin : begin + _LANES],
+            out[begin : begin + LANES],
+            squares[begin : begin + LANES],
+            matrix[begin : begin + LANES],
             rows,
             row_signs,
             columns,
@@ -78,27 +80,20 @@ def scatter(out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, colu
 def _scatter_lanes(
     out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any
 ) -> None:
-    """Do eight samples at once; written out, because only so are they compiled to one vector addition."""
-    dim = out.shape[1]
-    sums = np.zeros((2 * dim, _LANES), np.float32)
+    """Do as many samples at once as a vector has lanes."""
+    dim, width = out.shape[1], matrix.shape[2]
+    sums, factors = np.zeros((2 * dim, LANES), np.float32), np.empty(LANES, np.float32)
+    step = 4 * matrix.shape[1] * width
     for row in range(matrix.shape[1]):
-        shift, sign = rows[row], row_signs[row]
-        a, b, c, d = matrix[0, row], matrix[1, row], matrix[2, row], matrix[3, row]
-        e, f, g, h = matrix[4, row], matrix[5, row], matrix[6, row], matrix[7, row]
-        for column in range(matrix.shape[2]):
-            into = sums[shift + columns[column]]
-            s = sign * column_signs[column]
-            a1, b1, c1, d1 = s * a[column], s * b[column], s * c[column], s * d[column]
-            e1, f1, g1, h1 = s * e[column], s * f[column], s * g[column], s * h[column]
-            a1, b1, c1, d1 = into[0] + a1, into[1] + b1, into[2] + c1, into[3] + d1
-            e1, f1, g1, h1 = into[4] + e1, into[5] + f1, into[6] + g1, into[7] + h1
-            into[0], into[1], into[2], into[3] = a1, b1, c1, d1
-            into[4], into[5], into[6], into[7] = e1, f1, g1, h1
-        for lane in range(_LANES):
+        factors[:] = row_signs[row]
+        into = sums[rows[row]].ctypes.data
+        count_lanes(matrix[0, row].ctypes.data, step, width, columns, column_signs, factors, into)
+        for lane in range(LANES):
             squares[lane] += _square(matrix[lane, row])
-    for lane in range(_LANES):
-        for bucket in range(dim):
-            out[lane, bucket] += sums[bucket, lane] + sums[bucket + dim, lane]
+    for bucket in range(dim):
+        for lane in range(LANES):
+            sums[bucket, lane] += sums[bucket + dim, lane]
+    add_lanes(sums[:dim], np.float32(1), out)
 
 
 def squares(values: NDArray[Any]) -> NDArray[np.float64]:
