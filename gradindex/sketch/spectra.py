@@ -171,7 +171,7 @@ def _backward(real: int, imaginary: int, dim: int, turns: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _largest(values: Any) -> float:
+def _largest(values: Any) -> Any:
     """Return the largest absolute value; as whole numbers their bits have the same order, NaN above all."""
     largest, bits = np.empty(1, np.int32), values.view(np.int32)
     top = np.int32(0)

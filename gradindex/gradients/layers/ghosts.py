@@ -36,7 +36,7 @@ def convolution_cost(at: Geometry, outputs: int) -> float:
 def squared(rows: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return ‖Σ_t r_t c_tᵀ‖² (n,), given rows (n, T, R) and columns (n, T, C), C-contiguous float32."""
     out = np.zeros(len(rows), np.float64)
-    work = int(cost(*rows.shape[1:], columns.shape[2]) * 2 * len(out))
+    work = int(cost(rows.shape[1], rows.shape[2], columns.shape[2]) * 2 * len(out))
     for_samples(lambda some: _squared(rows[some], columns[some], out[some]), len(out), work)
     return out
 
