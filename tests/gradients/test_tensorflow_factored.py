@@ -75,6 +75,11 @@ CASES = {
     "lstm": (LINE, lambda: [L.LSTM(5)]),
     "lstm, both ways": (LINE, lambda: [L.Bidirectional(L.LSTM(3, return_sequences=True)), L.LSTM(4)]),
     "gru": (LINE, lambda: [L.GRU(4)]),
+    "gru, reset before, backwards": (
+        LINE,
+        lambda: [L.GRU(4, reset_after=False, go_backwards=True, return_sequences=True), L.GRU(3, reset_after=False)],
+    ),
+    "layer norm, spectral": (FLAT, lambda: [L.LayerNormalization(), L.SpectralNormalization(L.Dense(4, "tanh"))]),
     "lstm, masked": (LINE, lambda: [L.Masking(), L.LSTM(3)]),
     "gru, masked, both ways": (
         LINE,
@@ -316,3 +321,43 @@ def test_blocks_of_samples_make_no_difference(size, monkeypatch):
     for name in ("conv2d, same", "depthwise", "dense, many positions", "conv2d, groups"):
         model, x = sequential(name)
         check(TensorFlowEngine(shuffled(model), LOSS), x)
+
+
+def test_batches_that_are_halved_equal_single_samples():
+    model, _ = sequential("conv2d")
+    engine = TensorFlowEngine(shuffled(model), LOSS)
+    x, y = data(IMAGE, 37), np.arange(37) % CLASSES
+    projector = CountSketch(64).bind(engine.parameters, seed=7)
+    whole = engine.embed(x, y, projector)
+    truth = loop.gradients(engine, x, y)
+    norms = np.linalg.norm(truth.gradients, axis=1)
+    np.testing.assert_allclose(whole.norms, norms, rtol=1e-5)
+    assert np.abs(whole.sketches - projector(engine.parameters, truth.gradients)).max() <= 1e-5 * norms.max()
+    np.testing.assert_allclose(whole.losses, truth.losses, rtol=1e-5)
+    np.testing.assert_allclose(whole.outputs, truth.outputs, rtol=1e-4, atol=1e-5)
+    again = engine.embed(x, y, projector)
+    assert (again.sketches == whole.sketches).all()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_memory_that_runs_out_in_one_half_is_reported_once_both_are_done(failing, monkeypatch):
+    model, _ = sequential("dense")
+    engine = TensorFlowEngine(model, LOSS)
+    x, y = data(FLAT, 40), np.arange(40) % CLASSES
+    projector = CountSketch(64).bind(engine.parameters, seed=7)
+    want = engine.embed(x, y, projector)
+    run, begun = engine._factored.run, []
+
+    def fails(inputs, *rest):
+        begun.append(len(inputs))
+        if np.array_equal(inputs[0], x[20 * failing]):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+        return run(inputs, *rest)
+
+    monkeypatch.setattr(engine._factored, "run", fails)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        engine.embed(x, y, projector)
+    assert begun == [20, 20]
+    monkeypatch.undo()
+    assert set(engine.paths.values()) == {"factored"}
+    assert (engine.embed(x, y, projector).sketches == want.sketches).all()

@@ -16,6 +16,8 @@ from gradindex.gradients.layers.tensorflow_capture import (
 )
 from gradindex.gradients.layers.tensorflow_use import Contraction, Outer, Touched
 
+_SMALL = 1 << 16  # numbers of a matrix whose gradients may be formed for a whole batch
+
 
 @rule("AddV2", "Add", "BiasAdd", "Sub", "Mul", "BroadcastTo")
 def elementwise(op: Any, i: int, weight: Weight) -> Tap:
@@ -44,16 +46,22 @@ def elementwise(op: Any, i: int, weight: Weight) -> Tap:
 
 @rule("MatMul", "BatchMatMulV2", "BatchMatMulV3")
 def matmul(op: Any, i: int, weight: Weight) -> Tap:
-    """Matrix products, y = x W: ∇W = Σ_t x_t δ_tᵀ."""
+    """Matrix products, y = x W: ∇W = Σ_t x_t δ_tᵀ; of a small part or function of a weight, formed in the graph."""
     single = op.type == "MatMul"
     turned = op.get_attr("transpose_a" if single else "adj_x")
-    if i != 1 or turned or weight.tensor.shape.rank != 2 or not weight.is_view:
+    if i != 1 or turned or weight.tensor.shape.rank != 2:
         raise NoRule(op.type)
-    flipped = op.get_attr("transpose_b" if single else "adj_y") != weight.flipped
-    width = weight.tensor.shape[1 if op.get_attr("transpose_b" if single else "adj_y") else 0]
+    if not weight.is_view and weight.tensor.shape.num_elements() > _SMALL:
+        raise NoRule("a matrix product with a function of weights")
+    across = op.get_attr("transpose_b" if single else "adj_y")
+    flipped = across != weight.flipped
+    width = weight.tensor.shape[1 if across else 0]
 
     def make(delta: Any, at: Layout) -> Recipe:
         x = tf.reshape(op.inputs[0], [at.samples, -1, width])
+        if not weight.is_view:
+            first, second = (at.positions(delta), x) if across else (x, at.positions(delta))
+            return direct(weight, tf.matmul(upcast(first), upcast(second), transpose_a=True))
         rows, columns = (at.positions(delta), x) if flipped else (x, at.positions(delta))
         return Recipe(Outer, (rows, columns), {})
 
