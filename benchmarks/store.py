@@ -4,8 +4,9 @@
 
 Contenders take turns in one process; medians. `np.save` writes the same float16 rows, flushed to disk as the store's
 files are (and, apart, not flushed); `np.load(mmap_mode="r")` reads them, cast to float32 by blocks as the store does.
-Cold means that the kernel was asked to drop the files from its cache (posix_fadvise). The first scan of an open store
-compares checksums, later ones do not; both are shown. One thread.
+Cold means that the kernel was asked to drop the files from its cache (posix_fadvise). The first reading of an open
+store compares checksums, later ones do not; both are shown, each contender's file opened anew for the first. One thread
+reads; while the store writes, others hash.
 """
 
 import argparse
@@ -107,22 +108,22 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[float]]
         note("write plain", lambda: write_plain(plain, rows, True))
         plain.unlink()
         note("write plain, not flushed", lambda: write_plain(plain, rows, False))
-        drop(where)
-        drop(plain)
-        store, mapped = Store.open(where), np.load(plain, mmap_mode="r")
-        note("cold scan store", lambda store=store: scan_store(store))
-        note("cold scan plain", lambda mapped=mapped: scan_plain(mapped))
-        again = Store.open(where)
-        note("first warm scan store", lambda again=again: scan_store(again))
-        note("first warm scan plain", lambda mapped=mapped: scan_plain(mapped))
-        note("warm scan store", lambda again=again: scan_store(again))
-        note("warm scan plain", lambda mapped=mapped: scan_plain(mapped))
         chosen = rng.choice(options.rows, min(_RANDOM, options.rows), replace=False)
-        fresh = Store.open(where)
-        note("first random rows store", lambda fresh=fresh, chosen=chosen: fresh.gather(chosen))
-        note("first random rows plain", lambda mapped=mapped, chosen=chosen: mapped[chosen].astype(np.float32))
-        note("random rows store", lambda again=again, chosen=chosen: again.gather(chosen))
-        note("random rows plain", lambda mapped=mapped, chosen=chosen: mapped[chosen].astype(np.float32))
+        for kind in ("cold", "first warm", "warm"):
+            for name, read_store, read_plain in (
+                ("scan", scan_store, scan_plain),
+                ("random rows", lambda s, c=chosen: s.gather(c), lambda m, c=chosen: m[c].astype(np.float32)),
+            ):
+                if kind != "warm":  # opened anew: pages are mapped when they are first touched
+                    store, mapped = Store.open(where), np.load(plain, mmap_mode="r")
+                else:
+                    read_store(store), read_plain(mapped)
+                if kind == "cold":
+                    drop(where)
+                    drop(plain)
+                for _ in range(5 if kind == "warm" else 1):
+                    note(f"{kind} {name} store", lambda read=read_store, store=store: read(store))
+                    note(f"{kind} {name} plain", lambda read=read_plain, mapped=mapped: read(mapped))
     return found
 
 
@@ -140,7 +141,10 @@ def main() -> None:
     middle = {name: statistics.median(times) for name, times in found.items()}
     megabytes = options.rows * options.dim * 2 / 1e6
     print("| | store | plain | store / plain (medians) |\n|---|---|---|---|")
-    for name in ("write", "cold scan", "first warm scan", "warm scan", "first random rows", "random rows"):
+    for name in (
+        "write",
+        *(f"{kind} {what}" for kind in ("cold", "first warm", "warm") for what in ("scan", "random rows")),
+    ):
         store, plain = middle[f"{name} store"], middle[f"{name} plain"]
         rate = (lambda s: f"{1e3 * s:.1f} ms") if "random" in name else (lambda s: f"{megabytes / s:.0f} MB/s")
         print(f"| {name} | {rate(store)} | {rate(plain)} | {plain / store:.2f} |")

@@ -88,9 +88,9 @@ def test_a_flipped_bit_in_a_row_is_noticed_when_the_row_is_read(built):
     path, _ = built
     flip(only(path, "shards/000002*.sketch.npy"))
     store = gradindex.load(path).store
-    store.gather(np.array([0, 149 - 50]))
-    with pytest.raises(DamagedIndexError, match=r"000002.*sketch\.npy is damaged: rows from 0 on"):
-        store.gather(np.array([0, 101]))
+    store.gather(np.array([0, 101]))
+    with pytest.raises(DamagedIndexError, match=r"000002.*sketch\.npy is damaged: rows from 48 on"):
+        store.gather(np.array([0, 149]))
     with pytest.raises(DamagedIndexError, match="fail their checksum"):
         list(store.blocks())
 

@@ -201,9 +201,9 @@ def _missing(path: Location, error: OSError) -> str:
     return f"{path} is missing." if error.strerror != location.NO_FILE else f"{path} is damaged: {error.strerror}."
 
 
-def keep(written: Path, directory: Location, suffix: str) -> FileEntry:
-    """Move a finished file to the name that its contents give it, durably, and return its entry."""
-    digest = location.digest(written)
+def keep(written: Path, directory: Location, suffix: str, digest: str | None = None) -> FileEntry:
+    """Move a finished file to the name that its contents (`digest`: their sha256) give, durably; return its entry."""
+    digest = digest or location.digest(written)
     name = suffix.replace("<tag>", digest[:16])
     entry = FileEntry(name, written.stat().st_size, digest)
     location.move(written, directory / name)

@@ -2,7 +2,10 @@
 
 import hashlib
 import io
+import mmap
 import zlib
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +16,13 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError
-from gradindex.store.location import Location, temporary
+from gradindex.store.location import Location, sync, temporary
 from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json
 
 _ARRAYS = ("sketch", "norm", "id")
-_BLOCK_ROWS = 64
-"""Rows under one checksum: few enough that looking up scattered rows reads little more than them."""
+_BLOCK_BYTES = 1 << 14
+"""Bytes of rows under one checksum: looking up scattered rows reads little more than them."""
+_CHECKED = 1 << 19  # bytes compared before they are converted, so that they are read from memory once
 
 
 @dataclass(frozen=True)
@@ -45,23 +49,37 @@ def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
 def write_shard(directory: Location, number: int, rows: Rows, header: Header) -> None:
     """Write and publish a shard of `header`'s store into `directory`; what another builder published first stands."""
     arrays: dict[str, NDArray[Any]] = dict(zip(_ARRAYS, (rows.sketches, rows.norms, rows.ids), strict=True))
-    entries: dict[str, FileEntry] = {}
-    for kind, array in arrays.items():
-        with temporary(directory) as part:
-            with part.open("wb") as file:
-                file.write(_npy_header(array.dtype, array.shape))
-                file.write(np.ascontiguousarray(array).data)  # np.save hides the errno of a full disk
-            entries[kind] = keep(part, directory, f"{number:06d}.<tag>.{kind}.npy")
-    with temporary(directory) as part:
-        pq.write_table(pa.table(dict(rows.columns)), part)
-        entries["columns"] = keep(part, directory, f"{number:06d}.<tag>.columns.parquet")
-    files = {kind: vars(entry) for kind, entry in entries.items()}
+    names = {kind: f"{number:06d}.<tag>.{kind}" for kind in (*_ARRAYS, "columns")}
+    with ThreadPoolExecutor() as beside:  # disks flush several files at once, and hashing takes longer than writing
+        sums = beside.submit(_sums_of, rows.sketches)
+        written = {
+            kind: beside.submit(_write_array, directory, f"{names[kind]}.npy", array, beside)
+            for kind, array in arrays.items()
+        }
+        written["columns"] = beside.submit(_write_columns, directory, f"{names['columns']}.parquet", rows.columns)
+        files = {kind: vars(entry.result()) for kind, entry in written.items()}
+        blocks = sums.result()
     try:
         place = {"store": header.seal, "shard": number, "rows": len(rows.ids)}
-        blocks = {"rows": _BLOCK_ROWS, "crc32": [zlib.crc32(block.data) for block in _in_blocks(rows.sketches)]}
         publish(manifest_path(directory, number), {**place, "blocks": blocks, "files": files})
     except FileExistsError:
         return
+
+
+def _write_array(directory: Location, name: str, array: NDArray[Any], beside: Executor) -> FileEntry:
+    pieces = _npy_header(array.dtype, array.shape), np.ascontiguousarray(array).data
+    digest = beside.submit(_digest, *pieces)
+    with temporary(directory) as part:
+        with part.open("wb") as file:
+            file.writelines(pieces)  # np.save hides the errno of a full disk
+        sync(part)
+        return keep(part, directory, name, digest.result())
+
+
+def _write_columns(directory: Location, name: str, columns: Mapping[str, Any]) -> FileEntry:
+    with temporary(directory) as part:
+        pq.write_table(pa.table(dict(columns)), part)
+        return keep(part, directory, name)
 
 
 def manifest_path(directory: Location, number: int) -> Location:
@@ -91,7 +109,7 @@ class Shard:
         # Everything is mapped now: what is deleted later, by a compaction, stays readable here.
         self._columns = self._bytes_of_columns()
         self.sketches = self._map("sketch", np.float16, (len(self), header.dim))  # checked when first read
-        self._sums = _block_sums(saved, len(self), path)
+        self._block_rows, self._sums = _block_sums(saved, len(self), path)
         self._good = np.zeros(len(self._sums), bool)
         self.norms = self._map("norm", np.float32, (len(self),))
         self.ids = self._map("id", np.int64, (len(self),))
@@ -104,23 +122,29 @@ class Shard:
         """Size of the shard's files on disk."""
         return sum(entry.bytes for entry in self._entries.values())
 
-    def read(self, begin: int, stop: int) -> NDArray[np.float16]:
-        """Return sketches `begin` to `stop` (places in the shard), checked; raises DamagedIndexError."""
-        self._check_blocks(np.arange(begin // _BLOCK_ROWS, -(-stop // _BLOCK_ROWS)))
-        return self.sketches[begin:stop]
+    def read(self, begin: int, stop: int) -> NDArray[np.float32]:
+        """Return sketches `begin` to `stop` (places in the shard) as float32, checked; raises DamagedIndexError."""
+        out = np.empty((stop - begin, self.sketches.shape[1]), np.float32)
+        step = max(1, _CHECKED // self.sketches.strides[0] // self._block_rows) * self._block_rows
+        for low in range(begin - begin % self._block_rows, stop, step):
+            here = slice(max(low, begin), min(low + step, stop))
+            self._check_blocks(np.arange(low // self._block_rows, -(-here.stop // self._block_rows)))
+            out[here.start - begin : here.stop - begin] = self.sketches[here]
+        return out
 
     def take(self, places: NDArray[np.int64]) -> NDArray[np.float16]:
         """Return the sketches at some places in the shard, checked; raises DamagedIndexError."""
-        self._check_blocks(np.unique(places // _BLOCK_ROWS))
+        self._check_blocks(places // self._block_rows)
         return self.sketches[places]
 
     def _check_blocks(self, blocks: NDArray[np.int64]) -> None:
-        for block in blocks[~self._good[blocks]]:
-            rows = self.sketches[block * _BLOCK_ROWS : (block + 1) * _BLOCK_ROWS]
-            if zlib.crc32(np.ascontiguousarray(rows).data) != self._sums[block]:
+        new = np.unique(blocks[~self._good[blocks]])
+        for block in new.tolist():
+            first = block * self._block_rows
+            if zlib.crc32(self.sketches[first : first + self._block_rows].data) != self._sums[block]:
                 path = self._directory / self._entries["sketch"].name
-                raise DamagedIndexError(f"{path} is damaged: rows from {block * _BLOCK_ROWS} on fail their checksum.")
-            self._good[block] = True
+                raise DamagedIndexError(f"{path} is damaged: rows from {first} on fail their checksum.")
+        self._good[new] = True
 
     @property
     def files(self) -> set[str]:
@@ -165,22 +189,32 @@ class Shard:
             with path.open("rb") as file:  # one opening: a compaction may delete the file at any moment
                 if file.read(len(header)) != header:
                     raise ValueError(f"expected the .npy header of {np.dtype(dtype)} {shape}.")
-                return np.memmap(file, dtype, "r", len(header), shape)
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.frombuffer(data, dtype, int(np.prod(shape)), len(header)).reshape(shape)
         except (ValueError, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
 
 
-def _in_blocks(sketches: NDArray[np.float16]) -> list[NDArray[np.float16]]:
+def _digest(*pieces: Any) -> str:
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+    return found.hexdigest()
+
+
+def _sums_of(sketches: NDArray[np.float16]) -> dict[str, Any]:
+    """Return the checksums of blocks of rows, as the manifest has them."""
     rows = np.ascontiguousarray(sketches)
-    return [rows[begin : begin + _BLOCK_ROWS] for begin in range(0, len(rows), _BLOCK_ROWS)]
+    step = max(1, _BLOCK_BYTES // rows.strides[0])
+    return {"rows": step, "crc32": [zlib.crc32(rows[at : at + step].data) for at in range(0, len(rows), step)]}
 
 
-def _block_sums(saved: dict[str, Any], rows: int, path: Location) -> list[int]:
+def _block_sums(saved: dict[str, Any], rows: int, path: Location) -> tuple[int, list[int]]:
     blocks = saved.get("blocks")
-    sums = blocks.get("crc32") if isinstance(blocks, dict) and blocks.get("rows") == _BLOCK_ROWS else None
-    if not isinstance(sums, list) or len(sums) != -(-rows // _BLOCK_ROWS):
-        raise DamagedIndexError(f"{path} is damaged: expected checksums of {_BLOCK_ROWS} rows each.")
-    return sums
+    step, sums = (blocks.get("rows"), blocks.get("crc32")) if isinstance(blocks, dict) else (None, None)
+    if type(step) is not int or step < 1 or not isinstance(sums, list) or len(sums) != -(-rows // step):
+        raise DamagedIndexError(f"{path} is damaged: expected checksums of its {rows} rows by blocks.")
+    return step, sums
 
 
 def _npy_header(dtype: Any, shape: tuple[int, ...]) -> bytes:

@@ -257,14 +257,14 @@ class Store:
         for shard in self.shards:
             for begin in range(max(0, first - shard.start), len(shard), size):
                 stop = min(begin + size, len(shard))
-                yield shard.start + begin, shard.read(begin, stop).astype(np.float32)
+                yield shard.start + begin, shard.read(begin, stop)
 
     def gather(self, rows: Ids, dtype: Any = np.float32) -> NDArray[Any]:
         """Return the sketches of some rows, (n, dim) float32, or float16 as they are stored."""
         out = np.empty((len(rows), self.header.dim), dtype)
         number = np.searchsorted(self._starts, rows, "right") - 1
         for shard in np.unique(number):
-            here = number == shard
+            here = np.flatnonzero(number == shard)
             out[here] = self.shards[shard].take(rows[here] - self.shards[shard].start)
         return out
 
