@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from gradindex import relevance
-from gradindex.evaluation import Experiment, evaluate
+from gradindex.evaluation import Experiment, Result, evaluate
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = json.loads((Path(__file__).parent / "hanawa_paper.json").read_text(encoding="utf-8"))
@@ -123,6 +123,9 @@ def experiment(case, epochs=None, scaling="raw", models=None):
     )
 
 
+BEHIND = ("dot-x", "dot-last", "dot-all", "GD", "IF", "FK")
+
+
 def names(case):
     return [n for n in relevance.METRICS if not (case.endswith("logreg") and n.split("-")[-1] in ("last", "all"))]
 
@@ -139,6 +142,32 @@ def compare(case, result, label=""):
                 cell = f"{theirs[0]:.2f} ± {theirs[1]:.2f}"
                 meet = "yes" if meets(ours, theirs) else "no"
             print(f"  {name:18}{ours['mean']:>7.2f} ± {ours['std']:.2f}{cell:>14}  {meet}")
+    print_orders(case, result["summary"])
+
+
+def print_orders(case, summary):
+    theirs = {test: {n: {"mean": row[0]} for n, row in rows.items()} for test, rows in PAPER["cases"][case].items()}
+    for whose, lines in (("ours", order(summary)), ("the paper's", order(theirs))):
+        for line in lines:
+            print(f"  order, {whose}: {line}")
+
+
+def order(summary):
+    """Return, test by test, what is ahead of GC, and what should be far behind it and is not, in words.
+
+    Expected: GC first (to .005) in the class and subclass tests, dot metrics, GD, IF and FK at least .1 behind.
+    """
+    lines = []
+    for test in ("class", "subclass"):
+        rows = {name: row["mean"] for name, row in summary.get(test, {}).items()}
+        if "GC" not in rows or len(rows) < 2:
+            continue
+        ahead = [f"{name} {mean:.2f}" for name, mean in rows.items() if mean > rows["GC"] + 0.005]
+        near = [f"{n} {mean:.2f}" for n, mean in rows.items() if n in BEHIND and mean > rows["GC"] - 0.1]
+        first = f"GC {rows['GC']:.2f} is first" if not ahead else f"ahead of GC {rows['GC']:.2f}: {', '.join(ahead)}"
+        rest = f"less than .1 behind: {', '.join(near)}" if near else "dot metrics, GD, IF and FK far behind"
+        lines.append(f"{test}: {first}; {rest}")
+    return lines
 
 
 def meets(ours, theirs):
@@ -164,6 +193,35 @@ def markdown(cases, suffix):
                 cells.append(cell if ours is None or meets(ours, theirs) else f"**{cell}**")
             if any(cell != "–" for cell in cells):
                 print(f"| {name} | {' | '.join(cells)} |")
+    for case, result in results.items():
+        print(f"\n{case}")
+        print_orders(case, result["summary"])
+
+
+def merge(case, paths, suffix):
+    """Write results of several seeds, tests or metrics as one; each test and metric keeps its own repeats."""
+    parts = [Result.from_json(Path(path).read_text(encoding="utf-8")) for path in paths]
+    parts.sort(key=lambda part: part.meta["seeds"])
+    values, accuracy, seen = {}, {}, set()
+    for part in parts:
+        for test, rows in part.values.items():
+            for name, found in rows.items():
+                values.setdefault(test, {}).setdefault(name, []).extend(found)
+        for labels, found in part.accuracy.items():
+            if (labels, *part.meta["seeds"]) not in seen:
+                seen.add((labels, *part.meta["seeds"]))
+                accuracy.setdefault(labels, []).extend(found)
+    for test, rows in values.items():
+        values[test] = {name: rows[name] for name in relevance.METRICS if name in rows}
+    meta = {
+        "metrics": [name for name in relevance.METRICS if any(name in rows for rows in values.values())],
+        "repeats": max(len(found) for rows in values.values() for found in rows.values()),
+        "queries": parts[0].meta["queries"],
+        "parts": [part.meta for part in parts],
+    }
+    result = Result(values, accuracy, meta)
+    result.to_json(RESULTS / f"hanawa_{case}{suffix}.json")
+    compare(case, result.to_dict(), suffix)
 
 
 def main():
@@ -178,23 +236,32 @@ def main():
     parser.add_argument("--scaling", default="raw", choices=("minmax", "standard", "raw"), help="of the tables")
     parser.add_argument("--index", action="store_true", help="answer through a FAISS index as well")
     parser.add_argument("--suffix", default="", help="of the result file's name")
+    parser.add_argument("--models", type=Path, help="folder where trained models are kept and found again")
+    parser.add_argument("--solver", default="auto", choices=("auto", "exact", "ekfac"), help="of IF and FK")
+    parser.add_argument("--samples", type=int, default=0, help="of EKFAC: labels drawn a sample, 0 for the expectation")
+    parser.add_argument("--merge", nargs="+", help="only join result files of one case, of other seeds or metrics")
     parser.add_argument("--markdown", action="store_true", help="only print the saved results as tables")
     arguments = parser.parse_args()
     if arguments.markdown:
         markdown(arguments.cases, arguments.suffix)
         return
+    if arguments.merge:
+        merge(arguments.cases[0], arguments.merge, arguments.suffix)
+        return
     torch.set_num_threads(1)
+    if arguments.models:
+        arguments.models.mkdir(parents=True, exist_ok=True)
     for case in arguments.cases:
         start = time.perf_counter()
         chosen = arguments.metrics or names(case)
         result = evaluate(
-            experiment(case, arguments.epochs, arguments.scaling),
+            experiment(case, arguments.epochs, arguments.scaling, arguments.models),
             chosen,
             arguments.tests,
             repeats=arguments.repeats,
             seed=arguments.seed,
             through_index=arguments.index,
-            options={"fisher": arguments.fisher},
+            options={"fisher": arguments.fisher, "solver": arguments.solver, "samples": arguments.samples},
         )
         RESULTS.mkdir(exist_ok=True)
         result.to_json(RESULTS / f"hanawa_{case}{arguments.suffix}.json")

@@ -25,6 +25,13 @@ def evaluate(
     k: Annotated[int, typer.Option("-k", min=1, help="Of the top-k tests.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Repeat r uses seed + r.")] = 0,
     fisher: Annotated[str, typer.Option(help="true or mean, for FK.")] = "true",
+    damping: Annotated[
+        float | None, typer.Option(help="Added to the diagonal of IF's and FK's matrix.  [default: 1e-10 of its mean]")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="auto, exact, ekfac or minres, for IF and FK.")] = "auto",
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Randomize only so many layers, from the output down.  [default: all]")
+    ] = None,
     index: Annotated[bool, typer.Option("--index", help="Answer through a FAISS index as well.")] = False,
     json_path: Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.")] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Draw the bar chart into this picture.")] = None,
@@ -43,7 +50,8 @@ def evaluate(
         seed=seed,
         k=k,
         through_index=index,
-        options={"fisher": fisher},
+        top=top,
+        options={"fisher": fisher, "damping": damping, "solver": solver},
     )
     text = result.to_json(json_path)
     if chart is not None:

@@ -88,13 +88,16 @@ class Metric:
         y
             Their labels; None: the model's own predictions.
         """
-        queries, keys = self.query_rows(X, y), self.keys()
-        dots: Rows = queries @ keys.T
-        if self.similarity != "l2":
-            return dots
-        squares = np.einsum("ij,ij->i", queries, queries)[:, None] + np.einsum("ij,ij->i", keys, keys)
-        found: Rows = 2 * dots - squares
-        return found
+        if self.similarity == "dot" and self.feature in ("IF", "FK"):
+            found: Rows = self.query_rows(X, y) @ self.keys().T
+            return found
+        dots, queries, keys = self.space.products(self.feature, X, y)
+        if self.similarity == "dot":
+            return dots.copy()
+        if self.similarity == "l2":
+            return 2 * dots - (queries[:, None] ** 2 + keys**2)
+        lengths = np.outer(queries, keys)
+        return np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0)
 
     def top(self, X: Any, y: Any = None, k: int = 10) -> tuple[NDArray[np.int64], Rows]:
         """Return the ids and scores (m, k) of the most relevant samples, best first; ties by id.

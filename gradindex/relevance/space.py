@@ -30,6 +30,7 @@ class Space:
         self._inverse: dict[str, curvature.Inverse] = {}
         self._example = job.source.take(np.arange(min(2, len(job.source)), dtype=np.int64))
         self._last: tuple[Any, Any, dict[str, Rows]] = (None, None, {})
+        self._products: dict[str, tuple[Rows, tuple[Rows, Rows, Rows]]] = {}
 
     def train(self, feature: str) -> Rows:
         """Return a feature of all training samples (n, d)."""
@@ -52,6 +53,20 @@ class Space:
         if feature not in kept:
             kept[feature] = self._of(feature, X, y)
         return kept[feature]
+
+    def products(self, feature: str, X: Any, y: Any = None) -> tuple[Rows, Rows, Rows]:
+        """Return inner products (m, n) of queries and training samples, and their norms (m,) and (n,).
+
+        Of IF and FK, those of M^(1/2) g. The last queries' are kept, so that metrics of one feature share them.
+        """
+        matrix = feature in ("IF", "FK")
+        queries = self.of("grad" if matrix else feature, X, y)
+        kept = self._products
+        if feature not in kept or kept[feature][0] is not queries:
+            rows = self.inverse(feature).root(queries) if matrix else queries
+            keys = self.train_root(feature) if matrix else self.train(feature)
+            kept[feature] = queries, (rows @ keys.T, np.linalg.norm(rows, axis=1), np.linalg.norm(keys, axis=1))
+        return kept[feature][1]
 
     def _of(self, feature: str, X: Any, y: Any) -> Rows:
         engine = self.job.engine
