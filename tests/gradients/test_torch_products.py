@@ -53,6 +53,16 @@ def test_linear(library, shape, bias):
     torch.testing.assert_close(got, want)
 
 
+def test_matrices_with_gaps_are_copied_first(library):
+    wide, spread = torch.randn(5, 3, 7), torch.ones(5, 1, 1).expand(5, 4, 7)
+    for x in (wide[:, 1], wide.movedim(1, 0)[1], wide[::2, 0], spread[:, 0]):
+        assert torch_products._dense(x).is_contiguous() or torch_products._dense(x).t().is_contiguous()
+        weight = torch.randn(9, 8)[::2, :7]
+        torch.testing.assert_close(torch_products.linear(x, weight, None), F.linear(x, weight))
+    left, right = torch.randn(6, 3, 5).movedim(1, 0), torch.randn(4, 3, 5).permute(1, 2, 0)
+    torch.testing.assert_close(torch_products.batched(left, right, torch.empty(3, 6, 4)), left @ right)
+
+
 def test_linear_may_be_changed_in_place(library):
     x = torch.randn(2, 3, 7, requires_grad=True)
     weight = torch.randn(4, 7)
