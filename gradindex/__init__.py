@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from gradindex.adding import add
     from gradindex.builder import build, index_store, load
     from gradindex.compacting import compact
+    from gradindex.distributed.options import Ray
     from gradindex.embedding import embed, exact_gradients
     from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
     from gradindex.explainer import GradientSimilarity
     from gradindex.explanation import Explanation
+    from gradindex.exporting import export
     from gradindex.index.index import Index
     from gradindex.job import Job
     from gradindex.repair import repair
@@ -38,6 +40,7 @@ _HOMES = {
     "MismatchError": "errors",
     "GradientSimilarity": "explainer",
     "Explanation": "explanation",
+    "export": "exporting",
     "Index": "index.index",
     "Job": "job",
     "repair": "repair",
@@ -46,6 +49,7 @@ _HOMES = {
     "Identity": "sketch",
     "Landmark": "sketch",
     "Rademacher": "sketch",
+    "Ray": "distributed.options",
     "SJLT": "sketch",
     "Store": "store",
     "Audit": "verify",
@@ -66,12 +70,14 @@ __all__ = [
     "Landmark",
     "MismatchError",
     "Rademacher",
+    "Ray",
     "Store",
     "add",
     "build",
     "compact",
     "embed",
     "exact_gradients",
+    "export",
     "index_store",
     "load",
     "repair",

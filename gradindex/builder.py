@@ -1,7 +1,8 @@
 """Building an index on disk, shard by shard, and opening it again."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from gradindex import landmarks, relevance, replacing
 from gradindex.batches import Ids
+from gradindex.distributed.options import Ray
 from gradindex.embedding import Block, embed_rows, embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
 from gradindex.gradients import threads
@@ -43,6 +45,7 @@ def build(
     shard_rows: int | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
+    engine: Ray | None = None,
 ) -> Index:
     """Embed a job's dataset into a store at `out`, build its FAISS index, and open it.
 
@@ -79,6 +82,9 @@ def build(
         its place when finished, so that a build that fails or is killed leaves the old one as it was.
     progress
         Show a progress bar; None: only on a terminal.
+    engine
+        None: this process does everything. A `gradindex.Ray`: its workers embed, and add to inverted lists; the files
+        are the same. All of them must see `out`.
 
     Raises
     ------
@@ -104,7 +110,7 @@ def build(
     factory.plan(wanted, index)  # a mistake here should not cost an embedding
     if replaced:
         new = replacing.beside(out, wanted)
-        summary = _fill(job, new, index, progress)
+        summary = _fill(job, new, index, progress, engine)
         replacing.finish(out)
         return _opened(Store.open(out), job, summary)
     store = Store.create(out, wanted)
@@ -113,7 +119,7 @@ def build(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
-    return _opened(store, job, _fill(job, store, index, progress))
+    return _opened(store, job, _fill(job, store, index, progress, engine))
 
 
 def index_store(store: Store, index: str = "auto", *, seed: int = 0, progress: bool | None = None) -> Index:
@@ -129,7 +135,7 @@ def index_store(store: Store, index: str = "auto", *, seed: int = 0, progress: b
     return Index(store)
 
 
-def load(path: str | Location, job: Any = None, **options: Any) -> Any:
+def load(path: str | Location, job: Any = None, *, engine: Ray | None = None, **options: Any) -> Any:
     """Open what was saved at `path`.
 
     Parameters
@@ -139,6 +145,9 @@ def load(path: str | Location, job: Any = None, **options: Any) -> Any:
     job
         For an index: the job it was built from; needed only for new queries and exact scores. For an
         explainer: its predictor.
+    engine
+        None: this process searches. A `gradindex.Ray`: its workers do, each a part of the rows; close the index
+        (`close`, or a ``with`` block) to let them go.
     **options
         For an explainer: see `GradientSimilarity.load`.
 
@@ -161,6 +170,10 @@ def load(path: str | Location, job: Any = None, **options: Any) -> Any:
     path = locate(path)
     if isinstance(path, Path) and (path / MANIFEST).exists():
         return GradientSimilarity.load(path, job, **options)
+    if engine is not None:
+        from gradindex.distributed.search import ClusterIndex
+
+        return ClusterIndex.connect(path, job, engine)
     index = Index.open(path, job)
     if job is not None:
         check_job(index.store, job)
@@ -243,18 +256,23 @@ def _opened(store: Store, job: Job, summary: BuildSummary) -> Index:
     return index
 
 
-def _fill(job: Job, store: Store, index: str, progress: bool | None) -> BuildSummary:
-    """Embed what is missing and build the index."""
+def _fill(job: Job, store: Store, index: str, progress: bool | None, engine: Ray | None) -> BuildSummary:
+    """Embed what is missing and build the index, here or on the workers of an engine."""
 
     def state() -> str:
         return f"{store.header.shards - len(store.missing())} of {store.header.shards} shards are published"
 
-    with stop_on_sigterm(), explain_full_disk(state):
+    with stop_on_sigterm(), explain_full_disk(state), ExitStack() as until_done:
         began = time.perf_counter()
-        embedded = embed_missing(job, store, progress)
+        workers = None
+        if engine is not None:
+            from gradindex.distributed.build import Workers
+
+            workers = until_done.enter_context(Workers(engine, job, store))
+        embedded = workers.embed_missing(progress) if workers else embed_missing(job, store, progress)
         middle = time.perf_counter()
         with progress_bar("Indexing", len(store), show=progress) as advance:
-            factory.build(store, index, store.header.seed, advance)
+            factory.build(store, index, store.header.seed, advance, workers.add if workers else factory.add)
     if zeros := int((store.norms == 0).sum()):
         log.warning("%d samples have a gradient of zero; their cosine with anything is 0", zeros)
     return BuildSummary(
@@ -280,7 +298,7 @@ def embed_missing(
     header, missing = store.header, store.missing()
     if not missing:
         return 0
-    _check_versions(store)
+    check_versions(store)
     projector = projector or landmarks.bound(store, job, create=True)
     extra = as_columns(job.columns, len(job.source))
     left = sum(header.span(number)[1] - header.span(number)[0] for number in missing)
@@ -294,17 +312,48 @@ def embed_missing(
             if store.has(number):  # another builder was here in the meantime
                 advance(stop - start)
                 continue
-            blocks = []
-            for block in embed_rows(job, projector, header.batch_size, start, stop):
-                blocks.append(block)
-                advance(len(block.ids))
-            rows = _rows(blocks, {name: values[start:stop] for name, values in extra.items()})
-            store.write(number, rows if ids is None else replace(rows, ids=ids[start:stop]))
+            embed_shard(job, store, projector, extra, number, advance, ids)
             embedded += stop - start
     return embedded
 
 
-def _check_versions(store: Store) -> None:
+def embed_shard(
+    job: Job,
+    store: Store,
+    projector: Projector,
+    extra: Mapping[str, Any],
+    number: int,
+    advance: Callable[[int], None] = lambda rows: None,
+    ids: Ids | None = None,
+) -> int:
+    """Embed and publish one shard; return how many samples it holds.
+
+    Parameters
+    ----------
+    job, store
+        What to embed, and where to.
+    projector
+        The projection of the store's header; see `gradindex.landmarks.bound`.
+    extra
+        The user's columns of all samples.
+    number
+        Which shard.
+    advance
+        Called with the number of samples embedded.
+    ids
+        Of the job's samples; None: their positions.
+    """
+    start, stop = (store.header.first + place for place in store.header.span(number))
+    blocks = []
+    for block in embed_rows(job, projector, store.header.batch_size, start, stop):
+        blocks.append(block)
+        advance(len(block.ids))
+    rows = make_rows(blocks, {name: values[start:stop] for name, values in extra.items()})
+    store.write(number, rows if ids is None else replace(rows, ids=ids[start:stop]))
+    return stop - start
+
+
+def check_versions(store: Store) -> None:
     """Raise MismatchError unless the packages that fix the bits of a row are those the build was begun with."""
     differences = [
         f"{name} {saved}, not {now}"
@@ -318,7 +367,8 @@ def _check_versions(store: Store) -> None:
         )
 
 
-def _rows(blocks: list[Block], extra: dict[str, Any]) -> Rows:
+def make_rows(blocks: list[Block], extra: dict[str, Any]) -> Rows:
+    """Return blocks of consecutive samples as rows of a shard, with the user's columns of the same samples."""
     columns: dict[str, Any] = {"loss": [block.losses for block in blocks]}
     if all(block.labels is not None for block in blocks):
         columns["label"] = [block.labels for block in blocks]

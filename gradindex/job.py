@@ -54,6 +54,9 @@ class Job:
     metric
         What `gradindex.relevance.spec` returns, to have the rows of a metric in the place of gradients; usually set
         by ``gradindex.build(job, out, metric=…)``. None: gradients.
+    reference
+        The MODULE:FUNCTION that makes this job, which `load_job` fills in: workers on other machines call it instead
+        of receiving the model and the data.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class Job:
     checkpoints: Sequence[tuple[Any, float]] | None = field(default=None, repr=False)
     render: Callable[[int], Any] | None = field(default=None, repr=False)
     metric: Mapping[str, Any] | None = None
+    reference: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not callable(self.loss_fn):
@@ -144,7 +148,9 @@ class Job:
 
         more = as_source(dataset)
         chain = Chain([self.source, more])
-        return replace(self, dataset=chain, columns=extended(self.columns, len(self.source), columns, len(more)))
+        return replace(
+            self, reference=None, dataset=chain, columns=extended(self.columns, len(self.source), columns, len(more))
+        )
 
 
 class JobReferenceError(ValueError):
@@ -172,6 +178,7 @@ def load_job(reference: str) -> Job:
     job = make() if callable(make) else make
     if not isinstance(job, Job):
         raise JobReferenceError(f"{reference} gave {type(job).__name__}; expected a gradindex.Job.")
+    object.__setattr__(job, "reference", reference)
     return job
 
 

@@ -11,9 +11,11 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from gradindex.cli import distributed
 from gradindex.cli.changes import Out, add, compact, remove
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.influence import self_influence
+from gradindex.cli.plan import export, plan
 from gradindex.cli.serve import serve
 from gradindex.gradients import Backend
 from gradindex.kernels import Kernel
@@ -31,6 +33,8 @@ app.command()(remove)
 app.command()(compact)
 app.command("self-influence")(self_influence)
 app.command()(serve)
+app.command()(plan)
+app.command()(export)
 out = Console()
 err = Console(stderr=True)
 
@@ -92,6 +96,11 @@ def build(
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: 128 MiB]")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute.  [default: where the model is]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is already there.")] = False,
+    engine: distributed.EngineOption = None,
+    address: distributed.Address = None,
+    workers: distributed.Workers = None,
+    resources: distributed.Resources = None,
+    working_dir: distributed.WorkingDir = None,
 ) -> None:
     """Embed a job's dataset into OUT and index it; continues an interrupted build."""
     import gradindex
@@ -108,6 +117,7 @@ def build(
         batch_size=batch_size,
         shard_rows=shard_rows,
         overwrite=overwrite,
+        engine=distributed.engine_of(engine, address, workers, resources, working_dir),
     )
     out.print(info_table(describe(index_)))
     out.print(str(index_.summary), highlight=False)

@@ -32,3 +32,15 @@ def using(backend: str, threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def fix(backend: str, threads: int) -> None:
+    """Let a framework compute with `threads` from now on: for new processes, as TensorFlow must not have started."""
+    if backend == Backend.TORCH:
+        import torch
+
+        torch.set_num_threads(threads)
+    elif backend == Backend.TENSORFLOW:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -59,9 +59,9 @@ class AtHand:
 class Changing:
     """A state of a store with its FAISS index, and the ways to the next one."""
 
-    def __init__(self, store: Store, job: Job | None = None) -> None:
+    def __init__(self, store: Store, job: Job | None = None, *, searcher: factory.Searcher | None = None) -> None:
         self.store = store
-        self.searcher = factory.load(store)
+        self.searcher = searcher or factory.load(store)
         self.summary: BuildSummary | None = None
         self._job = job if job is None else job.with_metric(store.header.metric)
         self._at_hand = None if self._job is None else AtHand(store, self._job)

@@ -68,6 +68,16 @@ def choose(rows: int, dim: int, foldable: bool) -> tuple[str, int]:
     return f"IVF{lists},SQ8", width
 
 
+def probes(lists: int) -> int:
+    """Return how many lists a search reads: a sixteenth, at least 8 (gradients cluster by class)."""
+    return min(lists, max(8, lists // 16))
+
+
+def training_rows(rows: int, lists: int) -> int:
+    """Return how many of `rows` rows a quantiser of so many lists is trained on."""
+    return min(rows, max(lists * _TRAIN_ROWS_PER_LIST, 4096))
+
+
 def plan(header: Header, index: str, rows: int | None = None) -> tuple[str, int]:
     """Return the factory string and width that `build` will use for `rows` (None: the header's), before there are any.
 
@@ -78,12 +88,25 @@ def plan(header: Header, index: str, rows: int | None = None) -> tuple[str, int]
     """
     factory, dim = index, header.dim
     if index == "auto":
-        factory, dim = choose(rows or header.rows, header.dim, _foldable(header))
+        factory, dim = choose(rows or header.rows, header.dim, foldable(header))
     _new(factory, dim)
     return factory, dim
 
 
-def build(store: Store, index: str, seed: int, advance: Callable[[int], None] = lambda rows: None) -> None:
+def add(index: Any, store: Store, dim: int, advance: Callable[[int], None], first: int = 0) -> None:
+    """Add the rows of a store from `first` on, folded to `dim` numbers, to a trained index."""
+    for _, rows in store.blocks(first=first):
+        index.add(as_vectors(rows, dim))
+        advance(len(rows))
+
+
+def build(
+    store: Store,
+    index: str,
+    seed: int,
+    advance: Callable[[int], None] = lambda rows: None,
+    adding: Callable[[Any, Store, int, Callable[[int], None]], None] = add,
+) -> None:
     """Build and save the FAISS index of a store.
 
     Parameters
@@ -96,6 +119,8 @@ def build(store: Store, index: str, seed: int, advance: Callable[[int], None] = 
         Chooses the rows that a quantiser is trained on.
     advance
         Called with the number of rows added.
+    adding
+        Does what `add` does.
 
     Raises
     ------
@@ -106,9 +131,7 @@ def build(store: Store, index: str, seed: int, advance: Callable[[int], None] = 
     built = _new(factory, dim)
     if not built.is_trained:
         _train(built, factory, store, dim, seed)
-    for _, rows in store.blocks():
-        built.add(_as_vectors(rows, dim))
-        advance(len(rows))
+    adding(built, store, dim, advance)
     _save(store, built, factory)
 
 
@@ -122,7 +145,7 @@ def extend(before: Store, after: Store) -> None:
     """
     searcher = load(before)
     for _, rows in after.blocks(first=len(before)):
-        searcher.index.add(_as_vectors(rows, searcher.dim))
+        searcher.index.add(as_vectors(rows, searcher.dim))
     _save(after, searcher.index, searcher.factory)
 
 
@@ -148,7 +171,8 @@ def saved_entry(store: Store) -> FileEntry | None:
         return None
 
 
-def _foldable(header: Header) -> bool:
+def foldable(header: Header) -> bool:
+    """Whether a store's rows can be made narrower."""
     return header.backend != "none" and from_json(header.sketch).foldable
 
 
@@ -179,8 +203,17 @@ def delete(store: Store) -> None:
         (store.path / DIRECTORY / entry.name).unlink(missing_ok=True)
 
 
-def load(store: Store) -> Searcher:
+def load(store: Store, *, mapped: bool = False, check: bool = True) -> Searcher:
     """Open the saved index of a store.
+
+    Parameters
+    ----------
+    store
+        The store.
+    mapped
+        Leave codes on disk, mapped into memory.
+    check
+        Compare the file's sha256, which reads all of it, and not its size alone.
 
     Raises
     ------
@@ -191,7 +224,7 @@ def load(store: Store) -> Searcher:
     while True:
         saved, entry = _read(store)
         try:
-            index = _open(entry.local(directory))
+            index = _open(entry.local(directory, checked=check), mapped)
             break
         except DamagedIndexError:
             if _read(store)[1] == entry:  # else it was replaced while it was read
@@ -206,9 +239,9 @@ def load(store: Store) -> Searcher:
     return Searcher(index, str(saved.get("factory")), index.d, entry.bytes)
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, mapped: bool) -> Any:
     try:
-        return faiss.read_index(str(path))
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     except RuntimeError as error:  # its contents are what the manifest says, or were until it was deleted
         raise DamagedIndexError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
 
@@ -262,17 +295,18 @@ def _new(factory: str, dim: int) -> Any:
 
 def _train(index: Any, factory: str, store: Store, dim: int, seed: int) -> None:
     lists = getattr(_ivf(index), "nlist", 256)
-    size = min(len(store), max(lists * _TRAIN_ROWS_PER_LIST, 4096))
+    size = training_rows(len(store), lists)
     chosen = np.sort(np.random.default_rng(seed).choice(len(store), size, replace=False))
     blocks = range(0, size, _TRAIN_BLOCK)  # wide rows are folded before the next ones are read
     try:
-        index.train(np.concatenate([_as_vectors(store.gather(chosen[at : at + _TRAIN_BLOCK]), dim) for at in blocks]))
+        index.train(np.concatenate([as_vectors(store.gather(chosen[at : at + _TRAIN_BLOCK]), dim) for at in blocks]))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
         raise ValueError(f"FAISS cannot train {factory!r} on {len(store)} rows: {reason}") from None
 
 
-def _as_vectors(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+def as_vectors(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    """Return sketches as the index takes them: folded to `dim` numbers, of unit norm."""
     return np.ascontiguousarray(normalise(fold(rows, dim)))
 
 
@@ -287,4 +321,4 @@ def _set_probes(index: Any) -> None:
     """Probe a sixteenth of the lists, at least 8: gradients cluster by class, a probe or two is too few."""
     ivf = _ivf(index)
     if ivf is not None:
-        ivf.nprobe = min(ivf.nlist, max(8, ivf.nlist // 16))
+        ivf.nprobe = probes(ivf.nlist)

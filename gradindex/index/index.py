@@ -315,7 +315,7 @@ class Index(Changing):
         Of these the first `k` are wanted. Also, how many rows were looked at (m,), −1 where FAISS does not tell.
         """
         if kernel is not Kernel.COS:
-            return mips.scan(self.store, sketches, norms, kernel, depth, eps, selection)
+            return self._scan(sketches, norms, kernel, depth, eps, selection)
         found, rows, scanned = self._nearest(sketches, depth, selection)
         scores = found.astype(np.float64)
         if self.searcher.factory != "Flat":  # score the narrow or quantised index's finds by the stored rows
@@ -332,7 +332,7 @@ class Index(Changing):
         # the last one found; where the k-th score is below that, the order of cosines is no guide.
         unsure = scores[:, k - 1] < last - _SKETCH_TOLERANCE
         if unsure.any():
-            scan = mips.scan(self.store, sketches[unsure], norms[unsure], kernel, depth, eps, selection)
+            scan = self._scan(sketches[unsure], norms[unsure], kernel, depth, eps, selection)
             scores[unsure], rows[unsure], scanned[unsure] = scan
         return scores, rows, scanned
 
@@ -346,16 +346,22 @@ class Index(Changing):
         parameters = selection.parameters(self.searcher.index) if by_faiss else None
         if parameters is None:
             ones = np.ones(len(sketches))
-            scores, rows, scanned = mips.scan(self.store, sketches, ones, Kernel.COS, k, selection=selection)
+            scores, rows, scanned = self._scan(sketches, ones, Kernel.COS, k, selection=selection)
             return scores.astype(np.float32), rows, scanned
         found, rows = self.searcher.search(sketches, k, parameters)
         scanned = np.full(len(sketches), len(selection)) if selection.everywhere else self.searcher.scanned(sketches)
         return found, rows, scanned
 
+    def _scan(self, *asked: Any, **options: Any) -> mips.Found:
+        return mips.scan(self.store, *asked, **options)
+
+    def _dots(self, gradients: Floats, ids: Ids) -> tuple[NDArray[np.float64], dict[int, float]]:
+        return exact.candidate_dots(self.job.engine, self.job.source, gradients, ids)
+
     def _exact(
         self, gradients: Floats, norms: NDArray[np.float64], ids: Ids, kernel: Kernel, eps: float
     ) -> NDArray[np.float64]:
-        dots, losses = exact.candidate_dots(self.job.engine, self.job.source, gradients, ids)
+        dots, losses = self._dots(gradients, ids)
         rows = np.where(
             ids < 0,
             -1,

@@ -14,6 +14,7 @@ from gradindex.index.selection import Selection
 from gradindex.kernels import Kernel
 from gradindex.store import Store
 
+Found = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 _BLOCKS = 1024, 16384  # rows in the first block and at most; blocks double, as most scans stop early
 _SLACK = 1.001  # stored rows have norm 1 up to half precision's rounding, 2^-11 relative
 
@@ -26,7 +27,7 @@ def scan(
     k: int,
     eps: float = 0.0,
     selection: Selection | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+) -> Found:
     """Return the k largest estimated kernel values, their rows (m, k), descending, and rows scanned (m,).
 
     The answer is that of a scan of all rows: a query stops where its k-th value exceeds the bound of the rest.

@@ -1,0 +1,93 @@
+"""The commands `plan` and `export`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gradindex.plan import Prediction, Rates
+
+
+def plan(
+    job: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns a gradindex.Job.")],
+    rows: Annotated[float, typer.Option(min=1, help="Samples of the build, such as 1e9.")],
+    workers: Annotated[int, typer.Option(min=1, help="Workers like this machine's process.")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to measure.")] = 60,
+    dim: Annotated[int, typer.Option(min=1, help="Width of the CountSketch.")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure a job here, and say what a build of many rows would take: hours, bytes, memory, queries a second."""
+    import gradindex
+    from gradindex.cli.app import _job, err, out
+    from gradindex.measure import measure
+    from gradindex.plan import predict
+
+    with err.status(f"Embedding, storing and searching some rows for about {seconds:g} s"):
+        rates = measure(_job(job), sketch=gradindex.CountSketch(dim), seconds=seconds)
+    found = predict(rates, int(rows), workers)
+    sizes = [max(1, int(rows * factor)) for factor in (0.01, 0.1, 1, 10)]
+    growth = [predict(rates, size, workers) for size in sizes]
+    if as_json:
+        every = {"rates": vars(rates), "plan": found.to_json(), "growth": [one.to_json() for one in growth]}
+        typer.echo(json.dumps(every))
+        return
+    _print(out, rates, found, growth)
+
+
+def export(
+    path: Annotated[str, typer.Argument(metavar="OUT", help="Directory of the index.")],
+    parquet: Annotated[Path | None, typer.Option(help="New directory for Parquet files.")] = None,
+    faiss: Annotated[Path | None, typer.Option(help="New file for the FAISS index with ids.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the Parquet vectors: 'float32' or 'float16'.")] = "float32",
+) -> None:
+    """Write the embeddings for other programs: Parquet for vector databases, FAISS for its readers."""
+    from gradindex.cli.app import out
+    from gradindex.exporting import export as write
+
+    out.print(str(write(path, parquet=parquet, faiss=faiss, dtype=dtype)), markup=False, highlight=False)
+
+
+def _print(out: Console, rates: Rates, found: Prediction, growth: list[Prediction]) -> None:
+    out.print(
+        f"Measured: {1 / rates.embed:,.0f} rows/s embedded, {1 / rates.check:,.0f} exact evaluations/s, "
+        f"{rates.row_bytes:,.0f} bytes a stored row, {_bytes(rates.base_bytes)} a process.",
+        highlight=False,
+    )
+    title = f"{found.rows:,} rows, {found.workers} worker(s) as fast as this process"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table.add_column("")
+    for one in growth:
+        table.add_column(f"{one.rows:.3g} rows", justify="right", style="bold" if one.rows == found.rows else "")
+    lines: dict[str, list[Any]] = {
+        "embedding": [_hours(one.embedding_seconds) for one in growth],
+        "training the index, one machine": [_hours(one.training_seconds) for one in growth],
+        "adding to the index": [_hours(one.adding_seconds) for one in growth],
+        "in all": [_hours(3600 * one.hours) for one in growth],
+        "index": [one.index for one in growth],
+        "store": [_bytes(one.store_bytes) for one in growth],
+        "index file": [_bytes(one.index_bytes) for one in growth],
+        "memory of a worker": [_bytes(one.worker_bytes) for one in growth],
+        "explanations a second": [f"{one.queries_per_second:,.3g}" for one in growth],
+        "searches a second": [f"{one.searches_per_second:,.3g}" for one in growth],
+    }
+    for name, cells in lines.items():
+        table.add_row(name, *cells)
+    out.print(table)
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.1f} s"
+    return f"{seconds / 60:,.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:,.1f} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")

@@ -1,0 +1,48 @@
+"""Adding rows to inverted lists on many workers: each encodes its shards with a copy of the trained index.
+
+The driver appends the codes in the order of the shards, so that the lists are those that one process would have made.
+Finding a row's list takes nearly all the time of adding it, and that is the part that is spread.
+"""
+
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.index.factory import as_vectors
+from gradindex.store import Store
+from gradindex.store.shard import Shard
+from gradindex.store.store import SHARDS
+
+_ROWS = 16384  # encoded at once, as many as `Store.blocks` gives: other numbers could round differently
+
+
+def spreads(index: Any) -> bool:
+    """Whether adding to an index is worth spreading: rows of the others are copied as they are, or form a graph."""
+    return isinstance(index, faiss.IndexIVF)
+
+
+def sent(index: Any) -> NDArray[np.uint8]:
+    """Return a trained index as bytes."""
+    return faiss.serialize_index(index)  # type: ignore[no-any-return]
+
+
+def received(trained: NDArray[np.uint8]) -> Any:
+    """Return the index of `sent`."""
+    return faiss.deserialize_index(np.array(trained))
+
+
+def encode(index: Any, store: Store, number: int, dim: int) -> NDArray[np.uint8]:
+    """Return the list and the code of each row of a shard, (n, bytes), in FAISS's standalone form."""
+    shard = Shard(store.path / SHARDS, number, store.header, 0)
+    parts = []
+    for begin in range(0, len(shard), _ROWS):
+        rows = shard.read(begin, min(begin + _ROWS, len(shard))).astype(np.float32)
+        parts.append(index.sa_encode(as_vectors(rows, dim)))
+    return np.concatenate(parts)
+
+
+def append(index: Any, codes: NDArray[np.uint8]) -> None:
+    """Append codes of `encode` to a copy of the same index; rows are numbered on."""
+    index.add_sa_codes(np.ascontiguousarray(codes))

@@ -1,0 +1,194 @@
+"""Handing embeddings over: Parquet and FAISS files that vector databases and other programs read.
+
+Vectors are the stored unit-norm sketches: the inner product with a query's (`query_vectors`) estimates the cosine of
+the gradients. Removed samples are left out.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.errors import IndexExistsError
+from gradindex.store import Store
+
+if TYPE_CHECKING:
+    from gradindex.index.index import Index
+
+_DTYPES = {"float16": np.float16, "float32": np.float32}
+_ROW_GROUP = 16384
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: rows, Parquet files, bytes of all, and the FAISS file's kind and width."""
+
+    rows: int
+    files: tuple[str, ...]
+    bytes: int
+    factory: str | None = None
+    faiss_dim: int | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.rows:,} rows in {len(self.files)} file(s), {self.bytes:,} bytes"
+        if self.factory is None:
+            return text + "."
+        return f"{text}; the FAISS file is {self.factory!r} over vectors of {self.faiss_dim} numbers."
+
+
+def export(
+    path: Any, *, parquet: str | Path | None = None, faiss: str | Path | None = None, dtype: str = "float32"
+) -> Exported:
+    """Write an index's embeddings for other programs.
+
+    Parameters
+    ----------
+    path
+        Directory of the index.
+    parquet
+        A new or empty directory, for one Parquet file a shard: ``id`` int64, ``vector`` a list of `dim` numbers of
+        unit norm, ``norm`` float32 of the unprojected gradient, and the store's columns.
+    faiss
+        A new file, for the FAISS index with the samples' ids. Its vectors may be narrower than the stored ones: a
+        query's is ``index.searcher``'s folded and scaled to unit norm, see `query_vectors`.
+    dtype
+        Of the Parquet vectors: ``'float32'``, or ``'float16'`` as they are stored, which fewer programs read.
+
+    Raises
+    ------
+    ValueError
+        If neither `parquet` nor `faiss` is given, for an unknown `dtype`, or if removed samples cannot be taken out
+        of this kind of FAISS index.
+    IndexExistsError
+        If a target exists.
+    """
+    from gradindex.builder import load
+
+    if parquet is None and faiss is None:
+        raise ValueError("Give a directory for Parquet files, a name for a FAISS file, or both.")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}.")
+    index = load(path)
+    folder, file = (None if one is None else Path(one) for one in (parquet, faiss))
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise IndexExistsError(f"{folder} is there already; give a new or an empty directory.")
+    if file is not None and file.exists():
+        raise IndexExistsError(f"{file} is there already; give a new file.")
+    files = []
+    if file is not None:  # first, since it may be refused
+        _write_faiss(index, file)
+        files.append(file)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        files += [_write_shard(index.store, number, folder, dtype) for number in range(len(index.store.shards))]
+    size, kind = sum(one.stat().st_size for one in files), index.searcher
+    alive = len(index.store) if index.store.alive is None else int(index.store.alive.sum())
+    about = (None, None) if file is None else (kind.factory, kind.dim)
+    return Exported(alive, tuple(map(str, files)), size, *about)
+
+
+def query_vectors(index: "Index", x: Any = None, y: Any = None, *, ids: Any = None) -> NDArray[np.float32]:
+    """Return the vectors (m, dim), of unit norm, with which to search what was exported.
+
+    Parameters
+    ----------
+    index
+        The index, opened with its job.
+    x, y, ids
+        Queries as in `Index.explain`.
+    """
+    from gradindex import queries
+
+    asked = index._queries(x, y, ids)
+    chunks = queries.gradient_chunks(index.job.engine, asked, 256)
+    return np.concatenate([index.sketches(gradients, norms) for _, gradients, norms in chunks])
+
+
+def faiss_vectors(index: "Index", vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors of `query_vectors` in the width of the exported FAISS file, (m, faiss_dim)."""
+    from gradindex.index.factory import as_vectors
+
+    return as_vectors(vectors, index.searcher.dim)
+
+
+def _write_shard(store: Store, number: int, folder: Path, dtype: str) -> Path:
+    """Write one shard's rows as a Parquet file, a block at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shard, columns = store.shards[number], store.shards[number].columns()
+    alive = np.ones(len(shard), bool) if store.alive is None else store.alive[shard.start : shard.start + len(shard)]
+    names = [name for name in columns if name in store.columns]
+    kind = pa.list_(pa.from_numpy_dtype(_DTYPES[dtype]), store.header.dim)
+    path = folder / f"{number:06d}.parquet"
+    writer = None
+    for begin in range(0, len(shard), _ROW_GROUP):
+        stop = min(begin + _ROW_GROUP, len(shard))
+        keep = np.flatnonzero(alive[begin:stop])
+        vectors = np.ascontiguousarray(shard.read(begin, stop)[keep], _DTYPES[dtype])
+        table = {
+            "id": pa.array(shard.ids[begin:stop][keep]),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind),
+            "norm": pa.array(shard.norms[begin:stop][keep]),
+            **{name: pa.array(columns[name][begin:stop][keep]) for name in names},
+        }
+        part = pa.table(table)
+        if writer is None:
+            writer = pq.ParquetWriter(path, part.schema)
+        writer.write_table(part)
+    if writer is not None:
+        writer.close()
+    return path
+
+
+def _write_faiss(index: "Index", path: Path) -> None:
+    """Write the FAISS index with ids for rows, and without removed rows."""
+    import faiss
+
+    store, found = index.store, index.searcher.index
+    alive = store.alive
+    lists: Any = faiss.try_extract_index_ivf(found)
+    if lists is not None:
+        _renumber(lists, np.asarray(store.ids), alive)
+        found.ntotal = lists.ntotal
+    else:
+        if alive is not None and not isinstance(found, faiss.IndexFlatCodes):
+            raise ValueError(
+                f"Removed samples cannot be taken out of an index {index.searcher.factory!r}. Compact it first, or "
+                "export Parquet only."
+            )
+        if alive is not None:
+            found.remove_ids(np.flatnonzero(~alive).astype(np.int64))
+        named: Any = faiss.IndexIDMap2(found)
+        faiss.copy_array_to_vector(np.asarray(store.ids if alive is None else store.ids[alive]), named.id_map)
+        named.ntotal = found.ntotal
+        named.construct_rev_map()
+        found = named
+    path.parent.mkdir(parents=True, exist_ok=True)
+    faiss.write_index(found, str(path))
+
+
+def _renumber(lists: Any, ids: NDArray[np.int64], alive: NDArray[np.bool_] | None) -> None:
+    """Put ids in the place of rows in inverted lists, and drop removed rows."""
+    import faiss
+
+    old, size = lists.invlists, lists.code_size
+    new: Any = faiss.ArrayInvertedLists(lists.nlist, size)
+    total = 0
+    for number in range(lists.nlist):
+        count = old.list_size(number)
+        if not count:
+            continue
+        rows = faiss.rev_swig_ptr(old.get_ids(number), count).copy()
+        codes = faiss.rev_swig_ptr(old.get_codes(number), count * size).reshape(count, size).copy()
+        if alive is not None:
+            rows, codes = rows[alive[rows]], np.ascontiguousarray(codes[alive[rows]])
+        named = np.ascontiguousarray(ids[rows])
+        if len(named):
+            new.add_entries(number, len(named), faiss.swig_ptr(named), faiss.swig_ptr(codes))
+        total += len(named)
+    lists.replace_invlists(new, True)
+    new.this.disown()
+    lists.ntotal = total

@@ -1,0 +1,174 @@
+"""What a build of many rows would take: rates measured on this machine, and the arithmetic that scales them up.
+
+Every cost is a product of counts (rows, lists, shards, workers) and a measured time or size; `predict` has no other
+input than those. A worker is taken to be as fast as this process, and workers not to slow each other down.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from gradindex.index import factory
+from gradindex.store.store import SHARD_BYTES
+
+CANDIDATES = 100
+"""Rows of each side that a query evaluates exactly, `explain`'s default."""
+_TRAINING_SHARE = 0.1  # of the embedding's time that training the quantiser may take
+_ITERATIONS = 10  # of k-means in FAISS's inverted lists
+_BUFFERS = 8  # bytes a number of a shard while it is put together: float32 sketches, two float16 copies
+_SIDE_BYTES = 28  # of a row for a searching worker: norm, id, and the order of a norm-ordered scan
+_LIST_ROW = 8  # bytes of a row's number in an inverted list
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Measured costs: seconds and bytes of one unit of each kind of work.
+
+    `embed` a row; `publish` a row written to the store; `start` loading the job in a new process. `assign` comparing
+    one of many rows with one list's centroid; `encode` a row; `add_flat` a row. `coarse` comparing one query with one
+    centroid; `scan` with one code of a list; `scan_flat` with one uncompressed row; `fetch` a stored row;
+    `query` the gradient of a query; `check` one exact evaluation. `row_bytes` of the store; `base_bytes` a process
+    with the model; `embed_bytes` the most it needs above that while embedding. `dim` numbers of a stored row,
+    `width` of a row of inverted lists.
+    """
+
+    embed: float
+    publish: float
+    start: float
+    assign: float
+    encode: float
+    add_flat: float
+    coarse: float
+    scan: float
+    scan_flat: float
+    fetch: float
+    query: float
+    check: float
+    row_bytes: float
+    base_bytes: float
+    embed_bytes: float
+    dim: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What `rows` rows take with `workers` workers: seconds, bytes, and single queries a second, one after the other.
+
+    `queries_per_second` are complete explanations with exact scores of both sides; `searches_per_second` without
+    them. `worker_bytes` is the most that a worker of the build, or of the lookups, holds; mapped files included.
+    """
+
+    rows: int
+    workers: int
+    index: str
+    embedding_seconds: float
+    training_seconds: float
+    adding_seconds: float
+    store_bytes: float
+    index_bytes: float
+    worker_bytes: float
+    queries_per_second: float
+    searches_per_second: float
+
+    @property
+    def hours(self) -> float:
+        """Of the whole build."""
+        return (self.embedding_seconds + self.training_seconds + self.adding_seconds) / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the prediction as JSON-ready values."""
+        return {**dataclasses.asdict(self), "hours": self.hours}
+
+
+def choose(rates: Rates, rows: int, workers: int) -> int:
+    """Return the number of inverted lists to use, 0 for an exact index.
+
+    What ``'auto'`` takes if training it on one machine takes at most a tenth of the time of embedding; else the
+    largest power of two that does, but not fewer than √rows.
+    """
+    kind, _ = factory.choose(rows, rates.dim, rates.width < rates.dim)
+    if kind == "Flat":
+        return 0
+    lists = int(kind.removeprefix("IVF").partition(",")[0])
+    embedding = _embedding(rates, rows, workers, _shard_rows(rates))
+    while lists // 2 >= math.sqrt(rows) and _training(rates, rows, lists) > _TRAINING_SHARE * embedding:
+        lists //= 2
+    return lists
+
+
+def predict(
+    rates: Rates, rows: int, workers: int = 1, *, lists: int | None = None, shard_rows: int | None = None
+) -> Prediction:
+    """Return what a build of `rows` rows takes.
+
+    Parameters
+    ----------
+    rates
+        What `gradindex.measure.measure` found.
+    rows, workers
+        How many.
+    lists
+        Inverted lists; 0: an exact index; None: see `choose`.
+    shard_rows
+        Rows of a shard; None: as many as 128 MiB hold.
+
+    Raises
+    ------
+    ValueError
+        If `rows` or `workers` is not positive.
+    """
+    for name, value in (("rows", rows), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    size = min(rows, shard_rows or _shard_rows(rates))
+    lists = choose(rates, rows, workers) if lists is None else lists
+    searching = min(workers, rows)
+    part = rows / searching
+    if lists:
+        adders = min(workers, math.ceil(rows / size))
+        training = _training(rates, rows, lists)
+        adding = rows * (lists * rates.assign + rates.encode) / adders
+        centroids = 4 * lists * rates.width
+        index_bytes = rows * (rates.width + _LIST_ROW) + centroids
+        search = lists * rates.coarse + part * factory.probes(lists) / lists * rates.scan + CANDIDATES * rates.fetch
+        held = part * (rates.width + _LIST_ROW) + centroids
+    else:
+        centroids, training, adding = 0, 0.0, rows * rates.add_flat
+        index_bytes = 4 * rates.dim * rows
+        held = 4 * rates.dim * part
+        search = part * rates.scan_flat
+    explained = rates.query + 2 * search + 2 * CANDIDATES * rates.check / searching
+    building = max(rates.embed_bytes + _BUFFERS * rates.dim * size, 2.0 * centroids)
+    return Prediction(
+        rows=rows,
+        workers=workers,
+        index=f"IVF{lists},SQ8" if lists else "Flat",
+        embedding_seconds=_embedding(rates, rows, workers, size),
+        training_seconds=training,
+        adding_seconds=adding,
+        store_bytes=rows * rates.row_bytes,
+        index_bytes=index_bytes,
+        worker_bytes=rates.base_bytes + max(building, held + _SIDE_BYTES * part),
+        queries_per_second=1 / explained,
+        searches_per_second=1 / search,
+    )
+
+
+def _shard_rows(rates: Rates) -> int:
+    return max(1, SHARD_BYTES // (2 * rates.dim))
+
+
+def _embedding(rates: Rates, rows: int, workers: int, shard_rows: int) -> float:
+    """Return the seconds until the last of equal shards is published, each handed to the worker that is free first."""
+    shards = math.ceil(rows / shard_rows)
+    each = rates.embed + rates.publish
+    if workers == 1:
+        return rows * each
+    return rates.start + math.ceil(shards / workers) * min(rows, shard_rows) * each
+
+
+def _training(rates: Rates, rows: int, lists: int) -> float:
+    """Return the seconds of k-means on one machine: each iteration compares the sample with all centroids."""
+    return _ITERATIONS * factory.training_rows(rows, lists) * lists * rates.assign
