@@ -161,7 +161,8 @@ def _write_faiss(index: "Index", path: Path) -> None:
             )
         if alive is not None:
             found.remove_ids(np.flatnonzero(~alive).astype(np.int64))
-        named: Any = faiss.IndexIDMap2(found)
+        named: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(found.d))  # takes an empty index only
+        named.index = found
         faiss.copy_array_to_vector(np.asarray(store.ids if alive is None else store.ids[alive]), named.id_map)
         named.ntotal = found.ntotal
         named.construct_rev_map()

@@ -52,7 +52,7 @@ def test_the_faiss_file_finds_the_same_ids(index, tmp_path):
     want, rows = index.search(vectors, 9, where=np.setdiff1d(np.arange(ROWS), GONE))
     if lists is None:
         np.testing.assert_array_equal(ids, rows)
-        np.testing.assert_allclose(scores, want, rtol=1e-5)
+        np.testing.assert_allclose(scores, want, atol=1e-3)  # half precision is not quite of unit norm
     else:  # eight bits instead of the store's sixteen
         assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids, rows, strict=True)]) >= 8
         np.testing.assert_allclose(scores, want, atol=0.02)

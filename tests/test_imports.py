@@ -3,7 +3,20 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "tensorflow", "keras", "faiss", "numba", "scipy", "pyarrow", "matplotlib", "sklearn", "rich", "typer")
+HEAVY = (
+    "torch",
+    "tensorflow",
+    "keras",
+    "faiss",
+    "numba",
+    "scipy",
+    "pyarrow",
+    "matplotlib",
+    "sklearn",
+    "rich",
+    "typer",
+    "ray",
+)
 
 
 BLOCK = """

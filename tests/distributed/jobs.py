@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 from torch import nn
 
@@ -42,8 +41,3 @@ class Trouble:
 def job(dataset):
     names = [f"digit {row}" for row in range(ROWS)]
     return gradindex.Job(trained(), nn.CrossEntropyLoss(), dataset, columns={"name": names})
-
-
-def waiting():
-    """For the command line: waits in the folder of the environment."""
-    return job(Trouble(Path(os.environ["GRADINDEX_TEST_FOLDER"]), waits=100))

@@ -51,9 +51,18 @@ def test_a_killed_worker_and_a_lost_node_change_no_byte(nodes, tmp_path, caplog)
     assert there.explain(ids=[3], k=2).columns["name"][0, 0] == "digit 3"
 
 
-def test_a_killed_driver_is_started_again(nodes, tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADINDEX_TEST_FOLDER", str(tmp_path))
-    reference, out = "tests/distributed/jobs.py:waiting", tmp_path / "there"
+WAITING = """
+from pathlib import Path
+from tests.distributed.jobs import Trouble, job
+
+def waiting():
+    return job(Trouble(Path(__file__).parent, waits=100))
+"""
+
+
+def test_a_killed_driver_is_started_again(nodes, tmp_path):
+    (tmp_path / "made_here.py").write_text(WAITING)
+    reference, out = f"{tmp_path}/made_here.py:waiting", tmp_path / "there"
     command = ["-m", "gradindex", "build", reference, str(out), "--shard-rows", "20", "--batch-size", "10"]
     command += ["--index", "IVF4,SQ8", "--engine", "ray", "--address", nodes.address, "--workers", "1"]
     driver = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,209 @@
+"""Many machines: what Ray adds to a shard, two workers, plans against real builds, a billion rows simulated.
+
+    GRADINDEX_DATA=… python benchmarks/scale.py [--parts overhead plan simulate] [--rows 8000] [--json FILE]
+
+overhead: the CNN of `million.py` on Fashion-MNIST, shards of about a second, one thread a worker: the embedded build's
+seconds a shard against one Ray worker's and two workers'. Only embedding is compared, from the first shard that is
+published to the last, so that starting processes does not count. plan: `gradindex.measure` for `--seconds`, then a
+real build of `--rows` rows and single queries. simulate: the measured seconds a shard, 10⁹ rows on 1,024 workers that
+fail at random and come back after two minutes; a shard that was being embedded is done again.
+"""
+
+import argparse
+import dataclasses
+import heapq
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+_BACK_SECONDS = 120.0
+
+
+def job(rows: int) -> Any:
+    """Return the CNN, briefly trained, over augmented Fashion-MNIST."""
+    import data as images
+    import million
+    import torch
+
+    import gradindex
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.manual_seed(0)
+    pictures = images.load("fashion")
+    dataset = million.Augmented(pictures.x_train, pictures.y_train, rows, 0)
+    model = million.network()
+    million.train(model, torch.optim.Adam(model.parameters(), 1e-3), dataset, np.arange(min(rows, 2000)))
+    return gradindex.Job(model, torch.nn.CrossEntropyLoss(), dataset)
+
+
+def shard_seconds(path: Path, workers: int) -> float:
+    """Return seconds a shard from the times at which manifests were published, the first of each worker left out."""
+    times = sorted(one.stat().st_mtime_ns * 1e-9 for one in (path / "shards").glob("*.json"))
+    return (times[-1] - times[workers - 1]) / (len(times) - workers)
+
+
+def overhead(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return seconds a shard: embedded, one worker, two workers; medians of interleaved repeats."""
+    import ray
+
+    import gradindex
+
+    work = job(options.rows)
+    began = time.perf_counter()
+    gradindex.build(work, folder / "first", shard_rows=256, batch_size=64)  # also compiles
+    shard = max(64, int(options.rows / (time.perf_counter() - began) / 64) * 64)  # of about a second
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=512 << 20, log_to_driver=False)
+    found: dict[str, list[float]] = {}
+    contenders = {"embedded": None, "one worker": gradindex.Ray(workers=1), "two workers": gradindex.Ray(workers=2)}
+    for _ in range(options.repeats):
+        for name, engine in contenders.items():
+            out = folder / "out"
+            shutil.rmtree(out, ignore_errors=True)
+            gradindex.build(work, out, shard_rows=shard, batch_size=64, engine=engine)
+            found.setdefault(name, []).append(shard_seconds(out, 2 if name == "two workers" else 1))
+    ray.shutdown()
+    middle = {name: statistics.median(times) for name, times in found.items()}
+    return {
+        "shard_rows": shard,
+        "seconds a shard": middle,
+        "every": found,
+        "overhead": middle["one worker"] / middle["embedded"] - 1,
+        "efficiency of two": middle["one worker"] / middle["two workers"] / 2,
+    }
+
+
+def plan(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return what was predicted and what was found, for an exact index and for inverted lists."""
+    import gradindex
+    from gradindex.measure import _reset_peak, _status, measure
+    from gradindex.plan import predict
+
+    work = job(options.rows)
+    rates = measure(work, seconds=options.seconds)
+    found = {}
+    for kind, lists in (("Flat", 0), ("IVF256,SQ8", 256)):
+        want = predict(rates, options.rows, lists=lists)
+        out = folder / kind.replace(",", "-")
+        _reset_peak()
+        index = gradindex.build(work, out, index=kind)
+        peak, summary = _status("VmHWM"), index.summary
+        queries = np.random.default_rng(0).choice(options.rows, 12, replace=False)
+        index.explain(ids=queries[:2], k=10)
+        began = time.perf_counter()
+        for one in queries:
+            index.explain(ids=[one], k=10)
+        rate = len(queries) / (time.perf_counter() - began)
+        pairs = {
+            "embedding seconds": (want.embedding_seconds, summary.embedding_seconds),
+            "indexing seconds": (want.training_seconds + want.adding_seconds, summary.indexing_seconds),
+            "store bytes": (want.store_bytes, summary.store_bytes),
+            "index bytes": (want.index_bytes, summary.index_bytes),
+            "worker bytes": (want.worker_bytes, peak),
+            "explanations/s": (want.queries_per_second, rate),
+        }
+        found[kind] = {name: {"planned": a, "found": b, "off": a / b - 1} for name, (a, b) in pairs.items()}
+    return {"rows": options.rows, "rates": dataclasses.asdict(rates), **found}
+
+
+def simulate(
+    shards: int, workers: int, seconds: float, failures_per_hour: float, seed: int, spread: float = 0.05
+) -> dict[str, float]:
+    """Return the makespan of shards handed to the first free of workers that fail at random.
+
+    Parameters
+    ----------
+    shards, workers
+        How many.
+    seconds
+        Of a shard; each takes a lognormal time around it, with this `spread`.
+    failures_per_hour
+        Of one worker, exponentially distributed; it is back after two minutes, and its shard goes to the next free.
+    seed
+        Of all random times.
+    """
+    rng = np.random.default_rng(seed)
+    free = [(0.0, number) for number in range(workers)]
+    fails = rng.exponential(3600 / failures_per_hour, workers) if failures_per_hour else np.full(workers, np.inf)
+    ends, lost, repeated = [], 0.0, 0
+    left = shards
+    while left or free[0][0] < max(ends, default=0.0):
+        if not left:
+            break
+        now, number = heapq.heappop(free)
+        took = seconds * rng.lognormal(0.0, spread)
+        if fails[number] < now + took:
+            lost += max(0.0, fails[number] - now)
+            repeated += 1
+            back = max(now, fails[number]) + _BACK_SECONDS
+            fails[number] = back + rng.exponential(3600 / failures_per_hour)
+            heapq.heappush(free, (back, number))
+            continue
+        left -= 1
+        ends.append(now + took)
+        heapq.heappush(free, (now + took, number))
+    makespan = max(ends)
+    return {
+        "hours": makespan / 3600,
+        "ideal hours": shards * seconds / workers / 3600,
+        "shards done again": repeated,
+        "work lost": lost / (shards * seconds),
+    }
+
+
+def simulation(options: argparse.Namespace) -> dict[str, Any]:
+    """Return simulations of 10⁹ rows at several rates of failures."""
+    shards = -(-options.all_rows // options.shard_rows)
+    return {
+        f"{rate:g} failures an hour": simulate(shards, options.workers, options.shard_seconds, rate, options.seed)
+        for rate in (0, 0.01, 0.1, 1)
+    }
+
+
+def main() -> None:
+    """Run the parts that are asked for, print them and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["overhead", "plan", "simulate"])
+    parser.add_argument("--rows", type=int, default=8000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20, help="of measuring, for the plan")
+    parser.add_argument("--all-rows", type=int, default=10**9)
+    parser.add_argument("--workers", type=int, default=1024)
+    parser.add_argument("--shard-rows", type=int, default=65_536)
+    parser.add_argument("--shard-seconds", type=float, help="of such a shard; by default from the overhead's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if "overhead" in options.parts:
+            found["overhead"] = overhead(options, Path(folder))
+            each = found["overhead"]["seconds a shard"]["one worker"] / found["overhead"]["shard_rows"]
+            options.shard_seconds = options.shard_seconds or each * options.shard_rows
+        if "plan" in options.parts:
+            found["plan"] = plan(options, Path(folder))
+    if "simulate" in options.parts:
+        options.shard_seconds = options.shard_seconds or 60.0
+        found["simulate"] = simulation(options)
+    print(json.dumps(found, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
