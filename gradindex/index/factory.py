@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ FLAT_ROWS = 100_000
 """Up to here an exact scan is fast enough."""
 _NARROW = 256  # width of the folded sketch in a quantised index
 _TRAIN_ROWS_PER_LIST, _TRAIN_BLOCK = 64, 16384
+_READING = threading.Lock()
 DIRECTORY, MANIFEST = "index", "index.json"
 
 
@@ -240,10 +242,15 @@ def load(store: Store, *, mapped: bool = False, check: bool = True) -> Searcher:
 
 
 def _open(path: Path, mapped: bool) -> Any:
-    try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
-    except RuntimeError as error:  # its contents are what the manifest says, or were until it was deleted
-        raise DamagedIndexError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
+    with _READING:  # FAISS has one limit for all: no array may be larger than the file
+        limit = faiss.get_deserialization_vector_byte_limit()
+        try:
+            faiss.set_deserialization_vector_byte_limit(max(path.stat().st_size, 1 << 16))
+            return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+        except (RuntimeError, OSError, MemoryError) as error:  # its sha256 is right, or was until it was deleted
+            raise DamagedIndexError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
+        finally:
+            faiss.set_deserialization_vector_byte_limit(limit)
 
 
 def _read(store: Store) -> tuple[dict[str, Any], FileEntry]:

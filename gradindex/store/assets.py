@@ -76,8 +76,10 @@ def read(store: Location, seal: str, name: str, kinds: set[str]) -> tuple[dict[s
     for kind, entry in read_entries(saved, path, kinds).items():
         file = entry.local(path.parent)
         try:
-            arrays[kind] = np.load(file, allow_pickle=False)
-        except (ValueError, OSError) as error:
+            arrays[kind] = np.array(
+                np.load(file, mmap_mode="r", allow_pickle=False)
+            )  # refuses sizes that are not there
+        except (ValueError, OSError, OverflowError) as error:
             raise DamagedIndexError(f"{file} is damaged: {error}") from None
     return arrays, about
 

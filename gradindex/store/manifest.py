@@ -15,6 +15,7 @@ from gradindex.store.location import Location
 FORMAT = "gradindex store"
 VERSION = 1
 _MAX_JSON_BYTES = 64 << 20
+_MOST_SHARDS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Header:
             value = getattr(self, name)
             if type(value) is not int or not 0 < value < 1 << 48:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if self.shards > _MOST_SHARDS:
+            raise ValueError(f"{self.rows} rows in shards of {self.shard_rows} are more than {_MOST_SHARDS} shards.")
         if type(self.first) is not int or self.first < 0 or not isinstance(self.origin, str):
             raise ValueError(f"first must be 0 or more, got {self.first!r}.")
 

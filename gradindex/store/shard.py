@@ -157,12 +157,12 @@ class Shard:
         if hashlib.sha256(data.data).hexdigest() != self._entries["columns"].sha256:
             raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
         try:
-            table = pq.read_table(pa.BufferReader(pa.py_buffer(data)))
-        except (pa.ArrowException, OSError) as error:
+            file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
+            if file.metadata.num_columns and file.metadata.num_rows != len(self):
+                raise ValueError(f"expected {len(self)} rows, found {file.metadata.num_rows}")
+            return file.read()
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
-        if table.column_names and len(table) != len(self):
-            raise DamagedIndexError(f"{path} is damaged: expected {len(self)} rows, found {len(table)}.")
-        return table
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the columns as arrays (rows,)."""

@@ -1,3 +1,5 @@
+import hashlib
+import io
 import json
 import os
 import re
@@ -8,7 +10,7 @@ import pytest
 
 import gradindex
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import Header, Rows, Store, manifest
+from gradindex.store import Header, Rows, Store, assets, manifest
 
 
 def header(rows=25, shard_rows=10, dim=4, **changes):
@@ -313,3 +315,41 @@ def test_links_and_pipes_are_not_followed(filled, tmp_path):
     header.symlink_to(tmp_path / "header")
     with pytest.raises(DamagedIndexError, match=r"store\.json is damaged: not a plain file"):
         Store.open(store.path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"rows": 1 << 47, "shard_rows": 1}, "more than 1048576 shards"),
+        ({"rows": 1 << 60}, "rows must be a positive integer"),
+        ({"rows": True}, "rows must be a positive integer"),
+        ({"rows": float("nan")}, "rows must be a positive integer"),
+        ({"dim": 1 << 40}, "sketch"),
+        ({"rows": 1 << 40, "shard_rows": 1 << 39}, "expected 549755813888 rows, found 10"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_sizes_are_bounded_before_anything_is_allocated(filled, edit, said):
+    """A header that was forged, its seal and those of the shards included."""
+    store, _ = filled
+    path = store.path / "store.json"
+    reseal(path, {**json.loads(path.read_text()), **edit})
+    seal = json.loads(path.read_text())["seal"]
+    for shard in (store.path / "shards").glob("*.json"):
+        reseal(shard, {**json.loads(shard.read_text()), "store": seal})
+    with pytest.raises(DamagedIndexError, match=said):
+        Store.open(store.path)
+
+
+def test_arrays_of_assets_are_bounded_too(tmp_path):
+    header = np.lib.format.header_data_from_array_1_0(np.empty(3))
+    data = io.BytesIO()
+    np.lib.format.write_array_header_1_0(data, {**header, "shape": (1 << 50,)})
+    assets.write(tmp_path, "seal", "a", {"ids": np.arange(3)})
+    saved = json.loads((tmp_path / "assets" / "a.json").read_text())
+    entry = saved["files"]["ids"]
+    (tmp_path / "assets" / entry["name"]).write_bytes(data.getvalue())
+    entry |= {"bytes": len(data.getvalue()), "sha256": hashlib.sha256(data.getvalue()).hexdigest()}
+    reseal(tmp_path / "assets" / "a.json", saved)
+    with pytest.raises(DamagedIndexError, match="is damaged"):
+        assets.read(tmp_path, "seal", "a", {"ids"})
