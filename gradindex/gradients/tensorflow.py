@@ -1,11 +1,8 @@
 """TensorFlow (Keras 3): per-sample gradients factored or by ``vectorized_map``, directional ones by forward mode."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from typing import Any
 
 import keras
@@ -29,6 +26,7 @@ from gradindex.gradients.tensorflow_model import (
     weight_owners,
 )
 from gradindex.gradients.tensorflow_outputs import Seen, plain
+from gradindex.gradients.threads import two_at_a_time
 
 # In the order they are tried: the label as given; shaped and typed like the output; (b, 1) as (b,).
 _LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
@@ -37,12 +35,8 @@ _LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "squeezed": lambda output, y: tf.squeeze(y, -1),
 }
 
-_WORTH_A_HALF = 16  # samples
-
-
-@cache
-def _helper(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "gradindex-half")
+_WORTH_A_PART = 32  # samples
+_PART_BYTES = 512 << 20  # by `bytes_per_sample`, of each of the two parts of a batch that are computed at a time
 
 
 class TensorFlowEngine(Engine):
@@ -171,18 +165,11 @@ class TensorFlowEngine(Engine):
         with self._on_device():
             x, y = self._ready(x, y)
         count = length(x)
-        if count < 2 * _WORTH_A_HALF or not self.deterministic:
+        if count < 2 * _WORTH_A_PART or not self.deterministic:
             return embed(slice(0, count))
-        # Two halves at a time: while one waits, or is in a step that does not fill the cores, the other goes on.
-        half = -(-count // 2)
-        halves = [slice(0, half), slice(half, count)]
-        other = _helper(os.getpid()).submit(embed, halves[1])
-        try:
-            first = embed(halves[0])
-        finally:
-            wait([other])
-        parts = [first, other.result()]
-        return joined([(np.arange(some.start, some.stop), part) for some, part in zip(halves, parts, strict=True)])
+        most = _PART_BYTES // max(1, self.bytes_per_sample) // _WORTH_A_PART * _WORTH_A_PART
+        size = min(-(-count // 2), max(_WORTH_A_PART, most))
+        return joined(two_at_a_time(embed, [slice(at, min(at + size, count)) for at in range(0, count, size)]))
 
     def _run_factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Floats, Floats | None]:
         with self._on_device():

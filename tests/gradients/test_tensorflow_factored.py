@@ -323,10 +323,11 @@ def test_blocks_of_samples_make_no_difference(size, monkeypatch):
         check(TensorFlowEngine(shuffled(model), LOSS), x)
 
 
-def test_batches_that_are_halved_equal_single_samples():
+def test_batches_that_are_taken_in_parts_equal_single_samples(monkeypatch):
+    monkeypatch.setattr("gradindex.gradients.tensorflow._PART_BYTES", 1)  # 32 samples, or what is left
     model, _ = sequential("conv2d")
     engine = TensorFlowEngine(shuffled(model), LOSS)
-    x, y = data(IMAGE, 37), np.arange(37) % CLASSES
+    x, y = data(IMAGE, 101), np.arange(101) % CLASSES
     projector = CountSketch(64).bind(engine.parameters, seed=7)
     whole = engine.embed(x, y, projector)
     truth = loop.gradients(engine, x, y)
@@ -340,24 +341,24 @@ def test_batches_that_are_halved_equal_single_samples():
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_memory_that_runs_out_in_one_half_is_reported_once_both_are_done(failing, monkeypatch):
+def test_memory_that_runs_out_in_one_part_is_reported_once_both_are_done(failing, monkeypatch):
     model, _ = sequential("dense")
     engine = TensorFlowEngine(model, LOSS)
-    x, y = data(FLAT, 40), np.arange(40) % CLASSES
+    x, y = data(FLAT, 80), np.arange(80) % CLASSES
     projector = CountSketch(64).bind(engine.parameters, seed=7)
     want = engine.embed(x, y, projector)
     run, begun = engine._factored.run, []
 
     def fails(inputs, *rest):
         begun.append(len(inputs))
-        if np.array_equal(inputs[0], x[20 * failing]):
+        if np.array_equal(inputs[0], x[40 * failing]):
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
         return run(inputs, *rest)
 
     monkeypatch.setattr(engine._factored, "run", fails)
     with pytest.raises(tf.errors.ResourceExhaustedError):
         engine.embed(x, y, projector)
-    assert begun == [20, 20]
+    assert begun == [40, 40]
     monkeypatch.undo()
     assert set(engine.paths.values()) == {"factored"}
     assert (engine.embed(x, y, projector).sketches == want.sketches).all()
