@@ -144,3 +144,33 @@ def test_equal_models_have_equal_embeddings(name):
         second = theirs.embed(x, y, kind.bind(theirs.parameters, seed=5))
         np.testing.assert_allclose(first.norms, second.norms, rtol=1e-5)
         assert np.abs(first.sketches - second.sketches).max() <= 1e-5 * first.norms.max()
+
+
+class Attention(nn.Module):
+    """Two heads of three, with Keras's parts in Keras's order."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(4, 6) for _ in range(3))
+        self.output, self.head = nn.Linear(6, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        q, k, v = (part(x).unflatten(2, (2, 3)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(self.output(mixed.transpose(1, 2).flatten(2)).mean(1))
+
+
+def test_attention_has_equal_embeddings():
+    torch.manual_seed(0)
+    ours, inputs = Attention(), L.Input(LINE)
+    mixed = L.MultiHeadAttention(2, 3)(inputs, inputs)
+    theirs = keras.Model(inputs, L.Dense(CLASSES)(L.GlobalAveragePooling1D()(mixed)))
+    for variable, parameter in zip(theirs.trainable_variables, ours.parameters(), strict=True):
+        torch.nn.init.normal_(parameter, std=0.5)
+        variable.assign(parameter.detach().numpy().T.reshape(variable.shape))
+    x, y = np.random.default_rng(0).normal(size=(20, *LINE)).astype(np.float32), np.arange(20) % CLASSES
+    first = TorchEngine(ours, nn.CrossEntropyLoss())
+    second = TensorFlowEngine(theirs, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    a, b = (engine.embed(x, y, CountSketch(64).bind(engine.parameters, seed=5)) for engine in (first, second))
+    np.testing.assert_allclose(a.norms, b.norms, rtol=1e-5)
+    assert np.abs(a.sketches - b.sketches).max() <= 1e-5 * a.norms.max()
