@@ -16,14 +16,17 @@ class Explanation:
         Name, type, parameters and version of what explained.
     data
         Arrays and lists; see `GradientSimilarity.explain` and `Index.explain` for their names and shapes.
+    view
+        What `plot` needs: the job, the inputs of the queries, and their ids or None. It is not saved.
     """
 
-    def __init__(self, meta: dict[str, Any], data: dict[str, Any]) -> None:
+    def __init__(self, meta: dict[str, Any], data: dict[str, Any], view: Any = None) -> None:
         self.meta = meta
         self.data = data
+        self.view = view
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("meta", "data"):  # not set yet: while copying
+        if name in ("meta", "data", "view"):  # not set yet: while copying
             raise AttributeError(name)
         if name in self.data:
             return self.data[name]
@@ -39,6 +42,18 @@ class Explanation:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{k}{list(np.shape(v)) if isinstance(v, np.ndarray) else ''}" for k, v in self.data.items())
         return f"Explanation({self.meta.get('name')}: {shapes})"
+
+    def plot(self, k: int = 5, *, opponents: bool = True, figure: Any = None, axes: Any = None) -> Any:
+        """Draw each query beside its neighbours, as `Job.render` shows them; see `gradindex.plots.plot_explanation`."""
+        from gradindex.plots import plot_explanation
+
+        return plot_explanation(self, k, opponents=opponents, figure=figure, axes=axes)
+
+    def _repr_html_(self) -> str:
+        """Return tables for notebooks; labels and columns are escaped."""
+        from gradindex.html import explanation_html
+
+        return explanation_html(self)
 
     def to_json(self) -> str:
         """Return meta and data as JSON; arrays become lists, NaN becomes null, and `dtypes` keeps their types."""

@@ -13,9 +13,11 @@ from rich.logging import RichHandler
 
 from gradindex.cli import distributed
 from gradindex.cli.changes import Out, add, compact, remove
+from gradindex.cli.doctor import doctor
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.influence import self_influence
 from gradindex.cli.plan import export, plan
+from gradindex.cli.report import report
 from gradindex.cli.serve import serve
 from gradindex.gradients import Backend
 from gradindex.kernels import Kernel
@@ -35,6 +37,8 @@ app.command("self-influence")(self_influence)
 app.command()(serve)
 app.command()(plan)
 app.command()(export)
+app.command()(report)
+app.command()(doctor)
 out = Console()
 err = Console(stderr=True)
 
@@ -101,6 +105,7 @@ def build(
     workers: distributed.Workers = None,
     resources: distributed.Resources = None,
     working_dir: distributed.WorkingDir = None,
+    as_json: Json = False,
 ) -> None:
     """Embed a job's dataset into OUT and index it; continues an interrupted build."""
     import gradindex
@@ -119,6 +124,9 @@ def build(
         overwrite=overwrite,
         engine=distributed.engine_of(engine, address, workers, resources, working_dir),
     )
+    if as_json:
+        typer.echo(json.dumps(describe(index_) | {"summary": index_.summary.to_json()}))
+        return
     out.print(info_table(describe(index_)))
     out.print(str(index_.summary), highlight=False)
 

@@ -143,7 +143,7 @@ class Index(Changing):
             "index": self.searcher.factory,
             "sketch": self.store.header.sketch,
         }
-        return Explanation(meta("Index", params), data)
+        return Explanation(meta("Index", params), data, view=(self.job, asked.x, ids))
 
     @pinned
     def search(self, vectors: NDArray[Any], k: int = 10, *, where: Any = None) -> tuple[NDArray[np.float32], Ids]:

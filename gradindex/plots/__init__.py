@@ -10,7 +10,9 @@ from gradindex.plots.rows import Train, kernel_title, make_charts, read_classes,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_distributions", "plot_similar"]
+from gradindex.plots.results import plot_explanation, plot_scores
+
+__all__ = ["plot_distributions", "plot_explanation", "plot_scores", "plot_similar"]
 
 
 def plot_similar(

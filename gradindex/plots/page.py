@@ -1,12 +1,12 @@
 """How it is drawn: a page of picture cells and bar charts, in inches."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gradindex.plots.rows import Chart, Side, class_name, short_number
+from gradindex.plots.rows import Chart, Picture, Side, class_name, short_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,21 +16,25 @@ _SAME, _OTHER, NEUTRAL, _PALE = "#0072B2", "#D55E00", "#444444", "#C4C4C4"
 # In inches: a picture; the space between two, and between groups; a line of text; head and foot of the figure.
 _CELL, _GAP, _GROUP_GAP, _LINE, _HEAD, _FOOT = 1.0, 0.2, 0.44, 0.14, 0.3, 0.34
 FONT = 8.0
+_COLUMNS, _LINES = 22, 8  # of a text in a cell
 
 
 class Shades:
     """One range of values for all pictures of a figure, so that equal values look equal."""
 
-    def __init__(self, pictures: Iterable[NDArray[np.float64] | None], cmap: str) -> None:
-        ranges = [(np.nanmin(p), np.nanmax(p)) for p in pictures if p is not None]
+    def __init__(self, pictures: Iterable[Picture | None], cmap: str) -> None:
+        ranges = [(np.nanmin(p), np.nanmax(p)) for p in pictures if isinstance(p, np.ndarray)]
         low, high = min((r[0] for r in ranges), default=0.0), max((r[1] for r in ranges), default=1.0)
         if low >= 0:  # the usual ranges of pictures as they are; anything else from its least to its greatest
             low, high = 0.0, 1.0 if 0.5 < high <= 1 else 255.0 if 128 < high <= 255 else float(high) or 1.0
         self.low, self.high = low, high
         self.cmap = cmap
 
-    def draw(self, axes: "Axes", picture: NDArray[np.float64]) -> None:
-        """Draw one picture, scaled over the range of all of them."""
+    def draw(self, axes: "Axes", picture: Picture) -> None:
+        """Draw one picture, scaled over the range of all of them; or write a text as far as it fits."""
+        if isinstance(picture, str):
+            write(axes, picture)
+            return
         if picture.ndim == 3:
             scaled = np.clip((picture - self.low) / (self.high - self.low), 0, 1)
             axes.imshow(scaled, interpolation="nearest")
@@ -171,6 +175,27 @@ def _frame(label: Any, own: Any) -> tuple[str, str]:
     if label is None or own is None:
         return NEUTRAL, "solid"
     return (_SAME, "solid") if label == own else (_OTHER, "dashed")
+
+
+def write(axes: "Axes", text: str) -> None:
+    """Write a text into a cell, in lines of 22 characters, eight of them."""
+    axes.set_box_aspect(1)
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, _COLUMNS) or [""]]
+    if len(lines) > _LINES:
+        lines = [*lines[: _LINES - 1], lines[_LINES - 1][: _COLUMNS - 1] + "…"]
+    size = axes.get_window_extent().width / axes.get_figure(root=True).dpi * 72 / (_COLUMNS * 0.66)  # type: ignore[union-attr]
+    axes.text(
+        0.04,
+        0.96,
+        "\n".join(lines),
+        transform=axes.transAxes,
+        ha="left",
+        va="top",
+        fontsize=size,
+        family="monospace",
+        clip_on=True,
+        parse_math=False,
+    )
 
 
 def load_figure_class() -> Any:

@@ -1,6 +1,6 @@
 """What is drawn: queries, neighbours and class means read from a result and the user's data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ _KERNELS = {
     "grad_dot": "gradient inner product",
     "grad_asym_dot": "asymmetric gradient product",
 }
+Picture = NDArray[np.float64] | str
 _ONE_LINE = 18  # characters that fit above a picture
 
 
@@ -22,7 +23,7 @@ _ONE_LINE = 18  # characters that fit above a picture
 class _Queries:
     """The m queries: pictures (or none) and classes (None where unknown)."""
 
-    pictures: list[NDArray[np.float64]]
+    pictures: list[Picture]
     labels: list[Any]
     predictions: list[Any]
 
@@ -55,7 +56,7 @@ class Side:
     exact: NDArray[np.bool_]
     labels: NDArray[Any] | None
     predictions: NDArray[Any] | None
-    pictures: list[NDArray[np.float64] | None]
+    pictures: list[Picture | None]
 
     def label(self, row: int, column: int) -> Any:
         """Return the label of one neighbour, None where unknown."""
@@ -218,7 +219,7 @@ def _of_samples(name: str, given: NDArray[Any] | None, ids: NDArray[np.int64], s
     return np.asarray(given[ids])
 
 
-def _training_picture(pictures: Any, i: int) -> NDArray[np.float64]:
+def _training_picture(pictures: Any, i: int) -> Picture:
     if i >= len(pictures):
         raise ValueError(
             f"X_train has {len(pictures)} pictures but the result names sample {i}: pass the training set that "
@@ -228,8 +229,12 @@ def _training_picture(pictures: Any, i: int) -> NDArray[np.float64]:
     return _picture(item[0] if isinstance(item, tuple) else item)
 
 
-def _picture(value: Any) -> NDArray[np.float64]:
-    """Return a picture as float64, (h, w) or (h, w, 3)."""
+def _picture(value: Any) -> Picture:
+    """Return a picture as float64, (h, w) or (h, w, 3); a text as it is, and named values as lines."""
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {_brief(entry)}" for name, entry in value.items())
+    if isinstance(value, str):
+        return value
     array = as_array(value)
     if array.dtype.kind in "biuf":
         array = array.astype(np.float64)
@@ -244,6 +249,10 @@ def _picture(value: Any) -> NDArray[np.float64]:
         f"Expected pictures of shape (h, w), (h, w, 1), (1, h, w), (h, w, 3) or (3, h, w), got {array.shape} of "
         f"{array.dtype}: reshape them first, such as X.reshape(-1, 28, 28)."
     )
+
+
+def _brief(value: Any) -> str:
+    return short_number(value) if isinstance(value, float) else str(value)
 
 
 def read_classes(name: str, values: Any) -> NDArray[Any] | None:

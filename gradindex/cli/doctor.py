@@ -1,0 +1,148 @@
+"""The command `gradindex doctor`."""
+
+import json
+import os
+import platform
+import time
+from importlib import metadata
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = (
+    "numpy",
+    "faiss-cpu",
+    "pyarrow",
+    "numba",
+    "scipy",
+    "torch",
+    "tensorflow",
+    "tensorflow-cpu",
+    "keras",
+    "matplotlib",
+    "fastapi",
+    "uvicorn",
+    "jinja2",
+)
+_SECONDS = 3.0  # spent on measuring rows a second
+_TOLERANCE = 1e-4  # of the fast gradients from the loop's, relative to their length
+
+
+def doctor(
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODULE:FUNCTION]", help="A job to test: how its gradients are computed, and how fast."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples whose gradients are compared with the loop.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say what is installed and what there is to compute with; test the gradients of a job against the plain loop."""
+    from gradindex.cli.app import _job
+
+    found: dict[str, Any] = {"environment": environment()}
+    if job is not None:
+        found["job"] = examine(_job(job), samples)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        out = Console()
+        out.print(_table("Environment", found["environment"]))
+        if "job" in found:
+            out.print(_table("Job", {name: value for name, value in found["job"].items() if name != "paths"}))
+            out.print(_table("Paths of the parameters", found["job"]["paths"]))
+    if job is not None and not found["job"]["gradients_agree"]:
+        raise ValueError(
+            f"The gradients differ from the plain loop's by {found['job']['largest_error']:.1e} of their length."
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, devices and threads, without importing a framework that is not there."""
+    from gradindex import __version__
+
+    versions = {"gradindex": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        versions
+        | {"cores": cores, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set")}
+        | _devices(versions)
+    )
+
+
+def _devices(versions: dict[str, Any]) -> dict[str, Any]:
+    import faiss
+
+    found: dict[str, Any] = {"faiss threads": int(faiss.omp_get_max_threads())}
+    if "torch" in versions:
+        import torch
+
+        found["torch threads"] = int(torch.get_num_threads())
+        found["torch devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"]
+    return found
+
+
+def examine(job: Any, samples: int) -> dict[str, Any]:
+    """Return how a job's gradients are computed, whether they agree with the loop's, and how many rows a second."""
+    from gradindex import exact
+    from gradindex.embedding import check_finite, embedding_batch_size
+    from gradindex.gradients import loop
+    from gradindex.sketch import CountSketch
+
+    engine, source = job.engine, job.source
+    batch = source.take(np.arange(min(samples, len(source)), dtype=np.int64))
+    found = engine.gradients(batch.x, batch.y)
+    check_finite(batch.ids, "gradient", found.gradients)
+    truth = loop.gradients(engine, batch.x, batch.y)
+    lengths = np.maximum(exact.norms(truth.gradients), 1e-30)
+    errors = exact.norms(found.gradients - truth.gradients) / lengths
+    size = embedding_batch_size(job)
+    rate = _rate(job, CountSketch().bind(engine.parameters, 0), size)
+    return {
+        "model": type(job.model).__name__,
+        "framework": engine.backend,
+        "samples": len(source),
+        "gradient": engine.size,
+        "not trainable": list(engine.frozen),
+        "compared": len(batch),
+        "largest_error": float(errors.max()),
+        "gradients_agree": bool(errors.max() <= _TOLERANCE),
+        "batch_size": size,
+        "rows_per_second": rate,
+        "whole_dataset_seconds": len(source) / rate,
+        "paths": dict(engine.paths),
+    }
+
+
+def _rate(job: Any, projector: Any, size: int) -> float:
+    """Return rows embedded a second, over whole batches for about three seconds, the first not counted."""
+    ids = np.arange(min(size, len(job.source)), dtype=np.int64)
+    batch = job.source.take(ids)
+    job.engine.embed(batch.x, batch.y, projector)
+    began, rows = time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < _SECONDS:
+        batch = job.source.take((ids + rows) % len(job.source))
+        job.engine.embed(batch.x, batch.y, projector)
+        rows += len(batch)
+    return rows / took
+
+
+def _table(title: str, lines: dict[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in lines.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else text
+        table.add_row(name.replace("_", " "), text or "none")
+    return table

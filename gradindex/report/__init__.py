@@ -1,0 +1,71 @@
+"""A report on an index and on some queries: one HTML file that needs nothing else."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradindex.index.index import Index
+
+__all__ = ["report", "write_report"]
+
+
+def report(
+    index: "Index", x: Any = None, y: Any = None, *, ids: Any = None, k: int = 8, top: int = 12, **how: Any
+) -> str:
+    """Return an HTML page on an index, and on the neighbours of some queries.
+
+    It holds a card of model and data, the last audit, each query with its proponents and opponents, a table of
+    the classes, and the samples that influence themselves most. Samples look as `Job.render` shows them. The page
+    loads nothing and runs nothing; labels and texts are escaped.
+
+    Parameters
+    ----------
+    index
+        An index that was opened with its job.
+    x, y, ids
+        The queries, as `Index.explain` takes them; without any the page has no section on queries.
+    k
+        Proponents and opponents of each.
+    top
+        How many of the most self-influential samples to show.
+    **how
+        More options of `Index.explain`: kernel, rerank, where, certify.
+
+    Raises
+    ------
+    ImportError
+        If Jinja2 or Pillow is not installed; says what to type.
+    ValueError
+        As `Index.explain`; and if k or top is less than 1.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError("A report needs Jinja2, which is not installed: pip install 'gradindex[report]'.") from error
+    from gradindex.report.facts import Facts
+
+    facts = Facts(index)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gradindex.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    asked = x is not None or ids is not None
+    result = index.explain(x, y, ids=ids, k=min(k, len(index)), **how) if asked else None
+    return environment.get_template("report.html").render(
+        card=facts.card(),
+        audit=facts.audit(),
+        classes=facts.classes(),
+        queries=[] if result is None else facts.queries(result, x, ids),
+        kernel=None if result is None else result.meta["params"]["kernel"],
+        influential=facts.influential(min(top, len(index))),
+    )
+
+
+def write_report(index: "Index", path: str | Path, *arguments: Any, **options: Any) -> Path:
+    """Write `report` into a file; return its path."""
+    path = Path(path)
+    path.write_text(report(index, *arguments, **options), encoding="utf-8")
+    return path

@@ -1,0 +1,152 @@
+"""What a report says, as plain values for its template."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gradindex.explanation import Explanation
+from gradindex.index.index import Index
+from gradindex.plots.rows import class_name, short_number
+from gradindex.queries import match_shapes
+from gradindex.rendering import Rendered, Renderer, data_uri
+from gradindex.verify import AUDIT
+
+_CLASSES = 100  # rows of the table of classes
+
+
+class Facts:
+    """Reads an index for its report.
+
+    Parameters
+    ----------
+    index
+        An index that was opened with its job.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.index, self.store, self.job = index, index.store, index.job
+        self.render = Renderer(index.job)
+        alive = index.store.alive
+        self.alive = np.ones(len(index), bool) if alive is None else alive
+
+    def card(self) -> list[tuple[str, str]]:
+        """Return what model, data and index are."""
+        header, engine = self.store.header, self.job.engine
+        sketch = dict(header.sketch)
+        paths: dict[str, int] = {}
+        for parameter in header.parameters:
+            paths[parameter.get("path", "unknown")] = paths.get(parameter.get("path", "unknown"), 0) + 1
+        removed = int((~self.alive).sum())
+        return [
+            ("Model", f"{type(self.job.model).__name__} ({header.backend}), {header.task}"),
+            ("Loss", getattr(self.job.loss_fn, "__name__", type(self.job.loss_fn).__name__)),
+            ("Gradient", f"{engine.size:,} numbers of {len(header.parameters)} parameters"),
+            ("Computed by", ", ".join(f"{path} ({count})" for path, count in paths.items())),
+            ("Training samples", f"{len(self.index):,}" + (f", {removed:,} of them removed" if removed else "")),
+            ("Zero gradients", f"{int((self.store.norms == 0).sum()):,}"),
+            ("Rows", f"{sketch.pop('kind')}, {header.dim} numbers, seed {header.seed}"),
+            ("Search", f"{self.index.searcher.factory} on {self.index.searcher.dim} numbers"),
+            ("Columns", ", ".join(sorted(self.store.columns))),
+            ("Made with", ", ".join(f"{name} {version}" for name, version in header.versions.items())),
+        ]
+
+    def audit(self) -> list[tuple[str, str, str]] | None:
+        """Return the lines of the last audit; None if there is none."""
+        path = self.store.path / AUDIT
+        if not path.is_file():
+            return None
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        lines = [
+            (f"recall@{saved['k']} with {saved['rerank']} exact checks", "recall"),
+            (f"recall@{saved['k']} of the sketch alone", "search_recall"),
+            ("rank correlation of the sketch", "rank_correlation"),
+        ]
+        found = []
+        for text, name in lines:
+            low, high = saved[f"{name}_interval"]
+            found.append((text, f"{saved[name]:.4f}", f"{low:.4f} to {high:.4f}"))
+        found.append(("queries, against rows", f"{saved['queries']:,}", f"{saved['rows']:,}"))
+        return found
+
+    def classes(self) -> list[dict[str, str]]:
+        """Return for each class how many samples, how many predicted right, mean loss and median norm."""
+        columns = self.store.columns
+        if "label" not in columns:
+            return []
+        labels = columns["label"][self.alive]
+        every = np.unique(labels)
+        if len(every) > _CLASSES or (labels.dtype.kind == "f" and (every % 1 != 0).any()):
+            return []
+        found = []
+        for one in every:
+            here = labels == one
+            line = {"class": class_name(self.job.class_names, one), "samples": f"{int(here.sum()):,}"}
+            if "prediction" in columns:
+                line["predicted right"] = (
+                    f"{100 * float((columns['prediction'][self.alive][here] == one).mean()):.1f} %"
+                )
+            line["mean loss"] = f"{float(columns['loss'][self.alive][here].mean()):.4g}"
+            line["median gradient norm"] = f"{float(np.median(self.store.norms[self.alive][here])):.4g}"
+            found.append(line)
+        return found
+
+    def queries(self, result: Explanation, x: Any, ids: Any) -> list[dict[str, Any]]:
+        """Return each query with its neighbours."""
+        data = result.data
+        tree = None if x is None else match_shapes(x, None, self.index.example)[0]
+        named = None if ids is None else np.atleast_1d(np.asarray(ids)).tolist()
+        found = []
+        for row in range(len(data["scores"])):
+            label, prediction = (self._value(data.get(f"query_{name}s"), row) for name in ("label", "prediction"))
+            shown = self.render(named[row]) if named is not None else self.render.query(tree, row)
+            own = label if label is not None else prediction
+            found.append(
+                {
+                    "title": f"Training sample {named[row]}" if named is not None else f"Query {row}",
+                    "label": self._name(label),
+                    "prediction": self._name(prediction),
+                    "shown": self._shown(shown),
+                    "proved": bool(data["proved"][row] and data["opponent_proved"][row]),
+                    "proponents": list(self._side(data, "", "ordered_indices", row, own)),
+                    "opponents": list(self._side(data, "opponent_", "opponent_indices", row, own)),
+                }
+            )
+        return found
+
+    def influential(self, top: int) -> list[dict[str, Any]]:
+        """Return the samples with the largest squared gradient norms."""
+        values, ids = self.index.self_influence(min(top, int(self.alive.sum())))
+        rows = self.store.rows_of(ids)
+        found = []
+        for value, i, row in zip(values, ids.tolist(), rows, strict=True):
+            known = {name: self._value(self.store.columns.get(name), row) for name in ("label", "prediction")}
+            found.append(self._sample(i, known, score=short_number(float(value)), exact=True, same=None))
+        return found
+
+    def _side(self, data: dict[str, Any], prefix: str, indices: str, row: int, own: Any) -> Iterator[dict[str, Any]]:
+        for place, i in enumerate(data[indices][row].tolist()):
+            if i < 0:
+                continue
+            known = {name: self._value(data.get(f"{prefix}{name}s"), (row, place)) for name in ("label", "prediction")}
+            same = None if own is None or known["label"] is None else bool(known["label"] == own)
+            score = short_number(float(data[f"{prefix}scores"][row, place]))
+            yield self._sample(i, known, score=score, exact=bool(data[f"{prefix}exact"][row, place]), same=same)
+
+    def _sample(self, i: int, known: dict[str, Any], **more: Any) -> dict[str, Any]:
+        names = {name: self._name(value) for name, value in known.items()}
+        return {"id": i, "shown": self._shown(self.render(i)), **names, **more}
+
+    def _shown(self, shown: Rendered | None) -> dict[str, Any] | None:
+        if shown is None:
+            return None
+        value = data_uri(shown.value, *self.render.shades) if shown.kind == "image" else shown.value
+        return {"kind": shown.kind, "value": value}
+
+    def _name(self, value: Any) -> str | None:
+        return None if value is None else class_name(self.job.class_names, value)
+
+    @staticmethod
+    def _value(values: Any, place: Any) -> Any:
+        return None if values is None else np.asarray(values)[place]

@@ -1,0 +1,57 @@
+// Asking the service, with the token if it wants one; an answer that comes too late is thrown away.
+
+let controller = null;
+
+export class Problem extends Error {}
+
+function headers(body) {
+  const token = sessionStorage.getItem("gradindex-token");
+  return {
+    ...(body === undefined ? {} : { "content-type": "application/json" }),
+    ...(token ? { authorization: `Bearer ${token}` } : {}),
+  };
+}
+
+function askForToken() {
+  const dialog = document.getElementById("ask");
+  const field = document.getElementById("token");
+  field.value = "";
+  if (!dialog.open) dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      sessionStorage.setItem("gradindex-token", field.value);
+      resolve();
+    }, { once: true });
+  });
+}
+
+export async function ask(path, body, signal) {
+  for (;;) {
+    let answer;
+    try {
+      answer = await fetch(path, {
+        method: body === undefined ? "GET" : "POST",
+        headers: headers(body),
+        body: body === undefined ? undefined : JSON.stringify(body),
+        signal,
+      });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Problem("The service does not answer. Is it still running?");
+    }
+    if (answer.status === 401) {
+      await askForToken();
+      continue;
+    }
+    const found = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Problem(found.detail || `The service answered ${answer.status}.`);
+    return found;
+  }
+}
+
+// Only the last of these counts.
+export function askLatest(path, body) {
+  controller?.abort();
+  controller = new AbortController();
+  return ask(path, body, controller.signal);
+}

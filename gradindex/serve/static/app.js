@@ -1,0 +1,223 @@
+// State lives in the address (after #, so that it is not sent to any server); everything else follows from it.
+
+import { ask, askLatest } from "./api.js";
+import { cards, element, ghosts, name, queryCard, timing } from "./view.js";
+import { decode, encode, readFile } from "./upload.js";
+
+const $ = (id) => document.getElementById(id);
+const PAGE = 24;
+const DEFAULTS = { id: null, input: null, label: "", kernel: "grad_cos", k: 10, side: "both", exact: true, certify: false, classes: [], offset: 0 };
+let info = null;
+let state = read();
+
+function read() {
+  const found = new URLSearchParams(location.hash.slice(1));
+  const whole = (text, least) => (/^\d+$/.test(text ?? "") && Number(text) >= least ? Number(text) : null);
+  return {
+    id: whole(found.get("id"), 0),
+    input: found.get("input"),
+    label: found.get("label") ?? "",
+    kernel: ["grad_cos", "grad_dot", "grad_asym_dot"].includes(found.get("kernel")) ? found.get("kernel") : DEFAULTS.kernel,
+    k: whole(found.get("k"), 1) ?? DEFAULTS.k,
+    side: ["both", "proponents", "opponents"].includes(found.get("side")) ? found.get("side") : DEFAULTS.side,
+    exact: found.get("exact") !== "0",
+    certify: found.get("certify") === "1",
+    classes: (found.get("classes") ?? "").split(",").filter((text) => text !== ""),
+    offset: whole(found.get("offset"), 0) ?? 0,
+  };
+}
+
+function address(wanted) {
+  const out = new URLSearchParams();
+  for (const key of Object.keys(DEFAULTS)) {
+    const value = wanted[key];
+    if (JSON.stringify(value) === JSON.stringify(DEFAULTS[key]) || value === null) continue;
+    out.set(key, typeof value === "boolean" ? Number(value) : Array.isArray(value) ? value.join(",") : value);
+  }
+  const text = out.toString();
+  return text ? `#${text}` : location.pathname;
+}
+
+function go(changes) {
+  state = { ...state, ...changes };
+  history.pushState(null, "", address(state));
+  show();
+}
+
+function fillControls() {
+  $("row").value = state.id ?? "";
+  $("kernel").value = state.kernel;
+  $("k").value = state.k;
+  $("exact").checked = state.exact;
+  $("certify").checked = state.certify;
+  $("label").value = state.label;
+  for (const radio of document.querySelectorAll("[name=side]")) radio.checked = radio.value === state.side;
+  for (const box of document.querySelectorAll("#classes input")) box.checked = state.classes.includes(box.value);
+}
+
+function start() {
+  $("about").textContent = `${info.samples.toLocaleString("en")} training samples, gradients of ${info.parameters.toLocaleString("en")} numbers (${info.backend}), ${info.sketch.kind} of ${info.dim}, ${info.factory}`;
+  $("k").max = info.max_k;
+  $("certify-part").hidden = !info.certifiable;
+  const named = (one) => info.class_names?.[one] ?? String(one);
+  $("class-part").hidden = info.classes.length < 2 || info.classes.length > 200;
+  $("classes").replaceChildren(...info.classes.map((one) =>
+    element("label", {}, element("input", { type: "checkbox", value: String(one) }), named(one))));
+  $("label").replaceChildren(element("option", { value: "" }, "what the model predicts"),
+    ...info.classes.map((one) => element("option", { value: String(one) }, named(one))));
+  const form = info.input;
+  const picture = form.kind === "array" && form.picture;
+  $("own").hidden = !(form.kind === "array" || form.kind === "text");
+  $("text-part").hidden = form.kind !== "text";
+  $("file").accept = picture ? "image/*,.json" : form.kind === "text" ? ".txt,text/plain" : ".json";
+  $("file-label").textContent = picture ? "Or a picture of your own" : form.kind === "text" ? "Or a text file" : "Or a sample in JSON";
+  $("own-hint").textContent = picture
+    ? `Pictures are scaled to ${form.picture.slice(0, 2).join(" × ")}, black to white as ${form.low} to ${form.high}.`
+    : form.kind === "array" ? `A list of numbers of shape (${form.shape.map((n) => n ?? "any").join(", ")}).` : "";
+}
+
+function request() {
+  const body = { k: Math.min(state.k, info.max_k), kernel: state.kernel, rerank: state.exact ? 100 : 0, render: true };
+  if (state.exact && state.certify && info.certifiable) body.certify = true;
+  if (state.classes.length) body.where = { label: state.classes.map(Number) };
+  if (state.input !== null) {
+    body.inputs = [decode(state.input, info.input)];
+    if (state.label !== "") body.labels = [Number(state.label)];
+  } else body.ids = [state.id];
+  return body;
+}
+
+function busy(on) {
+  $("main").setAttribute("aria-busy", String(on));
+}
+
+function fail(error) {
+  busy(false);
+  if (error.name === "AbortError") return;
+  for (const id of ["query", "proponents", "opponents", "browse", "timing"]) $(id).hidden = true;
+  $("error").hidden = false;
+  $("error-text").textContent = error.message;
+  $("status").textContent = "";
+}
+
+async function show() {
+  $("error").hidden = true;
+  fillControls();
+  try {
+    if (info === null) {
+      info = await ask("/v1/index");
+      start();
+      fillControls();
+    }
+    $("label-part").hidden = state.input === null || !info.classes.length;
+    if (state.id === null && state.input === null) await browse();
+    else await explain();
+  } catch (error) {
+    fail(error);
+  }
+}
+
+async function explain() {
+  $("browse").hidden = true;
+  const sides = ["proponents", "opponents"];
+  for (const side of sides) {
+    $(side).hidden = state.side !== "both" && state.side !== side;
+    ghosts($(side).querySelector("ol"), state.k);
+  }
+  busy(true);
+  $("status").textContent = "Searching";
+  document.title = `${state.id === null ? "your own query" : `sample ${state.id}`} · gradindex`;
+  const found = await askLatest("/v1/explain", request());
+  const [answer] = found.answers;
+  $("query").hidden = false;
+  queryCard($("query"), answer.query, answer, found);
+  const own = answer.query.label ?? answer.query.prediction;
+  for (const side of sides) {
+    cards($(side).querySelector("ol"), answer[side], { side: side.slice(0, -1), own, empty: "There are none." });
+  }
+  $("timing").hidden = false;
+  timing($("stages"), found.timing);
+  $("batch").textContent = found.timing.batch > 1 ? `Shared with ${found.timing.batch - 1} other queries.` : "";
+  busy(false);
+  const first = answer.proponents[0];
+  $("status").textContent = `${answer.proponents.length} proponents and ${answer.opponents.length} opponents in ${Math.round(1000 * found.timing.total)} milliseconds${first ? `, the first is sample ${first.id}, ${name(first, "label") ?? "without label"}` : ""}.`;
+}
+
+async function browse() {
+  for (const id of ["query", "proponents", "opponents", "timing"]) $(id).hidden = true;
+  $("browse").hidden = false;
+  document.title = "gradindex";
+  const list = $("browse").querySelector("ol");
+  ghosts(list, 12);
+  busy(true);
+  const limit = Math.min(PAGE, info.max_queries);
+  const one = state.classes.length === 1 ? `&label=${encodeURIComponent(state.classes[0])}` : "";
+  const found = await askLatest(`/v1/items?offset=${state.offset}&limit=${limit}${one}`);
+  cards(list, found.items, { empty: "There are no samples here." });
+  $("place").textContent = found.total ? `${Math.min(state.offset + 1, found.total).toLocaleString("en")} to ${Math.min(state.offset + limit, found.total).toLocaleString("en")} of ${found.total.toLocaleString("en")}` : "";
+  $("previous").disabled = state.offset === 0;
+  $("next").disabled = state.offset + limit >= found.total;
+  busy(false);
+  $("status").textContent = `${found.items.length} samples to pick from.`;
+}
+
+function listen() {
+  $("controls").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if ($("row").value !== "") go({ id: Math.max(0, Math.trunc(Number($("row").value))), input: null, label: "" });
+  });
+  $("random").addEventListener("click", () => info && go({ id: Math.floor(Math.random() * info.samples), input: null, label: "" }));
+  $("kernel").addEventListener("change", () => go({ kernel: $("kernel").value }));
+  $("k").addEventListener("change", () => {
+    const wanted = Math.trunc(Number($("k").value)) || DEFAULTS.k;
+    go({ k: Math.min(Math.max(1, wanted), info?.max_k ?? wanted) });
+  });
+  $("exact").addEventListener("change", () => go({ exact: $("exact").checked }));
+  $("certify").addEventListener("change", () => go({ certify: $("certify").checked }));
+  $("label").addEventListener("change", () => go({ label: $("label").value }));
+  for (const radio of document.querySelectorAll("[name=side]")) radio.addEventListener("change", () => go({ side: radio.value }));
+  $("classes").addEventListener("change", () => go({ classes: [...document.querySelectorAll("#classes :checked")].map((box) => box.value), offset: 0 }));
+  $("all-classes").addEventListener("click", () => go({ classes: [], offset: 0 }));
+  $("file").addEventListener("change", async () => {
+    const [file] = $("file").files;
+    if (!file) return;
+    try {
+      go({ id: null, input: encode(await readFile(file, info.input)), label: "" });
+    } catch (error) {
+      fail(error);
+    }
+    $("file").value = "";
+  });
+  $("send-text").addEventListener("click", () => $("text").value.trim() && go({ id: null, input: encode({ text: $("text").value }), label: "" }));
+  $("previous").addEventListener("click", () => go({ offset: Math.max(0, state.offset - PAGE) }));
+  $("next").addEventListener("click", () => go({ offset: state.offset + PAGE }));
+  $("retry").addEventListener("click", show);
+  $("home").addEventListener("click", (event) => { event.preventDefault(); go({ ...DEFAULTS }); });
+  $("link").addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(location.href);
+      $("link").textContent = "Copied";
+    } catch {
+      $("link").textContent = "Copy the address above";
+    }
+    setTimeout(() => { $("link").textContent = "Copy link"; }, 2000);
+  });
+  $("main").addEventListener("click", (event) => {
+    const picked = event.target.closest("button[data-id]");
+    if (!picked) return;
+    go({ id: Number(picked.dataset.id), input: null, label: "" });
+    $("main").focus();
+    scrollTo({ top: 0 });
+  });
+  $("main").addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step || !event.target.dataset?.id) return;
+    const every = [...document.querySelectorAll("main section:not([hidden]) button[data-id]")];
+    every[every.indexOf(event.target) + step]?.focus();
+    event.preventDefault();
+  });
+  addEventListener("popstate", () => { state = read(); show(); });
+}
+
+listen();
+show();

@@ -1,0 +1,216 @@
+"""The page, clicked through in a real browser."""
+
+import shutil
+import time
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from tests.jobs import digits
+from tests.serve.conftest import running
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the page is tested with playwright: pip install playwright"
+)
+pytest.importorskip("fastapi")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page is tested in Chromium: apt-get install chromium")
+X, Y = digits()
+WAIT = 30_000
+
+
+@pytest.fixture(scope="module")
+def address(served_path):
+    with running(served_path) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """A fresh page; anything that it loads from elsewhere, or that breaks its own policy, fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.said = said
+    yield page
+    context.close()
+    assert all(url.startswith((address, "data:", "blob:")) for url in asked), asked
+    assert not [text for text in said if "status of 4" not in text], said
+
+
+def until(page, condition):
+    """Wait for a condition in JavaScript; the page's own policy forbids playwright's way, which evaluates strings."""
+    end = time.monotonic() + WAIT / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(20)
+
+
+def settled(page):
+    until(page, "document.querySelector('main').getAttribute('aria-busy') === 'false'")
+
+
+def ids(page, side):
+    return [
+        int(one) for one in page.locator(f"#{side} button[data-id]").evaluate_all("all => all.map(b => b.dataset.id)")
+    ]
+
+
+def test_from_the_gallery_to_a_neighbour_and_back(page, address, index):
+    page.goto(address)
+    settled(page)
+    assert page.locator("#browse button[data-id]").count() == 24
+    page.locator("#browse button[data-id='3']").click()
+    settled(page)
+    want = index.explain(ids=[3], k=10)
+    assert ids(page, "proponents") == want.ordered_indices[0].tolist()
+    assert ids(page, "opponents") == want.opponent_indices[0].tolist()
+    first = page.locator("#proponents button").nth(1)
+    assert f"{want.scores[0, 1]:.3f}" in first.inner_text()
+    assert first.get_attribute("aria-label").startswith(f"proponent 2, sample {want.ordered_indices[0, 1]}, label")
+    assert page.locator("#proponents img").first.evaluate("i => i.complete && i.naturalWidth") == 8
+    assert "<b>odd</b>" in page.locator("#proponents").inner_text()  # a column, not HTML
+    first.click()
+    settled(page)
+    assert f"#id={want.ordered_indices[0, 1]}" in page.url
+    assert f"training sample {want.ordered_indices[0, 1]}" in page.locator("#query").inner_text()
+    page.go_back()
+    settled(page)
+    assert ids(page, "proponents") == want.ordered_indices[0].tolist()
+
+
+def test_every_option_changes_the_answer_and_the_link(page, address, browser, index):
+    page.goto(f"{address}/#id=7")
+    settled(page)
+    page.locator("#kernel").select_option("grad_dot")
+    page.locator("#k").fill("4")
+    page.locator("#k").press("Enter")
+    page.get_by_label("Proponents", exact=True).check()
+    page.locator("#classes").get_by_label("eight").check()
+    page.locator("#classes").get_by_label("three").check()
+    page.get_by_label("Exact scores").uncheck()
+    until(page, "document.querySelectorAll('#proponents button').length === 4")
+    settled(page)
+    want = index.explain(ids=[7], k=4, kernel="grad_dot", rerank=0, where={"label": [3, 8]})
+    assert ids(page, "proponents") == want.ordered_indices[0].tolist()
+    assert "≈" in page.locator("#proponents button").first.inner_text()
+    assert not page.locator("#opponents").is_visible()
+    stages = page.locator("#stages").inner_text()
+    assert "search" in stages and "exact" not in stages
+    other = browser.new_page()
+    other.set_default_timeout(WAIT)
+    other.goto(page.url)
+    settled(other)
+    assert ids(other, "proponents") == ids(page, "proponents")
+    assert other.locator("#kernel").input_value() == "grad_dot"
+    assert other.locator("#classes").get_by_label("eight").is_checked()
+    other.close()
+    page.get_by_label("Exact scores").check()
+    until(page, "document.querySelector('#stages').innerText.includes('exact checks')")
+
+
+def test_a_picture_of_ones_own(page, address, tmp_path, index):
+    from PIL import Image
+
+    pixels = (X[12].reshape(8, 8) * 255).round().astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "mine.png")
+    page.goto(address)
+    settled(page)
+    page.locator("#file").set_input_files(str(tmp_path / "mine.png"))
+    until(page, "location.hash.includes('input=')")
+    settled(page)
+    want = index.explain((pixels / 255).astype(np.float32).reshape(1, 64), k=10)
+    assert ids(page, "proponents") == want.ordered_indices[0].tolist()
+    assert "your own" in page.locator("#query").inner_text()
+    page.locator("#label").select_option("3")
+    until(page, "document.querySelector('#query').innerText.includes('three')")
+    labelled = index.explain((pixels / 255).astype(np.float32).reshape(1, 64), np.array([3]), k=10)
+    assert ids(page, "proponents") == labelled.ordered_indices[0].tolist()
+    page.reload()  # the link holds the picture
+    until(page, "document.querySelector('#query').innerText.includes('three')")
+    assert ids(page, "proponents") == labelled.ordered_indices[0].tolist()
+
+
+def test_by_keyboard_alone(page, address):
+    page.goto(address)
+    settled(page)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.locator("#row").focus()
+    page.keyboard.type("5")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#proponents button').length === 10")
+    settled(page)
+    assert "10 proponents and 10 opponents" in page.locator("#status").inner_text()
+    page.locator("#proponents button").first.focus()
+    page.keyboard.press("ArrowRight")
+    second = ids(page, "proponents")[1]
+    assert page.evaluate("document.activeElement.dataset.id") == str(second)
+    page.keyboard.press("Enter")
+    until(page, f"location.hash.includes('id={second}')")
+    settled(page)
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('button,input:not([type=file]),select,textarea')]"
+        ".filter(e => e.offsetParent && !(e.labels?.length || e.ariaLabel || e.textContent.trim()))"
+        ".map(e => e.outerHTML)"
+    )
+    assert unnamed == []
+    assert page.evaluate("[...document.querySelectorAll('img')].every(i => i.alt)")
+
+
+def test_errors_are_said_and_can_be_left(page, address):
+    page.goto(f"{address}/#id=99999")
+    page.locator("#error").wait_for()
+    assert "Ids [99999] are out of range for an index of 240 samples." in page.locator("#error").inner_text()
+    page.locator("#home").click()
+    settled(page)
+    assert not page.locator("#error").is_visible()
+    page.goto(f"{address}/#input=p%%%&k=3")
+    page.locator("#error").wait_for()
+    assert "damaged" in page.locator("#error").inner_text()
+
+
+def test_while_it_waits_and_when_the_service_is_gone(page, address):
+    page.route("**/v1/explain", lambda route: None)  # never answered
+    page.goto(f"{address}/#id=3")
+    until(page, "document.querySelectorAll('.ghost').length > 0")
+    assert page.locator("main").get_attribute("aria-busy") == "true"
+    page.unroute("**/v1/explain")
+    page.route("**/v1/explain", lambda route: route.abort())
+    page.locator("#k").fill("3")
+    page.locator("#k").press("Enter")
+    page.locator("#error").wait_for()
+    assert "does not answer" in page.locator("#error").inner_text()
+    page.unroute("**/v1/explain")
+    page.said.clear()
+    page.locator("#retry").click()
+    until(page, "document.querySelectorAll('#proponents button').length === 3")
+
+
+def test_a_token_is_asked_for(browser, served_path, tmp_path):
+    (tmp_path / "token").write_text("correct horse\n")
+    with running(served_path, "--token-file", tmp_path / "token") as (address, _):
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(f"{address}/#id=3&k=3")
+        for given in ("wrong horse", "correct horse"):
+            page.locator("#ask[open]").wait_for()
+            page.locator("#token").fill(given)
+            page.locator("#ask button").click()
+        until(page, "document.querySelectorAll('#proponents button').length === 3")
+        assert urlsplit(page.url).fragment == "id=3&k=3"
+        page.close()

@@ -1,0 +1,127 @@
+"""The report: what it says is true, and what it quotes cannot act."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import gradindex
+from gradindex.cli.app import run
+from tests.jobs import digits, digits_job
+
+pytest.importorskip("jinja2")
+from gradindex.report import report, write_report
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+JOB = "tests.serve.jobs:pictures_job"
+
+
+class Reader(HTMLParser):
+    """Collects what a page would load or run, and its texts."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.addresses, self.texts, self.handlers = set(), set(), [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "action", "data"):
+                self.addresses.add(value.partition(",")[0])
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def read(page):
+    reader = Reader()
+    reader.feed(page)
+    return reader
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    x, _ = digits()
+    path = tmp_path_factory.mktemp("report") / "index"
+    job = digits_job(render=lambda i: x[i].reshape(8, 8), class_names=[EVIL, *"123456789"])
+    built = gradindex.build(job, path)
+    built.verify(queries=10)
+    return built
+
+
+def test_it_says_what_the_index_says(index):
+    page = report(index, ids=[3, 11], k=4, top=5)
+    reader = read(page)
+    words = " ".join(" ".join(reader.texts).split())
+    want = index.explain(ids=[3, 11], k=4)
+    for ids in (want.ordered_indices, want.opponent_indices):
+        for i in ids.ravel():
+            assert f"#{i}" in words
+    for score in want.scores.ravel():
+        assert f"{score:.3f}".replace("-", "−") in words
+    _, most = index.self_influence(5)
+    assert [int(i) for i in re.findall(r"#(\d+)", words)][-5:] == most.tolist()
+    assert "Training sample 11" in words
+    assert "1,810 numbers of 4 parameters" in words
+    assert "recall@10 with 100 exact checks 1.0000" in words
+    _, y = digits()
+    row = re.search(r"mean loss median gradient norm .*?3 (\d+) ([\d.]+) %", words)
+    assert int(row.group(1)) == (y == 3).sum()
+
+
+def test_it_loads_and_runs_nothing(index):
+    reader = read(report(index, ids=[3], k=2))
+    assert reader.addresses == {"data:image/png;base64"}
+    assert not reader.handlers
+    assert not reader.tags & {"script", "link", "iframe", "object", "form"}
+
+
+def test_labels_and_texts_stay_texts(index):
+    x, y = digits()
+    zero = int(np.flatnonzero(y == 0)[0])
+    pages = [report(index, ids=[zero], k=3)]
+    for value in (EVIL, {EVIL: EVIL}):
+        object.__setattr__(index.job, "render", lambda i, value=value: value)
+        pages.append(report(index, x[:1], k=3))
+    object.__setattr__(index.job, "render", lambda i: x[i].reshape(8, 8))
+    for page in pages:
+        reader = read(page)
+        assert "<script" not in page
+        assert not reader.handlers and "script" not in reader.tags
+        assert "<script>alert(1)</script>" in "".join(reader.texts)
+
+
+def test_without_queries_or_audit(tmp_path):
+    index = gradindex.build(digits_job(), tmp_path / "index")
+    words = " ".join(read(report(index)).texts)
+    assert "has not been audited" in words
+    assert "Proponents" not in words
+    assert write_report(index, tmp_path / "r.html", digits()[0][:1], k=2).read_text().count("<section>") == 1
+
+
+def test_the_command_writes_one_file(tmp_path, capsys):
+    from tests.serve.jobs import pictures_job
+
+    gradindex.build(pictures_job(), tmp_path / "index")
+    arguments = [
+        "report",
+        str(tmp_path / "index"),
+        JOB,
+        "--queries",
+        "3,14",
+        "-o",
+        str(tmp_path / "page.html"),
+        "-k",
+        "2",
+    ]
+    assert run(arguments) == 0
+    assert "Wrote" in capsys.readouterr().out
+    assert (tmp_path / "page.html").read_text().count("<section>") == 2
+    x, y = digits()
+    np.savez(tmp_path / "q.npz", x=x[:3], y=y[:3])
+    assert run([*arguments[:4], str(tmp_path / "q.npz"), *arguments[5:], "--json"]) == 0
+    assert '"bytes"' in capsys.readouterr().out
+    assert (tmp_path / "page.html").read_text().count("<section>") == 3
