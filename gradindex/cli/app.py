@@ -124,7 +124,7 @@ def build(
         overwrite=overwrite,
         engine=distributed.engine_of(engine, address, workers, resources, working_dir),
     )
-    if as_json:
+    if as_json and index_.summary is not None:
         typer.echo(json.dumps(describe(index_) | {"summary": index_.summary.to_json()}))
         return
     out.print(info_table(describe(index_)))

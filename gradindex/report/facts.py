@@ -1,6 +1,5 @@
 """What a report says, as plain values for its template."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from gradindex.index.index import Index
 from gradindex.plots.rows import class_name, short_number
 from gradindex.queries import match_shapes
 from gradindex.rendering import Rendered, Renderer, data_uri
+from gradindex.store.manifest import read_json
 from gradindex.verify import AUDIT
 
 _CLASSES = 100  # rows of the table of classes
@@ -55,9 +55,9 @@ class Facts:
     def audit(self) -> list[tuple[str, str, str]] | None:
         """Return the lines of the last audit; None if there is none."""
         path = self.store.path / AUDIT
-        if not path.is_file():
+        if not path.exists():
             return None
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
         lines = [
             (f"recall@{saved['k']} with {saved['rerank']} exact checks", "recall"),
             (f"recall@{saved['k']} of the sketch alone", "search_recall"),

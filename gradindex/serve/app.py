@@ -1,6 +1,5 @@
 """The routes."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from gradindex.serve.lookup import Search
 from gradindex.serve.metrics import Measured
 from gradindex.serve.service import Service, as_where
 from gradindex.serve.settings import Settings
+from gradindex.store.manifest import read_json
 from gradindex.verify import AUDIT
 
 STATIC = Path(__file__).parent / "static"
@@ -72,7 +72,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/explain", response_model=models.ExplainResponse, tags=["lookup"])
     async def explain(asked: models.ExplainRequest) -> Response:
-        """Find the training samples with the highest and the lowest kernel values for each query."""
+        """Find the training samples with the highest and the lowest kernel values for each query.
+
+        Concurrent requests with the same options and `rerank` 0 share one forward pass.
+        """
         began = time.perf_counter()
         options, queries, size = service.explain_task(asked)
         found = await service.ask("model", options, queries, size)
@@ -131,8 +134,7 @@ def routes(service: Service) -> APIRouter:
         path = service.path / AUDIT
         if not path.exists():
             raise HTTPException(404, "This index has no audit yet: gradindex verify makes one.")
-        saved = json.loads(path.read_bytes())
-        return reply(models.Audit.model_validate(saved))
+        return reply(models.Audit.model_validate(read_json(path)))
 
     @router.get("/healthz", response_model=models.Health, tags=["operation"])
     async def health() -> models.Health:

@@ -128,9 +128,10 @@ class Service:
             max_checks=asked.max_checks,
             where=as_where(asked.where),
             given=given,
-            # What is proved of one query is of use to its neighbours in a batch: answers that are not proved would
-            # depend on the company.
-            alone=next(_ALONE) if asked.certify else 0,
+            # Exact checks gain nothing from company: each query has its own candidates, and forming the gradients of
+            # those that are shared costs more than it saves (benchmarks/serve.py). With certify, answers that are not
+            # proved would depend on it.
+            alone=next(_ALONE) if asked.rerank or asked.certify else 0,
         )
         return options, Queries(ids, x, y, asked.render), size
 

@@ -89,10 +89,10 @@ def same_but_for_ties(found, want, k):
 def test_batching_changes_no_answer(client, index):
     """Forty different requests at once, of five kinds, against the same ones by themselves."""
     kinds = [
-        {"k": 5},
-        {"k": 3, "kernel": "grad_dot"},
         {"k": 5, "rerank": 0},
-        {"k": 4, "where": {"label": 2}},
+        {"k": 3, "kernel": "grad_dot", "rerank": 0},
+        {"k": 5, "rerank": 0},
+        {"k": 4, "where": {"label": 2}, "rerank": 0},
         {"k": 5, "rerank": 20},
     ]
     asked = [{"ids": [i], **kinds[i % 5]} if i % 2 else {"inputs": [X[i].tolist()], **kinds[i % 5]} for i in range(40)]
