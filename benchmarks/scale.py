@@ -4,9 +4,9 @@
 
 overhead: the CNN of `million.py` on Fashion-MNIST, shards of about a second, one thread a worker: the embedded build's
 seconds a shard against one Ray worker's and two workers'. Only embedding is compared, from the first shard that is
-published to the last, so that starting processes does not count. plan: `gradindex.measure` for `--seconds`, then a
-real build of `--rows` rows and single queries. simulate: the measured seconds a shard, 10⁹ rows on 1,024 workers that
-fail at random and come back after two minutes; a shard that was being embedded is done again.
+published to the last, so that starting processes does not count. plan: `gradindex.measure` for `--seconds`, then real
+builds of `--rows` and `--large-rows` rows and single queries. simulate: the measured seconds a shard, 10⁹ rows on 1,024
+workers that fail at random and come back after two minutes; a shard that was being embedded is done again.
 """
 
 import argparse
@@ -89,21 +89,20 @@ def overhead(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def plan(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return what was predicted and what was found, for an exact index and for inverted lists."""
+    """Return what was predicted and what was found, for an exact index and for one with inverted lists."""
     import gradindex
     from gradindex.measure import _reset_peak, _status, measure
     from gradindex.plan import predict
 
-    work = job(options.rows)
-    rates = measure(work, seconds=options.seconds)
+    rates = measure(job(options.large_rows), seconds=options.seconds)
     found = {}
-    for kind, lists in (("Flat", 0), ("IVF256,SQ8", 256)):
-        want = predict(rates, options.rows, lists=lists)
-        out = folder / kind.replace(",", "-")
+    for rows in (options.rows, options.large_rows):
+        work, want = job(rows), predict(rates, rows)
+        out = folder / str(rows)
         _reset_peak()
-        index = gradindex.build(work, out, index=kind)
+        index = gradindex.build(work, out)
         peak, summary = _status("VmHWM"), index.summary
-        queries = np.random.default_rng(0).choice(options.rows, 12, replace=False)
+        queries = np.random.default_rng(0).choice(rows, 12, replace=False)
         index.explain(ids=queries[:2], k=10)
         began = time.perf_counter()
         for one in queries:
@@ -117,8 +116,10 @@ def plan(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "worker bytes": (want.worker_bytes, peak),
             "explanations/s": (want.queries_per_second, rate),
         }
-        found[kind] = {name: {"planned": a, "found": b, "off": a / b - 1} for name, (a, b) in pairs.items()}
-    return {"rows": options.rows, "rates": dataclasses.asdict(rates), **found}
+        found[f"{rows} rows, {index.searcher.factory}"] = {
+            name: {"planned": a, "found": b, "off": a / b - 1} for name, (a, b) in pairs.items()
+        }
+    return {"rates": dataclasses.asdict(rates), **found}
 
 
 def simulate(
@@ -180,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=["overhead", "plan", "simulate"])
     parser.add_argument("--rows", type=int, default=8000)
+    parser.add_argument("--large-rows", type=int, default=110_000, help="of the plan that has inverted lists")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of measuring, for the plan")
     parser.add_argument("--all-rows", type=int, default=10**9)

@@ -17,7 +17,8 @@ from gradindex.index import factory
 from gradindex.job import Job
 from gradindex.plan import Rates
 from gradindex.sketch import CountSketch, Sketch
-from gradindex.store import Store
+from gradindex.store import Store, location
+from gradindex.store.manifest import keep
 from gradindex.store.shard import normalise
 
 _LARGE = 64 << 20  # bytes of what is scanned, more than caches hold
@@ -64,7 +65,7 @@ def measure(job: Job, *, sketch: Sketch | None = None, seconds: float = 60.0, se
             publish=publish,
             start=start,
             **_indexing(factory.as_vectors(rows, width), seed),
-            **_exact_index(rows),
+            **_exact_index(rows, Path(folder)),
             **_queries(job, store, projector, seed),
             row_bytes=store.bytes / len(store),
             base_bytes=base,
@@ -136,15 +137,22 @@ def _indexing(vectors: NDArray[np.float32], seed: int) -> dict[str, float]:
     return {"assign": assign, "encode": encode, "coarse": coarse, "scan": scan}
 
 
-def _exact_index(rows: NDArray[np.float32]) -> dict[str, float]:
+def _exact_index(rows: NDArray[np.float32], folder: Path) -> dict[str, float]:
+    """Return the costs of an exact index over rows like these (n, dim), which is written to a folder."""
     library: Any = faiss
     count = max(len(rows), _LARGE // (4 * rows.shape[1]))
-    flat = library.IndexFlatIP(rows.shape[1])
+    flat, stored = library.IndexFlatIP(rows.shape[1]), rows.astype(np.float16)
     began = time.perf_counter()
     for begin in range(0, count, len(rows)):
-        flat.add(factory.as_vectors(rows[: count - begin], rows.shape[1]))
+        flat.add(factory.as_vectors(stored[: count - begin].astype(np.float32), rows.shape[1]))
     added = (time.perf_counter() - began) / count
-    return {"add_flat": added, "scan_flat": _seconds(lambda: flat.search(rows[:1], 100)) / count}
+    began = time.perf_counter()
+    with location.temporary(folder) as part:
+        library.write_index(flat, str(part))
+        keep(part, folder, "<tag>.faiss")
+    saved = (time.perf_counter() - began) / (flat.ntotal * rows.shape[1] * 4)
+    scan = _seconds(lambda: flat.search(rows[:1], 100)) / count
+    return {"add_flat": added, "save": saved, "scan_flat": scan}
 
 
 def _queries(job: Job, store: Store, projector: Projector, seed: int) -> dict[str, float]:

@@ -14,7 +14,6 @@ from gradindex.store.store import SHARD_BYTES
 
 CANDIDATES = 100
 """Rows of each side that a query evaluates exactly, `explain`'s default."""
-_TRAINING_SHARE = 0.1  # of the embedding's time that training the quantiser may take
 _ITERATIONS = 10  # of k-means in FAISS's inverted lists
 _BUFFERS = 8  # bytes a number of a shard while it is put together: float32 sketches, two float16 copies
 _SIDE_BYTES = 28  # of a row for a searching worker: norm, id, and the order of a norm-ordered scan
@@ -26,7 +25,8 @@ class Rates:
     """Measured costs: seconds and bytes of one unit of each kind of work.
 
     `embed` a row; `publish` a row written to the store; `start` loading the job in a new process. `assign` comparing
-    one of many rows with one list's centroid; `encode` a row; `add_flat` a row. `coarse` comparing one query with one
+    one of many rows with one list's centroid; `encode` a row; `add_flat` a row; `save` a byte of the
+    index's file. `coarse` comparing one query with one
     centroid; `scan` with one code of a list; `scan_flat` with one uncompressed row; `fetch` a stored row;
     `query` the gradient of a query; `check` one exact evaluation. `row_bytes` of the store; `base_bytes` a process
     with the model; `embed_bytes` the most it needs above that while embedding. `dim` numbers of a stored row,
@@ -39,6 +39,7 @@ class Rates:
     assign: float
     encode: float
     add_flat: float
+    save: float
     coarse: float
     scan: float
     scan_flat: float
@@ -82,20 +83,10 @@ class Prediction:
         return {**dataclasses.asdict(self), "hours": self.hours}
 
 
-def choose(rates: Rates, rows: int, workers: int) -> int:
-    """Return the number of inverted lists to use, 0 for an exact index.
-
-    What ``'auto'`` takes if training it on one machine takes at most a tenth of the time of embedding; else the
-    largest power of two that does, but not fewer than √rows.
-    """
+def choose(rates: Rates, rows: int) -> int:
+    """Return the number of inverted lists that ``index='auto'`` takes, 0 for an exact index."""
     kind, _ = factory.choose(rows, rates.dim, rates.width < rates.dim)
-    if kind == "Flat":
-        return 0
-    lists = int(kind.removeprefix("IVF").partition(",")[0])
-    embedding = _embedding(rates, rows, workers, _shard_rows(rates))
-    while lists // 2 >= math.sqrt(rows) and _training(rates, rows, lists) > _TRAINING_SHARE * embedding:
-        lists //= 2
-    return lists
+    return 0 if kind == "Flat" else int(kind.removeprefix("IVF").partition(",")[0])
 
 
 def predict(
@@ -123,7 +114,7 @@ def predict(
         if value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}.")
     size = min(rows, shard_rows or _shard_rows(rates))
-    lists = choose(rates, rows, workers) if lists is None else lists
+    lists = choose(rates, rows) if lists is None else lists
     searching = min(workers, rows)
     part = rows / searching
     if lists:
@@ -147,7 +138,7 @@ def predict(
         index=f"IVF{lists},SQ8" if lists else "Flat",
         embedding_seconds=_embedding(rates, rows, workers, size),
         training_seconds=training,
-        adding_seconds=adding,
+        adding_seconds=adding + rates.save * index_bytes,
         store_bytes=rows * rates.row_bytes,
         index_bytes=index_bytes,
         worker_bytes=rates.base_bytes + max(building, held + _SIDE_BYTES * part),

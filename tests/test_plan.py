@@ -1,11 +1,11 @@
 """The arithmetic of plans, and a plan against a real build."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
 import gradindex
+from gradindex.index import factory
 from gradindex.measure import measure
 from gradindex.plan import Rates, choose, predict
 from tests.jobs import ROWS, digits_job
@@ -17,6 +17,7 @@ RATES = Rates(
     assign=1e-9,
     encode=1e-6,
     add_flat=1e-6,
+    save=1e-9,
     coarse=1e-8,
     scan=1e-9,
     scan_flat=1e-7,
@@ -36,7 +37,7 @@ def test_a_small_build_by_hand():
     assert found.index == "Flat"
     assert found.embedding_seconds == pytest.approx(10_000 * 1.01e-3)
     assert found.training_seconds == 0
-    assert found.adding_seconds == pytest.approx(0.01)
+    assert found.adding_seconds == pytest.approx(0.01 + 10_000 * 4096e-9)
     assert found.store_bytes == 21e6
     assert found.index_bytes == 10_000 * 4096
     assert found.worker_bytes == pytest.approx(1e9 + 5e8 + 8 * 1024 * 10_000)
@@ -49,7 +50,7 @@ def test_a_large_build_by_hand():
     shards = math.ceil(10**9 / 65536)
     assert found.embedding_seconds == pytest.approx(10 + math.ceil(shards / 64) * 65536 * 1.01e-3)
     assert found.training_seconds == pytest.approx(10 * (64 * 65536) * 65536 * 1e-9)
-    assert found.adding_seconds == pytest.approx(10**9 * (65536e-9 + 1e-6) / 64)
+    assert found.adding_seconds == pytest.approx(10**9 * (65536e-9 + 1e-6) / 64 + 1e-9 * found.index_bytes)
     assert found.index_bytes == 10**9 * 264 + 4 * 65536 * 256
     search = 65536e-8 + 10**9 / 64 / 16 * 1e-9 + 100 * 1e-5
     assert found.searches_per_second == pytest.approx(1 / search)
@@ -70,15 +71,13 @@ def test_costs_grow_with_rows_and_shrink_with_workers():
     assert predict(RATES, 10**9, 128).embedding_seconds < 0.51 * predict(RATES, 10**9, 64).embedding_seconds
 
 
-def test_the_quantiser_is_not_what_takes_longest():
-    assert choose(RATES, 50_000, 1) == 0
-    assert choose(RATES, 10**9, 1) == 131_072  # training: 3 hours of 280
-    lists = choose(RATES, 10**9, 1024)
-    assert lists == 32_768  # 17 minutes of embedding, and not fewer than √rows
-    slow = replace(RATES, embed=1.0)
-    assert choose(slow, 10**9, 1024) == 131_072
-    chosen = predict(RATES, 10**8, 16)
-    assert chosen.training_seconds <= 0.1 * chosen.embedding_seconds
+def test_the_index_is_the_one_that_a_build_takes():
+    for rows in (50_000, 10**6, 10**9):
+        kind, width = factory.choose(rows, 1024, True)
+        assert predict(RATES, rows).index == kind
+        assert width == (1024 if rows == 50_000 else RATES.width)
+    assert choose(RATES, 50_000) == 0
+    assert choose(RATES, 10**6) == 4096
 
 
 @pytest.mark.parametrize("options", [{"rows": 0}, {"rows": 10, "workers": 0}])
