@@ -165,7 +165,7 @@ def order(summary):
         ahead = [f"{name} {mean:.2f}" for name, mean in rows.items() if mean > rows["GC"] + 0.005]
         near = [f"{n} {mean:.2f}" for n, mean in rows.items() if n in BEHIND and mean > rows["GC"] - 0.1]
         first = f"GC {rows['GC']:.2f} is first" if not ahead else f"ahead of GC {rows['GC']:.2f}: {', '.join(ahead)}"
-        rest = f"less than .1 behind: {', '.join(near)}" if near else "dot metrics, GD, IF and FK far behind"
+        rest = f"less than .1 behind: {', '.join(near)}" if near else "dot metrics, GD, IF, FK far behind where run"
         lines.append(f"{test}: {first}; {rest}")
     return lines
 
