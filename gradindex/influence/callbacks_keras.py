@@ -17,4 +17,5 @@ class RecordEpochs(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Record if it is the time."""
         if (epoch + 1) % self._every == 0:
-            self._recorder.record(self.model, keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            optimizer = self.model.optimizer
+            self._recorder.record(self.model, keras.ops.convert_to_numpy(optimizer.learning_rate), optimizer)

@@ -21,9 +21,9 @@ class RecordTraining(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Record if it is the time."""
         if self._unit == "step" and state.global_step % self._every == 0:
-            self._recorder.record(parts["model"], self._rate)
+            self._recorder.record(parts["model"], self._rate, parts["optimizer"])
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Record if it is the time."""
         if self._unit == "epoch" and round(state.epoch) % self._every == 0:
-            self._recorder.record(parts["model"], self._rate)
+            self._recorder.record(parts["model"], self._rate, parts["optimizer"])

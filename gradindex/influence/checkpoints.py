@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradindex.gradients import Backend, backend_of
+from gradindex.influence.preconditioner import check_preconditioner, read_preconditioner, trainable_shapes
 
 
 class Checkpoint(NamedTuple):
@@ -18,6 +19,9 @@ class Checkpoint(NamedTuple):
     """torch: a ``state_dict``; Keras: the list that ``get_weights`` returns; or the path of a file that holds it
     (``torch.save`` of a ``state_dict``; Keras ``.weights.h5``)."""
     learning_rate: float
+    preconditioner: Any = None
+    """None, or how much of each coordinate of the gradient a step takes, as Adam's 1/(√v̂ + ε): an array for each
+    trainable parameter, in the model's order and of its shape."""
 
 
 class CheckpointRecorder:
@@ -25,12 +29,19 @@ class CheckpointRecorder:
 
     In a plain loop call `record`; for Keras pass ``callbacks=[recorder.keras_callback()]`` to ``fit``, for Hugging
     Face ``callbacks=[recorder.trainer_callback()]`` to ``Trainer``. Weights are copied to the host's memory.
+
+    Parameters
+    ----------
+    adam
+        Keep Adam's preconditioner 1/(√v̂ + ε) as well. TracIn is then that of Adam's steps,
+        Σ_c η_c ⟨g_c(x), g_c(z) / (√v̂_c + ε)⟩, and forms gradients whole: slower, and P numbers a sample.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, adam: bool = False) -> None:
         self.checkpoints: list[Checkpoint] = []
+        self._adam = adam
 
-    def record(self, model: Any, learning_rate: Any) -> None:
+    def record(self, model: Any, learning_rate: Any, optimizer: Any = None) -> None:
         """Append the model's present weights.
 
         Parameters
@@ -39,18 +50,29 @@ class CheckpointRecorder:
             A ``torch.nn.Module`` or a Keras model.
         learning_rate
             A number, or a torch optimiser, whose parameter groups must share one.
+        optimizer
+            For ``adam=True``, the optimiser, where `learning_rate` is a number.
 
         Raises
         ------
         ValueError
-            If the learning rate is not positive and finite, or the optimiser has several.
+            If the learning rate is not positive and finite, the optimiser has several, or there is none though its
+            preconditioner is wanted, or it has made no step.
+        TypeError
+            If the preconditioner of an optimiser is wanted that is no Adam.
         """
         if hasattr(learning_rate, "param_groups"):
+            optimizer = learning_rate if optimizer is None else optimizer
             rates = {float(group["lr"]) for group in learning_rate.param_groups}
             if len(rates) != 1:
                 raise ValueError(f"The optimiser has several learning rates, {sorted(rates)}: give one number.")
             learning_rate = rates.pop()
-        self.checkpoints.append(Checkpoint(read_state(model), _check_rate(learning_rate)))
+        rate, factors = _check_rate(learning_rate), None
+        if self._adam:
+            if optimizer is None:
+                raise ValueError("Adam's preconditioner is wanted: give record(model, learning_rate, optimizer).")
+            factors = read_preconditioner(_unwrapped(model), optimizer)
+        self.checkpoints.append(Checkpoint(read_state(model), rate, factors))
 
     def keras_callback(self, every: int = 1) -> Any:
         """Return a ``keras.callbacks.Callback`` that records after every `every`-th epoch.
@@ -105,25 +127,34 @@ def check_checkpoints(model: Any, checkpoints: Any) -> list[Checkpoint]:
     Raises
     ------
     TypeError
-        If they are no sequence of (state, learning rate).
+        If they are no sequence of (state, learning rate), with or without a preconditioner.
     ValueError
-        If there are none, a learning rate is not positive and finite, or a state is not the model's (the message
-        names the first difference).
+        If there are none, a learning rate is not positive and finite, or a state or preconditioner is not the
+        model's (the message names the first difference).
     FileNotFoundError
         If a file is missing.
     """
-    if not isinstance(checkpoints, Sequence) or any(not isinstance(c, tuple) or len(c) != 2 for c in checkpoints):
+    if not isinstance(checkpoints, Sequence) or any(not _is_checkpoint(c) for c in checkpoints):
         raise TypeError("checkpoints must be a sequence of (state, learning_rate).")
     if not checkpoints:
         raise ValueError("There are no checkpoints: give at least one (state, learning_rate).")
     found = []
-    for place, (state, rate) in enumerate(checkpoints):
+    for place, (state, rate, factors) in enumerate(Checkpoint(*given) for given in checkpoints):
         state = _read_file(model, Path(state)) if isinstance(state, str | Path) else state
         difference = _difference(model, state)
         if difference:
             raise ValueError(f"Checkpoint {place} is not of this model: {difference}.")
-        found.append(Checkpoint(state, _check_rate(rate)))
+        if factors is not None:
+            try:
+                factors = check_preconditioner(factors, trainable_shapes(_unwrapped(model)))
+            except ValueError as error:
+                raise ValueError(f"Checkpoint {place} is not of this model: {error}.") from error
+        found.append(Checkpoint(state, _check_rate(rate), factors))
     return found
+
+
+def _is_checkpoint(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) in (2, 3)
 
 
 @contextmanager

@@ -5,6 +5,9 @@ That is ONE inner product, of the gradients of all checkpoints concatenated with
 checkpoints become an engine of C·P parameters, and building, searching, exact checks, audits and self-influence
 (Σ_c η_c ‖g_c‖², the squared norm) are those of any other engine, with the kernel ``grad_dot``.
 
+A checkpoint may bring a preconditioner d, as Adam's 1/(√v̂ + ε): then its term is η_c ⟨g_c(x), d ∘ g_c(z)⟩, and its
+part of the concatenated gradient is weighted by √(η_c d).
+
 The sketch adds all checkpoints into one vector, as it adds all layers: the copies of a parameter have places, and
 therefore hashes, of their own. See ``benchmarks/tracin.py`` for why not beside each other.
 """
@@ -58,6 +61,7 @@ class TracInEngine(Engine):
         self.dtype, self.frozen = engine.dtype, engine.frozen
         self._copies = [{p.name: _copy(p, place) for p in engine.parameters} for place in range(len(self._scales))]
         self.parameters = tuple(copy for copies in self._copies for copy in copies.values())
+        self._roots = [self._root(checkpoint.preconditioner) for checkpoint in self._checkpoints]
 
     @property
     def paths(self) -> dict[str, str]:
@@ -68,7 +72,8 @@ class TracInEngine(Engine):
     @property
     def bytes_per_sample(self) -> int:
         """About how many bytes of working memory `embed` takes for a sample: one checkpoint at a time."""
-        return self._engine.bytes_per_sample
+        formed = any(root is not None for root in self._roots)
+        return self._engine.bytes_per_sample + 3 * formed * self._engine.size * self.dtype.itemsize
 
     def outputs(self, x: Tree) -> Floats:
         """Return the last checkpoint's outputs (b, …) in inference mode."""
@@ -98,7 +103,7 @@ class TracInEngine(Engine):
         squares: Any = 0.0
         with self._borrowed():
             for place in self._visit():
-                found = self._engine.embed(x, y, _Renamed(projector, self._copies[place]))
+                found = self._embed_at(place, x, y, projector)
                 sketches = sketches + np.float32(self._scales[place]) * found.sketches
                 squares = squares + self._scales[place] ** 2 * found.norms**2
         return Embedded(sketches, np.sqrt(squares), found.losses, found.outputs)
@@ -114,6 +119,8 @@ class TracInEngine(Engine):
         with self._borrowed():
             for place in self._visit():
                 part = direction[place * self._engine.size : (place + 1) * self._engine.size]
+                if self._roots[place] is not None:
+                    part = part * self._roots[place]
                 dots, losses = self._engine.directional(x, y, part)
                 total = total + self._scales[place] * np.asarray(dots, np.float64)
         return total, losses
@@ -126,14 +133,34 @@ class TracInEngine(Engine):
                 found |= {_name(place, name): digest for name, digest in self._engine.state_hashes().items()}
                 rate = repr(self._checkpoints[place].learning_rate).encode()
                 found[_name(place, "learning rate")] = hashlib.sha256(rate).hexdigest()
+                if self._roots[place] is not None:
+                    digest = hashlib.sha256(np.ascontiguousarray(self._roots[place]).tobytes()).hexdigest()
+                    found[_name(place, "preconditioner")] = digest
         return found
+
+    def _root(self, factors: Any) -> Any:
+        """Return √d of the selected parameters, (P,), or None."""
+        if factors is None:
+            return None
+        return np.sqrt(np.concatenate([factors[p.position].ravel() for p in self._engine.parameters]))
+
+    def _embed_at(self, place: int, x: Tree, y: Tree, projector: Projector) -> Embedded:
+        """Return sketches and norms at one checkpoint, but for √η; formed gradients where coordinates have weights."""
+        if self._roots[place] is None:
+            return self._engine.embed(x, y, _Renamed(projector, self._copies[place]))
+        found = self._engine.gradients(x, y)
+        rows = found.gradients * self._roots[place].astype(found.gradients.dtype)
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+        copies = list(self._copies[place].values())
+        return Embedded(projector(copies, rows), norms, found.losses, found.outputs)
 
     def _concatenated(self, gradients: Any, x: Tree, y: Tree) -> PerSample:
         parts = []
         with self._borrowed():
             for place in self._visit():
                 found: PerSample = gradients(x, y)
-                parts.append(found.gradients * self.dtype.type(self._scales[place]))
+                rows = found.gradients * self.dtype.type(self._scales[place])
+                parts.append(rows if self._roots[place] is None else rows * self._roots[place].astype(rows.dtype))
         return PerSample(np.concatenate(parts, axis=1), found.losses, found.outputs)
 
     @contextmanager
