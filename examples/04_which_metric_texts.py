@@ -6,9 +6,6 @@ with logistic regression, and averaged embeddings. Run it with ``python examples
 """
 
 import argparse
-import csv
-import gzip
-import os
 import re
 from collections import Counter
 from functools import partial
@@ -17,34 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from texts import read
 from torch import nn
 
 import gradindex
 from gradindex import relevance
 from gradindex.evaluation import Experiment, evaluate
-
-WORDS = {
-    "games": "puzzle arcade chess player level board score cards",
-    "sound": "audio mixer music midi player synthesizer codec track",
-    "net": "server client protocol network mail proxy packet web",
-}
-
-
-def read(limit: int, seed: int) -> tuple[list[str], np.ndarray, list[str]]:
-    """Return texts, labels (n,) and the names of the sections."""
-    rng = np.random.default_rng(seed)
-    path = Path(os.environ.get("GRADINDEX_DATA", "")) / "debian_sections.tsv.gz"
-    if path.is_file():
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        pairs = [(row["description"], row["section"]) for row in rows]
-    else:
-        pairs = [
-            (" ".join(rng.choice(words.split(), 4)), section) for section, words in WORDS.items() for _ in range(200)
-        ]
-    chosen = [pairs[i] for i in rng.permutation(len(pairs))[:limit]]
-    names = sorted({section for _, section in chosen})
-    return [text for text, _ in chosen], np.array([names.index(section) for _, section in chosen]), names
 
 
 def count_words(texts: list[str], most: int) -> np.ndarray:

@@ -47,7 +47,8 @@ class Job:
     checkpoints
         For TracIn: ``[(state, learning rate), …]`` along training (see `gradindex.influence.CheckpointRecorder`).
         Gradients are then those at all of them, times √(learning rate), one after the other, so that ``grad_dot``
-        is Σ_c η_c ⟨g_c, g_c⟩; losses and predictions are those of the last. None: the model as it is.
+        is Σ_c η_c ⟨g_c, g_c⟩; losses and predictions are those of the last. A third entry, Adam's preconditioner,
+        weights the coordinates. None: the model as it is.
     render
         ``render(i)`` returns sample i as people see it, for pictures, reports and the served page: an image (array or
         PIL), a string, or a dict of names to values. None: inputs are shown as they are.
@@ -76,7 +77,7 @@ class Job:
     device: Any = None
     class_names: Sequence[str] | None = None
     columns: Any = None
-    checkpoints: Sequence[tuple[Any, float]] | None = field(default=None, repr=False)
+    checkpoints: Sequence[tuple[Any, ...]] | None = field(default=None, repr=False)
     render: Callable[[int], Any] | None = field(default=None, repr=False)
     metric: Mapping[str, Any] | None = None
     reference: str | None = field(default=None, repr=False, compare=False)

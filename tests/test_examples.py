@@ -26,6 +26,15 @@ def run(script, *options, **variables):
     )
 
 
+def run_transformers(*arguments):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    done = run(*arguments)
+    if "Are this object's requirements defined correctly?" in done.stderr:  # such as a torchvision of another torch
+        pytest.skip(f"Transformers cannot be imported here: {done.stderr.splitlines()[-1]}")
+    return done
+
+
 @pytest.mark.parametrize("script", STUDIES)
 def test_a_study_prints_its_table_and_draws_its_pictures(script, tmp_path):
     pytest.importorskip("torch" if "torch" in script else "tensorflow")
@@ -90,9 +99,10 @@ def test_changed_labels_are_found(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_vae_is_explained(tmp_path):
-    pytest.importorskip("torch")
-    done = run("07_vae_tracin.py", "--quick", "--out", tmp_path)
+@pytest.mark.parametrize("script", ["07_vae_tracin.py", "10_vae_tracin_keras.py"])
+def test_a_vae_is_explained(script, tmp_path):
+    pytest.importorskip("tensorflow" if "keras" in script else "torch")
+    done = run(script, "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
 
     def figure(text):
@@ -100,9 +110,42 @@ def test_a_vae_is_explained(tmp_path):
 
     assert figure("training images that are their own strongest proponent") >= 95
     assert figure("strongest proponents with the test image's label") >= 70
-    assert figure("self-influence against loss: Spearman") > 0
-    assert figure("AUC of self-influence for 70 digits with shuffled pixels") > 0.5
+    assert figure("self-influence against loss: Spearman") > 0.3
+    assert (
+        float(re.search(r"AUC of self-influence for \d+ digits with shuffled pixels: ([\d.]+)", done.stdout)[1]) > 0.7
+    )
     for name in ("extremes.png", "self-influence.png", "proponents.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_text_classifier_is_explained(tmp_path):
+    done = run_transformers("08_text_classifier.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("all parameters", "last layer"):
+        share = re.search(rf"^{name}: nearest text with the predicted section ([\d.]+)%", done.stdout, re.MULTILINE)
+        assert float(share.group(1)) > 90
+        assert (
+            len(re.findall(rf"^  {name}:\n(?:    [ \d.-]{{6}}  (?:games|sound|net) +.+\n){{3}}", done.stdout, re.M))
+            == 4
+        )
+    assert (tmp_path / "neighbours.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_language_model_is_explained(tmp_path):
+    done = run_transformers("09_language_model.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("  proponents:\n") == done.stdout.count("  opponents:\n") == 4
+    assert float(re.search(r"add up to the text's, to (\S+) of the largest", done.stdout).group(1)) < 1e-5
+    assert (tmp_path / "tokens.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_residual_network_is_explained(tmp_path):
+    pytest.importorskip("tensorflow")
+    done = run("11_resnet50_study.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    same, chance = re.search(r"neighbours with the query's class: (\d+)%; of any image (\d+)%", done.stdout).groups()
+    assert int(same) > 2 * int(chance)
+    for name in ("similar.png", "distributions.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 

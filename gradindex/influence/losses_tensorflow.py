@@ -83,6 +83,11 @@ def wrap(
     return found
 
 
+def set_noise(model: Any, noise: NDArray[np.float32]) -> None:
+    """Replace the draws of a wrapped model, in place."""
+    model.noise.assign(noise)
+
+
 def of_model(_: Any, output: Any) -> Any:
     """Return the mean of the losses over draws."""
     return tf.reduce_mean(output["losses"] if isinstance(output, dict) else output)

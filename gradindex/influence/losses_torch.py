@@ -52,7 +52,7 @@ class WithLoss(nn.Module):  # type: ignore[misc]
 
     def _like_weights(self, noise: NDArray[np.float32]) -> torch.Tensor:
         weight = next(self.model.parameters())
-        return torch.from_numpy(noise).to(weight.device, weight.dtype)
+        return torch.from_numpy(noise).to(weight.device, weight.dtype, copy=True)
 
     @staticmethod
     def _checked(loss: Any, count: int) -> torch.Tensor:
@@ -79,6 +79,12 @@ def wrap(
     """Return the module whose output the engine's loss is taken of."""
     del example
     return WithLoss(model, loss_fn, takes_model, noise, reveal)
+
+
+def set_noise(model: nn.Module, noise: NDArray[np.float32]) -> None:
+    """Replace the draws of a wrapped model, in place."""
+    with torch.inference_mode(False), torch.no_grad():
+        model.noise.copy_(torch.from_numpy(noise))
 
 
 def of_model(output: Any, _: Any) -> torch.Tensor:

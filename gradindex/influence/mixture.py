@@ -21,7 +21,8 @@ class GMMInfluence(DensityInfluence):
     with ρ_k(z) the responsibilities of z and ‖·‖_k the Mahalanobis norm of component k. With u, v the whitened
     deviations of x_i and z from its mean, c is ‖u‖²‖v‖²/d for ``spherical`` covariances (the study's form),
     Σ_j u_j² v_j² for ``diag``, (u·v)² for ``full``; with ``tied`` ones, deviations from every mean change the one
-    covariance, by their share r_ik / n of it.
+    covariance, by their share r_ik / n of it. Where clusters overlap, a refit moves responsibilities too, which this
+    leaves out: strong influences keep their place there, the order of weak ones may not.
 
     Parameters
     ----------

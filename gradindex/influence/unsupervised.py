@@ -1,5 +1,6 @@
 """Jobs whose loss needs no label: autoencoders, density networks, VAEs, language models."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from enum import StrEnum
@@ -19,6 +20,7 @@ from gradindex.job import Job
 from gradindex.sketch.hashing import check_seed
 
 Matrix = NDArray[np.float64]
+_one_at_a_time = threading.Lock()
 
 
 class Takes(StrEnum):
@@ -174,27 +176,40 @@ class UnsupervisedJob(Job):
 
     def _by_draw(self, batch: Batch) -> Iterator[Floats]:
         """Yield the gradients (b, P) of a batch under each draw alone."""
-        for engine in self._engines:
-            size = default_batch_size(engine)
+        values: Any = self.noise_values
+        engine, model = self._of_one_draw
+        size = default_batch_size(engine)
+        for draw in values:
             parts = []
             for begin in range(0, len(batch), size):
                 rows = slice(begin, begin + size)
-                found = engine.gradients(index(batch.x, rows), index(batch.y, rows)).gradients
+                with _one_at_a_time:  # threads share the draw
+                    self._adapter.set_noise(model, draw[None])
+                    found = engine.gradients(index(batch.x, rows), index(batch.y, rows)).gradients
                 check_finite(batch.ids[rows], "gradient", found)
                 parts.append(found)
             yield np.concatenate(parts)
 
     @cached_property
-    def _engines(self) -> list[Engine]:
-        """An engine for each draw."""
-        values = self.noise_values
-        return [] if values is None else [self._engine(one[None]) for one in values]
+    def _of_one_draw(self) -> tuple[Engine, Any]:
+        """An engine of one draw, and its model, whose draw may be replaced."""
+        values: Any = self.noise_values
+        model = self._wrapped(values[:1])
+        return self._engine_of(model), model
+
+    @property
+    def _adapter(self) -> Any:
+        return import_module(f"gradindex.influence.losses_{Backend(self.backend or '')}")
+
+    def _wrapped(self, noise: NDArray[np.float32] | None, reveal: bool = False) -> Any:
+        first = self.source.take(np.zeros(1, np.int64))
+        return self._adapter.wrap(self.model, self.loss_fn, self.takes == Takes.MODEL, noise, first.x, reveal)
 
     def _engine(self, noise: NDArray[np.float32] | None, reveal: bool = False) -> Engine:
-        framework = Backend(self.backend or "")
-        adapter: Any = import_module(f"gradindex.influence.losses_{framework}")
-        first = self.source.take(np.zeros(1, np.int64))
-        model = adapter.wrap(self.model, self.loss_fn, self.takes == Takes.MODEL, noise, first.x, reveal)
+        return self._engine_of(self._wrapped(noise, reveal))
+
+    def _engine_of(self, model: Any) -> Engine:
+        framework, adapter = Backend(self.backend or ""), self._adapter
         loss_fn = adapter.of_model if self.takes is Takes.MODEL else adapter.of_output(self.loss_fn)
         chosen = adapter.names(model, self.parameters)
         engine = make_engine(model, loss_fn, backend=framework, parameters=chosen, device=self.device)

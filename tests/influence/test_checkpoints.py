@@ -16,7 +16,7 @@ def test_what_is_recorded_does_not_change_with_the_model(models):
     recorder, before = CheckpointRecorder(), models.weights(model)
     recorder.record(model, 0.5)
     models.move(model, np.random.default_rng(0))
-    state, rate = recorder.checkpoints[0]
+    state, rate, _ = recorder.checkpoints[0]
     assert rate == 0.5
     models.load(model, state)
     for one, other in zip(before, models.weights(model), strict=True):
@@ -33,8 +33,8 @@ def test_keras_fit_records_every_other_epoch():
     seen = []
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(model.get_weights()))
     model.fit(X, X, batch_size=7, epochs=4, verbose=0, callbacks=[recorder.keras_callback(every=2), watch])
-    assert [rate for _, rate in recorder.checkpoints] == pytest.approx([0.1 / 4, 0.1 / 16])
-    for (state, _), weights in zip(recorder.checkpoints, seen[1::2], strict=True):
+    assert [one.learning_rate for one in recorder.checkpoints] == pytest.approx([0.1 / 4, 0.1 / 16])
+    for (state, _, _), weights in zip(recorder.checkpoints, seen[1::2], strict=True):
         for one, other in zip(state, weights, strict=True):
             np.testing.assert_array_equal(one, other)
     job = UnsupervisedJob(model, loss_fn, X, checkpoints=recorder.checkpoints)
@@ -43,8 +43,8 @@ def test_keras_fit_records_every_other_epoch():
 
 @pytest.mark.parametrize(("unit", "every", "wanted"), [("epoch", 1, 3), ("epoch", 2, 1), ("step", 2, 3)])
 def test_a_hugging_face_trainer_records(unit, every, wanted, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="the Trainer needs accelerate")
+    transformers = pytest.importorskip("transformers.trainer", reason="no Trainer", exc_type=ImportError)
     import torch
     from torch import nn
 
@@ -62,18 +62,22 @@ def test_a_hugging_face_trainer_records(unit, every, wanted, tmp_path):
         str(tmp_path), num_train_epochs=3, per_device_train_batch_size=7, learning_rate=0.1, report_to=[],
         save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
-    recorder, model = CheckpointRecorder(), Regressor()
+    recorder, model = CheckpointRecorder(adam=True), Regressor()
     trainer = transformers.Trainer(
         model, options, train_dataset=data, callbacks=[recorder.trainer_callback(every, unit)]
     )
     trainer.train()
-    rates = [rate for _, rate in recorder.checkpoints]
+    rates = [checkpoint.learning_rate for checkpoint in recorder.checkpoints]
     linear = 0.1 * (1 - np.arange(6) / 6)  # of each of the 6 steps; the last one's is not yet 0
     ends = {("epoch", 1): [1, 3, 5], ("epoch", 2): [3], ("step", 2): [1, 3, 5]}[unit, every]
     assert len(rates) == wanted
     assert rates == pytest.approx(linear[ends])
     if ends[-1] == 5:
         torch.testing.assert_close(recorder.checkpoints[-1].state["layer.weight"], model.layer.weight.detach())
+        second = trainer.optimizer.state[model.layer.bias]["exp_avg_sq"] / (1 - 0.999**6)
+        np.testing.assert_allclose(
+            recorder.checkpoints[-1].preconditioner[1], 1 / (second.sqrt() + 1e-8).numpy(), rtol=1e-5
+        )
 
 
 def test_checkpoints_may_be_files(tmp_path):
@@ -81,7 +85,7 @@ def test_checkpoints_may_be_files(tmp_path):
 
     model, _ = TorchKit.vae()
     torch.save(model.state_dict(), tmp_path / "torch.pt")
-    ((state, rate),) = check_checkpoints(model, [(tmp_path / "torch.pt", 0.1)])
+    ((state, rate, _),) = check_checkpoints(model, [(tmp_path / "torch.pt", 0.1)])
     assert rate == 0.1
     torch.testing.assert_close(dict(state), dict(model.state_dict()))
     model, _ = KerasKit.vae()
@@ -89,7 +93,7 @@ def test_checkpoints_may_be_files(tmp_path):
     saved = KerasKit.weights(model)
     KerasKit.move(model, np.random.default_rng(0))
     before = KerasKit.weights(model)
-    ((state, _),) = check_checkpoints(model, [(str(tmp_path / "keras.weights.h5"), 0.1)])
+    ((state, _, _),) = check_checkpoints(model, [(str(tmp_path / "keras.weights.h5"), 0.1)])
     for one, other in zip(saved, state, strict=True):
         np.testing.assert_array_equal(one, other)
     for one, other in zip(before, KerasKit.weights(model), strict=True):

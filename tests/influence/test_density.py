@@ -58,6 +58,20 @@ def test_knn_is_the_difference_of_two_fits(k):
     np.testing.assert_allclose(found.loss(z), knn_loss(X, z, k), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("k", [1, 2, 4, 5, 9])
+def test_knn_is_exact_where_distances_tie_and_samples_repeat(k):
+    """A grid, of which some points are there two and three times; test samples between its points, and its points."""
+    grid = np.stack(np.meshgrid(np.arange(5.0), np.arange(5.0)), axis=-1).reshape(-1, 2)
+    x = np.r_[grid, grid[[3, 3, 7]]]
+    z = np.array([[0.3, 0.2], [2.5, 2.5], [2.5, 1.0], [-1, 0.5], [7, 7]])
+    z = np.r_[z, x] if k > 3 else z  # fewer neighbours of the point that is there three times lie at distance 0
+    want = np.stack([knn_loss(np.delete(x, i, axis=0), z, k) for i in range(len(x))]) - knn_loss(x, z, k)
+    found = KNNInfluence(x, k)
+    np.testing.assert_allclose(found.influence(z), want, rtol=0, atol=1e-10)
+    if k > 3:
+        np.testing.assert_allclose(found.self_influence(), np.diagonal(want[:, 5:]), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("bandwidth", [0.05, 0.5, 30])
 def test_kde_is_the_difference_of_two_fits(bandwidth):
     z = Z if bandwidth > 1 else Z[:-1]  # far away from all samples scikit-learn's tree loses its digits

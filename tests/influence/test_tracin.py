@@ -39,7 +39,7 @@ def naive(models, job, x):
         return models.mean([loss_fn(model, one, models.tensor(draw[None])) for draw in job.noise_values])
 
     found = []
-    for state, _ in checkpoints:
+    for state, _, _ in checkpoints:
         models.load(model, state)
         found.append(models.gradients(model, loss, x))
     return np.stack(found)
@@ -131,7 +131,7 @@ def test_classifiers_predict_with_the_last_checkpoint(tmp_path):
             nn.functional.cross_entropy(model(torch.from_numpy(x)), torch.from_numpy(y)).backward()
             optimizer.step()
     predicted = []
-    for state, rate in recorder.checkpoints:
+    for state, rate, _ in recorder.checkpoints:
         assert rate == 0.5
         model.load_state_dict(state)
         predicted.append(model(torch.from_numpy(x[:20])).argmax(dim=1).numpy())

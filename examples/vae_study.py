@@ -1,0 +1,188 @@
+"""The figures and pictures of VAE-TracIn (Kong & Chaudhuri 2021), whatever framework trained the autoencoder.
+
+A study hands `run` a function that trains a variational autoencoder and returns its job: its gradients at checkpoints
+along training. See ``07_vae_tracin.py`` (PyTorch) and ``10_vae_tracin_keras.py``.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from data import Images, load
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+import gradindex
+from gradindex.influence import UnsupervisedJob
+from gradindex.influence.plots import plot_self_influence
+from gradindex.influence.self_influence import self_influence
+from gradindex.plots import plot_similar
+
+STRANGERS = 0.05  # share of images of another data set
+RERANK = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes of the autoencoder and of its training, and how much is asked of the index."""
+
+    hidden: int
+    latent: int
+    epochs: int
+    rate: float
+    """Adam's learning rate. Its last steps leave an error that all samples share, so a large one (1e-3) makes
+    gradients alike: it decides how many samples are their own strongest proponents."""
+    checkpoints: int
+    draws: int
+    images: int
+    queries: int
+    dim: int
+    variance: float = 0.005
+    """σ² of the Gaussian likelihood of a pixel."""
+
+
+Train = Callable[[np.ndarray, np.ndarray, Settings, int], UnsupervisedJob]
+
+
+def run(options: argparse.Namespace, train: Train, settings: Settings) -> None:
+    """Print the study's figures and draw its pictures."""
+    data = split(load(options.data), settings.images)
+    options.out.mkdir(parents=True, exist_ok=True)
+    pictures = explain(data, train, settings, options) | with_strangers(data, train, settings, options)
+    for name, figure in pictures.items():
+        figure.savefig(options.out / f"{name}.png", dpi=80)
+        print(f"wrote {options.out / name}.png")
+
+
+def explain(data: "Split", train: Train, settings: Settings, options: argparse.Namespace) -> dict[str, Figure]:
+    """Train on a data set, and ask which images are behind themselves and behind test images."""
+    print(f"{data.name}:", end=" ", flush=True)
+    job = train(flat(data.x_train), flat(data.x_held_out), settings, options.seed)
+    sketch = gradindex.CountSketch(settings.dim)
+    index = gradindex.build(job, options.out / "index", sketch=sketch, overwrite=True)
+    values, losses = self_influence(index.store), index.store.columns["loss"]
+    print(f"self-influence against loss: Spearman {spearmanr(values, losses).statistic:.3f}", flush=True)
+    ids = np.random.default_rng(options.seed).choice(len(values), settings.queries, replace=False)
+    failed = own_proponents(index, ids)
+    found = test_images(index, data, flat(data.x_test)[: settings.queries])
+    order = np.argsort(-values)
+    rows = [("highest self-influence", data.x_train[order[:12]]), ("lowest self-influence", data.x_train[order[-12:]])]
+    if len(failed):
+        rows.append(("not their own strongest proponent", data.x_train[failed[:12]]))
+    proponents = plot_similar(
+        few(found, 5), data.x_test[:5], data.x_train, data.y_test[:5], data.y_train, class_names=data.class_names
+    )
+    return {"extremes": grid(rows), "proponents": proponents}
+
+
+def with_strangers(data: "Split", train: Train, settings: Settings, options: argparse.Namespace) -> dict[str, Figure]:
+    """Train on half of a data set with images of another one mixed in, and look for them by self-influence."""
+    mixed, wrong, what = strangers(data, options.seed)
+    print("with strangers:", end=" ", flush=True)
+    job = train(mixed, flat(data.x_held_out), settings, options.seed)
+    sketch = gradindex.CountSketch(settings.dim)
+    index = gradindex.build(job, options.out / "mixed", sketch=sketch, overwrite=True)
+    scores, losses = self_influence(index.store), index.store.columns["loss"]
+    auc, by_loss = (roc_auc_score(wrong, ranking) for ranking in (scores, losses))
+    print(f"AUC of self-influence for {wrong.sum()} {what}: {auc:.3f} (of the loss {by_loss:.3f})", flush=True)
+    return {"self-influence": plot_self_influence(scores, losses, wrong, marked_title=what)}
+
+
+def flat(images: np.ndarray) -> np.ndarray:
+    """Return images (n, h, w) as rows (n, pixels)."""
+    return images.reshape(len(images), -1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to train on, to choose settings by, and to report on."""
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_held_out: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple[str, ...] | None
+
+
+def split(data: Images, images: int) -> Split:
+    """Return the first images to train on and the last of the training images, at most 500, as held out."""
+    count = min(500, len(data.x_train) // 8)
+    images = min(images, len(data.x_train) - count)
+    return Split(
+        data.name,
+        data.x_train[:images],
+        data.y_train[:images],
+        data.x_train[-count:],
+        data.x_test,
+        data.y_test,
+        data.class_names,
+    )
+
+
+def own_proponents(index: gradindex.Index, ids: np.ndarray) -> np.ndarray:
+    """Print how many training images are their own strongest proponent, and why others are not; return those."""
+    found = index.explain(ids=ids, k=10, kernel="grad_dot", rerank=RERANK)
+    first = found.ordered_indices[:, 0] == ids
+    print(f"training images that are their own strongest proponent: {first.mean():.1%} of {len(ids)}")
+    for row in np.flatnonzero(~first)[:10]:
+        place = np.flatnonzero(found.ordered_indices[row] == ids[row])
+        norms = index.store.norms[index.store.rows_of(np.array([ids[row], found.ordered_indices[row, 0]]))]
+        cosine = found.scores[row, 0] / norms.prod()
+        rank = f"place {place[0] + 1}" if len(place) else "below place 10"
+        print(
+            f"  image {ids[row]} is in {rank}: the gradient of image {found.ordered_indices[row, 0]} is "
+            f"{norms[1] / norms[0]:.2f} times as long, at cosine {cosine:.2f}"
+        )
+    return ids[~first]
+
+
+def test_images(index: gradindex.Index, data: Split, asked: np.ndarray) -> gradindex.Explanation:
+    """Print how often the strongest proponents and opponents of test images have their label."""
+    found = index.explain(*index.job.queries(asked), k=5, kernel="grad_dot", rerank=RERANK)
+    own = data.y_test[: len(asked)]
+    for side, ids in (("proponents", found.ordered_indices), ("opponents", found.opponent_indices)):
+        same = data.y_train[ids] == own[:, None]
+        print(
+            f"strongest {side} with the test image's label: {same[:, 0].mean():.1%}; of the first 5 {same.mean():.1%}"
+        )
+    value, error = index.job.influence(found.ordered_indices[0, :1], asked[:1])
+    losses, spread = index.job.losses(asked)
+    print(f"standard error over draws: of a test loss {np.mean(spread / np.abs(losses)):.1%} of it,", end=" ")
+    print(f"of the strongest influence on the first test image {error[0, 0] / value[0, 0]:.1%}", flush=True)
+    return found
+
+
+def strangers(data: Split, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return half of the training images, some replaced by another data set's, which ones are, and what they are."""
+    x, random = flat(data.x_train[: len(data.x_train) // 2]).copy(), np.random.default_rng(seed)
+    wrong = np.zeros(len(x), bool)
+    wrong[random.choice(len(x), round(STRANGERS * len(x)), replace=False)] = True
+    if data.name == "digits":
+        x[wrong] = random.permuted(x[wrong], axis=1)
+        return x, wrong, "digits with shuffled pixels"
+    other = load("fashion" if data.name == "mnist" else "mnist", int(wrong.sum()))
+    x[wrong] = flat(other.x_train)
+    return x, wrong, f"images of {other.name}"
+
+
+def grid(rows: list[tuple[str, np.ndarray]]) -> Figure:
+    """Draw rows of images (n, h, w), each under its title."""
+    width = max(len(images) for _, images in rows)
+    figure = Figure(figsize=(0.62 * width, 0.85 * len(rows)), layout="constrained")
+    for part, (title, images) in zip(np.ravel(figure.subfigures(len(rows), 1)), rows, strict=True):
+        part.suptitle(title, x=0.01, ha="left", fontsize=8)
+        panels = np.ravel(part.subplots(1, width))
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, image in zip(panels, images, strict=False):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+    return figure
+
+
+def few(found: gradindex.Explanation, count: int) -> gradindex.Explanation:
+    """Return the explanation of the first queries alone."""
+    return gradindex.Explanation(found.meta, {name: value[:count] for name, value in found.data.items()})
