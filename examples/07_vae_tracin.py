@@ -16,7 +16,7 @@ from vae_study import Settings, run
 from gradindex.influence import CheckpointRecorder, UnsupervisedJob
 
 FULL = Settings(
-    hidden=1024, latent=128, epochs=40, rate=1e-4, checkpoints=5, draws=2, images=3000, queries=100, dim=2048
+    hidden=1024, latent=128, epochs=40, rate=1e-4, checkpoints=5, draws=2, images=3000, queries=500, dim=2048
 )
 QUICK = Settings(hidden=256, latent=16, epochs=40, rate=1e-3, checkpoints=2, draws=2, images=400, queries=30, dim=1024)
 
@@ -78,6 +78,6 @@ def train(x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int) ->
 
 
 if __name__ == "__main__":
-    options = arguments(__doc__, "runs/vae-tracin")
+    options = arguments(__doc__, "runs/vae-tracin", images=FULL.images, epochs=FULL.epochs)
     torch.set_num_threads(1)
     run(options, train, QUICK if options.quick else FULL)

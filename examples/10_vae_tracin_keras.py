@@ -12,7 +12,7 @@ from vae_study import Settings, run
 
 from gradindex.influence import CheckpointRecorder, UnsupervisedJob
 
-FULL = Settings(hidden=512, latent=32, epochs=60, rate=1e-4, checkpoints=4, draws=2, images=2000, queries=100, dim=2048)
+FULL = Settings(hidden=512, latent=32, epochs=60, rate=1e-4, checkpoints=4, draws=2, images=2000, queries=300, dim=2048)
 QUICK = Settings(hidden=256, latent=16, epochs=40, rate=1e-3, checkpoints=2, draws=2, images=300, queries=20, dim=512)
 
 
@@ -80,5 +80,5 @@ def train(x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int) ->
 
 
 if __name__ == "__main__":
-    options = arguments(__doc__, "runs/vae-tracin-keras")
+    options = arguments(__doc__, "runs/vae-tracin-keras", images=FULL.images, epochs=FULL.epochs)
     run(options, train, QUICK if options.quick else FULL)

@@ -75,14 +75,16 @@ def load(name: str, train: int | None = None) -> Images:
     )
 
 
-def arguments(description: str | None, out: str) -> argparse.Namespace:
-    """Read the options that the image studies share."""
+def arguments(description: str | None, out: str, **numbers: int) -> argparse.Namespace:
+    """Read the options that the image studies share, and those that take a number, with their defaults."""
     parser = argparse.ArgumentParser(description=description)
     default = "mnist" if os.environ.get(VARIABLE) else "digits"
     parser.add_argument("--data", choices=("mnist", "fashion", "digits"), default=default)
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="less training, fewer reference samples")
+    for name, value in numbers.items():
+        parser.add_argument(f"--{name}", type=int, help=f"default {value}, less with --quick")
     return parser.parse_args()
 
 
