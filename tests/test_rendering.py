@@ -124,6 +124,7 @@ def test_a_result_from_a_file_says_what_it_lacks(index):
 
 def test_notebooks_show_tables_and_run_nothing(index):
     result = index.explain(ids=[3], k=2, rerank=0)
+    assert "<td>240</td>" in index._repr_html_()
     page = result._repr_html_()
     assert f"<td>{result.ordered_indices[0, 0]}</td><td>d</td><td>≈{result.scores[0, 0]:.4g}</td>" in page
     names = ["<script>"] * 10

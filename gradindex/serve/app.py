@@ -81,7 +81,7 @@ def routes(service: Service) -> APIRouter:
         found = await service.ask("model", options, queries, size)
         waited, stages, batch = (found.pop(name) for name in ("waited", "stages", "batch"))
         timing = models.Timing(waited=waited, total=time.perf_counter() - began, stages=stages, batch=batch)
-        return reply(models.ExplainResponse(kernel=asked.kernel, k=asked.k, timing=timing, **found))
+        return reply(models.ExplainResponse(k=asked.k, timing=timing, **found))
 
     @router.post("/v1/search", response_model=models.SearchResponse, tags=["lookup"])
     async def search(asked: models.SearchRequest) -> Response:

@@ -36,7 +36,7 @@ class Explain:
     """Options that queries of one batch have in common; `given` is how they came, `alone` keeps others away."""
 
     k: int
-    kernel: str
+    kernel: str | None
     rerank: int
     certify: bool
     max_checks: int | None
@@ -98,7 +98,12 @@ class Lookup:
                     answers.append([self._answer(found.data, row, one, row - begin) for row in rows])
                 begin += task.size
         params = found.meta["params"]
-        common = {"rerank": params["rerank"], "rows": params["rows"], "selected": params["selected"]}
+        common = {
+            "kernel": str(params["kernel"]),
+            "rerank": params["rerank"],
+            "rows": params["rows"],
+            "selected": params["selected"],
+        }
         return [
             common | {"answers": answer, "waited": task.waited, "stages": stages, "batch": begin}
             for task, answer in zip(tasks, answers, strict=True)

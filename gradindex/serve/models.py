@@ -28,7 +28,7 @@ class ExplainRequest(_Request):
     )
     ids: list[Id] | None = Field(None, min_length=1, description="Training samples as queries, with their own labels.")
     k: K = 10
-    kernel: Kernel = Kernel.COS
+    kernel: Kernel | None = Field(None, description="grad_cos, or the index's own metric, where none is given.")
     rerank: int = Field(100, ge=0, strict=True, description="Candidates of each side checked exactly; 0: estimates.")
     certify: bool = Field(False, description="Check until the answer is proved; needs an index of Landmark rows.")
     max_checks: int | None = Field(None, ge=1, strict=True, description="With `certify`: give up after so many.")
@@ -109,7 +109,7 @@ class Timing(BaseModel):
 class ExplainResponse(BaseModel):
     """One answer a query."""
 
-    kernel: Kernel
+    kernel: str
     k: int
     rerank: int
     rows: int = Field(description="Of the index.")

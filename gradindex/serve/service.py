@@ -122,7 +122,7 @@ class Service:
         given = "ids" if ids is not None else "inputs" if y is None else "labelled inputs"
         options = Explain(
             k=asked.k,
-            kernel=asked.kernel.value,
+            kernel=None if asked.kernel is None else asked.kernel.value,
             rerank=asked.rerank,
             certify=asked.certify,
             max_checks=asked.max_checks,

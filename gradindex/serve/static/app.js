@@ -77,7 +77,7 @@ function start() {
 }
 
 function request() {
-  const body = { k: Math.min(state.k, info.max_k), kernel: state.kernel, rerank: state.exact ? 100 : 0, render: true };
+  const body = { k: Math.min(state.k, info.max_k), kernel: state.kernel === DEFAULTS.kernel ? null : state.kernel, rerank: state.exact ? 100 : 0, render: true };
   if (state.exact && state.certify && info.certifiable) body.certify = true;
   if (state.classes.length) body.where = { label: state.classes.map(Number) };
   if (state.input !== null) {
