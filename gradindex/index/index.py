@@ -45,6 +45,13 @@ class Index(Changing):
             f"Index({str(self.store.path)!r}: {len(self)} samples, {self.searcher.factory}, {self.store.header.sketch})"
         )
 
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        from gradindex.html import table_html
+
+        facts = {"index": self.store.path, "samples": f"{len(self):,}", "search": self.searcher.factory}
+        return table_html(facts | {"rows": self.store.header.sketch})
+
     @pinned
     def explain(
         self,
