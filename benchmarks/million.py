@@ -153,6 +153,8 @@ def one(rows: int, options: argparse.Namespace) -> dict[str, Any]:
         middle = begin + (built - begin) * summary.embedding_seconds / (
             summary.embedding_seconds + summary.indexing_seconds
         )
+        if options.keep:  # for lookup.py
+            torch.save(weights, folder / f"network-{rows}.pt")
         audit = index.verify(queries=options.queries)
         verified = time.perf_counter()
         files = sum(path.stat().st_size for path in (folder / f"rows-{rows}").rglob("*") if path.is_file())

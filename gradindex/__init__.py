@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from gradindex.explainer import GradientSimilarity
     from gradindex.explanation import Explanation
     from gradindex.exporting import export
+    from gradindex.index.choice import choose_index
     from gradindex.index.index import Index
     from gradindex.job import Job
+    from gradindex.neighbors import GradientNeighborsTransformer
     from gradindex.repair import repair
     from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher
     from gradindex.store import Store
@@ -42,10 +44,12 @@ _HOMES = {
     "Explanation": "explanation",
     "export": "exporting",
     "Index": "index.index",
+    "choose_index": "index.choice",
     "Job": "job",
     "repair": "repair",
     "CountSketch": "sketch",
     "Gaussian": "sketch",
+    "GradientNeighborsTransformer": "neighbors",
     "Identity": "sketch",
     "Landmark": "sketch",
     "Rademacher": "sketch",
@@ -62,6 +66,7 @@ __all__ = [
     "DamagedIndexError",
     "Explanation",
     "Gaussian",
+    "GradientNeighborsTransformer",
     "GradientSimilarity",
     "Identity",
     "Index",
@@ -74,6 +79,7 @@ __all__ = [
     "Store",
     "add",
     "build",
+    "choose_index",
     "compact",
     "embed",
     "exact_gradients",

@@ -1,6 +1,8 @@
 """Exact kernel values from unprojected gradients: all pairs by blocks, or a few candidates a query."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,10 +10,15 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Batch, Ids, Source
 from gradindex.embedding import check_batch, check_finite, default_batch_size
+from gradindex.gradients import double_backward
 from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, log
+from gradindex.gradients.ladder import FACTORED, LOOP, is_out_of_memory
 from gradindex.sketch.landmark import Landmark, LandmarkProjector, record
 from gradindex.timing import stage
 
+FORWARD, BACKWARD, FACTORS, FORMED = "forward mode", "double backward", "factors", "formed gradients"
+FORWARD_PAIRS = 1.5
+"""Up to so many pairs for a distinct candidate, each query has passes of its own."""
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
 
 
@@ -50,47 +57,117 @@ def dots(queries: Floats, gradients: Floats) -> NDArray[np.float64]:
     return out
 
 
-def all_dots(
-    engine: Engine, source: Source, queries: Floats, batch_size: int | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return inner products (m, n) of query gradients (m, P) with all of the dataset's, and its norms (n,)."""
-    parts = [
-        (dots(queries, found.gradients), norms(found.gradients))
-        for _, found in gradient_blocks(engine, source, batch_size=batch_size)
-    ]
-    return np.hstack([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+def scan(
+    engine: Engine,
+    source: Source,
+    queries: Batch,
+    gradients: Floats,
+    batch_size: int | None = None,
+    ids: Iterator[Ids] | None = None,
+) -> Iterator[tuple[Batch, NDArray[np.float64], NDArray[np.float64]]]:
+    """Yield batches of the dataset with exact inner products (m, b) and norms (b,), in one pass for all queries.
+
+    Where the model has factored layers, the queries are kept as factors, and the dataset's gradients are neither
+    formed nor stored, whatever the number of queries. (A forward-mode pass serves one query, and gives no norms.) In
+    double precision, and where nothing is factored, gradients are formed a batch at a time.
+
+    Parameters
+    ----------
+    engine, source
+        The model and the dataset.
+    queries, gradients
+        m labelled samples, and their gradients (m, P).
+    batch_size
+        Samples at once; None finds a size.
+    ids
+        Ids of each batch; None: the whole dataset in order.
+    """
+    size = batch_size or default_batch_size(engine)
+    batches = source.blocks(size) if ids is None else (source.take(some) for some in ids)
+    if engine.dtype == np.float64 or FACTORED not in engine.paths.values():
+        for batch in batches:
+            check_batch(batch)
+            found = engine.gradients(batch.x, batch.y)
+            check_finite(batch.ids, "loss", found.losses)
+            check_finite(batch.ids, "gradient", found.gradients)
+            yield batch, dots(gradients, found.gradients), norms(found.gradients)
+        return
+    held = HeldQueries(engine, queries)
+    for batch in batches:
+        products, embedded = held.dots(batch)
+        yield batch, products, embedded.norms
 
 
-@stage("exact")
+@dataclass(frozen=True)
+class Evaluated:
+    """Exact inner products of queries with candidates.
+
+    `dots` (m, c) float64, −inf at missing candidates; `losses` of every candidate by its id; `method` says how.
+    """
+
+    dots: NDArray[np.float64]
+    losses: dict[int, float]
+    method: str
+
+
 def candidate_dots(
-    engine: Engine, source: Source, queries: Floats, candidates: Ids
-) -> tuple[NDArray[np.float64], dict[int, float]]:
-    """Return exact inner products of each query gradient with its own candidates.
+    engine: Engine, source: Source, queries: Batch | None, gradients: Floats, candidates: Ids
+) -> Evaluated:
+    """Return exact inner products of each query's gradient with its own candidates'.
+
+    A query of its own takes one forward-mode pass over its candidates, or double backward where the model has an
+    operation without forward mode. Several that share candidates are kept as factors, and all candidates pass
+    once. What fails falls back to forming gradients, which ends with the loop.
 
     Parameters
     ----------
     engine, source
         The model and the dataset that `candidates` are positions in.
-    queries
-        Gradients, (m, P).
+    queries, gradients
+        m labelled samples (None: not at hand, so that nothing is kept as factors) and their gradients, (m, P).
     candidates
         Ids, (m, c); −1 for none.
-
-    Returns
-    -------
-    tuple
-        Inner products (m, c), −inf at missing candidates; and the loss of every candidate by its id.
     """
     wanted = np.unique(candidates[candidates >= 0])
+    if not len(wanted):
+        return Evaluated(np.full(candidates.shape, -np.inf), {}, "none")
     pairs = int((candidates >= 0).sum())
-    # One forward-mode pass per query needs no (b, P) gradients and costs about two thirds of forming them;
-    # forming them once pays as soon as queries share candidates.
-    if pairs <= 1.5 * len(wanted):
-        try:
-            return _forward(engine, source, queries, candidates)
-        except Exception as error:
-            log.warning("no forward mode for this model, forming gradients instead: %s", error)
-    return _formed(engine, source, queries, candidates, wanted)
+    if pairs <= FORWARD_PAIRS * len(wanted):
+        for method, along in ((FORWARD, engine.directional), (BACKWARD, partial(double_backward.directional, engine))):
+            try:
+                return Evaluated(*_along(along, source, gradients, candidates), method)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                log.warning("no %s for this model, trying the next way: %s", method, error)
+    return _shared(engine, source, queries, gradients, candidates, wanted)
+
+
+def _shared(
+    engine: Engine, source: Source, queries: Batch | None, gradients: Floats, candidates: Ids, wanted: Ids
+) -> Evaluated:
+    """Compare all queries with all wanted candidates, and pick."""
+    every = np.empty((len(gradients), len(wanted)))
+    losses: dict[int, float] = {}
+    factored = FACTORED in engine.paths.values() and engine.dtype != np.float64  # factors are single
+    method = FACTORS if factored and queries is not None else FORMED
+    if queries is not None and factored:
+        held, size = HeldQueries(engine, queries), default_batch_size(engine)
+        for begin in range(0, len(wanted), size):
+            batch = source.take(wanted[begin : begin + size])
+            every[:, begin : begin + len(batch)], found = held.dots(batch)
+            losses.update(zip(batch.ids.tolist(), found.losses.tolist(), strict=True))
+    else:
+        begin = 0
+        with stage("exact"):
+            for batch, formed in gradient_blocks(engine, source, wanted):
+                every[:, begin : begin + len(batch)] = dots(gradients, formed.gradients)
+                losses.update(zip(batch.ids.tolist(), formed.losses.tolist(), strict=True))
+                begin += len(batch)
+        method = LOOP if set(engine.paths.values()) == {LOOP} else FORMED
+    place = np.minimum(np.searchsorted(wanted, candidates), len(wanted) - 1)
+    out: NDArray[Any] = np.where(candidates >= 0, np.take_along_axis(every, place, 1), -np.inf)
+    return Evaluated(out, losses, method)
 
 
 class HeldQueries:
@@ -123,9 +200,11 @@ class HeldQueries:
         return found.sketches.T.astype(np.float64) * self._norms[:, None], found
 
 
-def _forward(
-    engine: Engine, source: Source, queries: Floats, candidates: Ids
+@stage("exact")
+def _along(
+    along: Callable[[Any, Any, Floats], tuple[Floats, Floats]], source: Source, queries: Floats, candidates: Ids
 ) -> tuple[NDArray[np.float64], dict[int, float]]:
+    """Return inner products (m, c) and losses by a pass for each query over its candidates."""
     out = np.full(candidates.shape, -np.inf)
     losses: dict[int, float] = {}
     for line, (query, row) in enumerate(zip(queries, candidates, strict=True)):
@@ -133,23 +212,8 @@ def _forward(
         for begin in range(0, len(present), _FORWARD_BATCH):
             columns = present[begin : begin + _FORWARD_BATCH]
             batch = source.take(row[columns])
-            found, loss = engine.directional(batch.x, batch.y, query)
+            found, loss = along(batch.x, batch.y, query)
             check_finite(batch.ids, "gradient", found)
             out[line, columns] = found
             losses.update(zip(batch.ids.tolist(), loss.tolist(), strict=True))
-    return out, losses
-
-
-def _formed(
-    engine: Engine, source: Source, queries: Floats, candidates: Ids, wanted: Ids
-) -> tuple[NDArray[np.float64], dict[int, float]]:
-    every = np.empty((len(queries), len(wanted)))
-    losses: dict[int, float] = {}
-    begin = 0
-    for batch, found in gradient_blocks(engine, source, wanted):
-        every[:, begin : begin + len(batch)] = dots(queries, found.gradients)
-        losses.update(zip(batch.ids.tolist(), found.losses.tolist(), strict=True))
-        begin += len(batch)
-    place = np.minimum(np.searchsorted(wanted, candidates), max(len(wanted) - 1, 0))
-    out: NDArray[Any] = np.where(candidates >= 0, np.take_along_axis(every, place, 1), -np.inf)
     return out, losses

@@ -160,7 +160,7 @@ class GradientSimilarity:
         self._prepare()
         return self
 
-    def explain(self, X: Any, Y: Any = None, k: int | None = None, rerank: int = 100) -> Explanation:
+    def explain(self, X: Any, Y: Any = None, k: int | None = None, rerank: int = 50) -> Explanation:
         """Rank the training samples by similarity to each query.
 
         Parameters
@@ -355,31 +355,33 @@ class GradientSimilarity:
         assert self._source is not None
         if k is not None:
             check_k(k, len(self._source))
-        parts = [
-            kernels.values(self.sim_fn, *self._dots(gradients, norms), self.eps)
-            for _, gradients, norms in queries.gradient_chunks(self._engine, asked)
-        ]
-        every = np.concatenate(parts)
-        order = np.argsort(-every, axis=1, kind="stable")
-        scores = np.take_along_axis(every, order, 1)
-        if k is None:
-            return {"scores": scores, "ordered_indices": order}
-        last = np.argsort(every, axis=1, kind="stable")[:, :k]
-        return {
-            "scores": scores[:, :k],
-            "ordered_indices": order[:, :k],
-            "opponent_scores": np.take_along_axis(every, last, 1),
-            "opponent_indices": last,
-        }
+        most = max(1, queries.MEMORY_BUDGET // (32 * len(self._source)))  # of all values and their orders at once
+        parts: list[dict[str, Any]] = []
+        for some, gradients, norms in queries.gradient_chunks(self._engine, asked, most):
+            batch = Batch(np.arange(some.start, some.stop), index(asked.x, some), index(asked.y, some))
+            every = kernels.values(self.sim_fn, *self._dots(batch, gradients, norms), self.eps)
+            order = np.argsort(-every, axis=1, kind="stable")[:, :k]
+            parts.append({"scores": np.take_along_axis(every, order, 1), "ordered_indices": order})
+            if k is not None:
+                last = np.argsort(every, axis=1, kind="stable")[:, :k].copy()
+                parts[-1] |= {"opponent_scores": np.take_along_axis(every, last, 1), "opponent_indices": last}
+                parts[-1]["ordered_indices"] = order.copy()  # a view would keep all n of every chunk
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _dots(
-        self, gradients: Floats, norms: NDArray[np.float64]
+        self, asked: Batch, gradients: Floats, norms: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return inner products (m, n), the queries' norms (m,) and the training norms (n,)."""
+        assert self._source is not None
         if self.grad_X_train is not None and self._norms is not None:
             return exact.dots(gradients, self.grad_X_train), norms, self._norms
-        found = [(exact.dots(gradients, block), exact.norms(block)) for _, block in self._blocks("Comparing")]
-        return np.hstack([part[0] for part in found]), norms, np.concatenate([part[1] for part in found])
+        dots, train = np.empty((len(norms), len(self._source))), np.empty(len(self._source))
+        with progress_bar("Comparing", len(self._source), show=self.verbose) as advance:
+            for batch, dots[:, batch.ids], train[batch.ids] in exact.scan(
+                self._engine, self._source, asked, gradients, self.batch_size
+            ):
+                advance(len(batch))
+        return dots, norms, train
 
     def _samples(self, ids: NDArray[np.int64]) -> Tree:
         """Return training inputs at ids (m, s): arrays (m, s, …), or a list of lists of objects."""

@@ -101,7 +101,7 @@ def query_vectors(index: "Index", x: Any = None, y: Any = None, *, ids: Any = No
     """
     from gradindex import queries
 
-    asked = index._queries(x, y, ids)
+    asked = index.labelled(x, y, ids)
     chunks = queries.gradient_chunks(index.job.engine, asked, 256)
     return np.concatenate([index.sketches(gradients, norms) for _, gradients, norms in chunks])
 

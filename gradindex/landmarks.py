@@ -16,6 +16,7 @@ from gradindex.store import Store, assets
 
 ASSET = "landmark"
 _AT_ONCE = 256  # landmarks taken from the dataset at once
+_DRIFT = 4.0  # of coordinates, over what is seen of it among the landmarks themselves
 _NORM_TOLERANCE = 1e-3  # of landmarks computed anew, on another machine perhaps
 
 
@@ -88,6 +89,7 @@ def _load(store: Store, projector: LandmarkProjector, job: Job) -> LandmarkProje
             f"{assets.manifest_path(store.path, ASSET)} is not of this sketch: expected {count} landmarks and at "
             f"most {projector.options.dims} directions, found arrays of shapes {ids.shape} and {matrix.shape}."
         )
+    drift = 0.0
     if not projector.forms:  # not fresh from `prepare`
         now = _adopt(projector, job, ids)
         differs = np.abs(now - norms) > _NORM_TOLERANCE * (norms.max() + norms)
@@ -96,5 +98,6 @@ def _load(store: Store, projector: LandmarkProjector, job: Job) -> LandmarkProje
                 f"The gradients of {int(differs.sum())} of {count} landmarks are not those that {store.path} was "
                 "built with. Open it with the data and the loss of the build."
             )
-    projector.use(Whitening(matrix, norms, error))
+        drift = _DRIFT * projector.drift(matrix)
+    projector.use(Whitening(matrix, norms, error + drift))
     return projector

@@ -170,7 +170,7 @@ def _queries(job: Job, store: Store, projector: Projector, seed: int) -> dict[st
     return {
         "query": _seconds(query),
         "fetch": _seconds(lambda: store.gather(chosen)) / len(chosen),
-        "check": _seconds(lambda: exact.candidate_dots(job.engine, job.source, gradients, candidates))
+        "check": _seconds(lambda: exact.candidate_dots(job.engine, job.source, None, gradients, candidates))
         / candidates.size,
     }
 

@@ -1,16 +1,21 @@
-"""Audits: measured agreement of the index with the exact kernel."""
+"""Audits: measured agreement of the index with the exact kernel, stage by stage."""
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import exact, kernels, relevance
-from gradindex.batches import Ids
+from gradindex import agreement, exact, kernels, relevance
+from gradindex.agreement import Estimate
+from gradindex.batches import Batch, Ids
+from gradindex.batches import index as take
+from gradindex.embedding import default_batch_size
 from gradindex.index import mips
+from gradindex.index.selection import select
 from gradindex.kernels import Kernel
 from gradindex.queries import Queries, gradient_chunks
 from gradindex.store.manifest import publish
@@ -19,8 +24,10 @@ if TYPE_CHECKING:
     from gradindex.index.index import Index
 
 AUDIT = "audit.json"
-_CONFIDENCE = 0.95
+DEPTHS = 1, 10, 100
+INDEX, SKETCH, FINAL = "index against store", "sketch against exact", "answer against exact"
 _CORRELATED_ROWS = 10_000  # rank correlation over at most this many rows, drawn by the seed
+_DRAWN = 2000  # pairs of cosines kept for drawing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +35,15 @@ class Audit:
     """Measured agreement of an index with the exact kernel, each with its 95 % interval.
 
     `recall` is that of the final answer (after exact re-ranking of `rerank` candidates), `search_recall` that of
-    the sketch's own order. `rank_correlation` is Spearman's, between sketched and exact kernel values over
+    the index's own order. `rank_correlation` is Spearman's, between sketched and exact kernel values over
     all training samples (10,000 of them if there are more), mean over queries.
+
+    `stages` has, for the index's own order against a scan of the stored rows, the stored rows' order against the exact
+    kernel, and the final answer against the exact kernel: recall@1, @10 and @100 and a rank correlation, each
+    (value, low, high); of places in the two lists of 100, except for the sketch, where it is `rank_correlation`.
+
+    If time ran out before all rows were compared (`compared` < `rows`), recalls against the exact kernel are
+    upper limits: rows that were not compared can only push others out of the true answer.
     """
 
     kernel: str
@@ -45,152 +59,250 @@ class Audit:
     rank_correlation: float
     rank_correlation_interval: tuple[float, float]
     seconds: float
+    compared: int
+    drawn: str
+    stages: dict[str, dict[str, Estimate]]
+    pairs: list[tuple[float, float]] = field(repr=False)
+    """Some pairs (sketched, exact) of cosines."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row was compared."""
+        return self.compared == self.rows
 
     def to_json(self) -> dict[str, Any]:
         """Return the audit as JSON-ready values."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        def line(name: str, value: float, interval: tuple[float, float]) -> str:
-            return f"{name:<34} {value:.4f}  [{interval[0]:.4f}, {interval[1]:.4f}]"
+        def line(name: str, found: Estimate) -> str:
+            return f"{name:<42} {found[0]:.4f}  [{found[1]:.4f}, {found[2]:.4f}]"
 
-        return "\n".join(
-            (
-                f"{self.queries} training samples as queries against {self.rows} rows, {self.kernel}",
-                line(f"recall@{self.k}, {self.rerank} exact checks", self.recall, self.recall_interval),
-                line(f"recall@{self.k}, sketch alone", self.search_recall, self.search_recall_interval),
-                line("rank correlation, sketch", self.rank_correlation, self.rank_correlation_interval),
-            )
-        )
+        lines = [
+            f"{self.queries} {self.drawn} as queries against {self.rows} rows, {self.kernel}",
+            line(f"recall@{self.k}, {self.rerank} exact checks", (self.recall, *self.recall_interval)),
+            line(f"recall@{self.k}, no exact checks", (self.search_recall, *self.search_recall_interval)),
+            line("rank correlation, sketch", (self.rank_correlation, *self.rank_correlation_interval)),
+        ]
+        for stage, found in self.stages.items():
+            lines += [line(f"{stage}, {name}", value) for name, value in found.items()]
+        if not self.complete:
+            lines.append(f"time ran out: {self.compared} of {self.rows} rows compared, so recalls are upper limits")
+        return "\n".join(lines)
 
 
-def verify(index: "Index", *, queries: int, k: int, kernel: str | None, rerank: int, seed: int) -> Audit:
+def verify(
+    index: "Index",
+    *,
+    queries: int,
+    k: int,
+    kernel: str | None,
+    rerank: int,
+    seed: int,
+    x: Any = None,
+    y: Any = None,
+    max_seconds: float | None = None,
+) -> Audit:
     """Compare the index's answers with the exact kernel over the whole training set.
 
     Queries are training samples drawn by `seed`, with their own labels; each one is left out of its own answer
-    (a sample's cosine with itself is 1, which would flatter). Costs one pass over the training set. The audit is
-    saved beside the index.
+    (a sample's cosine with itself is 1, which would flatter). Or give held-out samples. Costs one pass over the
+    training set. The audit is saved beside the index.
 
     Parameters
     ----------
     index
         An index opened with its job.
     queries
-        How many; all rows if there are fewer.
+        How many training samples; all rows if there are fewer.
     k, kernel, rerank
         As in `Index.explain`.
     seed
         Draws the queries.
+    x, y
+        Held-out samples, as `Index.explain` takes them, instead of training samples.
+    max_seconds
+        Stop the pass over the training set after so many seconds; its rows then come in an order drawn by `seed`.
+        None: never.
 
     Raises
     ------
     ValueError
-        If k is not between 1 and rows − 1, or `queries` is less than 1.
+        If k is not between 1 and rows − 1, `queries` is less than 1, or `max_seconds` is not positive.
     """
     began = time.perf_counter()
     parsed = relevance.kernel_of(index.store.header.metric, kernel)
     if queries < 1:
         raise ValueError(f"queries must be 1 or more, got {queries}.")
+    if max_seconds is not None and max_seconds <= 0:
+        raise ValueError(f"max_seconds must be positive, got {max_seconds}.")
     alive = np.ones(len(index), bool) if index.store.alive is None else index.store.alive
     rows = np.flatnonzero(alive)
     if not 1 <= k < len(rows):
         raise ValueError(f"k must be between 1 and {len(rows) - 1} (a query is left out of its own answer), got {k}.")
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(rows, min(queries, len(rows)), replace=False)).astype(np.int64)
-    ids = index.store.ids[chosen]
-    truth, correlations = _exact_answers(index, ids, k, parsed, rng)
-    recalls = [
-        _recall(truth, index.explain(ids=ids, k=k + 1, kernel=kernel, rerank=depth).ordered_indices, ids)
-        for depth in (rerank, 0)
-    ]
+    if x is None:
+        own = np.sort(rng.choice(rows, min(queries, len(rows)), replace=False)).astype(np.int64)
+        batch = index.job.source.take(index.store.ids[own])
+        asked, how, drawn = Queries(batch.x, batch.y), {"ids": index.store.ids[own]}, "training samples"
+    else:
+        asked = index.labelled(x, y)
+        own, how, drawn = np.full(len(asked), -1, np.int64), {"x": asked.x, "y": asked.y}, "given samples"
+    options = {**how, "kernel": kernel}
+    most = min(max(DEPTHS), len(rows) - 1)
+    lists = {
+        depth: _answer(index, own, options, depth, rerank) for depth in {k, most}
+    }  # what a user gets who asks for so many
+    estimates = _answer(index, own, options, max(k, most), 0)
+    truth = _compare(index, asked, own, max(k, most), parsed, rng, max_seconds)
+    best = [_with_answers(truth, answer) for answer in (lists[k], lists[most])]
+    stages = _stages(best, truth, estimates, lists, k, most)
+    recall = agreement.share(agreement.recalls(best[0], lists[k][0], k))
+    search = agreement.share(agreement.recalls(best[0], estimates[0], k))
+    correlation = stages[SKETCH]["rank correlation"]
     audit = Audit(
         kernel=relevance.title(index.store.header.metric, parsed),
         k=k,
-        queries=len(ids),
+        queries=len(own),
         rerank=max(rerank, k + 1) if rerank else 0,
         rows=len(rows),
         seed=seed,
-        recall=float(recalls[0].mean()),
-        recall_interval=_wilson(recalls[0]),
-        search_recall=float(recalls[1].mean()),
-        search_recall_interval=_wilson(recalls[1]),
-        rank_correlation=float(correlations.mean()),
-        rank_correlation_interval=_normal(correlations),
+        recall=recall[0],
+        recall_interval=recall[1:],
+        search_recall=search[0],
+        search_recall_interval=search[1:],
+        rank_correlation=correlation[0],
+        rank_correlation_interval=correlation[1:],
         seconds=time.perf_counter() - began,
+        compared=truth.compared,
+        drawn=drawn,
+        stages=stages,
+        pairs=truth.pairs,
     )
     publish(index.store.path / AUDIT, audit.to_json(), replace=True)
     return audit
 
 
-def _exact_answers(
-    index: "Index", ids: Ids, k: int, kernel: Kernel, rng: np.random.Generator
-) -> tuple[Ids, NDArray[np.float64]]:
-    """Return the exact top k ids (m, k) of each query, itself left out, and rank correlations (m,)."""
-    job, store = index.job, index.store
-    batch = job.source.take(ids)
-    size = min(len(store), _CORRELATED_ROWS)
-    sample = np.sort(rng.choice(len(store), size, replace=False)).astype(np.int64)
-    answers, correlations = [], []
-    for rows, gradients, norms in gradient_chunks(job.engine, Queries(batch.x, batch.y)):
-        values = np.empty((len(gradients), len(store)), np.float32)
-        for part, found in exact.gradient_blocks(job.engine, job.source):
-            dots = exact.dots(gradients, found.gradients)
-            there = np.isin(part.ids, store.ids)  # a compaction leaves removed samples out
-            every = kernels.values(kernel, dots, norms, exact.norms(found.gradients))
-            values[:, store.rows_of(part.ids[there])] = every[:, there]
-        sketches = index.sketches(gradients, norms)
-        cosines = sketches @ store.gather(sample).T
-        for line, norm in enumerate(norms):
-            estimate = cosines[line] * kernels.weights(kernel, float(norm), store.norms[sample])
-            correlations.append(_spearman(estimate, values[line, sample]))
-        values[np.arange(len(values)), store.rows_of(ids[rows])] = -np.inf
-        if store.alive is not None:
-            values[:, ~store.alive] = -np.inf
-        everyone = np.broadcast_to(np.arange(len(store)), values.shape)
-        answers.append(store.ids[mips.top(values, everyone, k)[1]])
-    return np.concatenate(answers), np.array(correlations)
+@dataclass(frozen=True)
+class _Truth:
+    """The exact and the sketched order of all rows that were compared.
 
-
-def _recall(truth: Ids, found: Ids, own: Ids) -> NDArray[np.float64]:
-    """Return for each query the share of its exact top k that the first k found (itself left out) hold."""
-    k = truth.shape[1]
-    hits = []
-    for want, got, self_id in zip(truth, found, own, strict=True):
-        others = got[got != self_id][:k]
-        hits.append(len(np.intersect1d(want, others)) / k)
-    return np.array(hits)
-
-
-def _wilson(shares: NDArray[np.float64]) -> tuple[float, float]:
-    """Wilson's interval with the queries as trials.
-
-    A share in [0, 1] varies at most as much as a coin of the same mean, so this is on the wide side, and it
-    stays honest when every query scores 1.
+    `rows`, `values` (m, c) the exact best, descending, and `sketched` (m, c) rows by a scan of the store;
+    `correlations` (m,).
     """
-    from scipy import stats
 
-    n = len(shares)
-    z = float(stats.norm.ppf(0.5 + _CONFIDENCE / 2))
-    p = float(shares.mean())
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _normal(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Student's interval of the mean."""
-    if len(values) < 2:
-        return -1.0, 1.0
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.5 + _CONFIDENCE / 2, len(values) - 1) * stats.sem(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+    rows: Ids
+    values: NDArray[np.float64]
+    sketched: Ids
+    correlations: NDArray[np.float64]
+    compared: int
+    pairs: list[tuple[float, float]]
 
 
-def _spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Spearman's correlation; 0 where one side is constant (a gradient of zero)."""
-    from scipy import stats
+def _answer(index: "Index", own: Ids, options: dict[str, Any], k: int, rerank: int) -> tuple[Ids, NDArray[np.float64]]:
+    """Return the rows (m, k) of an answer and their scores, with the query itself left out."""
+    more = 1 if own[0] >= 0 else 0
+    found = index.explain(**options, k=k + more, rerank=rerank)
+    ids = found.ordered_indices
+    rows = np.full(ids.shape, -1, np.int64)
+    rows[ids >= 0] = index.store.rows_of(ids[ids >= 0])
+    if not more:
+        return rows, found.scores
+    kept = agreement.leave_out(rows, own)
+    place = np.argmax(kept[:, :, None] == rows[:, None, :], axis=2)
+    return kept, np.take_along_axis(found.scores, place, 1)
 
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(stats.spearmanr(a, b).statistic)
+
+def _with_answers(truth: _Truth, answer: tuple[Ids, NDArray[np.float64]]) -> Ids:
+    """Return the exact best rows once the answer's exact values are known, too."""
+    rows, scores = answer
+    known = (rows[:, :, None] == truth.rows[:, None, :]).any(axis=2) | (rows < 0) | np.isnan(scores)
+    values = np.hstack([truth.values, np.where(known, -np.inf, scores)])
+    return mips.top(values, np.hstack([truth.rows, np.where(known, -1, rows)]), truth.rows.shape[1])[1]
+
+
+def _stages(
+    best: list[Ids],
+    truth: _Truth,
+    estimates: tuple[Ids, NDArray[np.float64]],
+    lists: dict[int, tuple[Ids, NDArray[np.float64]]],
+    k: int,
+    most: int,
+) -> dict[str, dict[str, Estimate]]:
+    pairs = {INDEX: (truth.sketched, estimates[0]), SKETCH: (best[1], truth.sketched)}
+    out: dict[str, dict[str, Estimate]] = {}
+    depths = sorted({min(depth, most) for depth in DEPTHS})
+    for name, (want, got) in pairs.items():
+        out[name] = {f"recall@{d}": agreement.share(agreement.recalls(want, got, d)) for d in depths}
+    out[INDEX]["rank correlation"] = agreement.mean(agreement.ranks(truth.sketched[:, :most], estimates[0][:, :most]))
+    out[SKETCH]["rank correlation"] = agreement.mean(truth.correlations)
+    final = {d: lists[k] if d <= k else lists[most] for d in depths}
+    true = {d: best[0] if d <= k else best[1] for d in depths}
+    out[FINAL] = {f"recall@{d}": agreement.share(agreement.recalls(true[d], final[d][0], d)) for d in depths}
+    out[FINAL]["rank correlation"] = agreement.mean(agreement.ranks(best[1][:, :most], lists[most][0]))
+    return out
+
+
+def _compare(
+    index: "Index",
+    asked: Queries,
+    own: Ids,
+    depth: int,
+    kernel: Kernel,
+    rng: np.random.Generator,
+    max_seconds: float | None,
+) -> _Truth:
+    """Compare queries with all rows, exactly and by their sketches, in one pass as long as time allows."""
+    store, engine = index.store, index.job.engine
+    sample = np.sort(rng.choice(len(store), min(len(store), _CORRELATED_ROWS), replace=False)).astype(np.int64)
+    order = rng.permutation(len(store)) if max_seconds is not None else None
+    parts, end = [], None if max_seconds is None else time.perf_counter() + max_seconds
+    for some, gradients, norms in gradient_chunks(engine, asked):
+        batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
+        sketches = index.sketches(gradients, norms)
+        _, sketched, _ = mips.scan(store, sketches, norms, kernel, depth + 1, selection=select(store, None))
+        best, rows = np.full((len(norms), depth), -np.inf), np.full((len(norms), depth), -1, np.int64)
+        values, compared = np.full((len(norms), len(sample)), np.nan), 0
+        size = default_batch_size(engine)
+        blocks = None if order is None else _until(end, store.ids[order], size)
+        for part, dots, train in exact.scan(engine, index.job.source, batch, gradients, size, blocks):
+            there = np.isin(part.ids, store.ids)  # a compaction leaves removed samples out
+            here = store.rows_of(part.ids[there])
+            found = kernels.values(kernel, dots, norms, train)[:, there]
+            place = np.searchsorted(sample, here).clip(max=len(sample) - 1)
+            inside = sample[place] == here
+            values[:, place[inside]] = found[:, inside]
+            found[own[some][:, None] == here] = -np.inf
+            if store.alive is not None:
+                found[:, ~store.alive[here]] = -np.inf
+                compared -= int((~store.alive[here]).sum())
+            every = np.hstack([rows, np.broadcast_to(here, found.shape)])
+            best, rows = mips.top(np.hstack([best, found]), every, depth)
+            compared += len(here)
+        estimate = (sketches @ store.gather(sample).T) * np.stack(
+            [kernels.weights(kernel, float(norm), store.norms[sample]) for norm in norms]
+        )
+        parts.append((np.where(best == -np.inf, -1, rows), best, sketched, estimate, values, compared))
+    return _joined(parts, own, rng)
+
+
+def _joined(parts: list[Any], own: Ids, rng: np.random.Generator) -> _Truth:
+    rows, best, sketched = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    sketched = agreement.leave_out(sketched, own)
+    correlations, pairs = [], []
+    for *_, estimate, values, _ in parts:
+        for a, b in zip(estimate, values, strict=True):
+            there = ~np.isnan(b)
+            correlations.append(agreement.spearman(a[there], b[there]) if there.sum() > 1 else 0.0)
+            some = rng.choice(np.flatnonzero(there), min(int(there.sum()), 1 + _DRAWN // len(own)), replace=False)
+            pairs += [(float(a[i]), float(b[i])) for i in some]
+    compared = min(part[5] for part in parts)
+    return _Truth(rows, best, sketched, np.array(correlations), compared, pairs[:_DRAWN])
+
+
+def _until(end: float | None, ids: Ids, size: int) -> Iterator[Ids]:
+    """Yield ids, `size` at a time, until it is time to stop; the first in any case."""
+    for begin in range(0, len(ids), size):
+        if begin and end is not None and time.perf_counter() > end:
+            return
+        yield ids[begin : begin + size]

@@ -35,14 +35,14 @@ def test_says_what_it_did(shown):
 def test_the_audit_shown_is_the_one_measured(shown, monkeypatch):
     backend, path, text = shown
     saved = json.loads((path / "gradindex-demo" / "index" / "audit.json").read_text())
-    row = re.search(r"recall@10, with 100 exact checks +(\S+) +(\S+) to (\S+)", text)
+    row = re.search(r"recall@10, with 50 exact checks +(\S+) +(\S+) to (\S+)", text)
     assert row.group(1) == f"{saved['recall']:.4f}"
     assert row.group(2) == f"{saved['recall_interval'][0]:.4f}"
     assert saved["recall"] >= 0.99
     monkeypatch.chdir(path)
     job = demo.torch_job() if backend == "torch" else demo.tensorflow_job()
     again = gradindex.load(path / "gradindex-demo" / "index", job).verify(queries=200, k=10).to_json()
-    for name in set(saved) - {"seconds", "seal"}:
+    for name in set(saved) - {"seconds", "seal", "stages", "pairs"}:
         same = saved[name] if isinstance(saved[name], str) else pytest.approx(saved[name], abs=1e-4)
         assert again[name] == same, name
 

@@ -25,7 +25,7 @@ def test_the_python_runs_as_printed(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "(3, 500) (3, 5, 64)" in done.stdout
-    assert "recall@10, 100 exact checks" in done.stdout
+    assert "recall@10, 50 exact checks" in done.stdout
 
 
 def test_the_commands_exist_with_the_options_shown():

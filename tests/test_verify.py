@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex.verify import _recall, _spearman, _wilson
-from tests.jobs import ROWS, digits_job
+from gradindex.agreement import mean, ranks, recalls, share, spearman
+from gradindex.verify import FINAL, INDEX, SKETCH
+from tests.jobs import ROWS, digits, digits_job
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_an_uncompressed_index_agrees_completely(tmp_path):
 
 def test_a_broken_projection_is_caught(tmp_path):
     index = gradindex.build(digits_job(), tmp_path / "i")
-    index.projector = gradindex.CountSketch(1024).bind(index.job.engine.parameters, 99)  # not the store's seed
+    index.at_hand.projector = gradindex.CountSketch(1024).bind(index.job.engine.parameters, 99)  # not the store's seed
     audit = index.verify(queries=50, rerank=0)
     assert audit.recall < 0.3
     assert abs(audit.rank_correlation) < 0.2
@@ -60,7 +61,7 @@ def test_is_saved_and_repeats(index):
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
     saved = json.loads((index.store.path / "audit.json").read_text())
     assert saved["recall"] == first["recall"]
-    assert "recall@10, 100 exact checks" in str(index.verify(queries=5))
+    assert "recall@10, 50 exact checks" in str(index.verify(queries=5))
 
 
 def test_bad_sizes(index):
@@ -70,20 +71,78 @@ def test_bad_sizes(index):
         index.verify(queries=0)
 
 
-def test_recall_leaves_the_query_out():
+def test_stages_are_what_naive_counts_give(index):
+    """Each of the three comparisons, from all cosines and all sketches."""
+    gradients = gradindex.exact_gradients(index.job, np.arange(ROWS)).astype(np.float64)
+    unit = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
+    rows, norms = index.store.gather(np.arange(ROWS)), np.linalg.norm(gradients, axis=1)
+    exact, sketched = unit @ unit.T, index.sketches(gradients.astype(np.float32), norms) @ rows.T
+    correlations = [spearman(a, b) for a, b in zip(exact, sketched, strict=True)]
+    for values in (exact, sketched):
+        np.fill_diagonal(values, -np.inf)
+    exact, sketched = (np.argsort(-values, axis=1, kind="stable") for values in (exact, sketched))
+    audit = index.verify(queries=ROWS, k=10)
+    assert audit.complete
+    for k in (1, 10, 100):
+        want = np.mean([len(np.intersect1d(a[:k], b[:k])) / k for a, b in zip(exact, sketched, strict=True)])
+        assert audit.stages[SKETCH][f"recall@{k}"][0] == pytest.approx(want, abs=2e-3)
+        assert audit.stages[INDEX][f"recall@{k}"][0] >= 0.999  # a flat index over the same rows
+        assert audit.stages[FINAL][f"recall@{k}"][0] >= want - 1e-9
+    assert audit.stages[SKETCH]["rank correlation"][0] == pytest.approx(np.mean(correlations), abs=1e-3)
+    assert audit.stages[FINAL]["recall@1"][0] > 0.97
+    assert all(low <= value <= high for stage in audit.stages.values() for value, low, high in stage.values())
+    sketch, true = np.array(audit.pairs).T
+    assert np.corrcoef(sketch, true)[0, 1] > 0.9
+
+
+def test_a_lossy_index_is_seen_in_its_own_stage(tmp_path):
+    index = gradindex.build(digits_job(), tmp_path / "i", index="IVF32,Flat")
+    gradindex.index.factory._ivf(index.searcher.index).nprobe = 1
+    audit = index.verify(queries=60)
+    assert audit.stages[INDEX]["recall@10"][0] < 0.9
+    assert audit.stages[SKETCH]["recall@10"][0] > 0.9
+    assert audit.stages[FINAL]["recall@10"][0] < 0.9
+
+
+def test_held_out_queries(index):
+    x, y = digits(ROWS + 30)
+    audit = index.verify(x=x[ROWS:], y=y[ROWS:], k=5, rerank=ROWS)
+    assert (audit.queries, audit.drawn) == (30, "given samples")
+    assert audit.recall == 1
+    assert index.verify(x=x[ROWS:], y=y[ROWS:], k=5, rerank=5).recall < 1
+
+
+def test_time_runs_out_honestly(index, monkeypatch):
+    monkeypatch.setattr("gradindex.verify.default_batch_size", lambda engine: 16)
+    whole = index.verify(queries=40, rerank=10)
+    some = index.verify(queries=40, rerank=10, max_seconds=1e-9)
+    assert not some.complete
+    assert some.compared == 16
+    assert some.recall >= whole.recall
+    assert "16 of 240 rows compared" in str(some)
+    assert index.verify(queries=40, rerank=10, max_seconds=1e9).recall == whole.recall
+    with pytest.raises(ValueError, match="max_seconds must be positive"):
+        index.verify(max_seconds=0)
+
+
+def test_recalls_and_ranks():
     truth = np.array([[1, 2], [0, 2]])
-    found = np.array([[0, 1, 5], [7, 0, 1]])
-    assert _recall(truth, found, np.array([0, 1])).tolist() == [0.5, 0.5]
+    assert recalls(truth, np.array([[1, 5], [7, 0]]), 2).tolist() == [0.5, 0.5]
+    assert recalls(truth, np.array([[1, 5], [7, 0]]), 1).tolist() == [1.0, 0.0]
+    assert ranks(np.arange(5)[None], np.arange(5)[None])[0] == pytest.approx(1)
+    assert ranks(np.arange(5)[None], np.arange(5)[None, ::-1])[0] == pytest.approx(-1)
+    assert ranks(np.arange(5)[None], np.arange(5, 10)[None])[0] < 0
 
 
 def test_wilson_is_the_published_interval():
     """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611."""
-    low, high = _wilson(np.r_[np.ones(81), np.zeros(182)])
+    _, low, high = share(np.r_[np.ones(81), np.zeros(182)])
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
-    low, high = _wilson(np.zeros(20))
+    _, low, high = share(np.zeros(20))
     assert (round(low, 4), round(high, 4)) == (0.0, 0.1611)
+    assert mean(np.array([0.5])) == (0.5, -1.0, 1.0)
 
 
 def test_correlation_with_a_constant_is_zero():
-    assert _spearman(np.ones(4), np.arange(4)) == 0.0
-    assert _spearman(np.arange(4), np.arange(4) ** 3) == pytest.approx(1.0)
+    assert spearman(np.ones(4), np.arange(4)) == 0.0
+    assert spearman(np.arange(4), np.arange(4) ** 3) == pytest.approx(1.0)

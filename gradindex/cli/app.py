@@ -141,7 +141,10 @@ def explain(
     ids: Annotated[str | None, typer.Option("--ids", help="Training rows as queries, such as 3,14.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many proponents and opponents.")] = 10,
     kernel: KernelOption = None,
-    rerank: Rerank = 100,
+    rerank: Rerank = 50,
+    recall: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Search as fast as this recall allows; needs `tune` first.")
+    ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Find only samples with COLUMN=VALUE[,VALUE].")] = None,
     as_json: Json = False,
 ) -> None:
@@ -157,7 +160,7 @@ def explain(
     index = gradindex.load(path, loaded)
     x, y = (None, None) if rows is None else _read_rows(rows)
     chosen = selection.parse(index.store, where or [])
-    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel, rerank=rerank, where=chosen)
+    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel, rerank=rerank, recall=recall, where=chosen)
     if as_json:
         typer.echo(result.to_json())
         return
@@ -173,9 +176,17 @@ def verify(
     queries: Annotated[int, typer.Option(min=1, help="Training samples drawn as queries.")] = 200,
     k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = 10,
     kernel: KernelOption = None,
-    rerank: Rerank = 100,
+    rerank: Rerank = 50,
     seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = 0,
     min_recall: Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 below this recall.")] = 0.0,
+    rows: Annotated[
+        Path | None,
+        typer.Option("--rows", help="FILE.npz with held-out queries x and labels y."),
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Stop comparing rows after so long; recalls are then upper limits.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the audit into this file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Audit the index: recall and rank correlation against the exact kernel."""
@@ -184,13 +195,43 @@ def verify(
 
     index = gradindex.load(path, _job(job))
     with err.status("Computing the exact kernel over the training set"):
-        audit = index.verify(queries=queries, k=k, kernel=kernel, rerank=rerank, seed=seed)
+        x, y = (None, None) if rows is None else _read_rows(rows)
+        audit = index.verify(
+            queries=queries, k=k, kernel=kernel, rerank=rerank, seed=seed, x=x, y=y, max_seconds=max_seconds
+        )
+    if plot is not None:
+        from gradindex import plots
+
+        plots.plot_audit(audit, index.curve).savefig(plot)
     if as_json:
         typer.echo(json.dumps(audit.to_json()))
     else:
         out.print(audit_table(audit))
     if audit.recall < min_recall:
         raise ValueError(f"recall@{k} is {audit.recall:.4f}, below the {min_recall} asked for.")
+    if min_recall and not audit.complete:
+        raise ValueError(
+            f"Only {audit.compared} of {audit.rows} rows could be compared, so recall@{k} is {audit.recall:.4f} at "
+            f"most; whether it is {min_recall} is not known. Give more --max-seconds."
+        )
+
+
+@app.command()
+def tune(
+    path: Out,
+    queries: Annotated[int, typer.Option(min=1, help="Stored rows drawn as queries.")] = 200,
+    k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure recall against latency at FAISS's settings, and keep the curve with the index."""
+    import gradindex
+
+    curve = gradindex.load(path).tune(queries=queries, k=k, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(curve.to_json()))
+    else:
+        out.print(str(curve), highlight=False, markup=False)
 
 
 @app.command()

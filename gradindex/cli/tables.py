@@ -49,18 +49,24 @@ def explanation_tables(
 
 def audit_table(audit: Audit) -> Table:
     """Return the table of an audit."""
-    title = f"Audit: {audit.queries} training samples as queries against {audit.rows:,} rows"
+    title = f"Audit: {audit.queries} {audit.drawn} as queries against {audit.rows:,} rows"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     table.add_column(f"agreement with the exact {audit.kernel}")
     table.add_column("measured", justify="right")
     table.add_column("95 % interval", justify="right")
     lines = (
         (f"recall@{audit.k}, with {audit.rerank} exact checks", audit.recall, audit.recall_interval),
-        (f"recall@{audit.k}, sketch alone", audit.search_recall, audit.search_recall_interval),
+        (f"recall@{audit.k}, no exact checks", audit.search_recall, audit.search_recall_interval),
         ("rank correlation, sketch alone", audit.rank_correlation, audit.rank_correlation_interval),
     )
     for name, value, (low, high) in lines:
         table.add_row(name, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
+    for stage, found in audit.stages.items():
+        table.add_section()
+        for name, (value, low, high) in found.items():
+            table.add_row(f"{stage}: {name}", f"{value:.4f}", f"{low:.4f} to {high:.4f}")
+    if not audit.complete:
+        table.caption = f"{audit.compared:,} of {audit.rows:,} rows were compared in time: recalls are upper limits"
     return table
 
 

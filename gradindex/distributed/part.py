@@ -12,6 +12,7 @@ from gradindex.batches import Ids
 from gradindex.distributed.recipe import Recipe
 from gradindex.gradients.base import Floats
 from gradindex.index import factory, mips
+from gradindex.index.parameters import Point
 from gradindex.index.selection import Selection
 from gradindex.kernels import Kernel
 from gradindex.store import Header, Store
@@ -90,15 +91,22 @@ class IndexPart:
         """Return the id of this process."""
         return os.getpid()
 
-    def search(self, sketches: NDArray[np.float32], k: int, mask: NDArray[np.uint8] | None, everywhere: bool) -> Found:
+    def search(
+        self,
+        sketches: NDArray[np.float32],
+        k: int,
+        mask: NDArray[np.uint8] | None,
+        everywhere: bool,
+        point: Point | None = None,
+    ) -> Found:
         """Return inner products and rows (m, k) of the nearest vectors by FAISS; missing rows are −1."""
         index, first, last = self._searcher.index, self._store.first, self._store.last
         if mask is None:
             chosen: Any = faiss.IDSelectorRange(first, last, True)
-            return self._searcher.search(sketches, k, parameters(index, chosen))
+            return self._searcher.search(sketches, k, point=point, chosen=chosen)
         every = np.zeros(index.ntotal, bool)
         every[first:last] = unpacked(mask, last - first)
-        return self._searcher.search(sketches, k, Selection(every, everywhere).parameters(index))
+        return self._searcher.search(sketches, k, Selection(every, everywhere), point)
 
     def scan(
         self,
@@ -115,14 +123,14 @@ class IndexPart:
         best, rows, scanned = mips.scan(store, sketches, norms, kernel, k, eps, selection)
         return best, np.where(rows < 0, -1, rows + store.first), scanned
 
-    def dots(self, queries: tuple[Any], candidates: Ids) -> tuple[NDArray[np.float64], dict[int, float]]:
+    def dots(self, queries: tuple[Any], candidates: Ids) -> Any:
         """Return exact inner products of query gradients (m, P), which `queries` refers to, with candidates (m, c)."""
         import ray
 
         from gradindex import exact
 
         gradients: Floats = ray.get(queries[0])
-        return exact.candidate_dots(self._job.engine, self._job.source, gradients, candidates)
+        return exact.candidate_dots(self._job.engine, self._job.source, None, gradients, candidates)
 
     @cached_property
     def _job(self) -> Any:
@@ -133,16 +141,6 @@ class IndexPart:
         job = self._recipe.make()
         check_job(self._whole, job)
         return job
-
-
-def parameters(index: Any, chosen: Any) -> Any:
-    """Return FAISS's parameters of a search among `chosen` rows; None for an index that has none."""
-    library: Any = faiss
-    if isinstance(index, library.IndexIVF):
-        return library.SearchParametersIVF(sel=chosen, nprobe=index.nprobe)
-    if isinstance(index, library.IndexFlat | library.IndexScalarQuantizer):
-        return library.SearchParameters(sel=chosen)
-    return None
 
 
 def packed(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

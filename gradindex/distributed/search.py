@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Ids
+from gradindex import exact
+from gradindex.batches import Batch, Ids
 from gradindex.distributed.connection import Connection, reachable
 from gradindex.distributed.options import Ray
-from gradindex.distributed.part import IndexPart, packed, parameters, ranges
+from gradindex.distributed.part import IndexPart, packed, ranges
 from gradindex.distributed.recipe import recipe
 from gradindex.gradients.base import Floats, log
 from gradindex.index import factory, mips
 from gradindex.index.index import Index
+from gradindex.index.parameters import Point
 from gradindex.index.selection import SCAN_ROWS, Selection
 from gradindex.job import Job
 from gradindex.kernels import Kernel
@@ -105,7 +107,7 @@ class ClusterIndex(Index):
     def __init__(self, store: Store, job: Job | None, options: Ray) -> None:
         super().__init__(store, job, searcher=factory.load(store, mapped=True, check=False))
         factory.check(store)
-        if parameters(self.searcher.index, None) is None:
+        if not self.searcher.filters:
             raise ValueError(
                 f"An index {self.searcher.factory!r} cannot be searched in parts. Open it without an engine, or build "
                 "inverted lists, such as 'IVF1024,SQ8'."
@@ -171,29 +173,32 @@ class ClusterIndex(Index):
         return scores, rows, np.sum([one[2] for one in found], axis=0)
 
     def _nearest(
-        self, sketches: NDArray[np.float32], k: int, selection: Selection | None
+        self, sketches: NDArray[np.float32], k: int, selection: Selection | None, point: Point | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
         if selection is not None and selection.everywhere and len(selection) <= SCAN_ROWS:
             scores, rows, scanned = self._scan(sketches, np.ones(len(sketches)), Kernel.COS, k, selection=selection)
             return scores.astype(np.float32), rows, scanned
         everywhere = selection is not None and selection.everywhere
-        each = [(sketches, k, mask, everywhere) for mask in self._masks(selection)]
+        each = [(sketches, k, mask, everywhere, point) for mask in self._masks(selection)]
         found = self.parts.ask("search", *zip(*each, strict=True))
         scores, rows = _merged(found, k)
         scanned = (
-            np.full(len(sketches), len(selection)) if everywhere and selection else self.searcher.scanned(sketches)
+            np.full(len(sketches), len(selection))
+            if everywhere and selection
+            else self.searcher.scanned(sketches, point)
         )
         return scores.astype(np.float32), rows, scanned
 
-    def _dots(self, gradients: Floats, ids: Ids) -> tuple[NDArray[np.float64], dict[int, float]]:
+    def _dots(self, asked: Batch, gradients: Floats, ids: Ids) -> exact.Evaluated:
         """Do what `exact.candidate_dots` does, each part with a share of the candidates."""
         wanted = np.unique(ids[ids >= 0])
         shares = np.array_split(wanted, len(self.ranges))
         each = [np.where(np.isin(ids, share), ids, -1) for share in shares]
         sent = (self._connection.ray.put(gradients),)
         found = self.parts.ask("dots", [sent] * len(each), each)
-        losses = {row: loss for _, some in found for row, loss in some.items()}
-        return np.max([dots for dots, _ in found], axis=0), losses
+        losses = {row: loss for one in found for row, loss in one.losses.items()}
+        method = " + ".join(sorted({one.method for one in found} - {"none"})) or "none"
+        return exact.Evaluated(np.max([one.dots for one in found], axis=0), losses, method)
 
     def _masks(self, selection: Selection | None) -> list[NDArray[np.uint8] | None]:
         if selection is None:

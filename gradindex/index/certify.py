@@ -6,10 +6,13 @@ an upper bound of its value (opponents: of minus its value), and once the k-th e
 left, evaluating the rest would change nothing.
 
 What "proved" means in floating point: the answer is the one that evaluating every row would give, as long as each
-evaluation errs by at most `EVALUATION`·w. Measured, evaluations err by 1e-6·w; what is not modelled is a unit so near
-its kink that two passes take different sides.
+evaluation errs by at most `evaluation_error`·w. Measured, evaluations err by 1e-6·w, but a gradient that is small
+because numbers of order one cancelled (p − 1 of a saturated softmax) keeps the rounding of those, so the error grows
+with the largest norm over its own. The query's gradient is that of one pass, for its row and for its values. What is
+not modelled is a unit so near its kink that two passes take different sides.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,13 +23,15 @@ from numpy.typing import NDArray
 from gradindex import kernels
 from gradindex.batches import Batch, Ids
 from gradindex.exact import HeldQueries
-from gradindex.gradients.base import Floats
+from gradindex.gradients.base import Engine
 from gradindex.index import mips
 from gradindex.index.selection import Selection
 from gradindex.kernels import Kernel
 from gradindex.sketch.landmark import LandmarkProjector
+from gradindex.store.shard import normalise
 
 if TYPE_CHECKING:
+    from gradindex.index.cascade import Question
     from gradindex.index.index import Index
 
 EVALUATION = 1e-5
@@ -47,6 +52,30 @@ def row_error(width: int, coordinates: float) -> float:
     side; it counts twice more as rows are scaled to unit norm after ρ was rounded up.
     """
     return 1.01 * _HALF + _TINY * math.sqrt(width) + width * _SINGLE + 4.1 * coordinates
+
+
+def unit(engine: Engine) -> float:
+    """Return the rounding of the model's numbers, relative: 2⁻²⁴ for single precision."""
+    halves = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+    engine = getattr(engine, "_engine", engine)  # whose gradients others are made of
+    own = float(np.finfo(engine.dtype).eps) / 2
+    layers: Any = getattr(getattr(engine, "model", None), "_flatten_layers", list)()
+    kinds = {parameter.dtype for parameter in engine.parameters} | {getattr(x, "compute_dtype", "") for x in layers}
+    return max((halves.get(kind, own) for kind in kinds), default=own)
+
+
+def evaluation_error(norms: NDArray[np.float32], rounding: float) -> NDArray[np.float64]:
+    """Return how much an evaluated cosine with each row (n,) may err: 1e-5, more where gradients are small.
+
+    `norms` (n,) are the rows' exact norms, `rounding` that of the model's numbers, see `unit`. Norms that single
+    precision holds with few digits give no bound at all, infinity.
+    """
+    wide = norms.astype(np.float64)
+    cancelled = rounding * wide.max(initial=0)
+    error = np.full(len(wide), max(EVALUATION, 8 * rounding))
+    error += np.divide(cancelled, wide, out=np.zeros_like(wide), where=wide > 0)
+    error[(norms > 0) & (norms < np.finfo(np.float32).tiny)] = np.inf
+    return error
 
 
 def chunk(rows: int) -> int:
@@ -85,13 +114,14 @@ class _Side:
         limit: int,
         seeds: Ids,
         allowed: NDArray[np.bool_],
+        error: NDArray[np.float64],
     ) -> None:
         self.sign, self.k, self.limit, self.seeds = sign, k, limit, seeds
         self.checked, self.proved, self.bound_left = 0, False, np.nan
         zero = np.flatnonzero((weights == 0) & allowed)  # the value is 0, whatever the gradients
         self.rows, self.scores = zero[:k].astype(np.int64), np.zeros(min(k, len(zero)))
         self._left = np.flatnonzero((weights != 0) & allowed)
-        self._bounds = (bounds[self._left] + EVALUATION) * weights[self._left]
+        self._bounds = (bounds[self._left] + error[self._left]) * weights[self._left]
         self._size = max(k, _FIRST)
 
     def wanted(self) -> Ids:
@@ -133,14 +163,8 @@ class _Side:
 def answer(
     index: "Index",
     queries: Batch,
-    gradients: Floats,
-    norms: NDArray[np.float64],
-    kernel: Kernel,
-    k: int,
-    eps: float,
+    asked: "Question",
     max_checks: int | None,
-    depth: int,
-    selection: Selection | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return proponents and opponents of some queries, with what was proved.
 
@@ -148,39 +172,54 @@ def answer(
     ----------
     index
         An index opened with its job.
-    queries, gradients, norms
-        m labelled samples, their gradients (m, P) and norms (m,).
-    kernel, k, eps
-        As in `Index.explain`.
+    queries
+        m labelled samples.
+    asked
+        The question. Where rows have no bounds of their own, its `depth` candidates are evaluated first.
     max_checks
         Rows evaluated for a query and side; None: as many as the proof needs, but `depth` where there can be none.
-    depth
-        How many of the index's own candidates are evaluated first where rows have no bounds of their own.
-    selection
-        The rows that may be found; None: all.
     """
-    sketches = index.sketches(gradients, norms)
+    kernel, k, eps, selection = asked.kernel, asked.k, asked.eps, asked.selection
+    from gradindex.index import cascade  # which asks this module what an ordinary answer proves
+
+    sketches, norms = _one_by_one(index, queries)
     bounds = cosine_bounds(index, sketches)
     scanned = np.full((2, len(norms)), len(index))
     seeds = np.full((2, len(norms), 0), -1, np.int64)
     limit = len(index) if max_checks is None else max_checks
     if bounds is None:
-        depth = min(depth, limit)
-        found = [index.candidates(side * sketches, norms, kernel, k, depth, eps, selection) for side in (1, -1)]
+        depth = min(asked.depth, limit)
+        asked = dataclasses.replace(asked, depth=depth)
+        found = [cascade.candidates(index, side * sketches, norms, asked) for side in (1, -1)]
         seeds, scanned = np.stack([f[1] for f in found]), np.stack([f[2] for f in found])
         if kernel is Kernel.COS and max_checks is None:
             limit = depth
     one = np.ones(len(index), np.float32)
     allowed = np.ones(len(index), bool) if selection is None else selection.mask
+    error = evaluation_error(index.store.norms, unit(index.job.engine))
     searches = []
     for line, norm in enumerate(norms):
         weights = kernels.weights(kernel, float(norm), index.store.norms, eps)
         upper = (one, one) if bounds is None else (bounds[0, line], bounds[1, line])
-        pair = [_Side(s, upper[i], weights, k, limit, seeds[i, line], allowed) for i, s in enumerate((1, -1))]
+        pair = [_Side(s, upper[i], weights, k, limit, seeds[i, line], allowed, error) for i, s in enumerate((1, -1))]
         searches.append(pair)
     del bounds
     _search(index, queries, norms, kernel, eps, searches)
     return _collect(index, searches, scanned, k)
+
+
+def _one_by_one(index: "Index", queries: Batch) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return unit-norm rows (m, width) and norms (m,) from passes of one query, as `HeldQueries` makes them.
+
+    In a batch, a gradient that is nearly zero may come out otherwise.
+    """
+    rows, norms = [], []
+    for line in range(len(queries)):
+        one = queries.select(slice(line, line + 1))
+        found = index.job.engine.of_queries.embed(one.x, one.y, index.projector)
+        rows.append(normalise(index.projector.finish(found.sketches, found.norms)))
+        norms.append(found.norms)
+    return np.concatenate(rows), np.concatenate(norms)
 
 
 def _search(
@@ -241,14 +280,30 @@ def proof(
     `checked` (m, c) are rows evaluated exactly (−1 for none), and `kth` (m,) the k-th exact values of the search (of
     minus the kernel for opponents; −inf where there are fewer).
     """
-    order = mips.order(index.store, kernel, eps, selection)
+    bounds, order = _in_order(index, kernel, eps)
+    order = order if selection is None else order[selection.mask[order]]
     left = np.full(len(norms), -np.inf)
     for line, norm in enumerate(norms):
         rows = checked[line][checked[line] >= 0]
         first = order[: len(rows) + 1]
         unchecked = first[~np.isin(first, rows)]
         if len(unchecked):
-            weight = kernels.weights(kernel, float(norm), index.store.norms[unchecked[:1]], eps)[0]
-            left[line] = (1 + EVALUATION) * weight
+            left[line] = bounds[unchecked[0]] * (1 if kernel is Kernel.COS else norm)
     proved = (left == -np.inf) | (left < kth) | ((left == 0) & (kth == 0))
     return proved, np.where(proved, np.nan, left)
+
+
+def _in_order(index: "Index", kernel: Kernel, eps: float) -> tuple[NDArray[np.float64], Ids]:
+    """Return what an evaluation of each row (n,) may give at most, for a query of unit norm (grad_cos: of any).
+
+    And the rows by that, descending. Both are kept, since an answer should not sort a million numbers.
+    """
+    eps = 0.0 if kernel is Kernel.COS else eps  # which can only lower a value
+    key, orders = (f"bounds of {kernel}", eps), index.store.orders
+    if key not in orders:
+        norms = index.store.norms
+        most = 1 + evaluation_error(norms, unit(index.job.engine))
+        bounds = (norms > 0) * most if kernel is Kernel.COS else kernels.weights(kernel, 1.0, norms, eps) * most
+        orders[f"order by {kernel}", eps] = np.argsort(-bounds, kind="stable").astype(np.int64)
+        orders[key] = bounds
+    return orders[key], orders[f"order by {kernel}", eps]

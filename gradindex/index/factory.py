@@ -1,10 +1,11 @@
 """Choosing, building, saving and opening a FAISS index over a store's rows. Disposable: the store is the truth."""
 
 import contextlib
-import math
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.errors import DamagedIndexError
+from gradindex.index import parameters
+from gradindex.index.choice import FLAT_ROWS as FLAT_ROWS
+from gradindex.index.choice import choose_index
+from gradindex.index.parameters import Point
+from gradindex.index.selection import Selection
 from gradindex.sketch import from_json
 from gradindex.sketch.countsketch import fold
 from gradindex.store import Header, Store
@@ -20,9 +26,10 @@ from gradindex.store.location import Location, listing, temporary
 from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json, refuse_extra
 from gradindex.store.shard import normalise
 
-FLAT_ROWS = 100_000
-"""Up to here an exact scan is fast enough."""
-_NARROW = 256  # width of the folded sketch in a quantised index
+library: Any = faiss
+HASHED_BYTES = 64 << 20
+"""Larger index files are mapped into memory without reading all of them; `check` compares their contents."""
+_FOLD = re.compile(r"Fold(\d+),(.+)", re.DOTALL)
 _TRAIN_ROWS_PER_LIST, _TRAIN_BLOCK = 64, 16384
 _READING = threading.Lock()
 DIRECTORY, MANIFEST = "index", "index.json"
@@ -41,33 +48,57 @@ class Searcher:
     bytes: int
 
     def search(
-        self, sketches: NDArray[np.float32], k: int, parameters: Any = None
+        self,
+        sketches: NDArray[np.float32],
+        k: int,
+        selection: Selection | None = None,
+        point: Point | None = None,
+        chosen: Any = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return inner products and rows (m, k) of the nearest vectors, descending; missing rows are −1."""
-        queries = np.ascontiguousarray(normalise(fold(sketches, self.dim)))
-        return self.index.search(queries, k, params=parameters)  # type: ignore[no-any-return]
+        """Return inner products and rows (m, k) of the nearest vectors, descending; missing rows are −1.
 
-    def scanned(self, sketches: NDArray[np.float32]) -> NDArray[np.int64]:
+        `selection`, or FAISS's own selector `chosen`, need an index that `filters`; `point` names search-time
+        parameters.
+        """
+        queries = np.ascontiguousarray(normalise(fold(sketches, self.dim)))
+        selector: Any = chosen
+        if selection is not None:
+            selector = library.IDSelectorBitmap(selection.bits)
+        options = parameters.build(self.index, point, selector, selection is not None and selection.everywhere)
+        scores, rows = self.index.search(queries, k, params=options)
+        if rows.max(initial=-1) >= self.index.ntotal:
+            raise DamagedIndexError(f"The {self.factory} index is damaged: it holds rows from {self.index.ntotal} on.")
+        return scores, rows
+
+    @property
+    def exact(self) -> bool:
+        """Whether it holds the stored rows as they are."""
+        return self.factory == "Flat"
+
+    @cached_property
+    def filters(self) -> bool:
+        """Whether FAISS finds all of a few selected rows."""
+        return parameters.filters(self.index)
+
+    @cached_property
+    def _list_sizes(self) -> NDArray[np.int64]:
+        ivf = _ivf(self.index)
+        return np.array([ivf.invlists.list_size(number) for number in range(ivf.nlist)] + [0])
+
+    def scanned(self, sketches: NDArray[np.float32], point: Point | None = None) -> NDArray[np.int64]:
         """Return how many vectors a search for each of these compares (m,), −1 where FAISS does not tell."""
         ivf = _ivf(self.index)
         if ivf is not None:
             queries = np.ascontiguousarray(normalise(fold(sketches, self.dim)))
-            for i in range(self.index.chain.size() if hasattr(self.index, "chain") else 0):
-                queries = self.index.chain.at(i).apply(queries)
-            _, lists = ivf.quantizer.search(queries, ivf.nprobe)
-            sizes = np.array([ivf.invlists.list_size(number) for number in range(ivf.nlist)] + [0])
-            return sizes[lists].sum(axis=1)  # type: ignore[no-any-return]
+            index = library.downcast_index(self.index)
+            if isinstance(index, library.IndexRefine):
+                index = library.downcast_index(index.base_index)
+            for i in range(index.chain.size() if hasattr(index, "chain") else 0):
+                queries = index.chain.at(i).apply(queries)
+            _, lists = ivf.quantizer.search(queries, int((point or {}).get("nprobe", ivf.nprobe)))
+            return self._list_sizes[lists].sum(axis=1)  # type: ignore[no-any-return]
         exhaustive = isinstance(self.index, faiss.IndexFlatCodes)
         return np.full(len(sketches), self.index.ntotal if exhaustive else -1, np.int64)
-
-
-def choose(rows: int, dim: int, foldable: bool) -> tuple[str, int]:
-    """Return the factory string and width for ``index='auto'``: exact while that is fast, then IVF on 8 bits."""
-    if rows <= FLAT_ROWS:
-        return "Flat", dim
-    width = _NARROW if foldable and dim % _NARROW == 0 else dim
-    lists = 2 ** round(math.log2(4 * math.sqrt(rows)))
-    return f"IVF{lists},SQ8", width
 
 
 def probes(lists: int) -> int:
@@ -86,13 +117,28 @@ def plan(header: Header, index: str, rows: int | None = None) -> tuple[str, int]
     Raises
     ------
     ValueError
-        If FAISS does not know the string.
+        If FAISS does not know the string, or the rows cannot be folded to the width it begins with.
     """
-    factory, dim = index, header.dim
-    if index == "auto":
-        factory, dim = choose(rows or header.rows, header.dim, foldable(header))
-    _new(factory, dim)
+    able = foldable(header)
+    factory = choose_index(rows or header.rows, header.dim, foldable=able) if index == "auto" else index
+    dim, inner = unfold(factory, header.dim)
+    if header.dim % dim or (dim != header.dim and not able):
+        kind = header.sketch["kind"]
+        raise ValueError(f"{factory!r}: {kind} rows of {header.dim} numbers cannot be folded to {dim}.")
+    _new(inner, dim)
     return factory, dim
+
+
+def choose(rows: int, dim: int, able: bool) -> tuple[str, int]:
+    """Return FAISS's own factory string and the width of its vectors for ``index='auto'``."""
+    width, inner = unfold(choose_index(rows, dim, foldable=able), dim)
+    return inner, width
+
+
+def unfold(factory: str, dim: int) -> tuple[int, str]:
+    """Return the width that a string such as ``'Fold256,IVF64,SQ8'`` names, else `dim`, and what is FAISS's own."""
+    match = _FOLD.fullmatch(factory)
+    return (int(match[1]), match[2]) if match and int(match[1]) else (dim, factory)
 
 
 def add(index: Any, store: Store, dim: int, advance: Callable[[int], None], first: int = 0) -> None:
@@ -130,7 +176,7 @@ def build(
         If FAISS does not know the string, or cannot train it on this many rows.
     """
     factory, dim = plan(store.header, index, len(store))
-    built = _new(factory, dim)
+    built = _new(unfold(factory, dim)[1], dim)
     if not built.is_trained:
         _train(built, factory, store, dim, seed)
     adding(built, store, dim, advance)
@@ -145,7 +191,7 @@ def extend(before: Store, after: Store) -> None:
     DamagedIndexError
         If the index of `before` is damaged.
     """
-    searcher = load(before)
+    searcher = load(before, mapped=False)
     for _, rows in after.blocks(first=len(before)):
         searcher.index.add(as_vectors(rows, searcher.dim))
     _save(after, searcher.index, searcher.factory)
@@ -171,6 +217,17 @@ def saved_entry(store: Store) -> FileEntry | None:
         return _read(store)[1]
     except DamagedIndexError:
         return None
+
+
+def annotate(store: Store, key: str, value: Any) -> None:
+    """Keep a JSON-ready value in the manifest of the saved index."""
+    saved, _ = _read(store)
+    publish(manifest_path(store), {**saved, key: value}, replace=True)
+
+
+def annotation(store: Store, key: str) -> Any:
+    """Return what `annotate` kept, else None."""
+    return _read(store)[0].get(key)
 
 
 def foldable(header: Header) -> bool:
@@ -205,7 +262,7 @@ def delete(store: Store) -> None:
         (store.path / DIRECTORY / entry.name).unlink(missing_ok=True)
 
 
-def load(store: Store, *, mapped: bool = False, check: bool = True) -> Searcher:
+def load(store: Store, *, mapped: bool = True, check: bool | None = None) -> Searcher:
     """Open the saved index of a store.
 
     Parameters
@@ -215,7 +272,8 @@ def load(store: Store, *, mapped: bool = False, check: bool = True) -> Searcher:
     mapped
         Leave codes on disk, mapped into memory.
     check
-        Compare the file's sha256, which reads all of it, and not its size alone.
+        Compare the file's sha256, which reads all of it, and not its size alone; None: of files up to 64 MiB, and of
+        all that are not mapped.
 
     Raises
     ------
@@ -226,7 +284,8 @@ def load(store: Store, *, mapped: bool = False, check: bool = True) -> Searcher:
     while True:
         saved, entry = _read(store)
         try:
-            index = _open(entry.local(directory, checked=check), mapped)
+            whole = check if check is not None else not mapped or entry.bytes <= HASHED_BYTES
+            index = _open(entry.local(directory, checked=whole), mapped)
             break
         except DamagedIndexError:
             if _read(store)[1] == entry:  # else it was replaced while it was read
@@ -246,7 +305,7 @@ def _open(path: Path, mapped: bool) -> Any:
         limit = faiss.get_deserialization_vector_byte_limit()
         try:
             faiss.set_deserialization_vector_byte_limit(max(path.stat().st_size, 1 << 16))
-            return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+            return library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
         except (RuntimeError, OSError, MemoryError) as error:  # its sha256 is right, or was until it was deleted
             raise DamagedIndexError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
         finally:

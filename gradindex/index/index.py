@@ -1,29 +1,27 @@
 """The index as an object: explain, search, verify."""
 
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import exact, kernels, queries, relevance
+from gradindex import exact, queries, relevance
 from gradindex.batches import Batch, Ids
 from gradindex.batches import index as take
 from gradindex.embedding import as_ids
 from gradindex.explanation import Explanation
 from gradindex.gradients.base import Floats, Projector
+from gradindex.index import cascade, factory, mips, tuning
 from gradindex.index import certify as proofs
-from gradindex.index import factory, mips
-from gradindex.index.answers import check_k, check_max_checks, describe, distinct, meta
+from gradindex.index.answers import check_k, check_max_checks, describe, meta
 from gradindex.index.changing import Changing, pinned
-from gradindex.index.selection import SCAN_ROWS, Selection, select
+from gradindex.index.parameters import Point
+from gradindex.index.selection import Selection, select
 from gradindex.kernels import Kernel, Task
 from gradindex.store.shard import normalise
-from gradindex.timing import stage
 from gradindex.verify import Audit, verify
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
-_SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
 
 
 class Index(Changing):
@@ -61,7 +59,9 @@ class Index(Changing):
         ids: Any = None,
         k: int = 10,
         kernel: str | None = None,
-        rerank: int = 100,
+        rerank: int = cascade.RERANK,
+        candidates: int | None = None,
+        recall: float | None = None,
         eps: float = 0.0,
         certify: bool = False,
         max_checks: int | None = None,
@@ -85,6 +85,13 @@ class Index(Changing):
         rerank
             How many candidates of each side are evaluated with the exact kernel (at least k); 0 leaves the
             sketch's estimates.
+        candidates
+            How many rows of each side FAISS is asked for, which are then scored by the stored rows, so that the best
+            are evaluated exactly; at least k and `rerank`. None: four times as many, at least 400. An index that
+            holds the stored rows as they are (``'Flat'``) needs none.
+        recall
+            Search at the fastest operating point whose recall, as measured by `tune`, is at least this; for
+            ``'grad_cos'``. None: FAISS's own settings, a sixteenth of the lists.
         eps
             Added to the kernel's denominator. The default leaves the kernels as they are defined, with 0 where
             a gradient is zero; `GradientSimilarity` uses 1e-7.
@@ -121,20 +128,21 @@ class Index(Changing):
         """
         parsed = relevance.kernel_of(self.store.header.metric, kernel)
         check_k(k, len(self))
-        if rerank < 0:
-            raise ValueError(f"rerank must be 0 or more, got {rerank}.")
         check_max_checks(certify, max_checks, k)
         selection = select(self.store, where)
-        asked = self._queries(x, y, ids)
-        parts = []
+        point = None if recall is None else tuning.pick(self.store, recall)
+        wanted = cascade.ask(len(self), parsed, k, rerank, candidates, eps, selection, point)
+        asked = self.labelled(x, y, ids)
+        parts, methods = [], set()
         most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
         for some, gradients, norms in queries.gradient_chunks(self.job.engine, asked, most):
+            batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
             if certify:
-                batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
-                depth = min(len(self), max(k, rerank))
-                parts.append(proofs.answer(self, batch, gradients, norms, parsed, k, eps, max_checks, depth, selection))
+                part, method = proofs.answer(self, batch, wanted, max_checks), exact.FACTORS
             else:
-                parts.append(self._answer(gradients, norms, parsed, k, rerank, eps, selection))
+                part, method = cascade.answer(self, batch, gradients, norms, wanted)
+            parts.append(part)
+            methods.add(method)
         data: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         data.update(describe(self.store, self.job.engine, asked, data))
         if ids is None and y is None:
@@ -142,7 +150,11 @@ class Index(Changing):
         params = {
             "kernel": relevance.title(self.store.header.metric, parsed),
             "k": k,
-            "rerank": max(rerank, k) if rerank else 0,
+            "rerank": wanted.depth if rerank else 0,
+            "candidates": wanted.candidates if parsed is Kernel.COS and not self.searcher.exact else None,
+            "point": None if point is None else dict(point),
+            "width": self.searcher.dim,
+            "exact_method": " + ".join(sorted(methods)),
             "certify": certify,
             "max_checks": max_checks,
             "selected": len(self) if selection is None else len(selection),
@@ -173,7 +185,7 @@ class Index(Changing):
         if not np.isfinite(vectors).all():
             raise ValueError("The vectors hold NaN or infinity.")
         scores, rows, _ = self._nearest(normalise(vectors), k, select(self.store, where))
-        return scores, self._ids(rows)
+        return scores, cascade.ids_of(self.store, rows)
 
     @pinned
     def kneighbors(
@@ -228,11 +240,60 @@ class Index(Changing):
         return self.store.norms[rows].astype(np.float64) ** 2, self.store.ids[rows]
 
     @pinned
+    def tune(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        queries: int = 200,
+        k: int = 10,
+        candidates: int | None = None,
+        seed: int = 0,
+    ) -> tuning.Curve:
+        """Measure recall against latency at FAISS's settings, for ``explain(recall=…)``; see `gradindex.index.tuning`.
+
+        Parameters
+        ----------
+        x, y
+            Held-out samples as queries, as `explain` takes them. None: `queries` stored rows drawn by `seed`.
+        queries, k, candidates, seed
+            See `gradindex.index.tuning.tune`.
+        """
+        return tuning.tune(
+            self, None if x is None else self.sketch(x, y), queries=queries, k=k, candidates=candidates, seed=seed
+        )
+
+    @property
+    def curve(self) -> tuning.Curve | None:
+        """Recall against latency as `tune` measured it; None before."""
+        return tuning.saved(self.store)
+
+    @pinned
+    def sketch(self, x: Any, y: Any = None) -> NDArray[np.float32]:
+        """Return the unit-norm sketches (m, dim) of samples, as `search` takes them; `x` and `y` as in `explain`."""
+        found = queries.gradient_chunks(self.job.engine, self.labelled(x, y), _QUERIES)
+        return np.concatenate([self.sketches(gradients, norms) for _, gradients, norms in found])
+
+    @pinned
     def verify(
-        self, *, queries: int = 200, k: int = 10, kernel: str | None = None, rerank: int = 100, seed: int = 0
+        self,
+        *,
+        queries: int = 200,
+        k: int = 10,
+        kernel: str | None = None,
+        rerank: int = cascade.RERANK,
+        seed: int = 0,
+        x: Any = None,
+        y: Any = None,
+        max_seconds: float | None = None,
     ) -> Audit:
         """Measure how often the index's answers are those of the exact kernel; see `gradindex.verify.verify`."""
-        return verify(self, queries=queries, k=k, kernel=kernel, rerank=rerank, seed=seed)
+        options = {"kernel": kernel, "rerank": rerank, "seed": seed, "x": x, "y": y, "max_seconds": max_seconds}
+        return verify(self, queries=queries, k=k, **options)
+
+    def __sklearn_clone__(self) -> "Index":
+        """Return itself: pipelines copy their steps' arguments, and an open index is not to be copied."""
+        return self
 
     @property
     def projector(self) -> Projector:
@@ -253,7 +314,7 @@ class Index(Changing):
             batch = job.source.take(ids[begin : begin + size])
             out[:, begin : begin + len(batch)], found = held.dots(batch)
             losses.update(zip(batch.ids.tolist(), found.losses.tolist(), strict=True))
-        self._compare_losses(losses)
+        cascade.compare_losses(self.store, losses)
         return out
 
     @property
@@ -261,7 +322,8 @@ class Index(Changing):
         """The first samples of the dataset: the form that queries and labels must have."""
         return self.at_hand.example
 
-    def _queries(self, x: Any, y: Any, ids: Any) -> queries.Queries:
+    def labelled(self, x: Any, y: Any = None, ids: Any = None) -> queries.Queries:
+        """Return queries with the labels that `explain` would give them; arguments and errors as there."""
         if (x is None) == (ids is None):
             raise ValueError("Give either inputs x (and y), or ids of training samples.")
         if ids is not None:
@@ -272,125 +334,13 @@ class Index(Changing):
         x, y = queries.match_shapes(x, y, self.example)
         return queries.with_labels(self.job.engine, Task(self.job.task), x, y, self.example.y)
 
-    def _answer(
-        self,
-        gradients: Floats,
-        norms: NDArray[np.float64],
-        kernel: Kernel,
-        k: int,
-        rerank: int,
-        eps: float,
-        selection: Selection | None,
-    ) -> dict[str, NDArray[Any]]:
-        sketches = self.sketches(gradients, norms)
-        depth = min(len(self), max(k, rerank)) if rerank else k
-        both = (sketches, self.projector.opposite(sketches))
-        sides = [self.candidates(side, norms, kernel, k, depth, eps, selection) for side in both]
-        checked = distinct(np.hstack([rows for _, rows, _ in sides])) if rerank else np.empty((len(norms), 0), int)
-        if rerank:
-            ids = self._ids(checked)
-            scores = self._exact(gradients, norms, ids, kernel, eps)
-            found = [mips.top(np.where(ids < 0, -np.inf, side * scores), ids, k) for side in (1, -1)]
-        else:
-            found = [(scores, self._ids(rows)) for scores, rows, _ in sides]
-        answer: dict[str, NDArray[Any]] = {}
-        for i, (prefix, side, (scores, ids)) in enumerate(zip(("", "opponent_"), (1, -1), found, strict=True)):
-            missing = ids < 0
-            kth = np.where(missing[:, -1] | (not rerank), -np.inf, scores[:, -1])
-            proved, left = proofs.proof(self, kernel, eps, norms, checked, kth, selection)
-            answer[f"{prefix}proved"], answer[f"{prefix}bound_left"] = proved, side * left
-            answer[f"{prefix}checked"] = (checked >= 0).sum(axis=1)
-            answer[f"{prefix}scanned"] = sides[i][2]
-            answer[f"{prefix}scores"] = np.where(missing, np.nan, side * np.where(missing, 0.0, scores))
-            answer["opponent_indices" if prefix else "ordered_indices"] = ids
-            answer[f"{prefix}exact"] = ~missing & bool(rerank)
-        return answer
-
-    @stage("search")
-    def candidates(
-        self,
-        sketches: NDArray[np.float32],
-        norms: NDArray[np.float64],
-        kernel: Kernel,
-        k: int,
-        depth: int,
-        eps: float,
-        selection: Selection | None = None,
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return estimated kernel values and rows (m, depth) of the nearest stored rows, descending.
-
-        Of these the first `k` are wanted. Also, how many rows were looked at (m,), −1 where FAISS does not tell.
-        """
-        if kernel is not Kernel.COS:
-            return self._scan(sketches, norms, kernel, depth, eps, selection)
-        found, rows, scanned = self._nearest(sketches, depth, selection)
-        scores = found.astype(np.float64)
-        if self.searcher.factory != "Flat":  # score the narrow or quantised index's finds by the stored rows
-            wide = self.store.gather(np.where(rows < 0, 0, rows).ravel()).reshape(*rows.shape, -1)
-            scores = np.where(rows < 0, -np.inf, np.einsum("md,mkd->mk", sketches, wide))
-        scores, rows = mips.top(scores, rows, depth)
-        if not eps:
-            return scores, rows, scanned
-        last = scores[:, -1].copy()
-        for line, norm in enumerate(norms):
-            scores[line] *= kernels.weights(kernel, float(norm), self.store.norms[rows[line]], eps)
-        scores, rows = mips.top(scores, rows, depth)
-        # eps lowers the score of small gradients. A row that was not found scores at most its cosine, so at most
-        # the last one found; where the k-th score is below that, the order of cosines is no guide.
-        unsure = scores[:, k - 1] < last - _SKETCH_TOLERANCE
-        if unsure.any():
-            scan = self._scan(sketches[unsure], norms[unsure], kernel, depth, eps, selection)
-            scores[unsure], rows[unsure], scanned[unsure] = scan
-        return scores, rows, scanned
-
-    def _nearest(
-        self, sketches: NDArray[np.float32], k: int, selection: Selection | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-        """Return cosines and rows (m, k) of the nearest selected rows of the index, and rows looked at (m,)."""
-        if selection is None:
-            return *self.searcher.search(sketches, k), self.searcher.scanned(sketches)
-        by_faiss = len(selection) > SCAN_ROWS or not selection.everywhere
-        parameters = selection.parameters(self.searcher.index) if by_faiss else None
-        if parameters is None:
-            ones = np.ones(len(sketches))
-            scores, rows, scanned = self._scan(sketches, ones, Kernel.COS, k, selection=selection)
-            return scores.astype(np.float32), rows, scanned
-        found, rows = self.searcher.search(sketches, k, parameters)
-        scanned = np.full(len(sketches), len(selection)) if selection.everywhere else self.searcher.scanned(sketches)
-        return found, rows, scanned
-
     def _scan(self, *asked: Any, **options: Any) -> mips.Found:
         return mips.scan(self.store, *asked, **options)
 
-    def _dots(self, gradients: Floats, ids: Ids) -> tuple[NDArray[np.float64], dict[int, float]]:
-        return exact.candidate_dots(self.job.engine, self.job.source, gradients, ids)
+    def _nearest(
+        self, sketches: NDArray[np.float32], k: int, selection: Selection | None, point: Point | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        return cascade.nearest(self, sketches, k, selection, point)
 
-    def _exact(
-        self, gradients: Floats, norms: NDArray[np.float64], ids: Ids, kernel: Kernel, eps: float
-    ) -> NDArray[np.float64]:
-        dots, losses = self._dots(gradients, ids)
-        rows = np.where(
-            ids < 0,
-            -1,
-            self.store.rows_of(np.where(ids < 0, self.store.ids[0], ids).ravel()).reshape(ids.shape),
-        )
-        self._compare_losses(losses)
-        return kernels.values(kernel, np.where(ids < 0, 0.0, dots), norms, self.store.norms[rows], eps)
-
-    def _compare_losses(self, losses: dict[int, float]) -> None:
-        """Warn if candidates' losses are not those stored: another loss function, or changed data."""
-        ids = np.fromiter(losses, np.int64, len(losses))
-        now = np.fromiter(losses.values(), np.float64, len(losses))
-        stored = self.store.columns["loss"][self.store.rows_of(ids)]
-        differs = np.abs(now - stored) > 1e-3 * (1 + np.abs(stored))
-        if differs.any():
-            first = np.flatnonzero(differs)[0]
-            warnings.warn(
-                f"The loss of {differs.sum()} of {len(ids)} samples is not the stored one (sample {ids[first]}: "
-                f"{now[first]:.4g}, stored {stored[first]:.4g}). Is this the loss and the data of the build?",
-                UserWarning,
-                stacklevel=6,
-            )
-
-    def _ids(self, rows: NDArray[np.int64]) -> Ids:
-        return np.where(rows < 0, -1, self.store.ids[rows])
+    def _dots(self, asked: Batch, gradients: Floats, ids: Ids) -> exact.Evaluated:
+        return exact.candidate_dots(self.job.engine, self.job.source, asked, gradients, ids)

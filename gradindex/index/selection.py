@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,19 +32,6 @@ class Selection:
     def bits(self) -> NDArray[np.uint8]:
         """The mask as FAISS reads it, eight rows a byte."""
         return np.packbits(self.mask, bitorder="little")
-
-    def parameters(self, index: Any) -> Any:
-        """Return FAISS's search parameters that find these rows only; None if it has none.
-
-        Graphs (HNSW) have a filter, but miss rows when few are selected, so they get none.
-        """
-        library: Any = faiss
-        if isinstance(index, library.IndexIVF):
-            lists = index.nlist if self.everywhere else index.nprobe
-            return library.SearchParametersIVF(sel=library.IDSelectorBitmap(self.bits), nprobe=lists)
-        if isinstance(index, (library.IndexFlat, library.IndexScalarQuantizer)):
-            return library.SearchParameters(sel=library.IDSelectorBitmap(self.bits))
-        return None
 
 
 def select(store: Store, where: Any) -> Selection | None:

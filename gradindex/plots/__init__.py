@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradindex.explanation import Explanation
+from gradindex.plots.audit import plot_audit
 from gradindex.plots.page import FONT, NEUTRAL, Page, Shades, annotate, draw_bars, draw_side, load_figure_class
 from gradindex.plots.rows import Train, kernel_title, make_charts, read_classes, read_queries, read_side
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 from gradindex.plots.results import plot_explanation, plot_scores
 
-__all__ = ["plot_distributions", "plot_explanation", "plot_scores", "plot_similar"]
+__all__ = ["plot_audit", "plot_distributions", "plot_explanation", "plot_scores", "plot_similar"]
 
 
 def plot_similar(

@@ -130,6 +130,16 @@ class LandmarkProjector(Projector):
         self.use(found)
         return found
 
+    def drift(self, matrix: NDArray[np.float64]) -> float:
+        """Return how far the adopted landmarks' own coordinates are from those at the time of the whitening `matrix`.
+
+        Computed anew, on another machine or with other threads, landmarks are not the same bits. At that time the
+        coordinates of landmark l were √λ_r v_lr, which is λ_r times its entry in the whitening, of columns v_r/√λ_r.
+        """
+        lengths = (matrix**2).sum(axis=0)  # 1/λ_r
+        before = np.divide(matrix, lengths, out=np.zeros_like(matrix), where=lengths > 0)
+        return float(np.linalg.norm(self._gram() @ matrix - before, axis=1).max(initial=0))
+
     def use(self, whitening: Whitening) -> None:
         """Finish rows with this whitening from now on."""
         self._whitening = whitening

@@ -231,8 +231,8 @@ class Store:
         return np.concatenate([shard.norms for shard in self.shards])
 
     @cached_property
-    def orders(self) -> dict[tuple[str, float], Ids]:
-        """Orders of all rows that searches keep, by kernel and eps."""
+    def orders(self) -> dict[tuple[str, float], NDArray[Any]]:
+        """Orders of all rows, and bounds, that searches keep, by purpose and eps."""
         return {}
 
     @cached_property

@@ -43,7 +43,7 @@ def test_build_explain_verify_info(tmp_path, capsys):
     assert "sample 14" in text
     code, text, _ = cli(capsys, "verify", out, JOB, "--queries", 20)
     assert code == 0
-    assert "recall@10, with 100 exact checks" in text
+    assert "recall@10, with 50 exact checks" in text
     code, text, _ = cli(capsys, "info", out, "--check")
     assert code == 0
     assert "every file matches its sha256" in text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex.index import index as index_module
+from gradindex.index import cascade, parameters
 from gradindex.index.selection import Selection, parse, select
 from gradindex.kernels import Kernel
 from tests import oracles
@@ -62,7 +62,7 @@ def test_fewer_than_k_are_said_to_be_missing(built, certify):
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "HNSW16", "IVF8,SQ8", "SQ8", "PCA16,IVF8,Flat"])
 def test_every_kind_of_index_has_full_recall(built, factory, monkeypatch):
     index, _ = built
-    monkeypatch.setattr(index_module, "SCAN_ROWS", 10)  # more are searched by FAISS, where it can
+    monkeypatch.setattr(cascade, "SCAN_ROWS", 10)  # more are searched by FAISS, where it can
     other = gradindex.index_store(index.store, factory)
     mask = index.store.columns["label"] == 5
     rows = index.store.gather(np.arange(ROWS))
@@ -79,9 +79,13 @@ def test_faiss_gets_a_filter_only_where_it_finds_all(built):
     import faiss
 
     chosen = Selection(np.arange(50) % 3 == 0)
-    assert chosen.parameters(faiss.index_factory(4, "HNSW8", faiss.METRIC_INNER_PRODUCT)) is None
+    assert not parameters.filters(faiss.index_factory(4, "HNSW8", faiss.METRIC_INNER_PRODUCT))
     ivf = faiss.index_factory(4, "IVF7,Flat", faiss.METRIC_INNER_PRODUCT)
-    assert chosen.parameters(ivf).nprobe == 7
+    assert parameters.filters(ivf)
+    selector = faiss.IDSelectorBitmap(chosen.bits)
+    assert parameters.build(ivf, None, selector, everywhere=True).nprobe == 7
+    assert parameters.build(ivf, {"nprobe": 3}).nprobe == 3
+    assert parameters.build(ivf) is None
     assert len(chosen) == 17
 
 

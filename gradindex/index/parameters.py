@@ -1,0 +1,75 @@
+"""Operating points: FAISS's search-time parameters, given with each search, so that threads do not disturb each other.
+
+FAISS's `ParameterSpace` sets them on the index itself, which other threads may be searching; here they become the
+search's own ``SearchParameters``, through preprocessing and refinement down to the lists or the graph.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import faiss
+
+Point = Mapping[str, float]
+"""FAISS's names of search-time parameters (nprobe, efSearch, k_factor_rf, …) and their values."""
+
+_library: Any = faiss
+
+
+def parse(key: str) -> dict[str, float]:
+    """Return the point that a key of FAISS's ``ParameterSpace`` such as ``'nprobe=16,ht=64'`` names."""
+    pairs = (part.split("=") for part in key.split(",") if part)
+    return {name: float(value) for name, value in pairs}
+
+
+def filters(index: Any) -> bool:
+    """Whether FAISS finds all of a few selected vectors in this kind of index.
+
+    Graphs (HNSW) take a filter, but miss rows when few are selected; other kinds refuse one.
+    """
+    index = _library.downcast_index(index)
+    if isinstance(index, _library.IndexPreTransform):
+        return filters(index.index)
+    if isinstance(index, _library.IndexRefine):
+        return filters(index.base_index)
+    flat = _library.IndexFlat, _library.IndexScalarQuantizer
+    return isinstance(index, (*flat, _library.IndexIVF)) and not isinstance(index, _library.IndexIVFPQFastScan)
+
+
+def build(index: Any, point: Point | None = None, selector: Any = None, everywhere: bool = False) -> Any:
+    """Return FAISS's ``SearchParameters`` of an operating point; None if there is nothing to say.
+
+    Parameters
+    ----------
+    index
+        A FAISS index.
+    point
+        Search-time parameters; those not named keep the index's own values.
+    selector
+        An ``IDSelector``, for an index that `filters`.
+    everywhere
+        Probe all lists.
+    """
+    point = point or {}
+    if not point and selector is None:
+        return None
+    index = _library.downcast_index(index)
+    if isinstance(index, _library.IndexPreTransform):
+        inner = build(index.index, point, selector, everywhere)
+        return inner and _library.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, _library.IndexRefine):
+        inner = build(index.base_index, point, selector, everywhere)
+        factor = point.get("k_factor_rf", index.k_factor)
+        return _library.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
+    if isinstance(index, _library.IndexIVF):
+        probes = index.nlist if everywhere else int(point.get("nprobe", index.nprobe))
+        return _library.SearchParametersIVF(sel=selector, nprobe=probes, **_quantizer(index, point))
+    if isinstance(index, _library.IndexHNSW):
+        return _library.SearchParametersHNSW(sel=selector, efSearch=int(point.get("efSearch", index.hnsw.efSearch)))
+    return None if selector is None else _library.SearchParameters(sel=selector)
+
+
+def _quantizer(index: Any, point: Point) -> dict[str, Any]:
+    """Return the parameters of the search among the lists' centroids."""
+    own = {name.removeprefix("quantizer_"): value for name, value in point.items() if name.startswith("quantizer_")}
+    inner = build(index.quantizer, own) if own else None
+    return {} if inner is None else {"quantizer_params": inner}

@@ -1,0 +1,27 @@
+"""Which index is chosen, and operating points."""
+
+import pytest
+
+from gradindex.index.choice import choose_index as choose
+
+
+def test_auto_is_exact_while_small_then_narrow_and_quantised():
+    assert choose(100_000, 1024) == "Flat"
+    assert choose(1_000_000, 1024) == "Fold256,IVF4096,SQ8"
+    assert choose(1_000_000, 1000) == "IVF4096,SQ8"
+    assert choose(1_000_000, 1024, foldable=False) == "IVF4096,SQ8"
+    assert choose(1_000_000, 256) == "IVF4096,SQ8"
+
+
+def test_memory_and_recall_decide():
+    assert choose(60_000, 1024, memory=250_000_000) == "Flat"
+    assert choose(60_000, 1024, memory=20_000_000) == "Fold256,IVF1024,SQ8"
+    assert choose(60_000, 1024, memory=10_000_000) == "Fold256,IVF1024,SQ4"
+    assert choose(60_000, 1024, memory=5_000_000) == "Fold256,IVF1024,RaBitQ"
+    with pytest.raises(ValueError, match=r"No index of 60000 rows reaches recall 1\.0 in 1000000 bytes; 'Flat' takes"):
+        choose(60_000, 1024, memory=1_000_000, recall=1.0)
+    for bad in ({"memory": 0}, {"recall": 1.5}):
+        with pytest.raises(ValueError, match="must be"):
+            choose(10, 4, **bad)
+    with pytest.raises(ValueError, match="rows must be positive"):
+        choose(0, 4)
