@@ -38,6 +38,7 @@ EVALUATION = 1e-5
 """Error of an evaluated cosine that a proof allows for: ten times what was measured."""
 _HALF, _TINY = 2.0**-11, 2.0**-25  # float16: half a unit in the last place, relative, and of subnormals
 _SINGLE = 2.0**-24
+_NO_BOUND = 3.0  # more than any evaluated cosine, also over a norm that was rounded to twice or half of itself
 _FIRST = 16  # rows checked at first; each round checks up to twice as many as the last
 _BYTES_PER_PAIR = 24  # of a query and a row
 _MEMORY = 256 << 20
@@ -68,14 +69,14 @@ def evaluation_error(norms: NDArray[np.float32], rounding: float) -> NDArray[np.
     """Return how much an evaluated cosine with each row (n,) may err: 1e-5, more where gradients are small.
 
     `norms` (n,) are the rows' exact norms, `rounding` that of the model's numbers, see `unit`. Norms that single
-    precision holds with few digits give no bound at all, infinity.
+    precision holds with few digits give no bound at all.
     """
     wide = norms.astype(np.float64)
     cancelled = rounding * wide.max(initial=0)
     error = np.full(len(wide), max(EVALUATION, 8 * rounding))
     error += np.divide(cancelled, wide, out=np.zeros_like(wide), where=wide > 0)
-    error[(norms > 0) & (norms < np.finfo(np.float32).tiny)] = np.inf
-    return error
+    error[(norms > 0) & (norms < np.finfo(np.float32).tiny)] = _NO_BOUND
+    return np.minimum(error, _NO_BOUND)
 
 
 def chunk(rows: int) -> int:

@@ -109,11 +109,11 @@ class LandmarkProjector(Projector):
         self.dim, self.forms = recorder.count, recorder.forms
         self._sides, self._whole = recorder.sides, recorder.whole
         norms: NDArray[np.float64] = np.sqrt(np.maximum(np.diag(self._gram()), 0))
-        scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)[:, None].astype(np.float32)
+        scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)[:, None]  # beyond float32 for tiny ones
         for rows, _ in self._sides.values():
-            rows *= scale
+            np.multiply(rows, scale, out=rows, casting="unsafe")
         for gradients in self._whole.values():
-            gradients *= scale
+            np.multiply(gradients, scale, out=gradients, casting="unsafe")
         return norms
 
     def whiten(self, norms: NDArray[np.float64]) -> Whitening:
