@@ -76,7 +76,8 @@ def evaluation_error(norms: NDArray[np.float32], rounding: float) -> NDArray[np.
     error = np.full(len(wide), max(EVALUATION, 8 * rounding))
     error += np.divide(cancelled, wide, out=np.zeros_like(wide), where=wide > 0)
     error[(norms > 0) & (norms < np.finfo(np.float32).tiny)] = _NO_BOUND
-    return np.minimum(error, _NO_BOUND)
+    np.minimum(error, _NO_BOUND, out=error)
+    return error
 
 
 def chunk(rows: int) -> int:
