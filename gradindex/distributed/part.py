@@ -85,7 +85,7 @@ class IndexPart:
         self._store = StorePart(path, header, state, first, last)
         self._whole = Store(path, header, state)
         self._recipe = recipe
-        self._searcher = factory.load(self._whole, mapped=True, check=False)
+        self._searcher = factory.load(self._whole)
 
     def process(self) -> int:
         """Return the id of this process."""

@@ -105,7 +105,7 @@ class ClusterIndex(Index):
     """
 
     def __init__(self, store: Store, job: Job | None, options: Ray) -> None:
-        super().__init__(store, job, searcher=factory.load(store, mapped=True, check=False))
+        super().__init__(store, job, searcher=factory.load(store))
         factory.check(store)
         if not self.searcher.filters:
             raise ValueError(

@@ -27,8 +27,6 @@ from gradindex.store.manifest import FileEntry, keep, publish, read_entries, rea
 from gradindex.store.shard import normalise
 
 library: Any = faiss
-HASHED_BYTES = 64 << 20
-"""Larger index files are mapped into memory without reading all of them; `check` compares their contents."""
 _FOLD = re.compile(r"Fold(\d+),(.+)", re.DOTALL)
 _TRAIN_ROWS_PER_LIST, _TRAIN_BLOCK = 64, 16384
 _READING = threading.Lock()
@@ -262,7 +260,7 @@ def delete(store: Store) -> None:
         (store.path / DIRECTORY / entry.name).unlink(missing_ok=True)
 
 
-def load(store: Store, *, mapped: bool = True, check: bool | None = None) -> Searcher:
+def load(store: Store, *, mapped: bool = True) -> Searcher:
     """Open the saved index of a store.
 
     Parameters
@@ -270,10 +268,7 @@ def load(store: Store, *, mapped: bool = True, check: bool | None = None) -> Sea
     store
         The store.
     mapped
-        Leave codes on disk, mapped into memory.
-    check
-        Compare the file's sha256, which reads all of it, and not its size alone; None: of files up to 64 MiB, and of
-        all that are not mapped.
+        Leave codes on disk, mapped into memory. A large file is then hashed only if `seen` does not know it.
 
     Raises
     ------
@@ -284,8 +279,7 @@ def load(store: Store, *, mapped: bool = True, check: bool | None = None) -> Sea
     while True:
         saved, entry = _read(store)
         try:
-            whole = check if check is not None else not mapped or entry.bytes <= HASHED_BYTES
-            index = _open(entry.local(directory, checked=whole), mapped)
+            index = _open(entry.local(directory, once=mapped), mapped)
             break
         except DamagedIndexError:
             if _read(store)[1] == entry:  # else it was replaced while it was read

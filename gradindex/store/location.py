@@ -266,11 +266,16 @@ def digest(path: Location) -> str:
     return sha256.hexdigest()
 
 
+def cache() -> Path:
+    """Return the directory of what this machine keeps, ``$GRADINDEX_CACHE`` or ``~/.cache/gradindex``."""
+    return Path(os.environ.get("GRADINDEX_CACHE") or Path.home() / ".cache" / "gradindex")
+
+
 def local(path: Location, size: int, sha256: str) -> Path:
     """Return a path of this machine with the file's contents, of which size and sha256 are known.
 
-    A remote file is copied once into the cache, ``$GRADINDEX_CACHE`` or ``~/.cache/gradindex``, under its sha256. The
-    cache holds ``$GRADINDEX_CACHE_BYTES`` (20 GiB), and more only of what was asked for in the last ten minutes.
+    A remote file is copied once into the `cache`, under its sha256. The cache holds ``$GRADINDEX_CACHE_BYTES`` (20 GiB),
+    and more only of what was asked for in the last ten minutes.
 
     Raises
     ------
@@ -279,15 +284,14 @@ def local(path: Location, size: int, sha256: str) -> Path:
     """
     if isinstance(path, Path):
         return path
-    cache = Path(os.environ.get("GRADINDEX_CACHE") or Path.home() / ".cache" / "gradindex")
-    cached = cache / sha256
+    cached = cache() / sha256
     with contextlib.suppress(FileNotFoundError):
         if cached.stat().st_size == size:
             os.utime(cached)
             return cached
-    cache.mkdir(parents=True, exist_ok=True)
-    _make_room(cache, size)
-    with temporary(cache) as part:
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(cached.parent, size)
+    with temporary(cached.parent) as part:
         _download(path, part, size, sha256)
         os.replace(part, cached)
     return cached
@@ -310,7 +314,8 @@ def _make_room(cache: Path, size: int) -> None:
     files = []
     for file in cache.iterdir():
         with contextlib.suppress(FileNotFoundError):
-            files.append((file.stat().st_mtime, file.stat().st_size, file))
+            if file.is_file():
+                files.append((file.stat().st_mtime, file.stat().st_size, file))
     used = sum(bytes_ for _, bytes_, _ in files)
     for asked, bytes_, file in sorted(files):
         if used <= room or time.time() - asked < _IN_USE:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradindex.errors import DamagedIndexError
-from gradindex.store import location
+from gradindex.store import location, seen
 from gradindex.store.location import Location
 
 FORMAT = "gradindex store"
@@ -146,18 +146,21 @@ class FileEntry:
             raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
         return path
 
-    def local(self, directory: Location, *, checked: bool = True) -> Path:
+    def local(self, directory: Location, *, checked: bool = True, once: bool = False) -> Path:
         """Return a path of this machine with the file's contents.
 
-        Its size is compared; with `checked`, its sha256, too. Raises like `check_size`.
+        Its size is compared; with `checked`, its sha256, too, and with `once`, not again where `seen` knows the file.
+        Raises like `check_size`.
         """
         path = self.check_size(directory)
         try:
             copy = location.local(path, self.bytes, self.sha256)
         except FileNotFoundError as error:
             raise DamagedIndexError(_missing(path, error)) from None
-        if checked:
+        if checked and not (once and seen.known(copy, self.sha256)):
+            before = copy.stat()
             FileEntry(copy.name, self.bytes, self.sha256).check_contents(copy.parent)
+            seen.note(copy, self.sha256, before)
         return copy
 
 

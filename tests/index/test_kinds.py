@@ -1,13 +1,15 @@
 """Every kind of FAISS index through the whole of a lookup: recall, missing rows, filters, tuning, threads."""
 
+import os
 import threading
 
 import numpy as np
 import pytest
 
 import gradindex
-from gradindex.index import cascade, factory, mips, tuning
+from gradindex.index import cascade, mips, tuning
 from gradindex.kernels import Kernel
+from gradindex.store import location, seen
 from tests.jobs import ROWS, digits, digits_job
 
 KINDS = {  # and whether FAISS filters for it
@@ -170,17 +172,46 @@ def test_folding_is_refused_where_it_means_nothing(tmp_path):
         gradindex.build(digits_job(), tmp_path / "b", index="Fold8,Flat", sketch=sketch)
 
 
-def test_large_files_are_mapped_and_still_checked(store, monkeypatch):
+def test_large_files_are_hashed_once_and_again_when_written_to(store, monkeypatch, tmp_path):
     gradindex.index_store(store, "IVF8,SQ8")
-    monkeypatch.setattr(factory, "HASHED_BYTES", 0)
-    index = gradindex.load(store.path)
-    vectors = store.gather(QUERIES)
-    want = index.search(vectors, 5)
+    monkeypatch.setenv("GRADINDEX_CACHE", str(tmp_path))
+    monkeypatch.setattr(seen, "LARGE", 0)
+    monkeypatch.setattr(seen, "SETTLED", 0)
+    hashed = []
+    digest = location.digest
+    monkeypatch.setattr(location, "digest", lambda path: hashed.append(path.name) or digest(path))
     (path,) = (store.path / "index").glob("*.faiss")
+    index = gradindex.load(store.path)
+    assert hashed.count(path.name) == 1
+    gradindex.load(store.path)
+    assert hashed.count(path.name) == 1
+    index.check()
+    assert hashed.count(path.name) == 2
+    vectors = store.gather(QUERIES)
+    want, times = index.search(vectors, 5), path.stat()
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.unlink()  # what is open keeps its file
     path.write_bytes(bytes(data))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     np.testing.assert_array_equal(index.search(vectors, 5)[1], want[1])
     with pytest.raises(gradindex.DamagedIndexError, match="do not match the sha256"):
-        gradindex.load(store.path).check()
+        gradindex.load(store.path)
+
+
+def test_a_file_just_written_is_not_noted(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADINDEX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(seen, "LARGE", 0)
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    seen.note(path, "0" * 64, path.stat())
+    assert not seen.known(path, "0" * 64)
+    monkeypatch.setattr(seen, "SETTLED", 0)
+    seen.note(path, "0" * 64, path.stat())
+    assert seen.known(path, "0" * 64)
+    assert not seen.known(path, "1" * 64)
+    before = path.stat()
+    path.write_bytes(b"abd")
+    assert not seen.known(path, "0" * 64)
+    seen.note(path, "0" * 64, before)  # written to while it was read
+    assert not seen.known(path, "0" * 64)
