@@ -274,7 +274,7 @@ def cache() -> Path:
 def local(path: Location, size: int, sha256: str) -> Path:
     """Return a path of this machine with the file's contents, of which size and sha256 are known.
 
-    A remote file is copied once into the `cache`, under its sha256. The cache holds ``$GRADINDEX_CACHE_BYTES`` (20 GiB),
+    A remote file is copied once into the `cache`, under its sha256. It holds ``$GRADINDEX_CACHE_BYTES`` (20 GiB),
     and more only of what was asked for in the last ten minutes.
 
     Raises

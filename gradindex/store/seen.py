@@ -1,8 +1,8 @@
 """Large files whose sha256 this machine has compared before, so that it need not at every opening.
 
-A note is an empty file in the cache, named by the sha256 and by device, inode, size and times of change. Whoever writes to
-a file, or puts another one in its place, changes these (the time of change is the kernel's own), and it is hashed anew.
-What a note cannot tell is a disk that returns other bytes than were written: for that there is `Index.check`.
+A note is an empty file in the cache, named by the sha256 and by device, inode, size and times of change. Whoever writes
+to a file, or puts another one in its place, changes these (the time of change is the kernel's own), and it is hashed
+anew. What a note cannot tell is a disk that returns other bytes than were written: for that there is `Index.check`.
 """
 
 import contextlib
