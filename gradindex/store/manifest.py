@@ -155,12 +155,12 @@ class FileEntry:
         path = self.check_size(directory)
         try:
             copy = location.local(path, self.bytes, self.sha256)
+            if checked and not (once and seen.known(copy, self.sha256)):
+                before = copy.stat()
+                FileEntry(copy.name, self.bytes, self.sha256).check_contents(copy.parent)
+                seen.note(copy, self.sha256, before)
         except FileNotFoundError as error:
             raise DamagedIndexError(_missing(path, error)) from None
-        if checked and not (once and seen.known(copy, self.sha256)):
-            before = copy.stat()
-            FileEntry(copy.name, self.bytes, self.sha256).check_contents(copy.parent)
-            seen.note(copy, self.sha256, before)
         return copy
 
 

@@ -9,7 +9,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: beside other work they would hardly run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nodes():
     """The cluster, two nodes of one CPU each."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'gradindex[ray]'")

@@ -20,6 +20,7 @@ from gradindex.index import factory
 from gradindex.store import Store, changes
 from tests import oracles
 from tests.jobs import ROWS, digits, digits_job, longer_job, other_model_job
+from tests.store.reading import read_in_a_loop
 from tests.test_builder import files
 
 MORE = 60
@@ -394,19 +395,6 @@ def test_arrays_are_compacted_too(tmp_path):
     np.testing.assert_array_equal(index.store.ids, ids[10:])
 
 
-def _read_in_a_loop(path, stop, states, failures, reads):
-    while not stop.is_set():
-        try:
-            index = gradindex.load(path)
-            found = index.search(index.store.gather(np.arange(3)), len(index))[1]
-            present = frozenset(found[0][found[0] >= 0].tolist())
-            if present not in states or any(frozenset(line[line >= 0].tolist()) != present for line in found):
-                failures.put(f"not a state: {len(present)} samples")
-            reads.put(1)
-        except Exception as error:
-            failures.put(f"{type(error).__name__}: {error}")
-
-
 def test_readers_see_one_state_or_another_whatever_happens(path):
     """Three processes open and search in a loop while this one adds, removes and compacts."""
     present, states, actions = set(range(ROWS)), [], []
@@ -418,20 +406,22 @@ def test_readers_see_one_state_or_another_whatever_happens(path):
         states.append(frozenset(present))
         present -= {turn, begin + 1}
         states.append(frozenset(present))
-    context = multiprocessing.get_context("fork" if not torch.cuda.is_initialized() else "spawn")
+    context = multiprocessing.get_context("spawn")  # a forked child has FAISS's locks, and not its threads
     stop, failures, reads = context.Event(), context.Queue(), context.Queue()
     arguments = (path, stop, frozenset(states), failures, reads)
-    readers = [context.Process(target=_read_in_a_loop, args=arguments) for _ in range(3)]
+    readers = [context.Process(target=read_in_a_loop, args=arguments, daemon=True) for _ in range(3)]
     index = gradindex.load(path, digits_job())
     for reader in readers:
         reader.start()
+    count = sum(reads.get(timeout=60) for _ in range(2 * len(readers)))  # they are reading
     for name, argument in actions:
         getattr(index, name)(*([] if argument is None else [argument]))
         time.sleep(0.02)
     time.sleep(0.2)
     stop.set()
-    count = said = 0
+    said, until = "", time.monotonic() + 60
     while any(reader.is_alive() for reader in readers) or not reads.empty():
+        assert time.monotonic() < until, "a reader hangs"
         while not reads.empty():
             count += reads.get()
         while not failures.empty():
