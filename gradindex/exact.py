@@ -20,6 +20,7 @@ FORWARD, BACKWARD, FACTORS, FORMED = "forward mode", "double backward", "factors
 FORWARD_PAIRS = 1.5
 """Up to so many pairs for a distinct candidate, each query has passes of its own."""
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
+_SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass itself
 
 
 def gradient_blocks(
@@ -67,9 +68,10 @@ def scan(
 ) -> Iterator[tuple[Batch, NDArray[np.float64], NDArray[np.float64]]]:
     """Yield batches of the dataset with exact inner products (m, b) and norms (b,), in one pass for all queries.
 
-    Where the model has factored layers, the queries are kept as factors, and the dataset's gradients are neither
+    Where a large model has factored layers, the queries are kept as factors, and the dataset's gradients are neither
     formed nor stored, whatever the number of queries. (A forward-mode pass serves one query, and gives no norms.) In
-    double precision, and where nothing is factored, gradients are formed a batch at a time.
+    double precision, of small models, and where nothing is factored, gradients are formed a batch at a time, and their
+    products are summed in double precision.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ def scan(
     """
     size = batch_size or default_batch_size(engine)
     batches = source.blocks(size) if ids is None else (source.take(some) for some in ids)
-    if engine.dtype == np.float64 or FACTORED not in engine.paths.values():
+    if engine.dtype == np.float64 or engine.size <= _SMALL or FACTORED not in engine.paths.values():
         for batch in batches:
             check_batch(batch)
             found = engine.gradients(batch.x, batch.y)
@@ -188,7 +190,10 @@ class HeldQueries:
         self._engine, self.count = engine, len(queries)
         options = Landmark(landmarks=len(queries), dims=1, memory=1 << 62)
         self._projector = LandmarkProjector(options, engine.parameters, 0)
-        self._norms = self._projector.adopt(record(self._projector, engine.of_queries, lambda: [queries], len(queries)))
+        own = engine.of_queries
+        recorder = record(self._projector, own, lambda: [queries], len(queries))
+        recorder.scale(own.late_scales)
+        self._norms = self._projector.adopt(recorder)
 
     @stage("exact")
     def dots(self, batch: Batch) -> tuple[NDArray[np.float64], Embedded]:

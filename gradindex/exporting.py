@@ -147,7 +147,10 @@ def _write_faiss(index: "Index", path: Path) -> None:
     """Write the FAISS index with ids for rows, and without removed rows."""
     import faiss
 
-    store, found = index.store, index.searcher.index
+    from gradindex.index import factory
+
+    store = index.store
+    found = factory.load(store, mapped=False).index  # a copy of its own: it is changed, and a mapped one cannot be
     alive = store.alive
     lists: Any = faiss.try_extract_index_ivf(found)
     if lists is not None:

@@ -94,6 +94,11 @@ class Engine(ABC):
         return self
 
     @property
+    def late_scales(self) -> dict[str, float]:
+        """By what `embed` multiplies parameters' gradients only once a projector has had them; 1 where not named."""
+        return {}
+
+    @property
     def bytes_per_sample(self) -> int:
         """About how many bytes of working memory `embed` takes for a sample.
 

@@ -70,6 +70,11 @@ class TracInEngine(Engine):
         return {copy.name: paths[name] for copies in self._copies for name, copy in copies.items()}
 
     @property
+    def late_scales(self) -> dict[str, float]:
+        """√η of every checkpoint's copies of the parameters."""
+        return {c.name: scale for copies, scale in zip(self._copies, self._scales, strict=True) for c in copies.values()}
+
+    @property
     def bytes_per_sample(self) -> int:
         """About how many bytes of working memory `embed` takes for a sample: one checkpoint at a time."""
         formed = any(root is not None for root in self._roots)

@@ -164,6 +164,10 @@ class Audit(BaseModel):
     rank_correlation: float = Field(description="Spearman's, of sketched and exact values.")
     rank_correlation_interval: tuple[float, float]
     seconds: float
+    compared: int = Field(description="Rows compared; fewer than `rows` where time ran out.")
+    drawn: str = Field(description="What the queries were.")
+    stages: dict[str, dict[str, tuple[float, float, float]]] = Field(description="Each (value, low, high).")
+    pairs: list[tuple[float, float]] = Field(description="Some pairs (sketched, exact) of cosines.")
 
 
 class Health(BaseModel):

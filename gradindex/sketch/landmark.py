@@ -264,6 +264,13 @@ class Recorder(Projector):
             return 0.0 if form == NONE else math.inf
         return self._costs.factor_cost(parameter, positions, touched)
 
+    def scale(self, factors: dict[str, float]) -> None:
+        """Multiply what was kept of some parameters' gradients."""
+        for name, factor in factors.items():
+            kept = self.sides[name][0] if name in self.sides else self.whole.get(name)
+            if kept is not None:
+                kept *= np.float32(factor)
+
     def take(self) -> bool:
         """File what was kept of the last sample; False if a gradient came in another form than before."""
         found, self._found = self._found, {}
