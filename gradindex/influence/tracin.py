@@ -72,7 +72,8 @@ class TracInEngine(Engine):
     @property
     def late_scales(self) -> dict[str, float]:
         """√η of every checkpoint's copies of the parameters."""
-        return {c.name: scale for copies, scale in zip(self._copies, self._scales, strict=True) for c in copies.values()}
+        pairs = zip(self._copies, self._scales, strict=True)
+        return {copy.name: scale for copies, scale in pairs for copy in copies.values()}
 
     @property
     def bytes_per_sample(self) -> int:
