@@ -151,7 +151,7 @@ def _shared(
     """Compare all queries with all wanted candidates, and pick."""
     every = np.empty((len(gradients), len(wanted)))
     losses: dict[int, float] = {}
-    factored = FACTORED in engine.paths.values() and engine.dtype != np.float64  # factors are single
+    factored = FACTORED in engine.paths.values() and engine.dtype != np.float64 and engine.size > _SMALL
     method = FACTORS if factored and queries is not None else FORMED
     if queries is not None and factored:
         held, size = HeldQueries(engine, queries), default_batch_size(engine)

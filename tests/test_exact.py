@@ -40,6 +40,7 @@ def test_double_backward_is_the_inner_product(kit):
 
 @pytest.mark.parametrize("missing", [(), ("directional",), ("directional", "double backward")])
 def test_candidates_by_whatever_way_the_model_allows(kit, monkeypatch, missing):
+    monkeypatch.setattr(exact, "_SMALL", 0)
     job, batch, train, asked = case(kit)
     gradients = job.engine.gradients(batch.x, batch.y).gradients
 
@@ -65,7 +66,9 @@ def test_candidates_by_whatever_way_the_model_allows(kit, monkeypatch, missing):
     assert np.abs(shared.dots - asked @ train[:8].T).max() <= 1e-5 * np.abs(asked @ train.T).max()
 
 
-def test_a_scan_is_all_inner_products_and_norms(kit):
+@pytest.mark.parametrize("small", [0, 1 << 16])
+def test_a_scan_is_all_inner_products_and_norms(kit, monkeypatch, small):
+    monkeypatch.setattr(exact, "_SMALL", small)
     job, batch, train, asked = case(kit)
     gradients = job.engine.gradients(batch.x, batch.y).gradients
     dots, norms = np.empty((6, 40)), np.empty(40)
@@ -79,6 +82,8 @@ def test_the_method_is_in_the_result(tmp_path, monkeypatch):
     index = gradindex.build(digits_job(), tmp_path / "i")
     x, y = digits()
     assert index.explain(x[:1], y[:1], k=3).meta["params"]["exact_method"] == "forward mode"
+    assert index.explain(x[:50], y[:50], k=3).meta["params"]["exact_method"] == "formed gradients"
+    monkeypatch.setattr(exact, "_SMALL", 0)
     assert index.explain(x[:50], y[:50], k=3).meta["params"]["exact_method"] == "factors"
     assert index.explain(x[:1], y[:1], k=3, rerank=0).meta["params"]["exact_method"] == "none"
     assert index.explain(x[:1], y[:1], k=3, certify=True).meta["params"]["exact_method"] == "factors"

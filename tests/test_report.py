@@ -66,7 +66,7 @@ def test_it_says_what_the_index_says(index):
     assert [int(i) for i in re.findall(r"#(\d+)", words)][-5:] == most.tolist()
     assert "Training sample 11" in words
     assert "1,810 numbers of 4 parameters" in words
-    assert "recall@10 with 100 exact checks 1.0000" in words
+    assert "recall@10 with 50 exact checks 1.0000" in words
     _, y = digits()
     row = re.search(r"mean loss median gradient norm .*?3 (\d+) ([\d.]+) %", words)
     assert int(row.group(1)) == (y == 3).sum()

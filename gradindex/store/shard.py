@@ -108,6 +108,7 @@ class Shard:
         self._entries = read_entries(saved, path, {*_ARRAYS, "columns"})
         # Everything is mapped now: what is deleted later, by a compaction, stays readable here.
         self._columns = self._bytes_of_columns()
+        self._maps: dict[str, mmap.mmap] = {}
         self.sketches = self._map("sketch", np.float16, (len(self), header.dim))  # checked when first read
         self._block_rows, self._sums = _block_sums(saved, len(self), path)
         self._good = np.zeros(len(self._sums), bool)
@@ -131,6 +132,10 @@ class Shard:
             self._check_blocks(np.arange(low // self._block_rows, -(-here.stop // self._block_rows)))
             out[here.start - begin : here.stop - begin] = self.sketches[here]
         return out
+
+    def release(self) -> None:
+        """Let go of the pages of sketches that were read; the system keeps them in its cache while there is room."""
+        self._maps["sketch"].madvise(mmap.MADV_DONTNEED)
 
     def take(self, places: NDArray[np.int64]) -> NDArray[np.float16]:
         """Return the sketches at some places in the shard, checked; raises DamagedIndexError."""
@@ -190,6 +195,7 @@ class Shard:
                 if file.read(len(header)) != header:
                     raise ValueError(f"expected the .npy header of {np.dtype(dtype)} {shape}.")
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[kind] = data
             return np.frombuffer(data, dtype, int(np.prod(shape)), len(header)).reshape(shape)
         except (ValueError, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None

@@ -258,6 +258,7 @@ class Store:
             for begin in range(max(0, first - shard.start), len(shard), size):
                 stop = min(begin + size, len(shard))
                 yield shard.start + begin, shard.read(begin, stop)
+            shard.release()  # or a scan would seem to take as much memory as the store
 
     def gather(self, rows: Ids, dtype: Any = np.float32) -> NDArray[Any]:
         """Return the sketches of some rows, (n, dim) float32, or float16 as they are stored."""
