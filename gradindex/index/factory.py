@@ -357,9 +357,13 @@ def _train(index: Any, factory: str, store: Store, dim: int, seed: int) -> None:
     lists = getattr(_ivf(index), "nlist", 256)
     size = training_rows(len(store), lists)
     chosen = np.sort(np.random.default_rng(seed).choice(len(store), size, replace=False))
-    blocks = range(0, size, _TRAIN_BLOCK)  # wide rows are folded before the next ones are read
+    rows = np.empty((size, dim), np.float32)
+    for at in range(0, size, _TRAIN_BLOCK):  # wide rows are folded before the next ones are read
+        some = slice(at, at + _TRAIN_BLOCK)
+        rows[some] = as_vectors(store.gather(chosen[some]), dim)
+        store.release()
     try:
-        index.train(np.concatenate([as_vectors(store.gather(chosen[at : at + _TRAIN_BLOCK]), dim) for at in blocks]))
+        index.train(rows)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1]
         raise ValueError(f"FAISS cannot train {factory!r} on {len(store)} rows: {reason}") from None

@@ -260,6 +260,11 @@ class Store:
                 yield shard.start + begin, shard.read(begin, stop)
             shard.release()  # or a scan would seem to take as much memory as the store
 
+    def release(self) -> None:
+        """Let go of the pages of sketches that were read; see `Shard.release`."""
+        for shard in self.shards:
+            shard.release()
+
     def gather(self, rows: Ids, dtype: Any = np.float32) -> NDArray[Any]:
         """Return the sketches of some rows, (n, dim) float32, or float16 as they are stored."""
         out = np.empty((len(rows), self.header.dim), dtype)
