@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gradindex
+from gradindex import exact
 from gradindex.influence import CheckpointRecorder, UnsupervisedJob
 from tests.influence.unsupervised_models import LATENT, TorchKit, X, Z
 
@@ -64,6 +65,21 @@ def test_the_kernel_is_tracins_sum_and_the_weights_come_back(models, tmp_path):
     for one, other in zip(before, models.weights(job.model), strict=True):
         np.testing.assert_array_equal(one, other)
     gradindex.load(tmp_path / "index", vae_job(models))
+
+
+@pytest.mark.parametrize("certify", [False, True])
+def test_queries_held_as_factors_have_their_learning_rates(models, tmp_path, monkeypatch, certify):
+    monkeypatch.setattr(exact, "_SMALL", 0)
+    job = vae_job(models)
+    index = gradindex.build(job, tmp_path / "index", sketch=gradindex.Landmark(landmarks=10, dims=8))
+    result = index.explain(*job.queries(Z), k=3, kernel="grad_dot", rerank=14, certify=certify)
+    want = tracin(models, job, X, Z).T
+    np.testing.assert_allclose(result.scores, -np.sort(-want, axis=1)[:, :3], rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(result.ordered_indices, np.argsort(-want, axis=1)[:, :3])
+    if certify:
+        assert result.proved.all()
+    else:
+        assert result.meta["params"]["exact_method"] == "factors"
 
 
 def test_every_path_gives_the_concatenated_gradients(models):
