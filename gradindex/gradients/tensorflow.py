@@ -247,7 +247,7 @@ class TensorFlowEngine(Engine):
         }
 
         def sample(parts: dict[str, Any]) -> tuple[Any, ...]:
-            one, target = _each(_batch_of_one, parts["x"]), _each(_batch_of_one, parts.get("y"))
+            one, target = _each(lambda leaf: leaf[None], parts["x"]), _each(lambda leaf: leaf[None], parts.get("y"))
             output, loss, grads = self._backward(one, target, parts["copies"], names)
             main = _main_tensor(output)
             flat = self._flat(grads, names)
@@ -262,7 +262,7 @@ class TensorFlowEngine(Engine):
         seen = Seen(output)
 
         def sample(parts: tuple[Any, ...]) -> Any:
-            values, masks, *target = _each(_batch_of_one, parts)
+            values, masks, *target = _each(lambda leaf: leaf[None], parts)
             return self._loss(seen.rebuild(values, masks), target[0] if target else None)
 
         parts = (tuple(seen.values), tuple(seen.masks)) + (() if y is None else (y,))
@@ -285,7 +285,7 @@ class TensorFlowEngine(Engine):
         changes = [accumulator.jvp(value, **zero) for value in seen.smooth(seen.values)]
 
         def sample(parts: tuple[Any, ...]) -> tuple[Any, Any]:
-            values, masks, ways, *target = _each(_batch_of_one, parts)
+            values, masks, ways, *target = _each(lambda leaf: leaf[None], parts)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(seen.smooth(values))
                 loss = self._loss(seen.rebuild(values, masks), target[0] if target else None)
@@ -379,10 +379,6 @@ class TensorFlowEngine(Engine):
 
 def _each(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return None if tree is None else map_leaves(function, tree)
-
-
-def _batch_of_one(tensor: Any) -> Any:
-    return tensor[None]
 
 
 def _main_tensor(output: Any) -> Any:
