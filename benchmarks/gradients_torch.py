@@ -152,9 +152,9 @@ def _case(build: Callable[[], nn.Module], data: Callable[[int], Any], sizes: tup
 CASES: dict[tuple[str, str], Callable[[], Case]] = {
     ("torch", "cnn"): lambda: _case(cnn, lambda n: _images(n, 1, 28, 28), (32, 64, 128), 32),
     ("torch", "mlp"): lambda: _case(mlp, lambda n: _images(n, 784), (128, 256, 512), 16),
-    ("torch", "resnet18"): lambda: _case(resnet18, lambda n: _images(n, 3, 32, 32), (8, 16), 4),
+    ("torch", "resnet18"): lambda: _case(resnet18, lambda n: _images(n, 3, 32, 32), (8, 16, 32), 4),
     ("torch", "transformer"): lambda: _case(lambda: Encoder(128, 4, 64, 4), lambda n: _words(n, 64), (16, 32, 64), 8),
     ("torch", "transformer768"): lambda: _case(lambda: Encoder(768, 2, 128, 12), lambda n: _words(n, 128), (4, 8), 2),
     ("torch", "bilstm"): lambda: _case(BiLSTM, lambda n: _words(n, 64), (32, 64, 128), 8),
-    ("torch", "resnet50"): lambda: _case(resnet50, lambda n: _images(n, 3, 64, 64), (4, 8), 1),
+    ("torch", "resnet50"): lambda: _case(resnet50, lambda n: _images(n, 3, 64, 64), (4, 8, 16), 1),
 }

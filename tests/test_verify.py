@@ -97,7 +97,7 @@ def test_stages_are_what_naive_counts_give(index):
 
 def test_a_lossy_index_is_seen_in_its_own_stage(tmp_path):
     index = gradindex.build(digits_job(), tmp_path / "i", index="IVF32,Flat")
-    gradindex.index.factory._ivf(index.searcher.index).nprobe = 1
+    gradindex.index.factory.inverted(index.searcher.index).nprobe = 1
     audit = index.verify(queries=60)
     assert audit.stages[INDEX]["recall@10"][0] < 0.9
     assert audit.stages[SKETCH]["recall@10"][0] > 0.9

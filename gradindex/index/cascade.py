@@ -146,7 +146,8 @@ def candidates(
         return scores, rows, scanned
     last = scores[:, -1].copy()
     for line, norm in enumerate(norms):
-        scores[line] *= kernels.weights(kernel, float(norm), index.store.norms[rows[line]], eps)
+        there = rows[line] >= 0  # a missing row's score is −inf, whatever the weight of another
+        scores[line, there] *= kernels.weights(kernel, float(norm), index.store.norms[rows[line, there]], eps)
     scores, rows = mips.top(scores, rows, depth)
     # eps lowers the score of small gradients. A row that was not found scores at most its cosine, so at most
     # the last one found; where the k-th score is below that, the order of cosines is no guide.

@@ -24,7 +24,7 @@ from gradindex import kernels
 from gradindex.batches import Batch, Ids
 from gradindex.exact import HeldQueries
 from gradindex.gradients.base import Engine
-from gradindex.index import mips
+from gradindex.index import mips, ranges
 from gradindex.index.selection import Selection
 from gradindex.kernels import Kernel
 from gradindex.sketch.landmark import LandmarkProjector
@@ -42,6 +42,7 @@ _NO_BOUND = 3.0  # more than any evaluated cosine, also over a norm that was rou
 _FIRST = 16  # rows checked at first; each round checks up to twice as many as the last
 _BYTES_PER_PAIR = 24  # of a query and a row
 _MEMORY = 256 << 20
+_USUAL = 1e-3  # error of an evaluation that a search for a range allows for; rows with more are always looked at
 _ROWS = 16384  # compared with the queries at once
 
 
@@ -95,10 +96,11 @@ def cosine_bounds(index: "Index", sketches: NDArray[np.float32]) -> NDArray[np.f
         return None
     out = np.empty((2, len(sketches), len(index)), np.float32)
     error = np.float32(row_error(projector.width, projector.whitening.error))
+    dims, left = projector.options.dims, projector.lengths_left(sketches)
     for first, rows in index.store.blocks(_ROWS):
         here = slice(first, first + len(rows))
-        inner = sketches[:, :-1] @ rows[:, :-1].T
-        rest = np.outer(sketches[:, -1], rows[:, -1]) + error
+        inner = sketches[:, :dims] @ rows[:, :dims].T
+        rest = np.outer(left, projector.lengths_left(rows)) + error
         np.minimum(rest + inner, 1, out=out[0, :, here])
         np.minimum(rest - inner, 1, out=out[1, :, here])
     return out
@@ -107,29 +109,39 @@ def cosine_bounds(index: "Index", sketches: NDArray[np.float32]) -> NDArray[np.f
 class _Side:
     """The search for the k highest values of one query, or the k lowest (`sign` −1, values negated)."""
 
-    def __init__(
-        self,
-        sign: int,
-        bounds: NDArray[Any],
-        weights: NDArray[np.float64],
-        k: int,
-        limit: int,
-        seeds: Ids,
-        allowed: NDArray[np.bool_],
-        error: NDArray[np.float64],
-    ) -> None:
-        self.sign, self.k, self.limit, self.seeds = sign, k, limit, seeds
+    def __init__(self, sign: int, weights: NDArray[np.float64], k: int, limit: int, allowed: NDArray[np.bool_]) -> None:
+        self.sign, self.k, self.limit = sign, k, limit
         self.checked, self.proved, self.bound_left = 0, False, np.nan
         zero = np.flatnonzero((weights == 0) & allowed)  # the value is 0, whatever the gradients
         self.rows, self.scores = zero[:k].astype(np.int64), np.zeros(min(k, len(zero)))
-        self._left = np.flatnonzero((weights != 0) & allowed)
-        self._bounds = (bounds[self._left] + error[self._left]) * weights[self._left]
+        self._possible, self._weights = (weights != 0) & allowed, weights
+        self._seeds = self._left = np.empty(0, np.int64)
+        self._bounds = np.empty(0)
         self._size = max(k, _FIRST)
+
+    @property
+    def least(self) -> float:
+        """What a row has to reach to enter the answer."""
+        return float(self.scores[-1]) if len(self.scores) == self.k else -math.inf
+
+    def begin(self, seeds: Ids) -> Ids:
+        """Return the rows among `seeds` to evaluate before the rest is looked at."""
+        seeds = np.unique(seeds[seeds >= 0])
+        seeds = seeds[self._possible[seeds]][: self.limit]
+        self.checked += len(seeds)
+        return seeds
+
+    def consider(self, rows: Ids | slice, bounds: NDArray[Any], error: NDArray[np.float64]) -> None:
+        """Learn upper bounds (r,) of the cosines of some rows, ascending, and their `error`; no other can enter."""
+        places = np.arange(len(self._weights))[rows]
+        left = self._possible[rows]
+        self._left = places[left]
+        self._bounds = (bounds[left] + error[rows][left]) * self._weights[self._left]
 
     def wanted(self) -> Ids:
         """Return the rows to evaluate next; none if the search is over."""
         if len(self.scores) == self.k:
-            self._keep(self._bounds >= self.scores[-1])
+            self._keep(self._bounds >= self.least)
         if len(self._left) == 0:
             self.proved = True
             return np.empty(0, np.int64)
@@ -138,11 +150,6 @@ class _Side:
             self.bound_left = self.sign * float(self._bounds.max())
             return np.empty(0, np.int64)
         self._size *= 2
-        if len(self.seeds):
-            rows, self.seeds = np.intersect1d(self.seeds, self._left)[: self.limit], self.seeds[:0]
-            if len(rows):
-                self.checked += len(rows)
-                return rows
         if size < len(self._left):
             rows = self._left[np.argpartition(-self._bounds, size - 1)[:size]]
         else:
@@ -153,6 +160,7 @@ class _Side:
     def take(self, rows: Ids, values: NDArray[np.float64]) -> None:
         """Learn the kernel values of some rows."""
         self._keep(~np.isin(self._left, rows))
+        self._possible[rows] = False
         scores = np.concatenate([self.scores, self.sign * values])
         rows = np.concatenate([self.rows, rows])
         best, found = mips.top(scores[None], rows[None], min(self.k, len(rows)))
@@ -185,29 +193,65 @@ def answer(
     from gradindex.index import cascade  # which asks this module what an ordinary answer proves
 
     sketches, norms = _one_by_one(index, queries)
-    bounds = cosine_bounds(index, sketches)
+    by_range = kernel is Kernel.COS and not eps and _range_pays(index, len(norms))
+    bounds = None if by_range else cosine_bounds(index, sketches)
     scanned = np.full((2, len(norms)), len(index))
     seeds = np.full((2, len(norms), 0), -1, np.int64)
     limit = len(index) if max_checks is None else max_checks
-    if bounds is None:
+    pair = np.stack([sketches, index.projector.opposite(sketches)])
+    if by_range:
+        first = min(limit, max(k, _FIRST), len(index))
+        seeds = np.stack([index._nearest(side, first, selection)[1] for side in pair])
+    elif bounds is None:
         depth = min(asked.depth, limit)
         asked = dataclasses.replace(asked, depth=depth)
-        found = [cascade.candidates(index, side * sketches, norms, asked) for side in (1, -1)]
+        found = [cascade.candidates(index, side, norms, asked) for side in pair]
         seeds, scanned = np.stack([f[1] for f in found]), np.stack([f[2] for f in found])
         if kernel is Kernel.COS and max_checks is None:
             limit = depth
     one = np.ones(len(index), np.float32)
     allowed = np.ones(len(index), bool) if selection is None else selection.mask
     error = evaluation_error(index.store.norms, unit(index.job.engine))
-    searches = []
-    for line, norm in enumerate(norms):
-        weights = kernels.weights(kernel, float(norm), index.store.norms, eps)
-        upper = (one, one) if bounds is None else (bounds[0, line], bounds[1, line])
-        pair = [_Side(s, upper[i], weights, k, limit, seeds[i, line], allowed, error) for i, s in enumerate((1, -1))]
-        searches.append(pair)
+    weights = [kernels.weights(kernel, float(norm), index.store.norms, eps) for norm in norms]
+    searches = [[_Side(sign, each, k, limit, allowed) for sign in (1, -1)] for each in weights]
+    evaluations = _Evaluations(index, queries, norms, kernel, eps, searches)
+    evaluations.run([np.concatenate([side.begin(seeds[i, line]) for i, side in enumerate(sides)])
+                     for line, sides in enumerate(searches)])  # fmt: skip
+    for line, sides in enumerate(searches):
+        for i, side in enumerate(sides):
+            if by_range:
+                rows, upper = _in_range(index, pair[i, line], side.least, error)
+                side.consider(rows, upper, error)
+            else:
+                side.consider(slice(None), one if bounds is None else bounds[i, line], error)
     del bounds
-    _search(index, queries, norms, kernel, eps, searches)
+    while evaluations.run([np.concatenate([side.wanted() for side in sides]) for sides in searches]):
+        pass
     return _collect(index, searches, scanned, k)
+
+
+def _range_pays(index: "Index", queries: int) -> bool:
+    """Whether to search ranges for so few queries, where FAISS can and its inner products are bounds.
+
+    A scan reads and converts the stored rows once for all queries, FAISS its own, shorter ones twice for each.
+    """
+    projector, searcher = index.projector, index.searcher
+    bounded = isinstance(projector, LandmarkProjector) and not projector.options.residual
+    return bounded and ranges.serve(index) and queries * searcher.index.code_size <= 4 * searcher.dim
+
+
+def _in_range(
+    index: "Index", sketch: NDArray[np.float32], least: float, error: NDArray[np.float64]
+) -> tuple[Ids, NDArray[np.float32]]:
+    """Return the rows whose cosine may be evaluated as `least` or more, ascending, and upper bounds of it."""
+    slack = row_error(len(sketch), index.projector.whitening.error)  # type: ignore[attr-defined]
+    rows = ranges.within(index, sketch, max(least - slack - _USUAL, -2.0))
+    rows = np.union1d(rows, np.flatnonzero(error > _USUAL))
+    bounds = np.empty(len(rows), np.float32)
+    for begin in range(0, len(rows), _ROWS):
+        some = slice(begin, begin + _ROWS)
+        bounds[some] = index.store.gather(rows[some]) @ sketch
+    return rows, np.minimum(bounds + np.float32(slack), 1)
 
 
 def _one_by_one(index: "Index", queries: Batch) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -224,29 +268,38 @@ def _one_by_one(index: "Index", queries: Batch) -> tuple[NDArray[np.float32], ND
     return np.concatenate(rows), np.concatenate(norms)
 
 
-def _search(
-    index: "Index",
-    queries: Batch,
-    norms: NDArray[np.float64],
-    kernel: Kernel,
-    eps: float,
-    searches: Sequence[Sequence[_Side]],
-) -> None:
-    """Evaluate what the searches want, all queries' rows in the same passes, until none wants more."""
-    held: HeldQueries | None = None
-    while True:
-        wanted = [np.unique(np.concatenate([side.wanted() for side in sides])) for sides in searches]
+class _Evaluations:
+    """Exact values of rows that the searches of some queries want, all queries' rows in the same passes."""
+
+    def __init__(
+        self,
+        index: "Index",
+        queries: Batch,
+        norms: NDArray[np.float64],
+        kernel: Kernel,
+        eps: float,
+        searches: Sequence[Sequence[_Side]],
+    ) -> None:
+        self._index, self._queries, self._norms, self._kernel, self._eps = index, queries, norms, kernel, eps
+        self._searches = searches
+        self._held: HeldQueries | None = None
+
+    def run(self, wanted: Sequence[Ids]) -> bool:
+        """Evaluate each query's wanted rows, and tell its searches; False if nothing is wanted."""
+        wanted = [np.unique(rows) for rows in wanted]
         every = np.unique(np.concatenate(wanted))
         if not len(every):
-            return
-        held = held or HeldQueries(index.job.engine, queries)
-        dots = index.evaluate(held, every)
-        for line, (sides, rows) in enumerate(zip(searches, wanted, strict=True)):
+            return False
+        index = self._index
+        self._held = self._held or HeldQueries(index.job.engine, self._queries)
+        dots = index.evaluate(self._held, every)
+        for line, (sides, rows) in enumerate(zip(self._searches, wanted, strict=True)):
             if len(rows):
-                found = dots[line : line + 1, np.searchsorted(every, rows)]
-                values = kernels.values(kernel, found, norms[line : line + 1], index.store.norms[rows], eps)[0]
+                found, norm = dots[line : line + 1, np.searchsorted(every, rows)], self._norms[line : line + 1]
+                values = kernels.values(self._kernel, found, norm, index.store.norms[rows], self._eps)[0]
                 for side in sides:
                     side.take(rows, values)
+        return True
 
 
 def _collect(

@@ -80,12 +80,12 @@ class Searcher:
 
     @cached_property
     def _list_sizes(self) -> NDArray[np.int64]:
-        ivf = _ivf(self.index)
+        ivf = inverted(self.index)
         return np.array([ivf.invlists.list_size(number) for number in range(ivf.nlist)] + [0])
 
     def scanned(self, sketches: NDArray[np.float32], point: Point | None = None) -> NDArray[np.int64]:
         """Return how many vectors a search for each of these compares (m,), −1 where FAISS does not tell."""
-        ivf = _ivf(self.index)
+        ivf = inverted(self.index)
         if ivf is not None:
             queries = np.ascontiguousarray(normalise(fold(sketches, self.dim)))
             index = library.downcast_index(self.index)
@@ -354,7 +354,7 @@ def _new(factory: str, dim: int) -> Any:
 
 
 def _train(index: Any, factory: str, store: Store, dim: int, seed: int) -> None:
-    lists = getattr(_ivf(index), "nlist", 256)
+    lists = getattr(inverted(index), "nlist", 256)
     size = training_rows(len(store), lists)
     chosen = np.sort(np.random.default_rng(seed).choice(len(store), size, replace=False))
     rows = np.empty((size, dim), np.float32)
@@ -374,7 +374,8 @@ def as_vectors(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(normalise(fold(rows, dim)))
 
 
-def _ivf(index: Any) -> Any:
+def inverted(index: Any) -> Any:
+    """Return the inverted file within an index, else None."""
     try:
         return faiss.extract_index_ivf(index)
     except RuntimeError:
@@ -383,6 +384,6 @@ def _ivf(index: Any) -> Any:
 
 def _set_probes(index: Any) -> None:
     """Probe a sixteenth of the lists, at least 8: gradients cluster by class, a probe or two is too few."""
-    ivf = _ivf(index)
+    ivf = inverted(index)
     if ivf is not None:
         ivf.nprobe = probes(ivf.nlist)

@@ -4,6 +4,10 @@ With ḡ_1 … ḡ_L the landmarks' gradients scaled to unit norm, K = VΛVᵀ t
 whitening of its r leading directions, p(g) = Wᵀ [⟨ḡ_l, g⟩]_l / ‖g‖ is the orthogonal projection of g/‖g‖ onto those
 directions (Nyström; Williams & Seeger 2001), and what it leaves out has the length ρ(g) = √(1 − ‖p‖²). So by
 Cauchy–Schwarz |cos(g, h) − ⟨p_g, p_h⟩| ≤ ρ_g ρ_h, for any two gradients and any landmarks.
+
+What is left out can be sketched, too: with B the orthonormal directions, CS(g/‖g‖ − Bp) = CS(g)/‖g‖ − CS(B) p, and
+CS(B) = Wᵀ CS(ḡ_1 … ḡ_L). The error of a CountSketch of k numbers, about 1/√k of the product of lengths, is then one of
+ρ_g ρ_h instead of 1.
 """
 
 import math
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from gradindex.batches import Batch, Ids
 from gradindex.gradients.base import Engine, Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
+from gradindex.sketch.countsketch import CountSketchProjector
 from gradindex.sketch.hashing import check_seed, stream
 
 SIDES, WHOLE, NONE = "factors", "formed", "none"
@@ -31,8 +36,10 @@ _LARGEST_ERROR = 1e-4  # of coordinates, from rounding: directions that would ha
 class Landmark(Sketch):
     """Rows (p, ρ) of `dims` + 1 numbers and unit norm, whose inner products are upper bounds of the cosine.
 
-    The sketch that ``explain(..., certify=True)`` proves its answers with. `dim`, the width of a row, follows from
-    `dims`.
+    With `residual`, rows (p, s) of `dims` + `residual` numbers: s is a CountSketch of what p leaves out, scaled to the
+    length ρ. Their inner products estimate the cosine far better than a CountSketch of as many numbers, and bound it
+    by the lengths of s. The sketch that ``explain(..., certify=True)`` proves its answers with. `dim`, the width of a
+    row, follows from both.
 
     Parameters
     ----------
@@ -43,12 +50,15 @@ class Landmark(Sketch):
     memory
         Bytes that the landmarks' gradients may take. Parameters are covered in the order of their size; those that
         do not fit have no coordinates and are part of ρ, which leaves every bound valid.
+    residual
+        Numbers for a sketch of what the coordinates leave out; 0: its length alone is kept.
     """
 
     dim: int = field(init=False, default=1)
     landmarks: int = 1024
     dims: int = 256
     memory: int = 1 << 30
+    residual: int = 0
     kind: ClassVar[str] = "landmark"
 
     def __post_init__(self) -> None:
@@ -56,9 +66,11 @@ class Landmark(Sketch):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if not isinstance(self.residual, int) or self.residual < 0:
+            raise ValueError(f"residual must be an integer of 0 or more, got {self.residual!r}.")
         if self.dims > self.landmarks:
             raise ValueError(f"dims is {self.dims}, but {self.landmarks} landmarks span at most as many directions.")
-        object.__setattr__(self, "dim", self.dims + 1)
+        object.__setattr__(self, "dim", self.dims + (self.residual or 1))
 
     def bind(self, parameters: Sequence[Parameter], seed: int) -> "LandmarkProjector":
         """Return the projection, which needs its landmarks before use; see `gradindex.landmarks`."""
@@ -66,7 +78,8 @@ class Landmark(Sketch):
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON-ready values."""
-        return {"kind": self.kind, "landmarks": self.landmarks, "dims": self.dims, "memory": self.memory}
+        options = {"kind": self.kind, "landmarks": self.landmarks, "dims": self.dims, "memory": self.memory}
+        return options | ({"residual": self.residual} if self.residual else {})
 
 
 @dataclass(frozen=True)
@@ -83,16 +96,26 @@ class Whitening:
 
 
 class LandmarkProjector(Projector):
-    """Kernel values with L landmarks, (b, L), that `finish` turns into rows (p, ρ)."""
+    """Kernel values with L landmarks, (b, L), that `finish` turns into rows (p, ρ), or (p, s) of a residual's sketch.
+
+    For the latter, what is added up is (b, L + k): a CountSketch of the gradient follows the kernel values.
+    """
 
     def __init__(self, options: Landmark, parameters: Sequence[Parameter], seed: int) -> None:
         self.options, self.seed, self.parameters = options, seed, tuple(parameters)
-        self.dim = options.landmarks
+        self.count = options.landmarks
+        self._rest = CountSketchProjector(options.residual, parameters, seed) if options.residual else None
+        self._directions = np.zeros((0, options.residual), np.float32)  # CountSketches of the landmarks
         self.forms: dict[str, str] = {}
         """How each parameter's landmarks are kept: 'factors', 'formed', or 'none' where it has no coordinates."""
         self._sides: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._whole: dict[str, NDArray[np.float32]] = {}
         self._whitening: Whitening | None = None
+
+    @property
+    def dim(self) -> int:  # type: ignore[override]
+        """Numbers that are added up for a sample."""
+        return self.count + self.options.residual
 
     @property
     def width(self) -> int:
@@ -106,7 +129,7 @@ class LandmarkProjector(Projector):
 
     def adopt(self, recorder: "Recorder") -> NDArray[np.float64]:
         """Take over recorded landmarks, scaled to unit norm; return the norms (L,) of their covered parts."""
-        self.dim, self.forms = recorder.count, recorder.forms
+        self.count, self.forms = recorder.count, recorder.forms
         self._sides, self._whole = recorder.sides, recorder.whole
         norms: NDArray[np.float64] = np.sqrt(np.maximum(np.diag(self._gram()), 0))
         scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)[:, None]  # beyond float32 for tiny ones
@@ -114,7 +137,20 @@ class LandmarkProjector(Projector):
             np.multiply(rows, scale, out=rows, casting="unsafe")
         for gradients in self._whole.values():
             np.multiply(gradients, scale, out=gradients, casting="unsafe")
+        if self._rest is not None:
+            self._directions = self._sketched_landmarks(self._rest)
         return norms
+
+    def _sketched_landmarks(self, sketch: CountSketchProjector) -> NDArray[np.float32]:
+        """Return the CountSketches (L, k) of the landmarks' covered parts."""
+        out = np.zeros((self.count, sketch.dim), np.float32)
+        for parameter in self.parameters:
+            if parameter.name in self._sides:
+                rows, columns = self._sides[parameter.name]
+                sketch.add_factors(out, parameter, rows[:, None], columns[:, None])
+            if parameter.name in self._whole:
+                sketch.add(out, parameter, self._whole[parameter.name])
+        return out
 
     def whiten(self, norms: NDArray[np.float64]) -> Whitening:
         """Find the leading directions of the adopted landmarks, and use them."""
@@ -123,7 +159,7 @@ class LandmarkProjector(Projector):
         # Kernel values err by a few units of rounding, more where long gradients are multiplied whole, and a
         # direction divides that by √λ. Gradients themselves err in their sixth digit.
         longest = max((whole.shape[1] for whole in self._whole.values()), default=0)
-        noise = _UNIT * (4 + math.sqrt(longest / 1024)) * math.sqrt(self.dim)
+        noise = _UNIT * (4 + math.sqrt(longest / 1024)) * math.sqrt(self.count)
         count = min(int((values > (noise / _LARGEST_ERROR) ** 2).sum()), self.options.dims)
         error = noise / math.sqrt(values[count - 1]) if count else 0.0
         found = Whitening(vectors[:, :count] / np.sqrt(values[:count]), norms, error + 64 * _UNIT)
@@ -152,68 +188,97 @@ class LandmarkProjector(Projector):
         return self._whitening
 
     def finish(self, sketches: NDArray[np.float32], norms: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return rows (p, ρ), (b, width), from kernel values (b, L) and norms (b,); zero where the gradient is.
+        """Return rows (p, ρ) or (p, s), (b, width), from what was added up (b, dim) and norms (b,).
 
-        ρ is not understated by rounding: ‖p‖ counts as less by its error.
+        Zero where the gradient is. ρ, the length of s, is not understated by rounding: ‖p‖ counts as less by its error.
         """
         white = self.whitening
         values = sketches.astype(np.float64)
         unit = np.divide(values, norms[:, None], out=np.zeros_like(values), where=norms[:, None] > 0)
         out = np.zeros((len(sketches), self.width), np.float32)
-        coordinates = unit @ white.matrix
+        coordinates = unit[:, : self.count] @ white.matrix
         known = np.maximum(np.linalg.norm(coordinates, axis=1) - white.error, 0)
+        left = np.where(norms > 0, np.sqrt(np.maximum(1 - known**2, 0)), 0)
         out[:, : coordinates.shape[1]] = coordinates
-        out[:, -1] = np.where(norms > 0, np.sqrt(np.maximum(1 - known**2, 0)), 0)
+        if self._rest is None:
+            out[:, -1] = left
+            return out
+        rest = unit[:, self.count :] - coordinates @ (white.matrix.T @ self._directions)
+        lengths = np.linalg.norm(rest, axis=1)
+        rest[lengths == 0, 0] = lengths[lengths == 0] = 1  # ρ has to be somewhere
+        out[:, self.options.dims :] = rest * (left / lengths)[:, None]
         return out
 
+    def lengths_left(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return ρ (n,) of rows (n, width)."""
+        found: NDArray[np.float32] = np.linalg.norm(rows[:, self.options.dims :], axis=1)
+        return found
+
     def opposite(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the rows of −g: (−p, ρ)."""
-        return np.hstack([-rows[:, :-1], rows[:, -1:]])
+        """Return the rows of −g: (−p, ρ) or (−p, −s)."""
+        return -rows if self._rest is not None else np.hstack([-rows[:, :-1], rows[:, -1:]])
 
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
-        """Add kernel values of formed gradients (b, size) to `out` (b, L), in place."""
+        """Add what formed gradients (b, size) come to, to `out` (b, dim), in place."""
         gradients = np.asarray(gradients, np.float32)
+        if self._rest is not None:
+            self._add_rest(out, lambda part, sketch: sketch.add(part, parameter, gradients))
+        values = out[:, : self.count]
         if parameter.name in self._whole:
-            out += gradients @ self._whole[parameter.name].T
+            values += gradients @ self._whole[parameter.name].T
         if parameter.name not in self._sides:
             return
         sides = self._sides[parameter.name]
         matrix = gradients.reshape(len(out), *parameter.matrix_shape)
         if matrix.shape[1] > matrix.shape[2]:  # the long side is summed first
             matrix, sides = matrix.transpose(0, 2, 1), sides[::-1]
-        step = max(1, _BLOCK_NUMBERS // (matrix.shape[1] * self.dim))
+        step = max(1, _BLOCK_NUMBERS // (matrix.shape[1] * self.count))
         for begin in range(0, len(out), step):
             some = slice(begin, begin + step)
-            out[some] += ((matrix[some] @ sides[1].T) * sides[0].T).sum(1)
+            values[some] += ((matrix[some] @ sides[1].T) * sides[0].T).sum(1)
 
     def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
-        """Add kernel values of Σ_t r_t c_tᵀ to `out`; for one position (C C_Lᵀ) ∘ (R R_Lᵀ)."""
-        if self.forms.get(parameter.name) == NONE:
+        """Add what Σ_t r_t c_tᵀ comes to; for one position the kernel values are (C C_Lᵀ) ∘ (R R_Lᵀ)."""
+        sides = self._sides.get(parameter.name)
+        if sides is None or rows.ndim == 2 or rows.shape[1] != 1:
+            if self.forms.get(parameter.name) != NONE:
+                super().add_factors(out, parameter, rows, columns)
+            elif self._rest is not None:
+                self._add_rest(out, lambda part, sketch: sketch.add_factors(part, parameter, rows, columns))
             return
-        if parameter.name not in self._sides or rows.ndim == 2 or rows.shape[1] != 1:
-            super().add_factors(out, parameter, rows, columns)
-            return
-        row_side, column_side = self._sides[parameter.name]
-        product = np.asarray(rows[:, 0], np.float32) @ row_side.T
-        product *= np.asarray(columns[:, 0], np.float32) @ column_side.T
-        out += product
+        product = np.asarray(rows[:, 0], np.float32) @ sides[0].T
+        product *= np.asarray(columns[:, 0], np.float32) @ sides[1].T
+        out[:, : self.count] += product
+        if self._rest is not None:
+            self._add_rest(out, lambda part, sketch: sketch.add_factors(part, parameter, rows, columns))
+
+    def _add_rest(
+        self, out: NDArray[np.float32], add: Callable[[NDArray[np.float32], CountSketchProjector], None]
+    ) -> None:
+        """Add to the CountSketches, in memory of their own: the compiled loops want rows without gaps."""
+        if self._rest is not None:
+            part = np.zeros((len(out), self._rest.dim), np.float32)
+            add(part, self._rest)
+            out[:, self.count :] += part
 
     def cost(self, parameter: Parameter) -> float:
         """Return about how many nanoseconds `add` takes for one sample."""
-        return 0.0 if self.forms.get(parameter.name) == NONE else parameter.size * self.dim / _PER_NS
+        rest = 0.0 if self._rest is None else self._rest.cost(parameter)
+        return rest + (0.0 if self.forms.get(parameter.name) == NONE else parameter.size * self.count / _PER_NS)
 
     def factor_cost(self, parameter: Parameter, positions: int, touched: bool = False) -> float:
         """Return about how many nanoseconds `add_factors` takes for one sample of T positions."""
         form = self.forms.get(parameter.name)
+        rest = 0.0 if self._rest is None else self._rest.factor_cost(parameter, positions, touched)
         if form == NONE:
-            return 0.0
+            return rest
         if form == WHOLE or positions != 1 or touched:
             return math.inf
-        return sum(parameter.matrix_shape) * self.dim / _PER_NS
+        return rest + sum(parameter.matrix_shape) * self.count / _PER_NS
 
     def _gram(self) -> NDArray[np.float64]:
         """Return the inner products (L, L) of the landmarks' covered parts, in float64."""
-        total = np.zeros((self.dim, self.dim))
+        total = np.zeros((self.count, self.count))
         for rows, columns in self._sides.values():
             total += _squared(rows) * _squared(columns)
         for gradients in self._whole.values():

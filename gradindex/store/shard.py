@@ -4,7 +4,7 @@ import hashlib
 import io
 import mmap
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entr
 _ARRAYS = ("sketch", "norm", "id")
 _BLOCK_BYTES = 1 << 14
 """Bytes of rows under one checksum: looking up scattered rows reads little more than them."""
+_FEW_BLOCKS = 64  # not worth another thread
 _CHECKED = 1 << 19  # bytes compared before they are converted, so that they are read from memory once
 
 
@@ -127,11 +128,36 @@ class Shard:
         """Return sketches `begin` to `stop` (places in the shard) as float32, checked; raises DamagedIndexError."""
         out = np.empty((stop - begin, self.sketches.shape[1]), np.float32)
         step = max(1, _CHECKED // self.sketches.strides[0] // self._block_rows) * self._block_rows
-        for low in range(begin - begin % self._block_rows, stop, step):
-            here = slice(max(low, begin), min(low + step, stop))
-            self._check_blocks(np.arange(low // self._block_rows, -(-here.stop // self._block_rows)))
+        pieces = [
+            slice(max(low, begin), min(low + step, stop)) for low in range(begin - begin % self._block_rows, stop, step)
+        ]
+        checks = self._checks(pieces)
+        for here in pieces:
+            next(checks)
             out[here.start - begin : here.stop - begin] = self.sketches[here]
         return out
+
+    def _checks(self, pieces: list[slice]) -> Iterator[None]:
+        """Yield as each piece of rows is found to be as it was written.
+
+        What was not read before is asked for at once, and checked by another thread while this one converts.
+        """
+        blocks = [np.arange(p.start // self._block_rows, -(-p.stop // self._block_rows)) for p in pieces]
+        if not blocks or self._good[blocks[0][0] : blocks[-1][-1] + 1].all():
+            yield from (None for _ in pieces)
+            return
+        self._ask_for(pieces[0].start, 2 * pieces[-1].stop - pieces[0].start)  # and as much again: scans go on
+        with ThreadPoolExecutor(1) as beside:
+            for check in [beside.submit(self._check_blocks, some) for some in blocks]:
+                yield check.result()
+
+    def _ask_for(self, begin: int, stop: int) -> None:
+        """Let the system begin to read some rows from disk."""
+        data, size = self._maps["sketch"], self.sketches.strides[0]
+        start = len(data) - self.sketches.nbytes + begin * size
+        end = min(len(data), len(data) - self.sketches.nbytes + stop * size)
+        start -= start % mmap.PAGESIZE
+        data.madvise(mmap.MADV_WILLNEED, start, end - start)
 
     def release(self) -> None:
         """Let go of the pages of sketches that were read; the system keeps them in its cache while there is room."""
@@ -139,11 +165,19 @@ class Shard:
 
     def take(self, places: NDArray[np.int64]) -> NDArray[np.float16]:
         """Return the sketches at some places in the shard, checked; raises DamagedIndexError."""
-        self._check_blocks(places // self._block_rows)
+        blocks = places // self._block_rows
+        new = np.unique(blocks[~self._good[blocks]])
+        if len(new) < _FEW_BLOCKS:
+            self._check_blocks(new)
+        else:
+            with ThreadPoolExecutor(1) as beside:
+                other = beside.submit(self._check_blocks, new[: len(new) // 2])
+                self._check_blocks(new[len(new) // 2 :])
+                other.result()
         return self.sketches[places]
 
     def _check_blocks(self, blocks: NDArray[np.int64]) -> None:
-        new = np.unique(blocks[~self._good[blocks]])
+        new = blocks[~self._good[blocks]]
         for block in new.tolist():
             first = block * self._block_rows
             if zlib.crc32(self.sketches[first : first + self._block_rows].data) != self._sums[block]:

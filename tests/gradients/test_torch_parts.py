@@ -11,7 +11,7 @@ from gradindex.gradients import loop, torch_parts
 from gradindex.gradients.torch import TorchEngine
 from gradindex.sketch import CountSketch
 
-COUNT, CLASSES = 13, 3
+COUNT, CLASSES = 19, 3
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +172,7 @@ def test_an_error_in_a_part_reaches_the_caller_and_leaves_the_model_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("samples", "threads", "sizes"), [(0, 2, [0]), (7, 2, [7]), (8, 2, [4, 4]), (17, 3, [5, 6, 6])]
+    ("samples", "threads", "sizes"), [(0, 2, [0]), (15, 2, [15]), (16, 2, [8, 8]), (29, 3, [9, 10, 10])]
 )
 def test_parts_cover_the_batch(samples, threads, sizes):
     found = torch_parts.split(samples, threads)

@@ -11,7 +11,7 @@ import gradindex
 from gradindex import landmarks
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.base import Engine
-from gradindex.index import certify
+from gradindex.index import certify, ranges
 from gradindex.kernels import Kernel
 from tests import oracles
 from tests.jobs import ROWS, digits, digits_job, trained
@@ -170,6 +170,89 @@ def test_ordinary_answers_use_the_bounds_order(case):
     assert (estimates.opponent_scores <= values + 1e-3).all()
 
 
+def count_ranges(monkeypatch):
+    found, within = [], ranges.within
+
+    def counted(*asked):
+        found.append(within(*asked))
+        return found[-1]
+
+    monkeypatch.setattr(ranges, "within", counted)
+    return found
+
+
+@pytest.mark.parametrize("factory", ["Flat", "SQ8", "IVF8,Flat", "IVF8,SQ8", "IVF8,SQ4"])
+@pytest.mark.parametrize("where", [None, {"label": [0, 1, 2, 3, 4]}])
+def test_few_queries_are_certified_by_range_search(case, tmp_path, monkeypatch, factory, where):
+    path = tmp_path / "i"
+    shutil.copytree(case.index.store.path, path)
+    gradindex.index_store(gradindex.Store.open(path), factory)
+    index = gradindex.load(path, case.job)
+    found = count_ranges(monkeypatch)
+    allowed = np.ones(N, bool) if where is None else np.isin(case.y, where["label"])
+    for line in range(4):
+        one = slice(line, line + 1)
+        result = index.explain(case.queries[one], case.labels[one], k=10, certify=True, where=where)
+        ids = np.flatnonzero(allowed)
+        values = case.truth("grad_cos")[one]
+        np.testing.assert_allclose(result.scores[0], -np.sort(-values[0, ids])[:10], atol=1e-5)
+        np.testing.assert_allclose(result.opponent_scores[0], np.sort(values[0, ids])[:10], atol=1e-5)
+        assert result.proved.all()
+        assert result.data["opponent_proved"].all()
+        upper = certify.cosine_bounds(index, index.sketch(case.queries[one], case.labels[one]))[:, 0]
+        for rows, bounds, kth in zip(found[-2:], upper, (values[0, ids], -values[0, ids]), strict=True):
+            reach = np.flatnonzero(bounds >= -np.sort(-kth)[9])
+            assert np.isin(reach, rows).all()  # nothing that may be in the answer is missed
+    assert len(found) == 8
+    assert np.mean([len(rows) for rows in found]) < 0.9 * N
+
+
+def test_rounding_is_measured_once_and_kept_with_the_file_it_is_of(case, tmp_path, monkeypatch):
+    path = tmp_path / "i"
+    shutil.copytree(case.index.store.path, path)
+    store = gradindex.Store.open(path)
+    gradindex.index_store(store, "IVF8,SQ4")
+    index = gradindex.load(path, case.job)
+    measured, errors = [], ranges._errors
+    monkeypatch.setattr(ranges, "_errors", lambda *asked: measured.append(asked) or errors(*asked))
+    first = ranges.rounding(store, index.searcher)
+    held = np.concatenate([vectors[np.argsort(rows)] for rows, vectors in [_all_held(index)]])
+    true = np.linalg.norm(store.gather(np.arange(N)) - held, axis=1)
+    assert true.max() <= first.error
+    assert first.error > 1e-3  # four bits do not hold more
+    assert ranges.rounding(store, gradindex.load(path).searcher).error == first.error
+    assert len(measured) == 1
+    gradindex.index_store(store, "SQ8")
+    other = ranges.rounding(store, gradindex.load(path).searcher)
+    assert len(measured) == 2
+    assert other.error < first.error / 4
+
+
+def _all_held(index):
+    parts = list(ranges._held(index.searcher.index))
+    return np.concatenate([rows for rows, _ in parts]), np.concatenate([vectors for _, vectors in parts])
+
+
+def test_residual_rows_certify(case, tmp_path):
+    """The lengths of residuals' sketches bound as ρ does, and the rows' inner products are estimates."""
+    sketch = gradindex.Landmark(landmarks=96, dims=48, residual=80)
+    index = gradindex.build(case.job, tmp_path / "i", sketch=sketch)
+    norms = np.linalg.norm(case.asked, axis=1)
+    rows = index.sketches(case.asked.astype(np.float32), norms)
+    upper, minus_lower = certify.cosine_bounds(index, rows)
+    cosines = case.truth("grad_cos")
+    assert (cosines <= upper.astype(np.float64) + 1e-9).all()
+    assert (-cosines <= minus_lower.astype(np.float64) + 1e-9).all()
+    found = index.explain(case.queries, case.labels, k=10, certify=True)
+    assert_is_top(found, cosines, case.weights("grad_cos"), 10)
+    assert found.proved.all()
+    estimates = index.explain(case.queries, case.labels, k=10, rerank=0)
+    truth = np.take_along_axis(cosines, estimates.ordered_indices, 1)
+    assert np.abs(estimates.scores - truth).max() < 0.1
+    truth = np.take_along_axis(cosines, estimates.opponent_indices, 1)
+    assert np.abs(estimates.opponent_scores - truth).max() < 0.1
+
+
 @pytest.mark.parametrize("factory", ["IVF8,SQ8", "HNSW16"])
 def test_any_index_over_the_rows(tmp_path, factory):
     index = gradindex.build(digits_job(), tmp_path / "i", sketch=SKETCH, index=factory)
@@ -309,9 +392,9 @@ def test_ordinary_answers_say_what_they_prove(plain, kernel):
 def test_ivf_counts_the_rows_of_its_lists(tmp_path):
     for factory in ("IVF8,Flat", "PCA16,IVF8,Flat"):
         index = gradindex.build(digits_job(), tmp_path / factory, index=factory)
-        gradindex.index.factory._ivf(index.searcher.index).nprobe = 8
+        gradindex.index.factory.inverted(index.searcher.index).nprobe = 8
         assert (index.explain(ids=[1, 2], k=3).scanned == ROWS).all()
-        gradindex.index.factory._ivf(index.searcher.index).nprobe = 2
+        gradindex.index.factory.inverted(index.searcher.index).nprobe = 2
         scanned = index.explain(ids=[1, 2], k=3).scanned
         assert ((scanned > 0) & (scanned < ROWS)).all()
     graph = gradindex.build(digits_job(), tmp_path / "h", index="HNSW16")

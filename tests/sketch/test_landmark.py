@@ -7,7 +7,7 @@ from torch import nn
 
 import gradindex
 from gradindex.landmarks import prepare
-from gradindex.sketch import Landmark, from_json
+from gradindex.sketch import CountSketch, Landmark, from_json
 from tests import oracles
 
 
@@ -61,11 +61,35 @@ def check(job, **options):
     scale = np.abs(want).max()
     batch = job.source.take(np.arange(40))
     embedded = job.engine.embed(batch.x, batch.y, projector)
-    np.testing.assert_allclose(embedded.sketches / scale, want / scale, atol=3e-6)
+    values, rest = np.split(embedded.sketches, [len(ids)], axis=1)
+    np.testing.assert_allclose(values / scale, want / scale, atol=3e-6)
     np.testing.assert_allclose(embedded.norms, np.linalg.norm(truth, axis=1), rtol=1e-5)
     formed = projector(job.engine.parameters, truth.astype(np.float32))
-    np.testing.assert_allclose(formed / scale, want / scale, atol=3e-6)
+    np.testing.assert_allclose(formed[:, : len(ids)] / scale, want / scale, atol=3e-6)
+    if projector.options.residual:
+        check_residual(job, projector, ids, truth, covered, rest, embedded)
     return projector
+
+
+def check_residual(job, projector, ids, truth, covered, rest, embedded):
+    """What is added up is a CountSketch of the gradient; what is kept, one of what the coordinates leave out."""
+    plain = CountSketch(projector.options.residual).bind(job.engine.parameters, 0)
+    want = plain(job.engine.parameters, truth.astype(np.float32))
+    np.testing.assert_allclose(rest, want, atol=1e-5 * np.abs(want).max())
+    unit = truth / np.linalg.norm(truth, axis=1, keepdims=True)
+    marks = truth[ids] * covered
+    marks = (marks / np.linalg.norm(marks, axis=1, keepdims=True)).T @ projector.whitening.matrix  # (P, r), orthonormal
+    left = unit - (unit @ marks) @ marks.T
+    rows = projector.finish(embedded.sketches, embedded.norms)
+    want = plain(job.engine.parameters, left.astype(np.float32))
+    want *= (np.linalg.norm(left, axis=1) / np.linalg.norm(want, axis=1))[:, None]
+    dims = projector.options.dims
+    big = np.linalg.norm(left, axis=1) > 0.05  # else rounding is all there is
+    np.testing.assert_allclose(rows[big, dims:], want[big], atol=2e-4)
+    np.testing.assert_allclose(projector.lengths_left(rows)[big], np.linalg.norm(left, axis=1)[big], atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-4)
+    opposite = projector.opposite(rows)
+    np.testing.assert_array_equal(opposite, -rows)
 
 
 def test_convolutions_and_dense_layers(kit):
@@ -93,6 +117,28 @@ def test_other_precisions(double):
     check(gradindex.Job(kit.mlp(double=double), kit.loss, (x, y)))
 
 
+@pytest.mark.parametrize("memory", [4 * 24 * 200, 1 << 30])
+def test_a_sketch_of_what_is_left_out(kit, memory):
+    check(kit_job(kit), residual=32, memory=memory)
+    check(mixed_job(), residual=24, memory=memory)
+
+
+def test_rows_with_a_residual_estimate_cosines_better(kit):
+    """Than a CountSketch as wide, and than coordinates alone."""
+    job = kit_job(kit)
+    truth = gradindex.exact_gradients(job, np.arange(40)).astype(np.float64)
+    unit = truth / np.linalg.norm(truth, axis=1, keepdims=True)
+
+    def error(sketch):
+        rows = np.concatenate([block.sketches for block in gradindex.embed(job, sketch=sketch)]).astype(np.float64)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.sqrt(np.mean((rows @ rows.T - unit @ unit.T) ** 2))
+
+    both = error(Landmark(landmarks=24, dims=12, residual=52))
+    assert both < 0.5 * error(CountSketch(64))
+    assert both < error(Landmark(landmarks=24, dims=24))
+
+
 def test_embed_needs_no_store():
     job = mixed_job()
     sketch = Landmark(landmarks=24, dims=12)
@@ -118,6 +164,10 @@ def test_options():
     assert sketch.dim == 5
     assert from_json(sketch.to_json()) == sketch
     assert sketch.to_json() == {"kind": "landmark", "landmarks": 10, "dims": 4, "memory": 5000}
+    assert Landmark(dims=4, landmarks=10, residual=6).dim == 10
+    assert from_json(Landmark(residual=6).to_json()) == Landmark(residual=6)
+    with pytest.raises(ValueError, match="residual must be an integer of 0 or more, got -1"):
+        Landmark(residual=-1)
     with pytest.raises(ValueError, match="landmarks must be a positive integer, got 0"):
         Landmark(landmarks=0)
     with pytest.raises(ValueError, match=r"memory must be a positive integer, got 1\.5"):
