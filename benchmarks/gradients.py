@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 Step = Callable[[Any, Any], Any]
-KEPT = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}  # bytes
+KEPT = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_ARENA_MAX": "1"}
 FLOORS = {  # of engine/plain
     "cnn": 0.8, "resnet18": 0.8, "resnet": 0.8, "transformer": 0.7, "transformer768": 0.7, "mlp": 0.9, "bilstm": 0.5,
 }  # fmt: skip

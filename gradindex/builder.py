@@ -1,7 +1,7 @@
 """Building an index on disk, shard by shard, and opening it again."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradindex import landmarks, relevance, replacing
 from gradindex.batches import Ids
@@ -344,11 +345,14 @@ def embed_shard(
         Of the job's samples; None: their positions.
     """
     start, stop = (store.header.first + place for place in store.header.span(number))
-    blocks = []
-    for block in embed_rows(job, projector, store.header.batch_size, start, stop):
-        blocks.append(block)
-        advance(len(block.ids))
-    rows = make_rows(blocks, {name: values[start:stop] for name, values in extra.items()})
+
+    def blocks() -> Iterator[Block]:
+        for block in embed_rows(job, projector, store.header.batch_size, start, stop):
+            yield block
+            advance(len(block.ids))
+
+    some = {name: values[start:stop] for name, values in extra.items()}
+    rows = make_rows(blocks(), stop - start, store.header.dim, some)
     store.write(number, rows if ids is None else replace(rows, ids=ids[start:stop]))
     return stop - start
 
@@ -367,19 +371,24 @@ def check_versions(store: Store) -> None:
         )
 
 
-def make_rows(blocks: list[Block], extra: dict[str, Any]) -> Rows:
-    """Return blocks of consecutive samples as rows of a shard, with the user's columns of the same samples."""
-    columns: dict[str, Any] = {"loss": [block.losses for block in blocks]}
-    if all(block.labels is not None for block in blocks):
-        columns["label"] = [block.labels for block in blocks]
-    if all(block.predictions is not None for block in blocks):
-        columns["prediction"] = [block.predictions for block in blocks]
-    return Rows(
-        np.concatenate([normalise(block.sketches).astype(np.float16) for block in blocks]),
-        np.concatenate([block.norms for block in blocks]).astype(np.float32),
-        np.concatenate([block.ids for block in blocks]),
-        {name: np.concatenate(parts) for name, parts in columns.items()} | extra,
-    )
+def make_rows(blocks: Iterable[Block], count: int, dim: int, extra: dict[str, Any]) -> Rows:
+    """Return `count` consecutive samples as rows of a shard, with the user's columns of the same samples.
+
+    Each block is rounded as it comes: a shard takes the memory of its rows on disk, and the blocks' none.
+    """
+    rows = Rows(np.empty((count, dim), np.float16), np.empty(count, np.float32), np.empty(count, np.int64), {})
+    kept: dict[str, list[Any]] = {"loss": [], "label": [], "prediction": []}
+    filled = 0
+    for block in blocks:
+        here = slice(filled, filled := filled + len(block.ids))
+        rows.sketches[here] = normalise(block.sketches)
+        rows.norms[here], rows.ids[here] = block.norms, block.ids
+        for name, values in (("loss", block.losses), ("label", block.labels), ("prediction", block.predictions)):
+            kept[name].append(None if values is None else np.array(values))  # a view would hold the whole batch
+    columns: dict[str, NDArray[Any]] = {
+        name: np.concatenate(parts) for name, parts in kept.items() if all(part is not None for part in parts)
+    }
+    return replace(rows, columns=columns | extra)
 
 
 __all__ = ["MismatchError", "build", "check_job", "index_store", "load"]

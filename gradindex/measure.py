@@ -109,7 +109,7 @@ def _embedding(
     every = as_columns(job.columns, header.rows)
     store = Store.create(folder / "i", replace(header, rows=seen, shard_rows=seen))
     began = time.perf_counter()
-    store.write(0, make_rows(kept, {name: values[:seen] for name, values in every.items()}))
+    store.write(0, make_rows(kept, seen, header.dim, {name: values[:seen] for name, values in every.items()}))
     publish = (time.perf_counter() - began) / seen
     held = sum(block.sketches.nbytes for block in blocks)
     return spent / count, publish, Store.open(folder / "i"), before, max(0.0, most - held)

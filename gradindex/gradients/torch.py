@@ -14,8 +14,11 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradindex.batches import Tree, index, length, map_leaves
+from gradindex.gradients import torch_parts
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
 from gradindex.gradients.call import bind_inputs, select
+from gradindex.gradients.joining import joined
+from gradindex.gradients.ladder import FACTORED
 from gradindex.gradients.layers.torch_use import Workspace
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
 from gradindex.gradients.torch_model import channels_last, eagerly, has_inputs_first
@@ -24,6 +27,7 @@ from gradindex.gradients.torch_outputs import map_tensors
 # functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
 # one thread at a time.
 _one_at_a_time = threading.RLock()
+_INTERRUPTIONS = 16  # of the pass that finds out whether parts of a batch can be computed at once
 
 # In the order they are tried: the label as given; shaped and typed like the output (BCE, MSE); (b, 1) as (b,).
 _LABEL_FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -108,7 +112,8 @@ class TorchEngine(Engine):
             isinstance(module, nn.Conv2d) for module in self.model.modules()
         )
         self._losses_together = True
-        self._workspace = Workspace()
+        self._workspaces = [Workspace()]
+        self._separable: bool | None = None  # whether parts of a batch may be computed at once; None: not tried
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
@@ -181,25 +186,95 @@ class TorchEngine(Engine):
 
     def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> Embedded:
         """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
-        found = Sketches(length(x), self.parameters, projector, self.device)
-        output, losses = self._factored(x, y, names, found)
-        return Embedded(found.sketches, found.norms, _numpy(losses), _as_array(output))
+        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        threads = torch.get_num_threads() if self._separable else 1
+        parts = torch_parts.split(length(x), threads)
+        models = [self.model]
+        self._workspaces += [Workspace() for _ in range(len(parts) - len(self._workspaces))]
+
+        def embed(number: int) -> Embedded:
+            some = parts[number]
+            found = Sketches(some.stop - some.start, self.parameters, projector, self.device)
+            part, labels = index(inputs, some), None if targets is None else index(targets, some)
+            output, losses = self._run(part, labels, names, found, models[number], self._workspaces[number])
+            return Embedded(found.sketches, found.norms, _numpy(losses), _as_array(output))
+
+        with self._inference(fused=True):
+            if len(parts) == 1:
+                return embed(0)
+            models += [torch_parts.replica(self.model) for _ in parts[1:]]
+            found = torch_parts.at_once(embed, len(parts), threads)
+        return joined([(np.arange(some.start, some.stop), one) for some, one in zip(parts, found, strict=True)])
 
     def _factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Any, torch.Tensor]:
         inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        with self._inference(fused=True):
+            return self._run(inputs, targets, names, finish, self.model, self._workspaces[0])
+
+    def _run(
+        self,
+        inputs: Tree,
+        targets: Tree,
+        names: Sequence[str],
+        finish: Finish,
+        model: nn.Module,
+        workspace: Workspace,
+    ) -> tuple[Any, torch.Tensor]:
         if self._plan is None:
             raise RuntimeError("The paths have not been chosen yet: call gradients or embed.")
+        return backward(
+            lambda: _call(model, self._laid_out(inputs)),
+            lambda output: self._sample_losses(output, targets),
+            self._selected(),
+            length(inputs),
+            frozenset(names),
+            self._plan,
+            finish,
+            workspace,
+        )
+
+    def _decide(self, x: Tree, y: Tree) -> None:
+        super()._decide(x, y)
+        if self._separable is None:
+            self._separable = self.device.type == "cpu" and self._is_separable(x, y)
+            log.info("parts of a batch are computed %s", "at once" if self._separable else "together, in one thread")
+
+    def _is_separable(self, x: Tree, y: Tree) -> bool:
+        """Whether the gradients of some samples do not change when the model is called with others in between.
+
+        Not so if it draws random numbers, whose order would be left to chance, or keeps something outside its modules.
+        """
+        names = self._groups().get(FACTORED)
+        if names is None or not torch_parts.can_be_copied(self.model):
+            return False
+        head = slice(0, 3)
+        x, y = index(x, head), None if y is None else index(y, head)
+        wanted = [parameter for parameter in self.parameters if parameter.name in set(names)]
+        others = map_leaves(lambda leaf: leaf.flip(0), self._tensors(x))
+
+        def gradients(watched: torch_parts.Interruptions) -> Floats:
+            rows = Rows(length(x), wanted, self.dtype)
+            with watched:
+                self._factored(x, y, names, rows)
+            return rows.gradients
+
         with self._inference(fused=True):
-            return backward(
-                lambda: self._call({}, self._laid_out(inputs)),
-                lambda output: self._sample_losses(output, targets),
-                self._selected(),
-                length(x),
-                frozenset(names),
-                self._plan,
-                finish,
-                self._workspace,
-            )
+            other = torch_parts.replica(self.model)
+
+            def interrupt() -> None:
+                with torch.no_grad():
+                    _call(other, self._laid_out(others))
+
+            try:
+                alone = torch_parts.Interruptions()
+                expected = gradients(alone)
+                every = max(1, alone.calls // _INTERRUPTIONS)
+                found = expected if alone.random else gradients(torch_parts.Interruptions(every, interrupt))
+            except Exception as error:
+                log.info("parts of a batch cannot be computed at once: %s", error)
+                return False
+        tolerance = 1e-5 * np.abs(expected).max(initial=0)
+        return not alone.random and np.allclose(found, expected, rtol=1e-3, atol=tolerance)
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
         """Return the gradient (1, P) of one sample by one backward pass."""
@@ -281,9 +356,9 @@ class TorchEngine(Engine):
             return output, loss, torch.autograd.grad(loss, wanted, allow_unused=True)
 
     def _call(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
-        args, kwargs = bind_inputs(self.model.forward, x)
         if not weights:
-            return self.model(*args, **kwargs)
+            return _call(self.model, x)
+        args, kwargs = bind_inputs(self.model.forward, x)
         return functional_call(self.model, weights, args, kwargs)
 
     def _loss(self, output: Any, target: Any) -> torch.Tensor:
@@ -365,6 +440,11 @@ class TorchEngine(Engine):
                 torch.backends.mha.set_fastpath_enabled(fastpath)
                 for module, mode in modes:
                     module.training = mode
+
+
+def _call(model: nn.Module, x: Tree) -> Any:
+    args, kwargs = bind_inputs(model.forward, x)
+    return model(*args, **kwargs)
 
 
 def _one(tree: Tree, row: int) -> Tree:

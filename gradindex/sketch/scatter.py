@@ -6,6 +6,7 @@ its other pool aborts the process on concurrent entry.
 """
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,12 +19,18 @@ from numpy.typing import NDArray
 from gradindex.sketch.lanes import add_lanes, count_lanes
 from gradindex.sketch.vectors import LANES
 
+_alone = threading.local()
 _WORTH_A_THREAD = 200_000  # numbers; below this, handing work to a thread costs more than it saves
 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS, "gradindex-sketch")
+
+
+def use_one_thread() -> None:
+    """Let `for_samples`, when this thread calls it, use no other: the others have parts of their own."""
+    _alone.here = True
 
 
 def for_samples(work: Callable[[slice], None], samples: int, numbers: int) -> None:
@@ -33,7 +40,7 @@ def for_samples(work: Callable[[slice], None], samples: int, numbers: int) -> No
     ``NUMBA_NUM_THREADS``.
     """
     threads = min(numba.config.NUMBA_NUM_THREADS, samples, 1 + numbers // _WORTH_A_THREAD)
-    if threads <= 1:
+    if threads <= 1 or getattr(_alone, "here", False):
         work(slice(0, samples))
         return
     step = -(-samples // threads)
