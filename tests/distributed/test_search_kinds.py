@@ -8,6 +8,7 @@ import pytest
 
 import gradindex
 from gradindex.errors import DamagedIndexError
+from gradindex.index import factory
 from tests.distributed.test_search import assert_same
 from tests.jobs import ROWS, digits, digits_job, longer_job
 
@@ -103,3 +104,19 @@ def test_changes_while_it_is_open_on_the_cluster(nodes, tmp_path):
     with gradindex.load(tmp_path / "i", digits_job(), engine=engine) as there:
         assert len(there) == ROWS - len(first)
         compare(here, there, asked, kernels=KERNELS[:2])
+
+
+def test_another_process_compacts_while_it_is_opened(nodes, tmp_path, monkeypatch):
+    path, check = tmp_path / "i", factory.check
+    gradindex.build(digits_job(), path, **OPTIONS).remove([3])
+
+    def late(store):
+        monkeypatch.undo()
+        gradindex.compact(path)
+        check(store)
+
+    monkeypatch.setattr(factory, "check", late)
+    with gradindex.load(path, engine=gradindex.Ray(address=nodes.address, workers=1)) as there:
+        assert len(there) == ROWS - 1
+        vectors = there.store.gather(np.arange(5))
+        np.testing.assert_array_equal(there.search(vectors, 4)[1], gradindex.load(path).search(vectors, 4)[1])
