@@ -1,18 +1,21 @@
 """Many machines: what Ray adds to a shard, two workers, plans against real builds, a billion rows simulated.
 
-    GRADINDEX_DATA=… python benchmarks/scale.py [--parts overhead plan simulate] [--rows 8000] [--json FILE]
+    GRADINDEX_DATA=… python benchmarks/scale.py [--parts overhead plan simulate] [--shards 16] [--json FILE]
 
 overhead: the CNN of `million.py` on Fashion-MNIST, shards of about a second, one thread a worker: the embedded build's
-seconds a shard against one Ray worker's and two workers'. Only embedding is compared, from the first shard that is
-published to the last, so that starting processes does not count. plan: `gradindex.measure` for `--seconds`, then real
-builds of `--rows` and `--large-rows` rows and single queries. simulate: the measured seconds a shard, 10⁹ rows on 1,024
-workers that fail at random and come back after two minutes; a shard that was being embedded is done again.
+seconds a shard against one Ray worker's and two workers'. Only embedding is compared, over the last three quarters of
+the shards, so that starting processes does not count; their number is even, so that two workers end together. What two
+embedded builds side by side lose, which share nothing but the machine, is measured as well. plan: `gradindex.measure`
+for `--seconds`, then real builds of `--rows` and `--large-rows` rows and single queries. simulate: the measured seconds
+a shard, 10⁹ rows on 1,024 workers that fail at random and come back after two minutes; a shard that was being embedded
+is done again.
 """
 
 import argparse
 import dataclasses
 import heapq
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -52,22 +55,49 @@ def job(rows: int) -> Any:
     return gradindex.Job(model, torch.nn.CrossEntropyLoss(), dataset)
 
 
-def shard_seconds(path: Path, workers: int) -> float:
-    """Return seconds a shard from the times at which manifests were published, the first of each worker left out."""
+def shard_seconds(path: Path) -> float:
+    """Return seconds a shard from the times at which manifests were published, the first quarter left out.
+
+    An even number of shards is counted if there is an even number: whole rounds of two workers.
+    """
     times = sorted(one.stat().st_mtime_ns * 1e-9 for one in (path / "shards").glob("*.json"))
-    return (times[-1] - times[workers - 1]) / (len(times) - workers)
+    first = len(times) // 4 | 1
+    return (times[-1] - times[first]) / (len(times) - 1 - first)
+
+
+def _build_when_all_are_ready(path: Path, rows: int, shard: int, ready: Any) -> None:
+    import gradindex
+
+    work = job(rows)
+    ready.wait()
+    gradindex.build(work, path, shard_rows=shard, batch_size=64)
+
+
+def side_by_side(folder: Path, rows: int, shard: int) -> float:
+    """Return seconds a shard of two processes that build an index each: the most that two workers could reach."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(2)
+    paths = [folder / name for name in ("left", "right")]
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+    builders = [context.Process(target=_build_when_all_are_ready, args=(path, rows, shard, ready)) for path in paths]
+    for one in builders:
+        one.start()
+    for one in builders:
+        one.join()
+    return statistics.mean(map(shard_seconds, paths)) / 2
 
 
 def overhead(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return seconds a shard: embedded, one worker, two workers; medians of interleaved repeats."""
+    """Return seconds a shard: embedded, one worker, two workers, two processes; medians of interleaved repeats."""
     import ray
 
     import gradindex
 
-    work = job(options.rows)
-    began = time.perf_counter()
-    gradindex.build(work, folder / "first", shard_rows=256, batch_size=64)  # also compiles
-    shard = max(64, int(options.rows / (time.perf_counter() - began) / 64) * 64)  # of about a second
+    gradindex.build(job(4096), folder / "first", shard_rows=256, batch_size=64)
+    shard = max(64, int(options.each * 256 / shard_seconds(folder / "first") / 64) * 64)
+    rows = 2 * -(-options.shards // 2) * shard
+    work = job(rows)
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=512 << 20, log_to_driver=False)
     found: dict[str, list[float]] = {}
     contenders = {"embedded": None, "one worker": gradindex.Ray(workers=1), "two workers": gradindex.Ray(workers=2)}
@@ -76,15 +106,18 @@ def overhead(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             out = folder / "out"
             shutil.rmtree(out, ignore_errors=True)
             gradindex.build(work, out, shard_rows=shard, batch_size=64, engine=engine)
-            found.setdefault(name, []).append(shard_seconds(out, 2 if name == "two workers" else 1))
+            found.setdefault(name, []).append(shard_seconds(out))
+        found.setdefault("two processes without Ray", []).append(side_by_side(folder, rows // 2, shard))
     ray.shutdown()
     middle = {name: statistics.median(times) for name, times in found.items()}
     return {
+        "shards": rows // shard,
         "shard_rows": shard,
         "seconds a shard": middle,
         "every": found,
         "overhead": middle["one worker"] / middle["embedded"] - 1,
         "efficiency of two": middle["one worker"] / middle["two workers"] / 2,
+        "efficiency of two processes without Ray": middle["embedded"] / middle["two processes without Ray"] / 2,
     }
 
 
@@ -180,7 +213,9 @@ def main() -> None:
     """Run the parts that are asked for, print them and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=["overhead", "plan", "simulate"])
-    parser.add_argument("--rows", type=int, default=8000)
+    parser.add_argument("--shards", type=int, default=16, help="of the overhead, rounded up to an even number")
+    parser.add_argument("--each", type=float, default=1.0, help="seconds of such a shard")
+    parser.add_argument("--rows", type=int, default=8000, help="of the plan that has an exact index")
     parser.add_argument("--large-rows", type=int, default=110_000, help="of the plan that has inverted lists")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of measuring, for the plan")

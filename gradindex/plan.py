@@ -18,27 +18,32 @@ _ITERATIONS = 10  # of k-means in FAISS's inverted lists
 _BUFFERS = 8  # bytes a number of a shard while it is put together: float32 sketches, two float16 copies
 _SIDE_BYTES = 28  # of a row for a searching worker: norm, id, and the order of a norm-ordered scan
 _LIST_ROW = 8  # bytes of a row's number in an inverted list
+_GROWN_LISTS, _GROWN = 1.5, 2.0  # memory of inverted lists, and of one array, that grow by doubling, over their size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
     """Measured costs: seconds and bytes of one unit of each kind of work.
 
-    `embed` a row; `publish` a row written to the store; `start` loading the job in a new process. `assign` comparing
-    one of many rows with one list's centroid; `encode` a row; `add_flat` a row; `save` a byte of the
-    index's file. `coarse` comparing one query with one
-    centroid; `scan` with one code of a list; `scan_flat` with one uncompressed row; `fetch` a stored row;
-    `query` the gradient of a query; `check` one exact evaluation. `row_bytes` of the store; `base_bytes` a process
-    with the model; `embed_bytes` the most it needs above that while embedding. `dim` numbers of a stored row,
-    `width` of a row of inverted lists.
+    `embed` a row; `publish` a row written to the store; `start` loading the job in a new process. `fold` reading a
+    stored row and making it a vector of inverted lists; `assign` comparing one of many vectors with one list's
+    centroid; `encode` a vector; `append` a code that another process encoded. `add_flat` a row of an exact index.
+    `finish` saving an index, however small, and `save` a byte of it. `coarse` comparing one query with one centroid;
+    `scan` with one code of a list; `scan_flat` with one uncompressed row; `fetch` a stored row; `query` the gradient of
+    a query; `check` one exact evaluation. `row_bytes` of the store; `base_bytes` a process with the model;
+    `embed_bytes` the most it needs above that while embedding. `dim` numbers of a stored row, `width` of a row of
+    inverted lists.
     """
 
     embed: float
     publish: float
     start: float
+    fold: float
     assign: float
     encode: float
+    append: float
     add_flat: float
+    finish: float
     save: float
     coarse: float
     scan: float
@@ -59,6 +64,8 @@ class Prediction:
 
     `queries_per_second` are complete explanations with exact scores of both sides; `searches_per_second` without
     them. `worker_bytes` is the most that a worker of the build, or of the lookups, holds; mapped files included.
+    `driver_bytes` is that of the process that starts the build: it trains the index and puts it together in memory.
+    With one worker they are the same process.
     """
 
     rows: int
@@ -70,6 +77,7 @@ class Prediction:
     store_bytes: float
     index_bytes: float
     worker_bytes: float
+    driver_bytes: float
     queries_per_second: float
     searches_per_second: float
 
@@ -120,28 +128,36 @@ def predict(
     if lists:
         adders = min(workers, math.ceil(rows / size))
         training = _training(rates, rows, lists)
-        adding = rows * (lists * rates.assign + rates.encode) / adders
+        adding = rows * (rates.fold + lists * rates.assign + rates.encode) / adders
+        if workers > 1:
+            adding = max(adding, rows * rates.append)  # which the driver does alone
         centroids = 4 * lists * rates.width
         index_bytes = rows * (rates.width + _LIST_ROW) + centroids
+        sample = 4 * rates.width * factory.training_rows(rows, lists)
+        assembling = max(2.0 * sample, _GROWN_LISTS * index_bytes)  # FAISS trains the codes on a copy
         search = lists * rates.coarse + part * factory.probes(lists) / lists * rates.scan + CANDIDATES * rates.fetch
         held = part * (rates.width + _LIST_ROW) + centroids
     else:
         centroids, training, adding = 0, 0.0, rows * rates.add_flat
         index_bytes = 4 * rates.dim * rows
+        assembling = _GROWN * index_bytes
         held = 4 * rates.dim * part
         search = part * rates.scan_flat
     explained = rates.query + 2 * search + 2 * CANDIDATES * rates.check / searching
     building = max(rates.embed_bytes + _BUFFERS * rates.dim * size, 2.0 * centroids)
+    if workers == 1:
+        building = assembling = max(building, assembling)
     return Prediction(
         rows=rows,
         workers=workers,
         index=f"IVF{lists},SQ8" if lists else "Flat",
         embedding_seconds=_embedding(rates, rows, workers, size),
         training_seconds=training,
-        adding_seconds=adding + rates.save * index_bytes,
+        adding_seconds=adding + rates.finish + rates.save * index_bytes,
         store_bytes=rows * rates.row_bytes,
         index_bytes=index_bytes,
         worker_bytes=rates.base_bytes + max(building, held + _SIDE_BYTES * part),
+        driver_bytes=rates.base_bytes + assembling,
         queries_per_second=1 / explained,
         searches_per_second=1 / search,
     )
@@ -162,4 +178,4 @@ def _embedding(rates: Rates, rows: int, workers: int, shard_rows: int) -> float:
 
 def _training(rates: Rates, rows: int, lists: int) -> float:
     """Return the seconds of k-means on one machine: each iteration compares the sample with all centroids."""
-    return _ITERATIONS * factory.training_rows(rows, lists) * lists * rates.assign
+    return factory.training_rows(rows, lists) * (rates.fold + _ITERATIONS * lists * rates.assign)

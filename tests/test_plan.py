@@ -14,9 +14,12 @@ RATES = Rates(
     embed=1e-3,
     publish=1e-5,
     start=10.0,
+    fold=2e-6,
     assign=1e-9,
     encode=1e-6,
+    append=5e-7,
     add_flat=1e-6,
+    finish=0.02,
     save=1e-9,
     coarse=1e-8,
     scan=1e-9,
@@ -37,10 +40,10 @@ def test_a_small_build_by_hand():
     assert found.index == "Flat"
     assert found.embedding_seconds == pytest.approx(10_000 * 1.01e-3)
     assert found.training_seconds == 0
-    assert found.adding_seconds == pytest.approx(0.01 + 10_000 * 4096e-9)
+    assert found.adding_seconds == pytest.approx(0.01 + 0.02 + 10_000 * 4096e-9)
     assert found.store_bytes == 21e6
     assert found.index_bytes == 10_000 * 4096
-    assert found.worker_bytes == pytest.approx(1e9 + 5e8 + 8 * 1024 * 10_000)
+    assert found.worker_bytes == found.driver_bytes == pytest.approx(1e9 + 5e8 + 8 * 1024 * 10_000)
     assert found.searches_per_second == pytest.approx(1 / 1e-3)
     assert found.queries_per_second == pytest.approx(1 / (1e-2 + 2e-3 + 0.2))
 
@@ -49,8 +52,11 @@ def test_a_large_build_by_hand():
     found = predict(RATES, 10**9, 64, lists=65536)
     shards = math.ceil(10**9 / 65536)
     assert found.embedding_seconds == pytest.approx(10 + math.ceil(shards / 64) * 65536 * 1.01e-3)
-    assert found.training_seconds == pytest.approx(10 * (64 * 65536) * 65536 * 1e-9)
-    assert found.adding_seconds == pytest.approx(10**9 * (65536e-9 + 1e-6) / 64 + 1e-9 * found.index_bytes)
+    assert found.training_seconds == pytest.approx((64 * 65536) * (2e-6 + 10 * 65536e-9))
+    assert found.adding_seconds == pytest.approx(
+        10**9 * (2e-6 + 65536e-9 + 1e-6) / 64 + 0.02 + 1e-9 * found.index_bytes
+    )
+    assert found.driver_bytes == pytest.approx(1e9 + 1.5 * found.index_bytes)
     assert found.index_bytes == 10**9 * 264 + 4 * 65536 * 256
     search = 65536e-8 + 10**9 / 64 / 16 * 1e-9 + 100 * 1e-5
     assert found.searches_per_second == pytest.approx(1 / search)
@@ -60,9 +66,18 @@ def test_a_large_build_by_hand():
     )
 
 
+def test_the_driver_appends_alone_and_holds_the_index():
+    many = predict(RATES, 10**9, 1024, lists=65536)
+    assert many.adding_seconds == pytest.approx(10**9 * 5e-7 + 0.02 + 1e-9 * many.index_bytes)
+    assert many.worker_bytes < many.driver_bytes == pytest.approx(1e9 + 1.5 * many.index_bytes)
+    few = predict(RATES, 200_000, 2, lists=65536)  # more in its training sample than in its rows
+    assert few.driver_bytes == pytest.approx(1e9 + 2 * 4 * 256 * 200_000)
+    assert predict(RATES, 10**6, lists=0).driver_bytes == pytest.approx(1e9 + 2 * 4096 * 10**6)
+
+
 def test_costs_grow_with_rows_and_shrink_with_workers():
     growth = [predict(RATES, 10**power, 8) for power in range(6, 11)]
-    for name in ("hours", "store_bytes", "index_bytes", "worker_bytes"):
+    for name in ("hours", "store_bytes", "index_bytes", "worker_bytes", "driver_bytes"):
         values = [getattr(one, name) for one in growth]
         assert values == sorted(values)
     assert [one.queries_per_second for one in growth] == sorted(

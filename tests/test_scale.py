@@ -23,6 +23,18 @@ def scale():
     return module
 
 
+@pytest.mark.parametrize("apart", [0.1, 0.5, 0.9])
+def test_two_equal_workers_are_twice_as_fast(scale, tmp_path, apart):
+    """Whatever the time between their shards, and though the second one starts two shards late."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    first, second = [float(n) for n in range(1, 10)], [n + apart for n in range(3, 10)]
+    for number, time in enumerate(first + second):
+        (shards / f"{number:06d}.json").touch()
+        os.utime(shards / f"{number:06d}.json", (time, time))
+    assert scale.shard_seconds(tmp_path) == pytest.approx(0.5)
+
+
 def test_without_failures_or_spread_the_makespan_is_that_of_whole_rounds(scale):
     found = scale.simulate(105, 10, 36.0, 0, seed=0, spread=0)
     assert found["hours"] == pytest.approx(11 * 36 / 3600)

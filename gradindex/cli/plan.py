@@ -71,6 +71,7 @@ def _print(out: Console, rates: Rates, found: Prediction, growth: list[Predictio
         "store": [_bytes(one.store_bytes) for one in growth],
         "index file": [_bytes(one.index_bytes) for one in growth],
         "memory of a worker": [_bytes(one.worker_bytes) for one in growth],
+        "memory of the driver": [_bytes(one.driver_bytes) for one in growth],
         "explanations a second": [f"{one.queries_per_second:,.3g}" for one in growth],
         "searches a second": [f"{one.searches_per_second:,.3g}" for one in growth],
     }

@@ -1,7 +1,9 @@
 """Adding rows to inverted lists on many workers: each encodes its shards with a copy of the trained index.
 
 The driver appends the codes in the order of the shards, so that the lists are those that one process would have made.
-Finding a row's list takes nearly all the time of adding it, and that is the part that is spread.
+Finding a row's list takes nearly all the time of adding it, and that is the part that is spread. The lists grow in the
+driver's memory, to one and a half times their size at most (`gradindex.plan` says how much that is): FAISS's lists on
+disk (`faiss.contrib.ondisk`) are another format, in a second file, so that the index would have other bytes.
 """
 
 from typing import Any

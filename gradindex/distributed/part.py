@@ -1,5 +1,6 @@
 """A part of an index: a range of its rows, mapped into memory by one actor, searched as the whole is."""
 
+import contextlib
 import os
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.distributed.recipe import Recipe
+from gradindex.errors import DamagedIndexError
 from gradindex.gradients.base import Floats
 from gradindex.index import factory, mips
 from gradindex.index.parameters import Point
@@ -77,7 +79,8 @@ class StorePart(Store):
 class IndexPart:
     """The actor: searches rows `first` to `last`, and evaluates candidates exactly if there is a `recipe` for the job.
 
-    Rows in arguments and results are those of the whole index; masks (packed bits) those of the part.
+    Rows in arguments and results are those of the whole index; masks (packed bits) those of the part. Everything is
+    mapped at once, and stays readable whatever others add, remove or compact.
     """
 
     def __init__(self, path: str, state: State, first: int, last: int, recipe: Recipe | None) -> None:
@@ -85,7 +88,8 @@ class IndexPart:
         self._store = StorePart(path, header, state, first, last)
         self._whole = Store(path, header, state)
         self._recipe = recipe
-        self._searcher = factory.load(self._whole)
+        with contextlib.suppress(DamagedIndexError):  # whoever asks something gets it
+            _ = self._mapped
 
     def process(self) -> int:
         """Return the id of this process."""
@@ -100,13 +104,13 @@ class IndexPart:
         point: Point | None = None,
     ) -> Found:
         """Return inner products and rows (m, k) of the nearest vectors by FAISS; missing rows are −1."""
-        index, first, last = self._searcher.index, self._store.first, self._store.last
+        store, searcher = self._mapped
         if mask is None:
-            chosen: Any = faiss.IDSelectorRange(first, last, True)
-            return self._searcher.search(sketches, k, point=point, chosen=chosen)
-        every = np.zeros(index.ntotal, bool)
-        every[first:last] = unpacked(mask, last - first)
-        return self._searcher.search(sketches, k, Selection(every, everywhere), point)
+            chosen: Any = faiss.IDSelectorRange(store.first, store.last, True)
+            return searcher.search(sketches, k, point=point, chosen=chosen)
+        every = np.zeros(searcher.index.ntotal, bool)
+        every[store.first : store.last] = unpacked(mask, len(store))
+        return searcher.search(sketches, k, Selection(every, everywhere), point)
 
     def scan(
         self,
@@ -118,7 +122,7 @@ class IndexPart:
         mask: NDArray[np.uint8] | None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """Return what `mips.scan` finds among these rows, and rows scanned (m,)."""
-        store = self._store
+        store, _ = self._mapped
         selection = None if mask is None else Selection(unpacked(mask, len(store)))
         best, rows, scanned = mips.scan(store, sketches, norms, kernel, k, eps, selection)
         return best, np.where(rows < 0, -1, rows + store.first), scanned
@@ -131,6 +135,20 @@ class IndexPart:
 
         gradients: Floats = ray.get(queries[0])
         return exact.candidate_dots(self._job.engine, self._job.source, None, gradients, candidates)
+
+    @cached_property
+    def _mapped(self) -> tuple[StorePart, factory.Searcher]:
+        """These rows and the FAISS index; raises DamagedIndexError if their files are damaged, or gone by now."""
+        try:
+            _ = self._store.shards
+            return self._store, factory.load(self._whole)
+        except DamagedIndexError:
+            if self._whole.is_last():
+                raise
+            raise DamagedIndexError(
+                f"{self._whole.path} was added to or compacted after it was opened, and a worker that came later does "
+                "not find those rows any more. Open the index again."
+            ) from None
 
     @cached_property
     def _job(self) -> Any:

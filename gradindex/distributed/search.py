@@ -13,6 +13,7 @@ from gradindex.distributed.connection import Connection, reachable
 from gradindex.distributed.options import Ray
 from gradindex.distributed.part import IndexPart, packed, ranges
 from gradindex.distributed.recipe import recipe
+from gradindex.errors import DamagedIndexError
 from gradindex.gradients.base import Floats, log
 from gradindex.index import factory, mips
 from gradindex.index.index import Index
@@ -129,10 +130,15 @@ class ClusterIndex(Index):
         """Open the index at `path` on a cluster; raises like `gradindex.load`."""
         from gradindex.builder import check_job
 
-        store = Store.open(path)
-        if job is not None:
-            check_job(store, job)
-        return cls(store, job, options)
+        while True:
+            store = Store.open(path)
+            if job is not None:
+                check_job(store, job)
+            try:
+                return cls(store, job, options)
+            except DamagedIndexError:
+                if store.is_last():  # else its rows changed while their index was being opened
+                    raise
 
     def __enter__(self) -> "ClusterIndex":
         return self

@@ -159,6 +159,47 @@ def test_the_command(tmp_path, capsys):
     assert run(asked[:4]) == 2
 
 
+@pytest.fixture
+def asked(tmp_path, capsys):
+    """Return a function that evaluates a trained model by the command, with options, and reads its JSON."""
+    x, y = blobs(40, seed=9)
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+
+    def ask(options):
+        command = f"evaluate tests.evaluation.jobs:job --rows {tmp_path}/rows.npz -k 20 --json {options}"
+        assert run(command.split()) == 0
+        return Result.from_json(capsys.readouterr().out)
+
+    return ask
+
+
+def test_the_commands_damping(asked):
+    """Damping far above the Hessian makes IF the inner product of gradients, over a number."""
+    plain = asked("--tests class --metrics GD,IF")
+    damped = asked("--tests class --metrics GD,IF --damping 1e6")
+    assert damped.values["top-20 class"]["IF"] == damped.values["top-20 class"]["GD"]
+    assert plain.values["top-20 class"]["IF"] != plain.values["top-20 class"]["GD"]
+    assert (plain.meta["options"]["damping"], damped.meta["options"]["damping"]) == (None, 1e6)
+
+
+def test_the_commands_solver(asked, capsys):
+    exact = asked("--tests class --metrics IF --damping 0.1 --solver exact")
+    minres = asked("--tests class --metrics IF --damping 0.1 --solver minres")
+    assert "eigendecomposition" in exact.meta["solvers"]["IF"]
+    assert minres.meta["solvers"]["IF"].startswith("MINRES")
+    assert minres.values == exact.values
+    assert run(["evaluate", "tests.evaluation.jobs:experiment", "--metrics", "IF", "--solver", "lu"]) == 1
+    assert "Unknown solver 'lu'. Expected one of" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_commands_top(asked):
+    """Randomizing the output layer alone leaves the hidden layer, so its ranking, as it was."""
+    top, every = (asked(f"--tests randomization --metrics cos-last,cos-x{more}") for more in (" --top 1", ""))
+    assert top.values["randomization"]["cos-last"] == pytest.approx([1.0])
+    assert every.values["randomization"]["cos-last"][0] < 0.99
+    assert (top.meta["randomized_layers"], every.meta["randomized_layers"]) == (1, "all")
+
+
 def test_bad_options_are_refused():
     base = experiment()
     with pytest.raises(ValueError, match="Unknown test 'classes'"):

@@ -15,7 +15,7 @@ from gradindex.cli.app import run
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.store import Store, location
 from gradindex.store.location import RemotePath, locate
-from tests.jobs import ROWS, digits_job, other_model_job
+from tests.jobs import ROWS, digits, digits_job, longer_job, other_model_job
 from tests.store.remote import s3  # noqa: F401
 from tests.test_builder import files
 
@@ -40,7 +40,7 @@ def disk(tmp_path_factory):
 @pytest.fixture
 def url(s3, disk, request):  # noqa: F811
     """Return the URL of a finished index."""
-    out = f"{s3}/{re.sub('[^a-z_]', '-', request.node.name)}/i"
+    out = f"{s3}/{re.sub('[^a-z0-9_]', '-', request.node.name)}/i"
     root = locate(out)
     for name, data in files(disk).items():
         root.fs.pipe_file(f"{root.key}/{name}", data)
@@ -122,6 +122,73 @@ def test_removal_repair_and_checks(url, disk):
     gradindex.load(url).check()
     missing = {name for name in keys(url) if name not in files(disk)}
     assert {name: data for name, data in keys(url).items() if name not in missing} == files(disk)
+
+
+def test_what_is_added_removed_and_compacted(url, disk, tmp_path):
+    """The same changes of an index in a bucket and of one on the disk leave the same files and answers."""
+    here = shutil.copytree(disk, tmp_path / "i")
+    more = tuple(part[ROWS:] for part in digits(ROWS + 20))
+    before = gradindex.load(url, digits_job())
+    was = answer(before)
+    pair = [gradindex.load(path, digits_job()) for path in (url, here)]
+
+    def same():
+        assert keys(url) == files(here)
+        for there in (pair[0], gradindex.load(url, longer_job(ROWS + 20))):
+            for got, want in zip(answer(there), answer(pair[1]), strict=True):
+                np.testing.assert_array_equal(got, want)
+
+    for index in pair:
+        np.testing.assert_array_equal(index.add(more), np.arange(ROWS, ROWS + 20))
+    same()
+    for index in pair:
+        assert index.remove([3, 14, ROWS + 1]) == 3
+    same()
+    for index in pair:
+        assert index.compact() == 3
+    same()
+    assert len(pair[0]) == ROWS + 17
+    pair[0].check()
+    for got, want in zip(answer(before), was, strict=True):  # opened before, it sees what was there
+        np.testing.assert_array_equal(got, want)
+    assert str(gradindex.repair(url)) == "Nothing was damaged."
+
+
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_a_stopped_change_goes_on(url, monkeypatch, step):
+    """Stopped before one of its writes, an addition or a compaction leaves the old state, and then goes on."""
+    writes = ["_create_remote", "move"]
+    real = {name: getattr(location, name) for name in writes}
+    job = longer_job(ROWS + 20)
+
+    def stopped(change):
+        left = [step]
+
+        def counted(name):
+            def write(*args, **options):
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                return real[name](*args, **options)
+
+            return write
+
+        with monkeypatch.context() as patch:
+            for name in writes:
+                patch.setattr(location, name, counted(name))
+            with pytest.raises(KeyboardInterrupt):
+                change()
+        rows = len(gradindex.load(url))
+        change()
+        return rows
+
+    assert stopped(lambda: gradindex.add(url, job)) == ROWS
+    gradindex.load(url, job).remove([3])
+    assert stopped(lambda: gradindex.compact(url)) == ROWS + 20
+    index = gradindex.load(url, job)
+    assert len(index) == ROWS + 19 and str(gradindex.repair(url)) == "Nothing was damaged."
+    index.check()
+    assert not np.isin(3, answer(index)[1])
 
 
 @pytest.mark.parametrize(
