@@ -85,6 +85,12 @@ def test_the_method_is_in_the_result(tmp_path, monkeypatch):
     assert index.explain(x[:50], y[:50], k=3).meta["params"]["exact_method"] == "formed gradients"
     monkeypatch.setattr(exact, "_SMALL", 0)
     assert index.explain(x[:50], y[:50], k=3).meta["params"]["exact_method"] == "factors"
+    pair = index.explain(x[:2], y[:2], k=3, rerank=5)  # which share no candidate
+    assert pair.meta["params"]["exact_method"] == "factors"
+    for i in range(2):
+        alone = index.explain(x[i], y[i : i + 1], k=3, rerank=5)
+        assert alone.meta["params"]["exact_method"] == "forward mode"
+        np.testing.assert_allclose(pair.scores[i], alone.scores[0], atol=1e-6)
     assert index.explain(x[:1], y[:1], k=3, rerank=0).meta["params"]["exact_method"] == "none"
     assert index.explain(x[:1], y[:1], k=3, certify=True).meta["params"]["exact_method"] == "factors"
 
