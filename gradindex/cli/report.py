@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gradindex.cli.options import Json
 from gradindex.kernels import Kernel
 
 
@@ -23,7 +24,7 @@ def report(
     k: Annotated[int, typer.Option("-k", min=1, help="Proponents and opponents of each query.")] = 8,
     kernel: Annotated[Kernel, typer.Option(help="Which kernel.")] = Kernel.COS,
     top: Annotated[int, typer.Option(min=1, help="Most self-influential samples.")] = 12,
-    as_json: Annotated[bool, typer.Option("--json", help="Print where the report is as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a page on an index and on some queries: one file that needs no network."""
     import gradindex
