@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Batch, Ids, Source
+from gradindex.batches import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.embedding import check_batch, check_finite, default_batch_size
 from gradindex.gradients import double_backward
 from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, log
@@ -253,8 +253,10 @@ def _along(
         for begin in range(0, len(present), _FORWARD_BATCH):
             columns = present[begin : begin + _FORWARD_BATCH]
             batch = source.take(row[columns])
-            found, loss = along(batch.x, batch.y, query)
-            check_finite(batch.ids, "gradient", found)
-            out[line, columns] = found
-            losses.update(zip(batch.ids.tolist(), loss.tolist(), strict=True))
+            objects = any(isinstance(leaf, list) and not is_ragged(leaf) for leaf in leaves(batch.x))
+            for rows, x, y in rectangles(batch.x, batch.y, 1 if objects else None):  # models get objects one by one
+                found, loss = along(x, y, query)
+                check_finite(batch.ids[rows], "gradient", found)
+                out[line, columns[rows]] = found
+                losses.update(zip(batch.ids[rows].tolist(), loss.tolist(), strict=True))
     return out, losses

@@ -38,7 +38,7 @@ class Service:
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Warm up, serve, and answer what was accepted before the end."""
         await asyncio.to_thread(self.lookup.warm)
-        self.metrics.rows.set(len(self.lookup.store))
+        self.metrics.rows.set_function(lambda: len(self.lookup.store))
         limits = {"most": self.settings.max_batch, "waiting": self.settings.max_waiting}
         self._workers = {
             "model": Worker(self._model, **limits, linger=self.settings.linger, name="gradindex-model"),
