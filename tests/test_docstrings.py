@@ -1,8 +1,8 @@
 """Docstrings by pydoclint: what they say of arguments is true of the signature.
 
 Three habits of this code are no mistakes in numpydoc's style, but pydoclint's codes DOC101, DOC103, DOC201 and DOC402:
-one entry for several arguments (``x, y``), a summary that says what is returned instead of a section, and no entry for an
-argument that needs none. What is left of them is that every documented argument exists, in the signature's order.
+one entry for several arguments (``x, y``), a summary that says what is returned instead of a section, and no entry for
+an argument that needs none. What is left of them is that every documented argument exists, in the signature's order.
 """
 
 import importlib.util
