@@ -77,7 +77,7 @@ class Facts:
         for text, name in lines:
             low, high = saved[f"{name}_interval"]
             found.append((text, f"{saved[name]:.4f}", f"{low:.4f} to {high:.4f}"))
-        found.append(("queries, against rows", f"{saved['queries']:,}", f"{saved['rows']:,}"))
+        found.append(("queries", f"{saved['queries']:,}", f"against {saved['rows']:,} rows"))
         return found
 
     def classes(self) -> list[dict[str, str]]:

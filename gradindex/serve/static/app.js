@@ -61,11 +61,20 @@ function fillControls() {
   for (const box of document.querySelectorAll("#classes input")) box.checked = state.classes.includes(box.value);
 }
 
+// What a query of one's own must be.
+function hint(form) {
+  if (form.kind !== "array") return "";
+  if (form.picture) return `Pictures are scaled to ${form.picture.slice(0, 2).join(" × ")}, black to white as ${form.low} to ${form.high}.`;
+  if (form.shape.length === 1 && form.shape[0] === null) return "A list of numbers of any length.";
+  return `A list of numbers of shape (${form.shape.map((n) => n ?? "any").join(", ")}).`;
+}
+
 function start() {
   const gradients = info.kernels.length > 1;
   $("about").textContent = `${info.samples.toLocaleString("en")} training samples, ${gradients ? "gradients" : `${info.metric} rows`} of ${info.parameters.toLocaleString("en")} numbers (${info.backend}), ${info.sketch.kind} of ${info.dim}, ${info.factory}`;
   $("kernel").replaceChildren(...info.kernels.map((one) => element("option", { value: one }, KERNELS[one] ?? one)));
   if (!gradients) {
+    document.querySelector("label[for=kernel]").textContent = "Metric";
     $("proponents").querySelector("small").textContent = `most similar by ${info.metric}`;
     $("opponents").querySelector("small").textContent = `least similar by ${info.metric}`;
   }
@@ -83,9 +92,7 @@ function start() {
   $("text-part").hidden = form.kind !== "text";
   $("file").accept = picture ? "image/*,.json" : form.kind === "text" ? ".txt,text/plain" : ".json";
   $("file-label").textContent = picture ? "Or a picture of your own" : form.kind === "text" ? "Or a text file" : "Or a sample in JSON";
-  $("own-hint").textContent = picture
-    ? `Pictures are scaled to ${form.picture.slice(0, 2).join(" × ")}, black to white as ${form.low} to ${form.high}.`
-    : form.kind === "array" ? `A list of numbers of shape (${form.shape.map((n) => n ?? "any").join(", ")}).` : "";
+  $("own-hint").textContent = hint(form);
 }
 
 function request() {
