@@ -21,7 +21,7 @@ FORWARD_PAIRS = 1.5
 """Up to so many pairs for a distinct candidate, each of several queries has passes of its own, unless all weight
 matrices of the model are kept as factors (`HeldQueries.slim`)."""
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
-_SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass itself
+_SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass of a layer with many positions
 
 
 def gradient_blocks(
@@ -87,7 +87,7 @@ def scan(
     """
     size = batch_size or default_batch_size(engine)
     batches = source.blocks(size) if ids is None else (source.take(some) for some in ids)
-    if not _keeps_factors(engine):
+    if engine.size <= _SMALL or not _has_factors(engine):
         for batch in batches:
             check_batch(batch)
             found = engine.gradients(batch.x, batch.y)
@@ -143,8 +143,9 @@ def candidate_dots(
         return Evaluated(np.full(candidates.shape, -np.inf), {}, "none")
     pairs = int((candidates >= 0).sum())
     held = None
-    if queries is not None and len(gradients) > 1 and _keeps_factors(engine):
+    if queries is not None and len(gradients) > 1 and _has_factors(engine):
         held = HeldQueries(engine, queries, together=True)
+        held = held if held.slim or engine.size > _SMALL else None
     if pairs <= FORWARD_PAIRS * len(wanted) and not (held is not None and held.slim):
         for method, along in ((FORWARD, engine.directional), (BACKWARD, partial(double_backward.directional, engine))):
             try:
@@ -156,9 +157,9 @@ def candidate_dots(
     return _shared(engine, source, held, gradients, candidates, wanted, batch_size or default_batch_size(engine))
 
 
-def _keeps_factors(engine: Engine) -> bool:
-    """Whether gradients are better kept as factors than formed."""
-    return engine.dtype != np.float64 and engine.size > _SMALL and FACTORED in engine.paths.values()
+def _has_factors(engine: Engine) -> bool:
+    """Whether gradients can be kept as factors, in single precision."""
+    return engine.dtype != np.float64 and FACTORED in engine.paths.values()
 
 
 def _shared(
