@@ -1,10 +1,10 @@
 """Requests a second and latency of `gradindex serve`, batches of concurrent requests against one at a time.
 
-    python benchmarks/serve.py [--rows 10000] [--seconds 5] [--clients 1,8,32]
+    python benchmarks/serve.py [--data mnist] [--rows 10000] [--seconds 5] [--clients 1,8,32] [--modes 012]
 
 A server is started on a free port of this machine and loaded by that many clients, each asking one query after the
-other over its own connection, from another process; both stop by themselves. With GRADINDEX_DATA the data are MNIST's
-(an MLP 784-128-10), else scikit-learn's digits (64-128-10).
+other over its own connection, from another process; both stop by themselves. MNIST (an MLP 784-128-10) and
+Fashion-MNIST (a CNN of 421,642 parameters) are read from GRADINDEX_DATA; digits (an MLP 64-128-10) are scikit-learn's.
 """
 
 import argparse
@@ -25,19 +25,31 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve()
+sys.path.insert(0, str(HERE.parents[1] / "examples"))
+
+import data as images  # noqa: E402
+
 SEARCH, ESTIMATE, EXPLAIN = "search", "explain, estimates", "explain, 100 exact checks a side"
 
 
 def data(rows):
-    folder = os.environ.get("GRADINDEX_DATA")
-    if folder:
-        with np.load(Path(folder) / "mnist10k.npz") as arrays:
-            x, y = arrays["x"], arrays["y"]
-        return (x.reshape(len(x), -1)[:rows] / 255).astype(np.float32), y[:rows].astype(np.int64)
-    from sklearn.datasets import load_digits
+    """Return inputs (n, 784) float32 (fashion: (n, 1, 28, 28); digits: (n, 64)) and labels (n,) int64."""
+    name = os.environ["SERVE_DATA"]
+    found = images.load(name)
+    x, y = (np.concatenate([getattr(found, f"{kind}_{part}") for part in ("train", "test")])[:rows] for kind in "xy")
+    return (x[:, None] if name == "fashion" else x.reshape(len(x), -1)), y
 
-    x, y = load_digits(return_X_y=True)
-    return (x[:rows] / 16).astype(np.float32), y[:rows].astype(np.int64)
+
+def network(name, width):
+    from torch import nn
+
+    if name != "fashion":
+        return nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, 10))
+    return nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10)),
+    )
 
 
 def job():
@@ -49,12 +61,12 @@ def job():
     from gradindex.gradients import threads
 
     x, y = data(int(os.environ["SERVE_ROWS"]))
-    side = int(x.shape[1] ** 0.5)
+    side = int(x[0].size ** 0.5)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(x.shape[1], 128), nn.ReLU(), nn.Linear(128, 10))
+    model = network(os.environ["SERVE_DATA"], x[0].size)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     with threads.using("torch", 1):  # the same weights in every process
-        for _ in range(3):
+        for _ in range(1 if x.ndim == 4 else 3):
             for i in range(0, len(x), 64):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(
@@ -130,6 +142,7 @@ def measure(address, mode, clients, seconds, rows, dim):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="mnist", choices=("mnist", "fashion", "digits"))
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--clients", default="1,8,32")
@@ -138,6 +151,7 @@ def main():
     options = parser.parse_args()
     import gradindex
 
+    os.environ["SERVE_DATA"] = options.data
     rows = len(data(options.rows)[0])
     os.environ["SERVE_ROWS"] = str(rows)
     results = []
@@ -151,7 +165,7 @@ def main():
                     measure(address, mode, 1, 0.5, rows, dim)
                     for clients in map(int, options.clients.split(",")):
                         found[mode, clients, batch] = measure(address, mode, clients, options.seconds, rows, dim)
-    print(f"{rows:,} rows of {dim}, {os.cpu_count()} cores\n")
+    print(f"{options.data}: {rows:,} rows of {dim}, {os.cpu_count()} cores\n")
     print("| request | clients | one at a time /s | p50, p99 ms | batched /s | p50, p99 ms | batched / one at a time |")
     print("|---|---|---|---|---|---|---|")
     for mode, clients, batch in found:

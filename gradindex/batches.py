@@ -314,7 +314,8 @@ def as_source(dataset: Any) -> Source:
     dataset
         ``(X, Y)`` or ``(X,)`` columns as a tuple; a torch ``Dataset``; a torch ``DataLoader`` (its dataset in
         order and its ``collate_fn``; its sampler is ignored, since ids are dataset positions); a
-        ``tf.data.Dataset``, batched or not; or any sequence of ``(x, y)`` samples.
+        ``tf.data.Dataset``, batched or not; a Hugging Face ``datasets.Dataset`` with a column ``label`` or ``labels``
+        (see `gradindex.hugging_face.source`); or any sequence of ``(x, y)`` samples.
 
     Raises
     ------
@@ -336,6 +337,10 @@ def _as_source(dataset: Any) -> Source:
         return ColumnSource(*dataset)
     if isinstance(dataset, np.ndarray):
         return ColumnSource(dataset)
+    from gradindex import hugging_face
+
+    if hugging_face.is_dataset(dataset):
+        return hugging_face.source(dataset)
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is not None and isinstance(dataset, tensorflow.data.Dataset):
         from gradindex.gradients.tensorflow_data import stream

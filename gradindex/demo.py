@@ -1,5 +1,6 @@
 """The main job in one go, on scikit-learn's digits: train, index, explain, audit, draw."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ _TRAIN = 1347  # of 1,797 digits
 _QUERIES = 5
 
 
-def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Console") -> None:
+def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Console") -> dict[str, Any]:
     """Run the demo and say what happens.
 
     Parameters
@@ -34,6 +35,11 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
         Seed of split, model, training and projection.
     out, err
         Where to print results and progress.
+
+    Returns
+    -------
+    dict
+        The same results, JSON-ready.
 
     Raises
     ------
@@ -75,6 +81,18 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
         highlight=False,
         soft_wrap=True,
     )
+    return {
+        "backend": backend.value,
+        "parameters": job.engine.size,
+        "accuracy": accuracy,
+        "samples": len(index),
+        "seconds": seconds,
+        "queries": chosen.tolist(),
+        "explanation": json.loads(result.to_json()),
+        "audit": audit.to_json(),
+        "index": str(path / "index"),
+        "picture": str(path / PICTURE),
+    }
 
 
 def digits(backend: Backend, seed: int) -> tuple[NDArray[Any], ...]:

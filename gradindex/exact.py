@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Batch, Ids, Source
+from gradindex.batches import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.embedding import check_batch, check_finite, default_batch_size
 from gradindex.gradients import double_backward
 from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, log
 from gradindex.gradients.ladder import FACTORED, LOOP, is_out_of_memory
-from gradindex.sketch.landmark import Landmark, LandmarkProjector, record
+from gradindex.sketch.landmark import WHOLE, Landmark, LandmarkProjector, record
 from gradindex.timing import stage
 
 FORWARD, BACKWARD, FACTORS, FORMED = "forward mode", "double backward", "factors", "formed gradients"
 FORWARD_PAIRS = 1.5
-"""Up to so many pairs for a distinct candidate, each query has passes of its own."""
+"""Up to so many pairs for a distinct candidate, each of several queries has passes of its own, unless all weight
+matrices of the model are kept as factors (`HeldQueries.slim`)."""
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
-_SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass itself
+_SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass of a layer with many positions
 
 
 def gradient_blocks(
@@ -86,7 +87,7 @@ def scan(
     """
     size = batch_size or default_batch_size(engine)
     batches = source.blocks(size) if ids is None else (source.take(some) for some in ids)
-    if engine.dtype == np.float64 or engine.size <= _SMALL or FACTORED not in engine.paths.values():
+    if engine.size <= _SMALL or not _has_factors(engine):
         for batch in batches:
             check_batch(batch)
             found = engine.gradients(batch.x, batch.y)
@@ -113,13 +114,18 @@ class Evaluated:
 
 
 def candidate_dots(
-    engine: Engine, source: Source, queries: Batch | None, gradients: Floats, candidates: Ids
+    engine: Engine,
+    source: Source,
+    queries: Batch | None,
+    gradients: Floats,
+    candidates: Ids,
+    batch_size: int | None = None,
 ) -> Evaluated:
     """Return exact inner products of each query's gradient with its own candidates'.
 
     A query of its own takes one forward-mode pass over its candidates, or double backward where the model has an
-    operation without forward mode. Several that share candidates are kept as factors, and all candidates pass
-    once. What fails falls back to forming gradients, which ends with the loop.
+    operation without forward mode. Several are kept as factors, and all candidates pass once, where that is cheap (see
+    `HeldQueries.slim`) or they share candidates. What fails falls back to forming gradients, which ends with the loop.
 
     Parameters
     ----------
@@ -129,12 +135,18 @@ def candidate_dots(
         m labelled samples (None: not at hand, so that nothing is kept as factors) and their gradients, (m, P).
     candidates
         Ids, (m, c); −1 for none.
+    batch_size
+        Candidates compared at once with queries that are kept as factors; None finds a size.
     """
     wanted = np.unique(candidates[candidates >= 0])
     if not len(wanted):
         return Evaluated(np.full(candidates.shape, -np.inf), {}, "none")
     pairs = int((candidates >= 0).sum())
-    if pairs <= FORWARD_PAIRS * len(wanted):
+    held = None
+    if queries is not None and len(gradients) > 1 and _has_factors(engine):
+        held = HeldQueries(engine, queries, together=True)
+        held = held if held.slim or engine.size > _SMALL else None
+    if pairs <= FORWARD_PAIRS * len(wanted) and not (held is not None and held.slim):
         for method, along in ((FORWARD, engine.directional), (BACKWARD, partial(double_backward.directional, engine))):
             try:
                 return Evaluated(*_along(along, source, gradients, candidates), method)
@@ -142,19 +154,28 @@ def candidate_dots(
                 if is_out_of_memory(error):
                     raise
                 log.warning("no %s for this model, trying the next way: %s", method, error)
-    return _shared(engine, source, queries, gradients, candidates, wanted)
+    return _shared(engine, source, held, gradients, candidates, wanted, batch_size or default_batch_size(engine))
+
+
+def _has_factors(engine: Engine) -> bool:
+    """Whether gradients can be kept as factors, in single precision."""
+    return engine.dtype != np.float64 and FACTORED in engine.paths.values()
 
 
 def _shared(
-    engine: Engine, source: Source, queries: Batch | None, gradients: Floats, candidates: Ids, wanted: Ids
+    engine: Engine,
+    source: Source,
+    held: "HeldQueries | None",
+    gradients: Floats,
+    candidates: Ids,
+    wanted: Ids,
+    size: int,
 ) -> Evaluated:
-    """Compare all queries with all wanted candidates, and pick."""
+    """Compare all queries with all wanted candidates, `size` at a time if they are held, and pick."""
     every = np.empty((len(gradients), len(wanted)))
     losses: dict[int, float] = {}
-    factored = FACTORED in engine.paths.values() and engine.dtype != np.float64 and engine.size > _SMALL
-    method = FACTORS if factored and queries is not None else FORMED
-    if queries is not None and factored:
-        held, size = HeldQueries(engine, queries), default_batch_size(engine)
+    method = FACTORS
+    if held is not None:
         for begin in range(0, len(wanted), size):
             batch = source.take(wanted[begin : begin + size])
             every[:, begin : begin + len(batch)], found = held.dots(batch)
@@ -184,16 +205,32 @@ class HeldQueries:
         The model.
     queries
         Labelled samples, m of them.
+    together
+        Compute their gradients in one batch, not one by one: faster, but a gradient that is nearly zero may then depend
+        on the other queries.
     """
 
-    def __init__(self, engine: Engine, queries: Batch) -> None:
+    @stage("exact")
+    def __init__(self, engine: Engine, queries: Batch, together: bool = False) -> None:
         self._engine, self.count = engine, len(queries)
         options = Landmark(landmarks=len(queries), dims=1, memory=1 << 62)
         self._projector = LandmarkProjector(options, engine.parameters, 0)
         own = engine.of_queries
-        recorder = record(self._projector, own, lambda: [queries], len(queries))
+        size = default_batch_size(engine)
+        parts = [queries.select(slice(begin, begin + size)) for begin in range(0, len(queries), size)]
+        recorder = record(self._projector, own, lambda: parts, len(queries), together)
         recorder.scale(own.late_scales)
         self._norms = self._projector.adopt(recorder)
+
+    @property
+    def slim(self) -> bool:
+        """Whether every weight matrix is kept as two factors.
+
+        So it is where layers have one position, as in a multilayer perceptron: a pass then costs about as much as one
+        in forward mode, which serves a single query. Other layers' gradients are formed for every candidate.
+        """
+        whole = {name for name, form in self._projector.forms.items() if form == WHOLE}
+        return not any(len(one.shape) > 1 for one in self._engine.parameters if one.name in whole)
 
     @stage("exact")
     def dots(self, batch: Batch) -> tuple[NDArray[np.float64], Embedded]:
@@ -217,8 +254,10 @@ def _along(
         for begin in range(0, len(present), _FORWARD_BATCH):
             columns = present[begin : begin + _FORWARD_BATCH]
             batch = source.take(row[columns])
-            found, loss = along(batch.x, batch.y, query)
-            check_finite(batch.ids, "gradient", found)
-            out[line, columns] = found
-            losses.update(zip(batch.ids.tolist(), loss.tolist(), strict=True))
+            objects = any(isinstance(leaf, list) and not is_ragged(leaf) for leaf in leaves(batch.x))
+            for rows, x, y in rectangles(batch.x, batch.y, 1 if objects else None):  # models get objects one by one
+                found, loss = along(x, y, query)
+                check_finite(batch.ids[rows], "gradient", found)
+                out[line, columns[rows]] = found
+                losses.update(zip(batch.ids[rows].tolist(), loss.tolist(), strict=True))
     return out, losses

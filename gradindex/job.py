@@ -29,8 +29,9 @@ class Job:
         ``loss_fn(output, y)`` for torch, ``loss_fn(y, output)`` for Keras; any reduction. It is called with
         batches of one sample.
     dataset
-        ``(X, Y)`` arrays, a torch ``Dataset`` or ``DataLoader``, a ``tf.data.Dataset``, or a sequence of
-        ``(x, y)``. Inputs may be dicts or tuples of arrays. Ids are positions in it.
+        ``(X, Y)`` arrays, a torch ``Dataset`` or ``DataLoader``, a ``tf.data.Dataset``, a Hugging Face
+        ``datasets.Dataset`` (see `gradindex.hugging_face.source`), or a sequence of ``(x, y)``. Inputs may be dicts or
+        tuples of arrays. Ids are positions in it.
     parameters
         Which trainable parameters: None (all), a regular expression, a list of names, or ``"last_layer"``.
     task

@@ -34,6 +34,18 @@ class BuildSummary:
         """Return the summary as JSON-ready values."""
         return {**dataclasses.asdict(self), "rate": self.rate}
 
+    def metrics(self, prefix: str = "gradindex/") -> dict[str, float]:
+        """Return the summary's numbers by flat names, such as ``"gradindex/rate"``, for experiment trackers.
+
+        Parameters
+        ----------
+        prefix
+            In front of every name.
+        """
+        numbers = {name: value for name, value in self.to_json().items() if name != "paths"}
+        numbers |= {f"parameters {path}": count for path, count in self.paths.items()}
+        return {prefix + name: float(value) for name, value in numbers.items()}
+
     def __str__(self) -> str:
         return (
             f"{self.rows:,} rows, {self.embedded:,} embedded in {self.embedding_seconds:.1f} s ({self.rate:,.0f}/s), "

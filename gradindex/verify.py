@@ -74,6 +74,23 @@ class Audit:
         """Return the audit as JSON-ready values."""
         return dataclasses.asdict(self)
 
+    def metrics(self, prefix: str = "gradindex/") -> dict[str, float]:
+        """Return the audit's numbers by flat names, such as ``"gradindex/recall@10"``, for experiment trackers.
+
+        Parameters
+        ----------
+        prefix
+            In front of every name.
+        """
+        found = {f"recall@{self.k}": self.recall, f"search_recall@{self.k}": self.search_recall}
+        found["rank_correlation"] = self.rank_correlation
+        intervals = self.recall_interval, self.search_recall_interval, self.rank_correlation_interval
+        for name, (low, high) in zip(tuple(found), intervals, strict=True):
+            found |= {f"{name}_low": low, f"{name}_high": high}
+        counts = {"queries": self.queries, "rerank": self.rerank, "rows": self.rows, "compared": self.compared}
+        found |= counts | {"seconds": self.seconds}
+        return {prefix + name: float(value) for name, value in found.items()}
+
     def __str__(self) -> str:
         def line(name: str, found: Estimate) -> str:
             return f"{name:<42} {found[0]:.4f}  [{found[1]:.4f}, {found[2]:.4f}]"

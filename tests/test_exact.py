@@ -66,6 +66,14 @@ def test_candidates_by_whatever_way_the_model_allows(kit, monkeypatch, missing):
     assert np.abs(shared.dots - asked @ train[:8].T).max() <= 1e-5 * np.abs(asked @ train.T).max()
 
 
+def test_small_models_form_the_gradients_of_layers_with_many_positions(kit):
+    job, batch, train, asked = case(kit)
+    gradients = job.engine.gradients(batch.x, batch.y).gradients
+    found = exact.candidate_dots(job.engine, job.source, batch, gradients, np.tile(np.arange(8), (6, 1)))
+    assert found.method == "formed gradients"
+    assert np.abs(found.dots - asked @ train[:8].T).max() <= 1e-5 * np.abs(asked @ train.T).max()
+
+
 @pytest.mark.parametrize("small", [0, 1 << 16])
 def test_a_scan_is_all_inner_products_and_norms(kit, monkeypatch, small):
     monkeypatch.setattr(exact, "_SMALL", small)
@@ -78,13 +86,17 @@ def test_a_scan_is_all_inner_products_and_norms(kit, monkeypatch, small):
     np.testing.assert_allclose(norms, np.linalg.norm(train, axis=1), rtol=1e-4)
 
 
-def test_the_method_is_in_the_result(tmp_path, monkeypatch):
+def test_the_method_is_in_the_result(tmp_path):
     index = gradindex.build(digits_job(), tmp_path / "i")
     x, y = digits()
     assert index.explain(x[:1], y[:1], k=3).meta["params"]["exact_method"] == "forward mode"
-    assert index.explain(x[:50], y[:50], k=3).meta["params"]["exact_method"] == "formed gradients"
-    monkeypatch.setattr(exact, "_SMALL", 0)
     assert index.explain(x[:50], y[:50], k=3).meta["params"]["exact_method"] == "factors"
+    pair = index.explain(x[:2], y[:2], k=3, rerank=5)  # which share no candidate
+    assert pair.meta["params"]["exact_method"] == "factors"
+    for i in range(2):
+        alone = index.explain(x[i], y[i : i + 1], k=3, rerank=5)
+        assert alone.meta["params"]["exact_method"] == "forward mode"
+        np.testing.assert_allclose(pair.scores[i], alone.scores[0], atol=1e-6)
     assert index.explain(x[:1], y[:1], k=3, rerank=0).meta["params"]["exact_method"] == "none"
     assert index.explain(x[:1], y[:1], k=3, certify=True).meta["params"]["exact_method"] == "factors"
 

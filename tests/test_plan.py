@@ -1,10 +1,12 @@
 """The arithmetic of plans, and a plan against a real build."""
 
+import json
 import math
 
 import pytest
 
 import gradindex
+from gradindex.cli.app import run
 from gradindex.index import factory
 from gradindex.measure import measure
 from gradindex.plan import Rates, choose, predict
@@ -99,6 +101,15 @@ def test_the_index_is_the_one_that_a_build_takes():
 def test_counts_are_checked(options):
     with pytest.raises(ValueError, match="must be a positive integer, got 0"):
         predict(RATES, **options)
+
+
+def test_the_command_prints_the_plan_as_json(capsys, monkeypatch):
+    monkeypatch.setattr("gradindex.measure.measure", lambda *_, **__: RATES)
+    assert run(["plan", "tests.jobs:digits_job", "--rows", "1e6", "--workers", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plan"] == json.loads(json.dumps(predict(RATES, 10**6, 4).to_json()))
+    assert found["rates"] == vars(RATES)
+    assert [one["rows"] for one in found["growth"]] == [10**4, 10**5, 10**6, 10**7]
 
 
 def test_a_plan_is_near_a_real_build(tmp_path):

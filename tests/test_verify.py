@@ -146,3 +146,20 @@ def test_wilson_is_the_published_interval():
 def test_correlation_with_a_constant_is_zero():
     assert spearman(np.ones(4), np.arange(4)) == 0.0
     assert spearman(np.arange(4), np.arange(4) ** 3) == pytest.approx(1.0)
+
+
+def test_metrics_are_plain_numbers_by_name(tmp_path):
+    """What wandb.log and mlflow.log_metrics take."""
+    index = gradindex.build(digits_job(), tmp_path / "i")
+    audit = index.verify(queries=20, k=5)
+    found = audit.metrics()
+    assert {type(value) for value in found.values()} == {float}
+    assert found["gradindex/recall@5"] == audit.recall
+    assert found["gradindex/search_recall@5_low"] == audit.search_recall_interval[0]
+    assert found["gradindex/rank_correlation_high"] == audit.rank_correlation_interval[1]
+    assert set(audit.metrics("eval/")) == {name.replace("gradindex/", "eval/") for name in found}
+    built = index.summary.metrics()
+    assert {type(value) for value in built.values()} == {float}
+    assert built["gradindex/rows"] == 240
+    assert built["gradindex/rate"] == pytest.approx(index.summary.rate)
+    assert sum(value for name, value in built.items() if "parameters" in name) == 4

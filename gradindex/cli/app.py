@@ -1,5 +1,6 @@
 """The commands. Each is a thin layer over a function of the same name."""
 
+import dataclasses
 import json
 import logging
 import traceback
@@ -12,10 +13,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from gradindex.cli import distributed
-from gradindex.cli.changes import Out, add, compact, remove
+from gradindex.cli.changes import add, compact, remove
 from gradindex.cli.doctor import doctor
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.influence import self_influence
+from gradindex.cli.options import JobName, Json, Out
 from gradindex.cli.plan import export, plan
 from gradindex.cli.report import report
 from gradindex.cli.serve import serve
@@ -42,11 +44,6 @@ app.command()(doctor)
 out = Console()
 err = Console(stderr=True)
 
-JobName = Annotated[
-    str,
-    typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns a gradindex.Job; MODULE may be a .py file."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 KernelOption = Annotated[
     Kernel | None, typer.Option(help="Which kernel.  [default: grad_cos, or the index's own metric]")
 ]
@@ -124,8 +121,9 @@ def build(
         overwrite=overwrite,
         engine=distributed.engine_of(engine, address, workers, resources, working_dir),
     )
-    if as_json and index_.summary is not None:
-        typer.echo(json.dumps(describe(index_) | {"summary": index_.summary.to_json()}))
+    if as_json:
+        summary = None if index_.summary is None else index_.summary.to_json()
+        typer.echo(json.dumps(describe(index_) | {"summary": summary}))
         return
     out.print(info_table(describe(index_)))
     out.print(str(index_.summary), highlight=False)
@@ -261,12 +259,16 @@ def repair(
         str | None,
         typer.Argument(metavar="[MODULE:FUNCTION]", help="The job, needed only if shards are damaged."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Mend a damaged index: embed damaged shards again, rebuild the FAISS index, remove leftovers."""
     import gradindex
 
     done = gradindex.repair(path, None if job is None else _job(job))
-    out.print(str(done), markup=False, highlight=False)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(done)))
+    else:
+        out.print(str(done), markup=False, highlight=False)
 
 
 @app.command()
@@ -276,11 +278,14 @@ def demo(
         "gradindex-demo"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Train a small CNN on scikit-learn's digits, index it, explain test digits, audit the answers."""
     from gradindex.demo import run_demo
 
-    run_demo(backend, path, seed, out, err)
+    found = run_demo(backend, path, seed, Console(quiet=True) if as_json else out, err)
+    if as_json:
+        typer.echo(json.dumps(found))
 
 
 def describe(index: Any) -> dict[str, Any]:
@@ -318,8 +323,6 @@ def describe(index: Any) -> dict[str, Any]:
 
 
 def _job(reference: str, device: str | None = None) -> Any:
-    import dataclasses
-
     from gradindex.job import JobReferenceError, load_job
 
     try:

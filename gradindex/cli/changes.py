@@ -1,11 +1,12 @@
 """The commands that change an index: `gradindex add`, `remove` and `compact`."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-Out = Annotated[str, typer.Argument(metavar="OUT", help="Directory of the index, or a URL such as s3://bucket/index.")]
+from gradindex.cli.options import Json, Out
 
 
 def add(
@@ -16,6 +17,7 @@ def add(
     ],
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.  [default: as in the build]")] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: as in the build]")] = None,
+    as_json: Json = False,
 ) -> None:
     """Add the samples that a job's dataset has behind those of the index; continues if it was interrupted."""
     import gradindex
@@ -24,27 +26,39 @@ def add(
 
     before = len(Store.open(path))
     index = gradindex.add(path, _job(job), batch_size=batch_size, shard_rows=shard_rows)
-    if index.summary is None:
-        Console().print(f"Nothing to add: the index has all {before} samples.")
-    else:
-        Console().print(f"Added {len(index) - before} samples to {before}.")
-        Console().print(str(index.summary), highlight=False)
+    summary = index.summary
+    text = (
+        f"Nothing to add: the index has all {before} samples."
+        if summary is None
+        else f"Added {len(index) - before} samples to {before}.\n{summary}"
+    )
+    found = {"added": len(index) - before, "samples": len(index)}
+    _say(text, found | {"summary": None if summary is None else summary.to_json()}, as_json)
 
 
 def remove(
     path: Out,
     ids: Annotated[str, typer.Option("--ids", help="Training rows to remove, such as 3,14.")],
+    as_json: Json = False,
 ) -> None:
     """Remove training samples from all answers; indexes that are open now keep finding them."""
     from gradindex.cli.app import _ids
     from gradindex.store import Store
 
     count = Store.open(path).remove(_ids(ids))
-    Console().print(f"Removed {count} samples.")
+    _say(f"Removed {count} samples.", {"removed": count}, as_json)
 
 
-def compact(path: Out) -> None:
+def compact(path: Out, as_json: Json = False) -> None:
     """Rewrite an index without the samples that were removed; ids keep their meaning."""
     import gradindex
 
-    Console().print(f"Left out {gradindex.compact(path)} removed samples.")
+    count = gradindex.compact(path)
+    _say(f"Left out {count} removed samples.", {"left_out": count}, as_json)
+
+
+def _say(text: str, found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        Console().print(text, highlight=False)

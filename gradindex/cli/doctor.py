@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gradindex.cli.options import Json
+
 _PACKAGES = (
     "numpy",
     "faiss-cpu",
@@ -40,7 +42,7 @@ def doctor(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples whose gradients are compared with the loop.")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what is installed and what there is to compute with; test the gradients of a job against the plain loop."""
     from gradindex.cli.app import _job

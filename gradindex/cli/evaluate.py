@@ -7,6 +7,8 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from gradindex.cli.options import Json
+
 
 def evaluate(
     subject: Annotated[
@@ -35,7 +37,7 @@ def evaluate(
     index: Annotated[bool, typer.Option("--index", help="Answer through a FAISS index as well.")] = False,
     json_path: Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.")] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Draw the bar chart into this picture.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Ask which relevance metric makes sense for a model: the three tests of Hanawa et al."""
     from gradindex import evaluation, relevance

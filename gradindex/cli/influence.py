@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gradindex.cli.options import Json
+
 
 def self_influence(
     path: Annotated[str, typer.Argument(metavar="OUT", help="Directory of the index, or a URL.")],
@@ -17,7 +19,7 @@ def self_influence(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the distribution, and its relation to the loss.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print the samples that influence themselves most: mislabelled, atypical or hard ones."""
     import gradindex

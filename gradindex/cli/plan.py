@@ -1,5 +1,6 @@
 """The commands `plan` and `export`."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gradindex.cli.options import Json
 from gradindex.plan import Prediction, Rates
 
 
@@ -18,7 +20,7 @@ def plan(
     workers: Annotated[int, typer.Option(min=1, help="Workers like this machine's process.")] = 1,
     seconds: Annotated[float, typer.Option(min=1, help="How long to measure.")] = 60,
     dim: Annotated[int, typer.Option(min=1, help="Width of the CountSketch.")] = 1024,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure a job here, and say what a build of many rows would take: hours, bytes, memory, queries a second."""
     import gradindex
@@ -43,12 +45,17 @@ def export(
     parquet: Annotated[Path | None, typer.Option(help="New directory for Parquet files.")] = None,
     faiss: Annotated[Path | None, typer.Option(help="New file for the FAISS index with ids.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the Parquet vectors: 'float32' or 'float16'.")] = "float32",
+    as_json: Json = False,
 ) -> None:
     """Write the embeddings for other programs: Parquet for vector databases, FAISS for its readers."""
     from gradindex.cli.app import out
     from gradindex.exporting import export as write
 
-    out.print(str(write(path, parquet=parquet, faiss=faiss, dtype=dtype)), markup=False, highlight=False)
+    done = write(path, parquet=parquet, faiss=faiss, dtype=dtype)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(done)))
+    else:
+        out.print(str(done), markup=False, highlight=False)
 
 
 def _print(out: Console, rates: Rates, found: Prediction, growth: list[Prediction]) -> None:

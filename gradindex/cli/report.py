@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gradindex.cli.options import Json
 from gradindex.kernels import Kernel
 
 
@@ -21,9 +22,11 @@ def report(
     ] = None,
     file: Annotated[Path, typer.Option("--output", "-o", help="Where to write the page.")] = Path("report.html"),
     k: Annotated[int, typer.Option("-k", min=1, help="Proponents and opponents of each query.")] = 8,
-    kernel: Annotated[Kernel, typer.Option(help="Which kernel.")] = Kernel.COS,
+    kernel: Annotated[
+        Kernel | None, typer.Option(help="Which kernel.  [default: grad_cos, or the index's own metric]")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Most self-influential samples.")] = 12,
-    as_json: Annotated[bool, typer.Option("--json", help="Print where the report is as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a page on an index and on some queries: one file that needs no network."""
     import gradindex
@@ -36,6 +39,6 @@ def report(
         x, y = _read_rows(Path(queries))
     elif queries is not None:
         ids = _ids(queries)
-    write_report(index, file, x, y, ids=ids, k=k, top=top, kernel=kernel.value)
+    write_report(index, file, x, y, ids=ids, k=k, top=top, kernel=kernel)
     size = file.stat().st_size
     typer.echo(json.dumps({"report": str(file), "bytes": size}) if as_json else f"Wrote {file} ({size:,} bytes).")

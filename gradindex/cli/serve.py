@@ -1,11 +1,14 @@
 """The command `gradindex serve`."""
 
+import json
 import logging
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from gradindex.cli.options import Json
 
 
 def serve(
@@ -30,6 +33,7 @@ def serve(
     ] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Queries that may wait; more are refused.")] = 1024,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer.")] = 60.0,
+    as_json: Json = False,
 ) -> None:
     """Answer lookups over HTTP, and serve a page to explore the index; stops at SIGTERM or Ctrl+C."""
     import gradindex
@@ -48,4 +52,9 @@ def serve(
         timeout=timeout,
     )
     logging.getLogger("gradindex.serve").setLevel(logging.INFO)
-    run(gradindex.load(path, _job(job)), settings, host=host, port=port)
+
+    def ready(address: str) -> None:
+        if as_json:
+            typer.echo(json.dumps({"address": address}))
+
+    run(gradindex.load(path, _job(job)), settings, host=host, port=port, ready=ready)

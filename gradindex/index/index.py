@@ -343,4 +343,5 @@ class Index(Changing):
         return cascade.nearest(self, sketches, k, selection, point)
 
     def _dots(self, asked: Batch, gradients: Floats, ids: Ids) -> exact.Evaluated:
-        return exact.candidate_dots(self.job.engine, self.job.source, asked, gradients, ids)
+        size = self.at_hand.batch_size
+        return exact.candidate_dots(self.job.engine, self.job.source, asked, gradients, ids, size)

@@ -56,6 +56,7 @@ def report(
     result = index.explain(x, y, ids=ids, k=min(k, len(index)), **how) if asked else None
     return environment.get_template("report.html").render(
         card=facts.card(),
+        metric=not facts.gradients,
         audit=facts.audit(),
         classes=facts.classes(),
         queries=[] if result is None else facts.queries(result, x, ids),

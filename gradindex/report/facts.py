@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from gradindex import relevance
 from gradindex.explanation import Explanation
 from gradindex.index.index import Index
+from gradindex.kernels import Kernel
 from gradindex.plots.rows import class_name, short_number
 from gradindex.queries import match_shapes
 from gradindex.rendering import Rendered, Renderer, data_uri
@@ -30,6 +32,9 @@ class Facts:
         self.render = Renderer(index.job)
         alive = index.store.alive
         self.alive = np.ones(len(index), bool) if alive is None else alive
+        metric = index.store.header.metric
+        self.gradients = relevance.title(metric, relevance.kernel_of(metric)) in list(Kernel)
+        """Whether rows are gradients, and not those of another metric."""
 
     def card(self) -> list[tuple[str, str]]:
         """Return what model, data and index are."""
@@ -39,13 +44,18 @@ class Facts:
         for parameter in header.parameters:
             paths[parameter.get("path", "unknown")] = paths.get(parameter.get("path", "unknown"), 0) + 1
         removed = int((~self.alive).sum())
+        rows = [
+            ("Gradient", f"{engine.size:,} numbers of {len(header.parameters)} parameters"),
+            ("Computed by", ", ".join(f"{path} ({count})" for path, count in paths.items())),
+        ]
+        if header.metric is not None:
+            rows = [("Metric", str(header.metric["name"])), *(rows if self.gradients else ())]
         return [
             ("Model", f"{type(self.job.model).__name__} ({header.backend}), {header.task}"),
             ("Loss", getattr(self.job.loss_fn, "__name__", type(self.job.loss_fn).__name__)),
-            ("Gradient", f"{engine.size:,} numbers of {len(header.parameters)} parameters"),
-            ("Computed by", ", ".join(f"{path} ({count})" for path, count in paths.items())),
+            *rows,
             ("Training samples", f"{len(self.index):,}" + (f", {removed:,} of them removed" if removed else "")),
-            ("Zero gradients", f"{int((self.store.norms == 0).sum()):,}"),
+            ("Zero gradients" if self.gradients else "Zero rows", f"{int((self.store.norms == 0).sum()):,}"),
             ("Rows", f"{sketch.pop('kind')}, {header.dim} numbers, seed {header.seed}"),
             ("Search", f"{self.index.searcher.factory} on {self.index.searcher.dim} numbers"),
             ("Columns", ", ".join(sorted(self.store.columns))),
@@ -67,7 +77,7 @@ class Facts:
         for text, name in lines:
             low, high = saved[f"{name}_interval"]
             found.append((text, f"{saved[name]:.4f}", f"{low:.4f} to {high:.4f}"))
-        found.append(("queries, against rows", f"{saved['queries']:,}", f"{saved['rows']:,}"))
+        found.append(("queries", f"{saved['queries']:,}", f"against {saved['rows']:,} rows"))
         return found
 
     def classes(self) -> list[dict[str, str]]:
@@ -88,7 +98,9 @@ class Facts:
                     f"{100 * float((columns['prediction'][self.alive][here] == one).mean()):.1f} %"
                 )
             line["mean loss"] = f"{float(columns['loss'][self.alive][here].mean()):.4g}"
-            line["median gradient norm"] = f"{float(np.median(self.store.norms[self.alive][here])):.4g}"
+            line["median gradient norm" if self.gradients else "median row norm"] = (
+                f"{float(np.median(self.store.norms[self.alive][here])):.4g}"
+            )
             found.append(line)
         return found
 
@@ -116,7 +128,9 @@ class Facts:
         return found
 
     def influential(self, top: int) -> list[dict[str, Any]]:
-        """Return the samples with the largest squared gradient norms."""
+        """Return the samples with the largest squared gradient norms; none where rows are no gradients."""
+        if not self.gradients:
+            return []
         values, ids = self.index.self_influence(min(top, int(self.alive.sum())))
         rows = self.store.rows_of(ids)
         found = []

@@ -1,5 +1,6 @@
 """A lookup service over HTTP, and a page to explore an index; see `gradindex serve`."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gradindex.serve.settings import Settings
@@ -31,7 +32,14 @@ def create_app(index: "Index", settings: Settings | None = None) -> Any:
     return make(index, settings or Settings())
 
 
-def serve(index: "Index", settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
+def serve(
+    index: "Index",
+    settings: Settings | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    ready: Callable[[str], None] | None = None,
+) -> None:
     """Serve an index until SIGINT or SIGTERM; requests that were accepted are answered first.
 
     Parameters
@@ -44,6 +52,8 @@ def serve(index: "Index", settings: Settings | None = None, *, host: str = "127.
         The address to listen on; one that other machines reach needs `Settings.token`.
     port
         0 takes a free one, which the log names.
+    ready
+        Called with the address, such as ``http://127.0.0.1:8000``, once requests are answered.
 
     Raises
     ------
@@ -57,7 +67,7 @@ def serve(index: "Index", settings: Settings | None = None, *, host: str = "127.
     _require()
     from gradindex.serve.server import run
 
-    run(index, settings or Settings(), host, port)
+    run(index, settings or Settings(), host, port, ready)
 
 
 def _require() -> None:

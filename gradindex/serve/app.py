@@ -74,7 +74,7 @@ def routes(service: Service) -> APIRouter:
     async def explain(asked: models.ExplainRequest) -> Response:
         """Find the training samples with the highest and the lowest kernel values for each query.
 
-        Concurrent requests with the same options and `rerank` 0 share one forward pass.
+        Concurrent requests with the same options share one forward pass, except with `certify`.
         """
         began = time.perf_counter()
         options, queries, size = service.explain_task(asked)

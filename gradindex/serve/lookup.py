@@ -3,21 +3,22 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import timing
+from gradindex import relevance, timing
 from gradindex.batches import is_ragged, is_tensor
 from gradindex.index.index import Index
+from gradindex.kernels import Kernel
 from gradindex.labels import as_array
 from gradindex.rendering import Rendered as Shown
 from gradindex.rendering import Renderer, data_uri
 from gradindex.serve import models
 from gradindex.serve.inputs import concatenate
 from gradindex.serve.worker import Task
+from gradindex.store import Store
 
 _CACHED = 2048  # rendered samples
 _CLASSES = 1000
@@ -68,9 +69,21 @@ class Lookup:
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self.store = index.store
-        self.renderer = Renderer(index.job)
+        self._renderer = Renderer(index.job)
+        self._info: tuple[Store, models.IndexInfo] | None = None
         self._rendered: OrderedDict[int, models.Rendered | None] = OrderedDict()
+
+    @property
+    def store(self) -> Store:
+        """The store in its present state: rows may have been added or removed since the start."""
+        return self.index.store
+
+    @property
+    def renderer(self) -> Renderer:
+        """What samples look like, the added ones included."""
+        if self._renderer.job is not self.index.job:
+            self._renderer = Renderer(self.index.job)
+        return self._renderer
 
     def warm(self) -> None:
         """Answer a query, so that the first one that counts does not wait for compilation."""
@@ -143,17 +156,25 @@ class Lookup:
         rows = np.flatnonzero(alive)
         return len(rows), self.store.ids[rows[offset : offset + limit]]
 
-    @cached_property
+    @property
     def info(self) -> models.IndexInfo:
-        """What is served; the limits are filled in by the application."""
+        """What is served; found out anew when rows were added or removed. The application fills in the limits."""
+        store = self.store
+        if self._info is None or self._info[0] is not store:
+            self._info = store, self._describe(store)
+        return self._info[1]
+
+    def _describe(self, store: Store) -> models.IndexInfo:
         from gradindex import __version__
 
-        header, columns = self.store.header, self.store.columns
+        header, columns = store.header, store.columns
+        metric = None if header.metric is None else str(header.metric["name"])
+        default = relevance.title(header.metric, relevance.kernel_of(header.metric))
         classes = np.unique(columns["label"]) if "label" in columns else np.empty(0)
         names = self.index.job.class_names
         return models.IndexInfo(
-            samples=len(self.store),
-            removed=0 if self.store.alive is None else int((~self.store.alive).sum()),
+            samples=len(store),
+            removed=0 if store.alive is None else int((~store.alive).sum()),
             dim=header.dim,
             factory=self.index.searcher.factory,
             sketch=header.sketch,
@@ -164,6 +185,9 @@ class Lookup:
             classes=plain(classes.tolist()) if len(classes) <= _CLASSES else [],
             class_names=None if names is None else [str(name) for name in names],
             input=self._input(),
+            metric=metric,
+            kernels=[default] if default == metric else [kernel.value for kernel in Kernel],
+            kernel=default,
             certifiable=header.sketch.get("kind") == "landmark",
             max_k=0,
             max_queries=0,

@@ -142,6 +142,9 @@ class IndexInfo(BaseModel):
     classes: list[Any] = Field(description="Distinct labels, where there are at most 1,000.")
     class_names: list[str] | None
     input: dict[str, Any] = Field(description="Form of a raw input: kind, shape, range.")
+    metric: str | None = Field(description="Whose rows the index holds; null for gradients.")
+    kernels: list[str] = Field(description="What scores may be: kernels of gradients, or the metric alone.")
+    kernel: str = Field(description="What they are where no kernel is given.")
     certifiable: bool = Field(description="Whether `certify` can prove a cosine.")
     max_k: int
     max_queries: int
@@ -151,7 +154,7 @@ class IndexInfo(BaseModel):
 class Audit(BaseModel):
     """Measured agreement with the exact kernel; see `gradindex.Audit`."""
 
-    kernel: Kernel
+    kernel: str = Field(description="Or the metric's name.")
     k: int
     queries: int
     rerank: int

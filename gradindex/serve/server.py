@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 
 import uvicorn
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 _GRACE = 60  # seconds for what was accepted, once asked to stop
 
 
-def run(index: Index, settings: Settings, host: str, port: int) -> None:
+def run(index: Index, settings: Settings, host: str, port: int, ready: Callable[[str], None] | None = None) -> None:
     """Serve until a signal comes; see `gradindex.serve.serve`."""
     settings = check_access(settings, host)
     listening = listen(host, port)
@@ -30,7 +31,7 @@ def run(index: Index, settings: Settings, host: str, port: int) -> None:
         server_header=False,
         h11_max_incomplete_event_size=64 << 10,
     )
-    server = Server(config, f"http://{name}:{address[1]}")
+    server = Server(config, f"http://{name}:{address[1]}", ready)
     try:
         server.run(sockets=[listening])
     finally:
@@ -42,15 +43,17 @@ def run(index: Index, settings: Settings, host: str, port: int) -> None:
 class Server(uvicorn.Server):
     """Says where it listens once it does."""
 
-    def __init__(self, config: uvicorn.Config, address: str) -> None:
+    def __init__(self, config: uvicorn.Config, address: str, ready: Callable[[str], None] | None = None) -> None:
         super().__init__(config)
-        self.address = address
+        self.address, self._ready = address, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and log the address."""
+        """Start, log the address, and hand it on."""
         await super().startup(sockets)
         if self.started:
             log.warning("Serving on %s (Ctrl+C stops)", self.address)
+            if self._ready is not None:
+                self._ready(self.address)
 
 
 def check_access(settings: Settings, host: str) -> Settings:

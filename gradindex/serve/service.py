@@ -38,7 +38,7 @@ class Service:
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Warm up, serve, and answer what was accepted before the end."""
         await asyncio.to_thread(self.lookup.warm)
-        self.metrics.rows.set(len(self.lookup.store))
+        self.metrics.rows.set_function(lambda: len(self.lookup.store))
         limits = {"most": self.settings.max_batch, "waiting": self.settings.max_waiting}
         self._workers = {
             "model": Worker(self._model, **limits, linger=self.settings.linger, name="gradindex-model"),
@@ -128,10 +128,8 @@ class Service:
             max_checks=asked.max_checks,
             where=as_where(asked.where),
             given=given,
-            # Exact checks gain nothing from company: each query has its own candidates, and forming the gradients of
-            # those that are shared costs more than it saves (benchmarks/serve.py). With certify, answers that are not
-            # proved would depend on it.
-            alone=next(_ALONE) if asked.rerank or asked.certify else 0,
+            # With certify, rows are checked for all queries of a batch: answers that are not proved would depend on it.
+            alone=next(_ALONE) if asked.certify else 0,
         )
         return options, Queries(ids, x, y, asked.render), size
 

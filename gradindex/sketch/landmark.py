@@ -287,9 +287,10 @@ class LandmarkProjector(Projector):
 
 
 class Recorder(Projector):
-    """Keeps the gradients of samples embedded one at a time, as the engine hands them out.
+    """Keeps the gradients of samples, as the engine hands them out: of one sample, or of a batch, between two `take`s.
 
-    One at a time, since a parameter used twice hands out two sets of factors, and a batch may come in parts.
+    A parameter used twice hands out two sets of factors, each of the whole batch. `take` refuses a batch that came in
+    parts, since a part does not tell which samples it holds.
     """
 
     dim = 1
@@ -304,9 +305,9 @@ class Recorder(Projector):
         self.whole: dict[str, NDArray[np.float32]] = {}
 
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
-        """Keep a formed gradient (1, size)."""
+        """Keep formed gradients (b, size)."""
         if self.forms.get(parameter.name) != NONE:
-            self._found.setdefault(parameter.name, []).append(np.array(gradients[0], np.float32))
+            self._found.setdefault(parameter.name, []).append(np.array(gradients, np.float32))
 
     def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
         """Keep factors of one position."""
@@ -315,7 +316,7 @@ class Recorder(Projector):
         if rows.ndim == 2 or rows.shape[1] != 1:
             super().add_factors(out, parameter, rows, columns)
             return
-        pair = np.array(rows[0, 0], np.float32), np.array(columns[0, 0], np.float32)
+        pair = np.array(rows[:, 0], np.float32), np.array(columns[:, 0], np.float32)
         self._found.setdefault(parameter.name, []).append(pair)
 
     def cost(self, parameter: Parameter) -> float:
@@ -336,11 +337,14 @@ class Recorder(Projector):
             if kept is not None:
                 kept *= np.float32(factor)
 
-    def take(self) -> bool:
-        """File what was kept of the last sample; False if a gradient came in another form than before."""
+    def take(self, count: int = 1) -> bool:
+        """File what was kept of the last `count` samples; False if it came in parts, or in another form than before."""
         found, self._found = self._found, {}
+        if any(_rows(part) != count for parts in found.values() for part in parts):
+            return False
         if not self._taken:
             self._allot(found)
+        here = slice(self._taken, self._taken + count)
         for name, parts in found.items():
             form = self.forms.get(name)
             single = len(parts) == 1 and isinstance(parts[0], tuple)
@@ -348,10 +352,10 @@ class Recorder(Projector):
                 return False
             if form == SIDES:
                 rows, columns = self.sides[name]
-                rows[self._taken], columns[self._taken] = parts[0]
+                rows[here], columns[here] = parts[0]
             elif form == WHOLE:
-                self.whole[name][self._taken] = sum(_formed(part) for part in parts)
-        self._taken += 1
+                self.whole[name][here] = sum(_formed(part) for part in parts)
+        self._taken += count
         return True
 
     def _allot(self, found: dict[str, list[Any]]) -> None:
@@ -359,7 +363,7 @@ class Recorder(Projector):
         sizes: dict[str, tuple[int, ...]] = {}
         for name, parts in found.items():
             single = len(parts) == 1 and isinstance(parts[0], tuple)
-            sizes[name] = (len(parts[0][0]), len(parts[0][1])) if single else (_formed(parts[0]).size,)
+            sizes[name] = (parts[0][0].shape[1], parts[0][1].shape[1]) if single else (_formed(parts[0]).shape[1],)
         left = self._costs.options.memory
         for name, size in sorted(sizes.items(), key=lambda item: sum(item[1])):
             left -= 4 * self.count * sum(size)
@@ -383,9 +387,27 @@ class Recorder(Projector):
 
 
 def record(
-    projector: LandmarkProjector, engine: Engine, batches: Callable[[], Iterable[Batch]], count: int
+    projector: LandmarkProjector,
+    engine: Engine,
+    batches: Callable[[], Iterable[Batch]],
+    count: int,
+    together: bool = False,
 ) -> Recorder:
-    """Return the gradients of `count` samples, which `batches` yields, recorded for `projector`.
+    """Return the gradients of `count` samples, recorded for `projector`.
+
+    Parameters
+    ----------
+    projector
+        What will compare gradients with them.
+    engine
+        The model.
+    batches
+        Yields the samples, each time it is called.
+    count
+        How many there are.
+    together
+        Embed batches as they are, which is faster, where the engine does not split them. Otherwise samples are embedded
+        one at a time, so that the numbers do not depend on the others of a batch.
 
     Raises
     ------
@@ -394,24 +416,33 @@ def record(
     RuntimeError
         If gradients keep coming in other forms.
     """
-    for _ in range(3):  # anew if the engine changes its ways on a sample
+    for attempt in range(3):  # anew if the engine changes its ways on a sample
         recorder = Recorder(projector, count)
-        if all(_record_batch(recorder, engine, batch) for batch in batches()):
+        whole = together and attempt == 0
+        if all(_record_batch(recorder, engine, batch, len(batch) if whole else 1) for batch in batches()):
             return recorder
     raise RuntimeError("The model's gradients come in another form for every sample: landmarks cannot be kept.")
 
 
-def _record_batch(recorder: Recorder, engine: Engine, batch: Batch) -> bool:
-    for row in range(len(batch)):
-        one = batch.select(slice(row, row + 1))
-        engine.embed(one.x, one.y, recorder)
-        if not recorder.take():
+def _record_batch(recorder: Recorder, engine: Engine, batch: Batch, size: int) -> bool:
+    for begin in range(0, len(batch), size):
+        some = batch.select(slice(begin, begin + size))
+        engine.embed(some.x, some.y, recorder)
+        if not recorder.take(len(some)):
             return False
     return True
 
 
+def _rows(part: Any) -> int:
+    return len(part[0] if isinstance(part, tuple) else part)
+
+
 def _formed(part: Any) -> NDArray[np.float32]:
-    formed: NDArray[np.float32] = np.outer(*part).ravel() if isinstance(part, tuple) else part
+    """Return gradients (b, size) of formed ones, or of the factors (b, out), (b, in) of one position."""
+    if not isinstance(part, tuple):
+        return np.asarray(part, np.float32)
+    rows, columns = part
+    formed: NDArray[np.float32] = (rows[:, :, None] * columns[:, None, :]).reshape(len(rows), -1)
     return formed
 
 

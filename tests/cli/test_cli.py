@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -5,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import gradindex
+from gradindex import demo
 from gradindex.cli.app import app, run
 from gradindex.explanation import Explanation
 from tests.jobs import ROWS, digits, digits_job
@@ -140,6 +143,50 @@ def test_failures_exit_with_1_and_one_line(path, capsys, arguments, said):
     assert len(text.strip().splitlines()) == 1
     _, _, text = cli(capsys, *arguments, "--debug")
     assert "Traceback (most recent call last)" in text
+
+
+def test_every_command_can_print_json():
+    commands = typer.main.get_command(app).commands
+    assert {"build", "serve", "demo", "repair"} <= set(commands)
+    assert [name for name, one in commands.items() if not any("--json" in p.opts for p in one.params)] == []
+
+
+def test_what_changes_an_index_says_so_as_json(tmp_path, capsys):
+    out = tmp_path / "index"
+
+    def asked(*arguments):
+        code, text, _ = cli(capsys, *arguments, "--json")
+        assert code == 0
+        return json.loads(text)
+
+    built = asked("build", JOB, out)
+    assert (built["samples"], built["summary"]["embedded"]) == (ROWS, ROWS)
+    added = asked("add", out, "tests.jobs:more_job")
+    assert (added["added"], added["samples"], added["summary"]["embedded"]) == (60, 300, 60)
+    assert asked("add", out, "tests.jobs:more_job") == {"added": 0, "samples": 300, "summary": None}
+    assert asked("remove", out, "--ids", "3,299") == {"removed": 2}
+    assert asked("compact", out) == {"left_out": 2}
+    exported = asked("export", out, "--parquet", tmp_path / "parquet", "--faiss", tmp_path / "x.faiss")
+    assert (exported["rows"], exported["factory"], exported["faiss_dim"]) == (298, "Flat", 1024)
+    assert exported["bytes"] == sum(Path(file).stat().st_size for file in exported["files"])
+    assert asked("repair", out) == {"shards": [], "index": False, "removed": []}
+    next((out / "index").glob("*.faiss")).unlink()
+    assert asked("repair", out)["index"] is True
+    assert asked("tune", out, "--queries", 10)["points"]
+    found = asked("self-influence", out, "--top", 2)
+    assert [one["id"] for one in found] == gradindex.load(out).self_influence(2)[1].tolist()
+
+
+def test_demo_as_json(tmp_path, capsys, monkeypatch):
+    fit = functools.partial(demo._fit_torch, epochs=2)  # enough for what it says
+    monkeypatch.setattr(demo, "_fit_torch", fit)
+    code, text, _ = cli(capsys, "demo", "--out", tmp_path / "demo", "--json")
+    found = json.loads(text)
+    assert (code, found["backend"], found["samples"]) == (0, "torch", 1347)
+    saved = json.loads((tmp_path / "demo" / "index" / "audit.json").read_text())
+    assert found["audit"]["recall"] == saved["recall"]
+    assert np.shape(found["explanation"]["data"]["scores"]) == (len(found["queries"]), 5)
+    assert Path(found["picture"]).stat().st_size > 0
 
 
 @pytest.mark.parametrize("command", [None, "build", "explain", "verify", "info", "demo"])

@@ -49,6 +49,7 @@ def running(path, *options, job="tests.serve.jobs:pictures_job", env=None):
     process = subprocess.Popen(
         [sys.executable, "-m", "gradindex", "serve", str(path), job, "--port", "0", *map(str, options)],
         cwd=ROOT,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "200", **(env or {})},
@@ -68,4 +69,5 @@ def running(path, *options, job="tests.serve.jobs:pictures_job", env=None):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        process.stdout.close()
         process.stderr.close()

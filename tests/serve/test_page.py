@@ -214,3 +214,21 @@ def test_a_token_is_asked_for(browser, served_path, tmp_path):
         until(page, "document.querySelectorAll('#proponents button').length === 3")
         assert urlsplit(page.url).fragment == "id=3&k=3"
         page.close()
+
+
+def test_an_index_of_a_metric_offers_its_metric_alone(browser, tmp_path):
+    import gradindex
+    from tests.serve.jobs import pictures_job
+
+    index = gradindex.build(pictures_job(), tmp_path / "index", metric="cos-last")
+    with running(tmp_path / "index") as (address, _):
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(f"{address}/#id=7&k=4&kernel=grad_dot")  # a link to another index
+        settled(page)
+        assert page.locator("#kernel option").all_inner_texts() == ["cos-last"]
+        assert ids(page, "proponents") == index.explain(ids=[7], k=4).ordered_indices[0].tolist()
+        assert "most similar by cos-last" in page.locator("#proponents h2").inner_text()
+        assert "cos-last rows of 24 numbers" in page.locator("#about").inner_text()
+        assert not page.locator("#error").is_visible()
+        page.close()

@@ -50,7 +50,7 @@ class Client(threading.Thread):
 
 
 def test_nothing_accepted_is_lost_on_sigterm(served_path):
-    with running(served_path) as (address, process):
+    with running(served_path, "--json") as (address, process):
         clients = [Client(address, i) for i in range(8)]
         for client in clients:
             client.start()
@@ -62,6 +62,7 @@ def test_nothing_accepted_is_lost_on_sigterm(served_path):
             client.join(60)
             assert not client.is_alive()
         said = process.stderr.read()
+        assert json.loads(process.stdout.read()) == {"address": address}
         assert process.wait(30) in (0, -signal.SIGTERM)
     codes = [code for client in clients for code in client.codes]
     assert set(codes) == {200}

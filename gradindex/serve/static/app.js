@@ -6,7 +6,8 @@ import { decode, encode, readFile } from "./upload.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 24;
-const DEFAULTS = { id: null, input: null, label: "", kernel: "grad_cos", k: 10, side: "both", exact: true, certify: false, classes: [], offset: 0 };
+const KERNELS = { grad_cos: "gradient cosine", grad_dot: "inner product", grad_asym_dot: "asymmetric product" };
+const DEFAULTS = { id: null, input: null, label: "", kernel: null, k: 10, side: "both", exact: true, certify: false, classes: [], offset: 0 };
 let info = null;
 let state = read();
 
@@ -17,7 +18,7 @@ function read() {
     id: whole(found.get("id"), 0),
     input: found.get("input"),
     label: found.get("label") ?? "",
-    kernel: ["grad_cos", "grad_dot", "grad_asym_dot"].includes(found.get("kernel")) ? found.get("kernel") : DEFAULTS.kernel,
+    kernel: found.get("kernel"),
     k: whole(found.get("k"), 1) ?? DEFAULTS.k,
     side: ["both", "proponents", "opponents"].includes(found.get("side")) ? found.get("side") : DEFAULTS.side,
     exact: found.get("exact") !== "0",
@@ -44,9 +45,14 @@ function go(changes) {
   show();
 }
 
+// The kernel asked for, or the index's own: links may name one that this index does not have.
+function kernel() {
+  return info?.kernels.includes(state.kernel) ? state.kernel : info?.kernel;
+}
+
 function fillControls() {
   $("row").value = state.id ?? "";
-  $("kernel").value = state.kernel;
+  $("kernel").value = kernel() ?? "";
   $("k").value = state.k;
   $("exact").checked = state.exact;
   $("certify").checked = state.certify;
@@ -55,8 +61,23 @@ function fillControls() {
   for (const box of document.querySelectorAll("#classes input")) box.checked = state.classes.includes(box.value);
 }
 
+// What a query of one's own must be.
+function hint(form) {
+  if (form.kind !== "array") return "";
+  if (form.picture) return `Pictures are scaled to ${form.picture.slice(0, 2).join(" × ")}, black to white as ${form.low} to ${form.high}.`;
+  if (form.shape.length === 1 && form.shape[0] === null) return "A list of numbers of any length.";
+  return `A list of numbers of shape (${form.shape.map((n) => n ?? "any").join(", ")}).`;
+}
+
 function start() {
-  $("about").textContent = `${info.samples.toLocaleString("en")} training samples, gradients of ${info.parameters.toLocaleString("en")} numbers (${info.backend}), ${info.sketch.kind} of ${info.dim}, ${info.factory}`;
+  const gradients = info.kernels.length > 1;
+  $("about").textContent = `${info.samples.toLocaleString("en")} training samples, ${gradients ? "gradients" : `${info.metric} rows`} of ${info.parameters.toLocaleString("en")} numbers (${info.backend}), ${info.sketch.kind} of ${info.dim}, ${info.factory}`;
+  $("kernel").replaceChildren(...info.kernels.map((one) => element("option", { value: one }, KERNELS[one] ?? one)));
+  if (!gradients) {
+    document.querySelector("label[for=kernel]").textContent = "Metric";
+    $("proponents").querySelector("small").textContent = `most similar by ${info.metric}`;
+    $("opponents").querySelector("small").textContent = `least similar by ${info.metric}`;
+  }
   $("k").max = info.max_k;
   $("certify-part").hidden = !info.certifiable;
   const named = (one) => info.class_names?.[one] ?? String(one);
@@ -71,13 +92,11 @@ function start() {
   $("text-part").hidden = form.kind !== "text";
   $("file").accept = picture ? "image/*,.json" : form.kind === "text" ? ".txt,text/plain" : ".json";
   $("file-label").textContent = picture ? "Or a picture of your own" : form.kind === "text" ? "Or a text file" : "Or a sample in JSON";
-  $("own-hint").textContent = picture
-    ? `Pictures are scaled to ${form.picture.slice(0, 2).join(" × ")}, black to white as ${form.low} to ${form.high}.`
-    : form.kind === "array" ? `A list of numbers of shape (${form.shape.map((n) => n ?? "any").join(", ")}).` : "";
+  $("own-hint").textContent = hint(form);
 }
 
 function request() {
-  const body = { k: Math.min(state.k, info.max_k), kernel: state.kernel === DEFAULTS.kernel ? null : state.kernel, rerank: state.exact ? 100 : 0, render: true };
+  const body = { k: Math.min(state.k, info.max_k), kernel: kernel() === info.kernel ? null : kernel(), rerank: state.exact ? 100 : 0, render: true };
   if (state.exact && state.certify && info.certifiable) body.certify = true;
   if (state.classes.length) body.where = { label: state.classes.map(Number) };
   if (state.input !== null) {
@@ -167,7 +186,7 @@ function listen() {
     if ($("row").value !== "") go({ id: Math.max(0, Math.trunc(Number($("row").value))), input: null, label: "" });
   });
   $("random").addEventListener("click", () => info && go({ id: Math.floor(Math.random() * info.samples), input: null, label: "" }));
-  $("kernel").addEventListener("change", () => go({ kernel: $("kernel").value }));
+  $("kernel").addEventListener("change", () => go({ kernel: $("kernel").value === info?.kernel ? null : $("kernel").value }));
   $("k").addEventListener("change", () => {
     const wanted = Math.trunc(Number($("k").value)) || DEFAULTS.k;
     go({ k: Math.min(Math.max(1, wanted), info?.max_k ?? wanted) });
