@@ -15,7 +15,7 @@ from gradindex.store.store import SHARD_BYTES
 CANDIDATES = 100
 """Rows of each side that a query evaluates exactly, `explain`'s default."""
 _ITERATIONS = 10  # of k-means in FAISS's inverted lists
-_BUFFERS = 8  # bytes a number of a shard while it is put together: float32 sketches, two float16 copies
+_BUFFERS = 2  # bytes a number of a shard while it is put together: its float16 rows
 _SIDE_BYTES = 28  # of a row for a searching worker: norm, id, and the order of a norm-ordered scan
 _LIST_ROW = 8  # bytes of a row's number in an inverted list
 _GROWN_LISTS, _GROWN = 1.5, 2.0  # memory of inverted lists, and of one array, that grow by doubling, over their size

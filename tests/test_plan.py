@@ -45,7 +45,7 @@ def test_a_small_build_by_hand():
     assert found.adding_seconds == pytest.approx(0.01 + 0.02 + 10_000 * 4096e-9)
     assert found.store_bytes == 21e6
     assert found.index_bytes == 10_000 * 4096
-    assert found.worker_bytes == found.driver_bytes == pytest.approx(1e9 + 5e8 + 8 * 1024 * 10_000)
+    assert found.worker_bytes == found.driver_bytes == pytest.approx(1e9 + 5e8 + 2 * 1024 * 10_000)
     assert found.searches_per_second == pytest.approx(1 / 1e-3)
     assert found.queries_per_second == pytest.approx(1 / (1e-2 + 2e-3 + 0.2))
 
