@@ -1,7 +1,7 @@
 """Lookups against the exact kernel: recall, proofs and latency on real gradients, and peers on the same ones.
 
     GRADINDEX_DATA=… python benchmarks/lookup.py [--rows 60000] [--queries 500] [--folder FOLDER] [--json FILE]
-        [--million FOLDER/rows-1000000] [--peers alibi=VENV captum=VENV] [--parts index proofs latency]
+        [--million FOLDER/rows-1000000] [--peers alibi=VENV captum=VENV] [--parts index proofs residual latency]
 
 Trains the CNN of the docs (412,778 parameters) on Fashion-MNIST, embeds the training pictures, and computes the exact
 inner products of test pictures' gradients with all training gradients by factors, blockwise. With ``--folder`` all of
@@ -143,6 +143,23 @@ def proofs(job, index, images, dots, norms, queries, folder, args):
     return out
 
 
+def residual(job, images, dots, norms, queries, folder):
+    """Recall without exact checks of Landmark rows with a sketch of what is left out, 2 KiB each."""
+    rows = len(images.x_train)
+    path = folder / f"residual-{rows}"
+    sketch = gradindex.Landmark(landmarks=min(1024, rows), dims=min(512, rows), residual=512)
+    if not (path / "index" / "index.json").exists():
+        gradindex.build(job, path, sketch=sketch, index="Flat")
+    index = gradindex.load(path, job)
+    cosines = kernels.values(Kernel.COS, dots, queries, norms)
+    found = index.explain(images.x_test[: len(dots)], images.y_test[: len(dots)], k=K, rerank=0)
+    return {
+        "bytes_per_row": 2 * index.store.header.dim,
+        "recall@10": recall(cosines, found.ordered_indices),
+        "opponents' recall@10": recall(-cosines, found.opponent_indices),
+    }
+
+
 def latency(job, index, images, args):
     """One query at a time, all included, against exact scans: forward mode and factors, extrapolated linearly."""
     times = {"explain": [], "forward mode": [], "factors": []}
@@ -280,7 +297,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "2")))
     parser.add_argument("--folder", type=Path, help="where stores and exact values are kept for the next run")
-    parser.add_argument("--parts", nargs="*", default=["index", "proofs", "latency"])
+    parser.add_argument("--parts", nargs="*", default=["index", "proofs", "residual", "latency"])
     parser.add_argument("--million", help="an index left by million.py --keep")
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=VENV")
     parser.add_argument("--json", type=Path)
@@ -296,6 +313,7 @@ def main():
         parts = {
             "index": lambda: recalls(index, images, *known),
             "proofs": lambda: proofs(job, index, images, *known, folder, args),
+            "residual": lambda: residual(job, images, *known, folder),
             "latency": lambda: latency(job, index, images, args),
         }
         for name in args.parts:
