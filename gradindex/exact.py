@@ -21,6 +21,7 @@ FORWARD_PAIRS = 1.5
 """Up to so many pairs for a distinct candidate, each of several queries has passes of its own, unless all weight
 matrices of the model are kept as factors (`HeldQueries.slim`)."""
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
+_UNSPLIT = 15  # samples that no engine computes in parts, which could not be kept
 _SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass of a layer with many positions
 
 
@@ -216,7 +217,7 @@ class HeldQueries:
         options = Landmark(landmarks=len(queries), dims=1, memory=1 << 62)
         self._projector = LandmarkProjector(options, engine.parameters, 0)
         own = engine.of_queries
-        size = default_batch_size(engine)
+        size = min(default_batch_size(engine), _UNSPLIT)
         parts = [queries.select(slice(begin, begin + size)) for begin in range(0, len(queries), size)]
         recorder = record(self._projector, own, lambda: parts, len(queries), together)
         recorder.scale(own.late_scales)

@@ -17,7 +17,8 @@ from gradindex.job import load_job
 from tests.distributed.test_build import files
 from tests.jobs import ROWS, digits
 
-SECTION = (Path(__file__).parents[2] / "README.md").read_text().split("## Larger than one machine")[1].split("\n## ")[0]
+ROOT = Path(__file__).parents[2]
+SECTION = (ROOT / "README.md").read_text().split("## Larger than one machine")[1].split("\n## ")[0]
 
 
 def block(language, shared):
@@ -29,7 +30,7 @@ def block(language, shared):
 
 def follow(nodes, folder, *command):
     """Run Python in a folder as on a machine of the cluster; return what it prints."""
-    environment = {**os.environ, "RAY_ADDRESS": nodes.address, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "RAY_ADDRESS": nodes.address, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
     )
@@ -41,7 +42,8 @@ def test_the_section_is_followed_line_by_line(nodes, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     shared = tmp_path / "shared"
     shared.mkdir()
-    (tmp_path / "my_model.py").write_text("from tests.jobs import digits_job as job\n")
+    here = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"  # workers know the module by its path alone
+    (tmp_path / "my_model.py").write_text(f"{here}from tests.jobs import digits_job as job\n")
     lines = [shlex.split(line) for line in block("sh", shared).strip().splitlines()]
     assert [line[:2] for line in lines] == [["gradindex", name] for name in ("plan", "build", "export")]
     plan, build, export = (line[1:] for line in lines)
