@@ -1,18 +1,10 @@
-"""How many threads a framework computes with: part of what fixes the bits of an embedding; parts of a batch in two."""
+"""How many threads a framework computes with: part of what fixes the bits of an embedding."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gradindex.gradients import Backend
-
-_Result = TypeVar("_Result")
 
 
 def count(backend: str) -> int:
@@ -52,30 +44,3 @@ def fix(backend: str, threads: int) -> None:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-
-
-@cache
-def _helper(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "gradindex-parts")
-
-
-def two_at_a_time(work: Callable[[slice], _Result], parts: Sequence[slice]) -> list[tuple[NDArray[np.intp], _Result]]:
-    """Return the places of each part's rows and its result, the parts computed by this thread and a helper.
-
-    While one is in a step that does not fill the cores, the other goes on. Both are done when this returns or
-    raises.
-    """
-    left = iter(parts)
-    found: dict[int, _Result] = {}
-
-    def some() -> None:
-        for part in left:  # the iterator of a list hands out each part once, whichever thread asks
-            found[part.start] = work(part)
-
-    other = _helper(os.getpid()).submit(some)
-    try:
-        some()
-    finally:
-        wait([other])
-    other.result()
-    return [(np.arange(part.start, part.stop), found[part.start]) for part in parts]
