@@ -115,8 +115,7 @@ class _Side:
         zero = np.flatnonzero((weights == 0) & allowed)  # the value is 0, whatever the gradients
         self.rows, self.scores = zero[:k].astype(np.int64), np.zeros(min(k, len(zero)))
         self._possible, self._weights = (weights != 0) & allowed, weights
-        self._seeds = self._left = np.empty(0, np.int64)
-        self._bounds = np.empty(0)
+        self._left, self._bounds = np.empty(0, np.int64), np.empty(0)
         self._size = max(k, _FIRST)
 
     @property
@@ -200,8 +199,8 @@ def answer(
     limit = len(index) if max_checks is None else max_checks
     pair = np.stack([sketches, index.projector.opposite(sketches)])
     if by_range:
-        first = min(limit, max(k, _FIRST), len(index))
-        seeds = np.stack([index._nearest(side, first, selection)[1] for side in pair])
+        count = min(limit, max(k, _FIRST), len(index))
+        seeds = np.stack([index._nearest(side, count, selection)[1] for side in pair])
     elif bounds is None:
         depth = min(asked.depth, limit)
         asked = dataclasses.replace(asked, depth=depth)
@@ -215,8 +214,8 @@ def answer(
     weights = [kernels.weights(kernel, float(norm), index.store.norms, eps) for norm in norms]
     searches = [[_Side(sign, each, k, limit, allowed) for sign in (1, -1)] for each in weights]
     evaluations = _Evaluations(index, queries, norms, kernel, eps, searches)
-    evaluations.run([np.concatenate([side.begin(seeds[i, line]) for i, side in enumerate(sides)])
-                     for line, sides in enumerate(searches)])  # fmt: skip
+    first = [[side.begin(seeds[i, line]) for i, side in enumerate(sides)] for line, sides in enumerate(searches)]
+    evaluations.run([np.concatenate(rows) for rows in first])
     for line, sides in enumerate(searches):
         for i, side in enumerate(sides):
             if by_range:

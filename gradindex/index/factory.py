@@ -4,7 +4,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,16 @@ DIRECTORY, MANIFEST = "index", "index.json"
 class Searcher:
     """A FAISS index whose vectors are a store's rows folded to `dim` numbers and normalised.
 
-    `factory` is FAISS's factory string. Searching is thread-safe.
+    `factory` is FAISS's factory string, `file` the name of the file, which its contents give it; `found` is what
+    searches found out about it. Searching is thread-safe.
     """
 
     index: Any
     factory: str
     dim: int
     bytes: int
+    file: str
+    found: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def search(
         self,
@@ -291,7 +294,7 @@ def load(store: Store, *, mapped: bool = True) -> Searcher:
             f"found {(index.d, index.ntotal)}."
         )
     _set_probes(index)
-    return Searcher(index, str(saved.get("factory")), index.d, entry.bytes)
+    return Searcher(index, str(saved.get("factory")), index.d, entry.bytes, entry.name)
 
 
 def _open(path: Path, mapped: bool) -> Any:

@@ -59,18 +59,33 @@ def within(index: "Index", query: NDArray[np.float32], bound: float) -> Ids:
 
 
 def rounding(store: Store, searcher: factory.Searcher) -> Rounding:
-    """Return how far what FAISS holds is from the store's rows; measured if the index's manifest does not say."""
-    entry = factory.saved_entry(store)
-    saved = factory.annotation(store, KEY)
-    if entry is not None and isinstance(saved, dict) and saved.get("file") == entry.name:
-        return Rounding(float(saved["error"]), np.array(saved["worse"], np.int64))
+    """Return how far what FAISS holds is from the store's rows; measured if the index's manifest does not say.
+
+    The index that is open may not be the one that lies on disk by now: what is kept names the file it is of.
+    """
+    if KEY not in searcher.found:
+        searcher.found[KEY] = _saved(store, searcher.file) or _measured(store, searcher)
+    found: Rounding = searcher.found[KEY]
+    return found
+
+
+def _saved(store: Store, file: str) -> Rounding | None:
+    try:
+        saved = factory.annotation(store, KEY)
+    except DamagedIndexError:  # of other rows by now
+        return None
+    if not isinstance(saved, dict) or saved.get("file") != file:
+        return None
+    return Rounding(float(saved["error"]), np.array(saved["worse"], np.int64))
+
+
+def _measured(store: Store, searcher: factory.Searcher) -> Rounding:
     errors = _errors(store, searcher)
     count = int(_ALL_BUT * len(errors))
     worse = np.sort(np.argpartition(-errors, count)[:count]) if count else np.empty(0, np.int64)
     error = float(np.delete(errors, worse).max(initial=0)) * (1 + 1e-6)
-    if entry is not None:
-        with contextlib.suppress(OSError, DamagedIndexError):  # a store that may only be read
-            factory.annotate(store, KEY, {"file": entry.name, "error": error, "worse": worse.tolist()})
+    with contextlib.suppress(OSError, DamagedIndexError):  # a store that may only be read, or has other rows by now
+        factory.annotate(store, KEY, {"file": searcher.file, "error": error, "worse": worse.tolist()})
     return Rounding(error, worse.astype(np.int64))
 
 

@@ -223,8 +223,11 @@ def test_rounding_is_measured_once_and_kept_with_the_file_it_is_of(case, tmp_pat
     assert ranges.rounding(store, gradindex.load(path).searcher).error == first.error
     assert len(measured) == 1
     gradindex.index_store(store, "SQ8")
-    other = ranges.rounding(store, gradindex.load(path).searcher)
+    index.searcher.found.clear()
+    assert ranges.rounding(store, index.searcher).error == first.error  # of what is open, not of what lies there now
     assert len(measured) == 2
+    other = ranges.rounding(store, gradindex.load(path).searcher)
+    assert len(measured) == 3
     assert other.error < first.error / 4
 
 
