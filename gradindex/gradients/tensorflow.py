@@ -36,7 +36,7 @@ _LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
 
 _LEAST_PART = 32  # samples
 # By `bytes_per_sample`, of the parts a batch is computed in, one after the other. TensorFlow spreads its operations
-# over the cores by itself: two at a time were .8 (MLP) to .97 (CNN) times as fast, on two cores with nothing beside.
+# over the cores by itself: two at a time were .8 (MLP) to .96 (CNN) times as fast, on two cores with nothing beside.
 _PART_BYTES = 4 << 30
 
 

@@ -1,19 +1,17 @@
 """PyTorch: per-sample gradients factored or by ``vmap(grad)``, directional derivatives by forward mode."""
 
 import hashlib
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradindex.batches import Tree, index, length, map_leaves
+from gradindex.batches import Tree, index, leaves, length, map_leaves
 from gradindex.gradients import torch_parts
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
 from gradindex.gradients.call import bind_inputs, select
@@ -21,20 +19,11 @@ from gradindex.gradients.joining import joined
 from gradindex.gradients.ladder import FACTORED
 from gradindex.gradients.layers.torch_use import Workspace
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
-from gradindex.gradients.torch_model import channels_last, eagerly, has_inputs_first
-from gradindex.gradients.torch_outputs import map_tensors
+from gradindex.gradients.torch_model import channels_last, has_inputs_first, inference
+from gradindex.gradients.torch_outputs import LABEL_FORMS, label_form, main_tensor, map_tensors
+from gradindex.sketch.countsketch import CountSketch
 
-# functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
-# one thread at a time.
-_one_at_a_time = threading.RLock()
-_INTERRUPTIONS = 16  # of the pass that finds out whether parts of a batch can be computed at once
-
-# In the order they are tried: the label as given; shaped and typed like the output (BCE, MSE); (b, 1) as (b,).
-_LABEL_FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "as given": lambda output, y: y,
-    "like output": lambda output, y: y.reshape(output.shape).to(output.dtype),
-    "squeezed": lambda output, y: y.squeeze(-1),
-}
+_COMPARED = 256  # numbers of the sketches that tell whether gradients changed
 
 
 class TorchEngine(Engine):
@@ -145,7 +134,7 @@ class TorchEngine(Engine):
         def sample_loss(weights: dict[str, torch.Tensor], one: Tree, target: Tree) -> tuple[Any, Any]:
             output = self._call(weights, map_leaves(lambda leaf: leaf[None], one))
             target = None if target is None else map_leaves(lambda leaf: leaf[None], target)
-            loss, main = self._loss(output, target), _main_tensor(output)
+            loss, main = self._loss(output, target), main_tensor(output)
             return loss, (loss.detach(),) if main is None else (loss.detach(), main)  # vmap refuses None
 
         with self._inference():
@@ -235,28 +224,31 @@ class TorchEngine(Engine):
 
     def _decide(self, x: Tree, y: Tree) -> None:
         super()._decide(x, y)
-        if self._separable is None:
-            self._separable = self.device.type == "cpu" and self._is_separable(x, y)
-            log.info("parts of a batch are computed %s", "at once" if self._separable else "together, in one thread")
+        if self._separable is None and torch.get_num_threads() > 1:
+            self._separable = self._find_separable(x, y)
+            if self._separable is not None:
+                log.info("parts of a batch are computed %s", "at once" if self._separable else "together")
 
-    def _is_separable(self, x: Tree, y: Tree) -> bool:
-        """Whether the gradients of some samples do not change when the model is called with others in between.
+    def _find_separable(self, x: Tree, y: Tree) -> bool | None:
+        """Return whether parts of a batch may be computed at once; None if these samples cannot tell.
 
-        Not so if it draws random numbers, whose order would be left to chance, or keeps something outside its modules.
+        Gradients of a few samples must not change when the model is called with others in between.
         """
         names = self._groups().get(FACTORED)
-        if names is None or not torch_parts.can_be_copied(self.model):
+        if self.device.type != "cpu" or names is None or not torch_parts.can_be_copied(self.model):
             return False
         head = slice(0, 3)
         x, y = index(x, head), None if y is None else index(y, head)
-        wanted = [parameter for parameter in self.parameters if parameter.name in set(names)]
-        others = map_leaves(lambda leaf: leaf.flip(0), self._tensors(x))
+        inputs = self._tensors(x)
+        others = map_leaves(lambda leaf: leaf.flip(0) * 0.5 if leaf.is_floating_point() else leaf.flip(0), inputs)
+        if all(torch.equal(one, other) for one, other in zip(leaves(inputs), leaves(others), strict=True)):
+            return None
+        projector = CountSketch(_COMPARED).bind(self.parameters, 0)
 
-        def gradients(watched: torch_parts.Interruptions) -> Floats:
-            rows = Rows(length(x), wanted, self.dtype)
-            with watched:
-                self._factored(x, y, names, rows)
-            return rows.gradients
+        def sketches() -> Floats:
+            found = Sketches(length(x), self.parameters, projector, self.device)
+            self._factored(x, y, names, found)
+            return found.sketches
 
         with self._inference(fused=True):
             other = torch_parts.replica(self.model)
@@ -265,17 +257,7 @@ class TorchEngine(Engine):
                 with torch.no_grad():
                     _call(other, self._laid_out(others))
 
-            try:
-                alone = torch_parts.Interruptions()
-                expected = gradients(alone)
-                every = max(1, alone.calls // _INTERRUPTIONS)
-                found = expected if alone.random else gradients(torch_parts.Interruptions(every, interrupt))
-            except Exception as error:
-                log.info("parts of a batch cannot be computed at once: %s", error)
-                return False
-        if alone.random or not np.isfinite(expected).all():
-            return False
-        return np.allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max(initial=0))
+            return torch_parts.is_undisturbed(sketches, interrupt)
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
         """Return the gradient (1, P) of one sample by one backward pass."""
@@ -365,30 +347,13 @@ class TorchEngine(Engine):
     def _loss(self, output: Any, target: Any) -> torch.Tensor:
         """Return the loss of a batch of one, summed to a scalar."""
         if self._label_form is None:
-            self._label_form = self._find_label_form(output, target)
+            self._label_form = label_form(self.loss_fn, output, target)
         if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
-            target = _LABEL_FORMS[self._label_form](output, target)
+            target = LABEL_FORMS[self._label_form](output, target)
         loss = self.loss_fn(output, target)
         if not isinstance(loss, torch.Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         return loss.sum()
-
-    def _find_label_form(self, output: Any, target: Any) -> str:
-        """Return the first form of the labels that the loss takes without an error, or else a warning."""
-        if not (isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
-            return "as given"
-        for action in ("error", "ignore"):
-            for form, shape in _LABEL_FORMS.items():
-                with torch.enable_grad(), warnings.catch_warnings():
-                    warnings.simplefilter(action, UserWarning)  # type: ignore[arg-type]
-                    try:
-                        probe = output.detach().clone().requires_grad_()
-                        torch.autograd.grad(self.loss_fn(probe, shape(probe, target)).sum(), probe)
-                    except Exception as error:
-                        log.debug("labels %s: %s", form, error)
-                        continue
-                return form
-        return "as given"  # the loss itself will say what is wrong
 
     def _laid_out(self, inputs: Tree) -> Tree:
         """Return images with their channels last in memory, which convolutions and pooling are faster with."""
@@ -408,39 +373,8 @@ class TorchEngine(Engine):
             return value.to(self.device, torch.int64)
         return value.to(self.device)
 
-    @contextmanager
-    def _inference(self, fused: bool = False) -> Iterator[None]:
-        """Inference mode for layers, gradients only where asked for, and everything put back afterwards.
-
-        Fused attention kernels are faster, but know neither vmap nor forward mode.
-        """
-        with _one_at_a_time:
-            modes = [(module, module.training) for module in self.model.modules()]
-            scaled = [
-                (module.weight, module.weight.detach().clone())
-                for module, _ in modes
-                if getattr(module, "max_norm", None) is not None  # embeddings that rescale what they look up
-            ]
-            fastpath = torch.backends.mha.get_fastpath_enabled()
-            devices = [self.device] if self.device.type == "cuda" else []
-            try:
-                for module, _ in modes:
-                    module.training = False
-                torch.backends.mha.set_fastpath_enabled(False)
-                with (
-                    torch.inference_mode(False),
-                    torch.no_grad(),
-                    torch.random.fork_rng(devices),
-                    eagerly(),
-                    nullcontext() if fused else sdpa_kernel(SDPBackend.MATH),
-                ):
-                    yield
-            finally:
-                for weight, original in scaled:
-                    weight.detach().copy_(original)
-                torch.backends.mha.set_fastpath_enabled(fastpath)
-                for module, mode in modes:
-                    module.training = mode
+    def _inference(self, fused: bool = False) -> AbstractContextManager[None]:
+        return inference(self.model, self.device, fused)
 
 
 def _call(model: nn.Module, x: Tree) -> Any:
@@ -452,13 +386,8 @@ def _one(tree: Tree, row: int) -> Tree:
     return map_leaves(lambda leaf: leaf[row], tree)
 
 
-def _main_tensor(output: Any) -> torch.Tensor | None:
-    output = getattr(output, "logits", output)
-    return output.detach() if isinstance(output, torch.Tensor) else None
-
-
 def _as_array(output: Any) -> Floats | None:
-    tensor = _main_tensor(output)
+    tensor = main_tensor(output)
     return None if tensor is None else _numpy(tensor)
 
 

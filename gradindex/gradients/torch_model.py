@@ -2,11 +2,53 @@
 
 import re
 import sys
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
+# one thread at a time.
+_one_at_a_time = threading.RLock()
+
+
+@contextmanager
+def inference(model: nn.Module, device: torch.device, fused: bool = False) -> Iterator[None]:
+    """Inference mode for layers, gradients only where asked for, and everything put back afterwards.
+
+    `fused`: with fused attention kernels, which are faster, but know neither vmap nor forward mode.
+    """
+    with _one_at_a_time:
+        modes = [(module, module.training) for module in model.modules()]
+        scaled = [
+            (module.weight, module.weight.detach().clone())
+            for module, _ in modes
+            if getattr(module, "max_norm", None) is not None  # embeddings that rescale what they look up
+        ]
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        devices = [device] if device.type == "cuda" else []
+        try:
+            for module, _ in modes:
+                module.training = False
+            torch.backends.mha.set_fastpath_enabled(False)
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.random.fork_rng(devices),
+                eagerly(),
+                nullcontext() if fused else sdpa_kernel(SDPBackend.MATH),
+            ):
+                yield
+        finally:
+            for weight, original in scaled:
+                weight.detach().copy_(original)
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            for module, mode in modes:
+                module.training = mode
 
 
 def eagerly() -> AbstractContextManager[Any]:

@@ -1,10 +1,38 @@
-"""A model's output, whatever holds its tensors: a tuple, a dict, or an object such as Hugging Face's."""
+"""A model's output, whatever holds its tensors (a tuple, a dict, an object such as Hugging Face's), and its labels."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from gradindex.gradients.base import log
+
+LABEL_FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "as given": lambda output, y: y,
+    "like output": lambda output, y: y.reshape(output.shape).to(output.dtype),
+    "squeezed": lambda output, y: y.squeeze(-1),
+}
+"""In the order they are tried: the label as given; shaped and typed like the output (BCE, MSE); (b, 1) as (b,)."""
+
+
+def label_form(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> str:
+    """Return the first form of the labels that the loss takes without an error, or else without a warning."""
+    if not (isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
+        return "as given"
+    for action in ("error", "ignore"):
+        for form, shape in LABEL_FORMS.items():
+            with torch.enable_grad(), warnings.catch_warnings():
+                warnings.simplefilter(action, UserWarning)  # type: ignore[arg-type]
+                try:
+                    probe = output.detach().clone().requires_grad_()
+                    torch.autograd.grad(loss_fn(probe, shape(probe, target)).sum(), probe)
+                except Exception as error:
+                    log.debug("labels %s: %s", form, error)
+                    continue
+            return form
+    return "as given"  # the loss itself will say what is wrong
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], output: Any) -> Any:
@@ -27,3 +55,9 @@ def map_tensors(function: Callable[[torch.Tensor], Any], output: Any) -> Any:
             object.__setattr__(found, name, map_tensors(function, part))
         return found
     return output
+
+
+def main_tensor(output: Any) -> torch.Tensor | None:
+    """Return an output that is a tensor, or the `logits` of one that has them, detached; else None."""
+    output = getattr(output, "logits", output)
+    return output.detach() if isinstance(output, torch.Tensor) else None

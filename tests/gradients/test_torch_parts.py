@@ -141,6 +141,18 @@ def test_what_meets_outside_the_modules_is_computed_in_one_part(parts):
     check(engine, projector, found, x, y)
 
 
+def test_one_sample_does_not_tell(parts):
+    torch.manual_seed(0)
+    x, y = data(6)
+    model, loss = leaking()
+    engine = TorchEngine(model, loss)
+    projector = CountSketch(64).bind(engine.parameters, 0)
+    same = np.zeros((3, 6), np.float32)
+    engine.embed(same, y[:3], projector)  # as are several that are all alike
+    check(engine, projector, engine.embed(x, y, projector), x, y)
+    assert parts == []
+
+
 @pytest.mark.parametrize("generator", [None, torch.Generator()], ids=["global", "its own"])
 def test_a_model_that_draws_random_numbers_is_computed_in_one_part(generator, parts):
     x, y = data(6)
