@@ -13,7 +13,8 @@ from gradindex.embedding import check_batch, check_finite, default_batch_size
 from gradindex.gradients import double_backward
 from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, log
 from gradindex.gradients.ladder import FACTORED, LOOP, is_out_of_memory
-from gradindex.sketch.landmark import WHOLE, Landmark, LandmarkProjector, record
+from gradindex.sketch.landmark import WHOLE, Landmark, LandmarkProjector
+from gradindex.sketch.recorder import record
 from gradindex.timing import stage
 
 FORWARD, BACKWARD, FACTORS, FORMED = "forward mode", "double backward", "factors", "formed gradients"
@@ -142,12 +143,11 @@ def candidate_dots(
     wanted = np.unique(candidates[candidates >= 0])
     if not len(wanted):
         return Evaluated(np.full(candidates.shape, -np.inf), {}, "none")
-    pairs = int((candidates >= 0).sum())
-    held = None
-    if queries is not None and len(gradients) > 1 and _has_factors(engine):
-        held = HeldQueries(engine, queries, together=True)
-        held = held if held.slim or engine.size > _SMALL else None
-    if pairs <= FORWARD_PAIRS * len(wanted) and not (held is not None and held.slim):
+    shared = int((candidates >= 0).sum()) > FORWARD_PAIRS * len(wanted)
+    several = queries if len(gradients) > 1 and _has_factors(engine) else None
+    # One query tells: keeping all of them may take as many numbers as their gradients.
+    slim = several is not None and HeldQueries(engine, several.select(slice(0, 1))).slim
+    if not shared and not slim:
         for method, along in ((FORWARD, engine.directional), (BACKWARD, partial(double_backward.directional, engine))):
             try:
                 return Evaluated(*_along(along, source, gradients, candidates), method)
@@ -155,6 +155,8 @@ def candidate_dots(
                 if is_out_of_memory(error):
                     raise
                 log.warning("no %s for this model, trying the next way: %s", method, error)
+    keep = several if slim or engine.size > _SMALL else None
+    held = None if keep is None else HeldQueries(engine, keep, together=True)
     return _shared(engine, source, held, gradients, candidates, wanted, batch_size or default_batch_size(engine))
 
 

@@ -11,7 +11,8 @@ from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.base import Projector, log
 from gradindex.job import Job
 from gradindex.sketch import from_json
-from gradindex.sketch.landmark import LandmarkProjector, Whitening, record
+from gradindex.sketch.landmark import LandmarkProjector, Whitening
+from gradindex.sketch.recorder import record
 from gradindex.store import Store, assets
 
 ASSET = "landmark"

@@ -11,18 +11,21 @@ CS(B) = Wᵀ CS(ḡ_1 … ḡ_L). The error of a CountSketch of k numbers, about
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Batch, Ids
-from gradindex.gradients.base import Engine, Floats, Parameter, Projector
+from gradindex.batches import Ids
+from gradindex.gradients.base import Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.countsketch import CountSketchProjector
 from gradindex.sketch.hashing import check_seed, stream
+
+if TYPE_CHECKING:
+    from gradindex.sketch.recorder import Recorder
 
 SIDES, WHOLE, NONE = "factors", "formed", "none"
 _PURPOSE = 1 << 15  # of the stream that draws landmarks; hashes use the small ones
@@ -105,7 +108,7 @@ class LandmarkProjector(Projector):
         self.options, self.seed, self.parameters = options, seed, tuple(parameters)
         self.count = options.landmarks
         self._rest = CountSketchProjector(options.residual, parameters, seed) if options.residual else None
-        self._directions = np.zeros((0, options.residual), np.float32)  # CountSketches of the landmarks
+        self._directions = self._basis = np.zeros((options.landmarks, options.residual))  # sketches: landmarks', p's
         self.forms: dict[str, str] = {}
         """How each parameter's landmarks are kept: 'factors', 'formed', or 'none' where it has no coordinates."""
         self._sides: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
@@ -137,20 +140,19 @@ class LandmarkProjector(Projector):
             np.multiply(rows, scale, out=rows, casting="unsafe")
         for gradients in self._whole.values():
             np.multiply(gradients, scale, out=gradients, casting="unsafe")
-        if self._rest is not None:
-            self._directions = self._sketched_landmarks(self._rest)
+        self._directions = self._sketched_landmarks()
         return norms
 
-    def _sketched_landmarks(self, sketch: CountSketchProjector) -> NDArray[np.float32]:
+    def _sketched_landmarks(self) -> NDArray[np.float64]:
         """Return the CountSketches (L, k) of the landmarks' covered parts."""
-        out = np.zeros((self.count, sketch.dim), np.float32)
-        for parameter in self.parameters:
-            if parameter.name in self._sides:
-                rows, columns = self._sides[parameter.name]
-                sketch.add_factors(out, parameter, rows[:, None], columns[:, None])
-            if parameter.name in self._whole:
-                sketch.add(out, parameter, self._whole[parameter.name])
-        return out
+        out = np.zeros((self.count, self.options.residual), np.float32)
+        if self._rest is not None:
+            by_name = {parameter.name: parameter for parameter in self.parameters}
+            for name, (rows, columns) in self._sides.items():
+                self._rest.add_factors(out, by_name[name], rows[:, None], columns[:, None])
+            for name, gradients in self._whole.items():
+                self._rest.add(out, by_name[name], gradients)
+        return out.astype(np.float64)
 
     def whiten(self, norms: NDArray[np.float64]) -> Whitening:
         """Find the leading directions of the adopted landmarks, and use them."""
@@ -179,6 +181,7 @@ class LandmarkProjector(Projector):
     def use(self, whitening: Whitening) -> None:
         """Finish rows with this whitening from now on."""
         self._whitening = whitening
+        self._basis = whitening.matrix.T @ self._directions
 
     @property
     def whitening(self) -> Whitening:
@@ -203,7 +206,7 @@ class LandmarkProjector(Projector):
         if self._rest is None:
             out[:, -1] = left
             return out
-        rest = unit[:, self.count :] - coordinates @ (white.matrix.T @ self._directions)
+        rest = unit[:, self.count :] - coordinates @ self._basis
         lengths = np.linalg.norm(rest, axis=1)
         rest[lengths == 0, 0] = lengths[lengths == 0] = 1  # ρ has to be somewhere
         out[:, self.options.dims :] = rest * (left / lengths)[:, None]
@@ -221,8 +224,7 @@ class LandmarkProjector(Projector):
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
         """Add what formed gradients (b, size) come to, to `out` (b, dim), in place."""
         gradients = np.asarray(gradients, np.float32)
-        if self._rest is not None:
-            self._add_rest(out, lambda part, sketch: sketch.add(part, parameter, gradients))
+        self._add_rest(out, lambda part, sketch: sketch.add(part, parameter, gradients))
         values = out[:, : self.count]
         if parameter.name in self._whole:
             values += gradients @ self._whole[parameter.name].T
@@ -243,19 +245,18 @@ class LandmarkProjector(Projector):
         if sides is None or rows.ndim == 2 or rows.shape[1] != 1:
             if self.forms.get(parameter.name) != NONE:
                 super().add_factors(out, parameter, rows, columns)
-            elif self._rest is not None:
+            else:
                 self._add_rest(out, lambda part, sketch: sketch.add_factors(part, parameter, rows, columns))
             return
         product = np.asarray(rows[:, 0], np.float32) @ sides[0].T
         product *= np.asarray(columns[:, 0], np.float32) @ sides[1].T
         out[:, : self.count] += product
-        if self._rest is not None:
-            self._add_rest(out, lambda part, sketch: sketch.add_factors(part, parameter, rows, columns))
+        self._add_rest(out, lambda part, sketch: sketch.add_factors(part, parameter, rows, columns))
 
     def _add_rest(
         self, out: NDArray[np.float32], add: Callable[[NDArray[np.float32], CountSketchProjector], None]
     ) -> None:
-        """Add to the CountSketches, in memory of their own: the compiled loops want rows without gaps."""
+        """Add to the CountSketches, if there are any, in memory of their own: compiled loops want rows without gaps."""
         if self._rest is not None:
             part = np.zeros((len(out), self._rest.dim), np.float32)
             add(part, self._rest)
@@ -284,166 +285,6 @@ class LandmarkProjector(Projector):
         for gradients in self._whole.values():
             total += _squared(gradients)
         return total
-
-
-class Recorder(Projector):
-    """Keeps the gradients of samples, as the engine hands them out: of one sample, or of a batch, between two `take`s.
-
-    A parameter used twice hands out two sets of factors, each of the whole batch. `take` refuses a batch that came in
-    parts, since a part does not tell which samples it holds.
-    """
-
-    dim = 1
-
-    def __init__(self, projector: LandmarkProjector, count: int) -> None:
-        self.count = count
-        self.forms: dict[str, str] = {}
-        self._costs = projector
-        self._taken = 0
-        self._found: dict[str, list[NDArray[Any] | tuple[NDArray[Any], Floats]]] = {}
-        self.sides: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-        self.whole: dict[str, NDArray[np.float32]] = {}
-
-    def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
-        """Keep formed gradients (b, size)."""
-        if self.forms.get(parameter.name) != NONE:
-            self._found.setdefault(parameter.name, []).append(np.array(gradients, np.float32))
-
-    def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
-        """Keep factors of one position."""
-        if self.forms.get(parameter.name) == NONE:
-            return
-        if rows.ndim == 2 or rows.shape[1] != 1:
-            super().add_factors(out, parameter, rows, columns)
-            return
-        pair = np.array(rows[:, 0], np.float32), np.array(columns[:, 0], np.float32)
-        self._found.setdefault(parameter.name, []).append(pair)
-
-    def cost(self, parameter: Parameter) -> float:
-        """Return what `LandmarkProjector.cost` will, so that gradients come in the same form."""
-        return 0.0 if self.forms.get(parameter.name) == NONE else self._costs.cost(parameter)
-
-    def factor_cost(self, parameter: Parameter, positions: int, touched: bool = False) -> float:
-        """Return what `LandmarkProjector.factor_cost` will."""
-        form = self.forms.get(parameter.name)
-        if form in (NONE, WHOLE):
-            return 0.0 if form == NONE else math.inf
-        return self._costs.factor_cost(parameter, positions, touched)
-
-    def scale(self, factors: dict[str, float]) -> None:
-        """Multiply what was kept of some parameters' gradients."""
-        for name, factor in factors.items():
-            kept = self.sides[name][0] if name in self.sides else self.whole.get(name)
-            if kept is not None:
-                kept *= np.float32(factor)
-
-    def take(self, count: int = 1) -> bool:
-        """File what was kept of the last `count` samples; False if it came in parts, or in another form than before."""
-        found, self._found = self._found, {}
-        if any(_rows(part) != count for parts in found.values() for part in parts):
-            return False
-        if not self._taken:
-            self._allot(found)
-        here = slice(self._taken, self._taken + count)
-        for name, parts in found.items():
-            form = self.forms.get(name)
-            single = len(parts) == 1 and isinstance(parts[0], tuple)
-            if form is None or (form == SIDES and not single):
-                return False
-            if form == SIDES:
-                rows, columns = self.sides[name]
-                rows[here], columns[here] = parts[0]
-            elif form == WHOLE:
-                self.whole[name][here] = sum(_formed(part) for part in parts)
-        self._taken += count
-        return True
-
-    def _allot(self, found: dict[str, list[Any]]) -> None:
-        """Decide which parameters have coordinates, the smallest first, and make room for them."""
-        sizes: dict[str, tuple[int, ...]] = {}
-        for name, parts in found.items():
-            single = len(parts) == 1 and isinstance(parts[0], tuple)
-            sizes[name] = (parts[0][0].shape[1], parts[0][1].shape[1]) if single else (_formed(parts[0]).shape[1],)
-        left = self._costs.options.memory
-        for name, size in sorted(sizes.items(), key=lambda item: sum(item[1])):
-            left -= 4 * self.count * sum(size)
-            if left < 0:
-                self.forms[name] = NONE
-            elif len(size) == 2:
-                self.forms[name] = SIDES
-                self.sides[name] = (
-                    np.zeros((self.count, size[0]), np.float32),
-                    np.zeros((self.count, size[1]), np.float32),
-                )
-            else:
-                self.forms[name] = WHOLE
-                self.whole[name] = np.zeros((self.count, size[0]), np.float32)
-        if not self.sides and not self.whole:
-            least = min(map(sum, sizes.values()), default=0) * 4 * self.count
-            raise ValueError(
-                f"Landmark(memory={self._costs.options.memory}) holds the landmarks' gradients of no parameter; the "
-                f"smallest takes {least} bytes. Give more memory, or fewer landmarks than {self.count}."
-            )
-
-
-def record(
-    projector: LandmarkProjector,
-    engine: Engine,
-    batches: Callable[[], Iterable[Batch]],
-    count: int,
-    together: bool = False,
-) -> Recorder:
-    """Return the gradients of `count` samples, recorded for `projector`.
-
-    Parameters
-    ----------
-    projector
-        What will compare gradients with them.
-    engine
-        The model.
-    batches
-        Yields the samples, each time it is called.
-    count
-        How many there are.
-    together
-        Embed batches as they are, which is faster, where the engine does not split them. Otherwise samples are embedded
-        one at a time, so that the numbers do not depend on the others of a batch.
-
-    Raises
-    ------
-    ValueError
-        If the memory is too small for any parameter.
-    RuntimeError
-        If gradients keep coming in other forms.
-    """
-    for attempt in range(3):  # anew if the engine changes its ways on a sample
-        recorder = Recorder(projector, count)
-        whole = together and attempt == 0
-        if all(_record_batch(recorder, engine, batch, len(batch) if whole else 1) for batch in batches()):
-            return recorder
-    raise RuntimeError("The model's gradients come in another form for every sample: landmarks cannot be kept.")
-
-
-def _record_batch(recorder: Recorder, engine: Engine, batch: Batch, size: int) -> bool:
-    for begin in range(0, len(batch), size):
-        some = batch.select(slice(begin, begin + size))
-        engine.embed(some.x, some.y, recorder)
-        if not recorder.take(len(some)):
-            return False
-    return True
-
-
-def _rows(part: Any) -> int:
-    return len(part[0] if isinstance(part, tuple) else part)
-
-
-def _formed(part: Any) -> NDArray[np.float32]:
-    """Return gradients (b, size) of formed ones, or of the factors (b, out), (b, in) of one position."""
-    if not isinstance(part, tuple):
-        return np.asarray(part, np.float32)
-    rows, columns = part
-    formed: NDArray[np.float32] = (rows[:, :, None] * columns[:, None, :]).reshape(len(rows), -1)
-    return formed
 
 
 def _squared(rows: NDArray[np.float32]) -> NDArray[np.float64]:
