@@ -374,7 +374,8 @@ def check_versions(store: Store) -> None:
 def make_rows(blocks: Iterable[Block], count: int, dim: int, extra: dict[str, Any]) -> Rows:
     """Return `count` consecutive samples as rows of a shard, with the user's columns of the same samples.
 
-    Each block is rounded as it comes: a shard takes the memory of its rows on disk, and the blocks' none.
+    Each block is rounded as it comes: a shard takes the memory of its rows on disk, and the blocks' none. Raises
+    ValueError if there are fewer samples.
     """
     rows = Rows(np.empty((count, dim), np.float16), np.empty(count, np.float32), np.empty(count, np.int64), {})
     kept: dict[str, list[Any]] = {"loss": [], "label": [], "prediction": []}
@@ -385,6 +386,8 @@ def make_rows(blocks: Iterable[Block], count: int, dim: int, extra: dict[str, An
         rows.norms[here], rows.ids[here] = block.norms, block.ids
         for name, values in (("loss", block.losses), ("label", block.labels), ("prediction", block.predictions)):
             kept[name].append(None if values is None else np.array(values))  # a view would hold the whole batch
+    if filled != count:
+        raise ValueError(f"The dataset gave {filled} samples of {count}.")
     columns: dict[str, NDArray[Any]] = {
         name: np.concatenate(parts) for name, parts in kept.items() if all(part is not None for part in parts)
     }

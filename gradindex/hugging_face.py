@@ -15,26 +15,8 @@ LABELS = "labels", "label"
 _ROWS = 16384  # read at once
 
 
-class DatasetSource(Source):
-    """A ``datasets.Dataset``, read by named columns.
-
-    Columns come as NumPy arrays, unless the dataset has a format or a transform of its own (``with_format``,
-    ``with_transform``).
-
-    Parameters
-    ----------
-    dataset
-        The dataset.
-    x
-        The column of the inputs, or several for a model that takes a dict. None: all but the labels.
-    y
-        The column of the labels. None: ``"labels"`` or ``"label"``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column.
-    """
+class _Dataset(Source):
+    """A ``datasets.Dataset``, read by named columns; see `source`."""
 
     def __init__(self, dataset: Any, x: str | Sequence[str] | None = None, y: str | None = None) -> None:
         names = list(dataset.column_names)
@@ -61,11 +43,12 @@ class DatasetSource(Source):
         return Batch(ids, x, _column(found[self.y]))
 
 
-def source(dataset: Any, x: str | Sequence[str] | None = None, y: str | None = None) -> DatasetSource:
-    """Return a ``datasets.Dataset`` as the dataset of a `gradindex.Job`; see `DatasetSource`.
+def source(dataset: Any, x: str | Sequence[str] | None = None, y: str | None = None) -> Source:
+    """Return a ``datasets.Dataset`` as the dataset of a `gradindex.Job`.
 
-    A job takes the dataset as it is, too, if its labels are in a column ``"labels"`` or ``"label"`` and all others are
-    the model's inputs.
+    Columns come as NumPy arrays, unless the dataset has a format or a transform of its own (``with_format``,
+    ``with_transform``). A job takes the dataset as it is, too, if its labels are in a column ``"labels"`` or
+    ``"label"`` and all others are the model's inputs.
 
     Parameters
     ----------
@@ -75,8 +58,13 @@ def source(dataset: Any, x: str | Sequence[str] | None = None, y: str | None = N
         The column of the inputs, or several for a model that takes a dict. None: all but the labels.
     y
         The column of the labels. None: ``"labels"`` or ``"label"``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column.
     """
-    return DatasetSource(dataset, x, y)
+    return _Dataset(dataset, x, y)
 
 
 def is_dataset(value: Any) -> bool:

@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gradindex.index import factory
+from gradindex.index import cascade, factory
 from gradindex.store.store import SHARD_BYTES
 
-CANDIDATES = 100
-"""Rows of each side that a query evaluates exactly, `explain`'s default."""
+_FETCHED = max(
+    cascade.LEAST_CANDIDATES, cascade.CANDIDATES_PER_CHECK * cascade.RERANK
+)  # stored rows that a query reads
 _ITERATIONS = 10  # of k-means in FAISS's inverted lists
 _BUFFERS = 2  # bytes a number of a shard while it is put together: its float16 rows
 _SIDE_BYTES = 28  # of a row for a searching worker: norm, id, and the order of a norm-ordered scan
@@ -135,7 +136,7 @@ def predict(
         index_bytes = rows * (rates.width + _LIST_ROW) + centroids
         sample = 4 * rates.width * factory.training_rows(rows, lists)
         assembling = max(2.0 * sample, _GROWN_LISTS * index_bytes)  # FAISS trains the codes on a copy
-        search = lists * rates.coarse + part * factory.probes(lists) / lists * rates.scan + CANDIDATES * rates.fetch
+        search = lists * rates.coarse + part * factory.probes(lists) / lists * rates.scan + _FETCHED * rates.fetch
         held = part * (rates.width + _LIST_ROW) + centroids
     else:
         centroids, training, adding = 0, 0.0, rows * rates.add_flat
@@ -143,7 +144,7 @@ def predict(
         assembling = _GROWN * index_bytes
         held = 4 * rates.dim * part
         search = part * rates.scan_flat
-    explained = rates.query + 2 * search + 2 * CANDIDATES * rates.check / searching
+    explained = rates.query + 2 * search + 2 * cascade.RERANK * rates.check / searching
     building = max(rates.embed_bytes + _BUFFERS * rates.dim * size, 2.0 * centroids)
     if workers == 1:
         building = assembling = max(building, assembling)

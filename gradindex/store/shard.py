@@ -131,9 +131,7 @@ class Shard:
         pieces = [
             slice(max(low, begin), min(low + step, stop)) for low in range(begin - begin % self._block_rows, stop, step)
         ]
-        checks = self._checks(pieces)
-        for here in pieces:
-            next(checks)
+        for here, _ in zip(pieces, self._checks(pieces), strict=True):
             out[here.start - begin : here.stop - begin] = self.sketches[here]
         return out
 
