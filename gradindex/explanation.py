@@ -75,7 +75,7 @@ class Explanation:
 
     def to_pandas(self) -> Any:
         """Return `to_arrow` as a ``pandas.DataFrame``; needs pandas."""
-        return self.to_arrow().to_pandas()
+        return self.to_arrow().to_pandas(use_threads=False)  # as in Shard.table
 
     def _side(self, prefix: str, side: str, indices: str) -> dict[str, Any]:
         ids = np.asarray(self.data[indices])

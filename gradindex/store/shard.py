@@ -194,10 +194,10 @@ class Shard:
         if hashlib.sha256(data.data).hexdigest() != self._entries["columns"].sha256:
             raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
         try:
-            file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
+            file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), pre_buffer=False)
             if file.metadata.num_columns and file.metadata.num_rows != len(self):
                 raise ValueError(f"expected {len(self)} rows, found {file.metadata.num_rows}")
-            return file.read()
+            return file.read(use_threads=False)  # Arrow's threads may let go of `data` after Python ends: abort
         except (pa.ArrowException, ValueError, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
 

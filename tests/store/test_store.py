@@ -3,6 +3,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -353,3 +355,25 @@ def test_arrays_of_assets_are_bounded_too(tmp_path):
     reseal(tmp_path / "assets" / "a.json", saved)
     with pytest.raises(DamagedIndexError, match="is damaged"):
         assets.read(tmp_path, "seal", "a", {"ids"})
+
+
+COUNTS_THREADS = """
+import os, sys, gradindex
+from gradindex.store import Store
+
+store = Store.open(sys.argv[1])
+before = os.listdir("/proc/self/task")
+tables = [shard.table() for shard in store.shards]
+assert all(len(table) for table in tables)
+print(len(os.listdir("/proc/self/task")) - len(before))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_reading_columns_starts_no_thread_of_arrow(filled):
+    """A thread of Arrow's that lets go of Python's bytes while Python ends aborts the process."""
+    store, _ = filled
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTS_THREADS, str(store.path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
