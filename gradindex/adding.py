@@ -4,7 +4,7 @@ import dataclasses
 import time
 
 from gradindex import landmarks, relevance
-from gradindex.builder import begun, check_job, embed_missing, header
+from gradindex.builder import begun, check_job, header
 from gradindex.errors import MismatchError
 from gradindex.fingerprint import fingerprint
 from gradindex.gradients.base import log
@@ -12,6 +12,7 @@ from gradindex.index import factory
 from gradindex.index.index import Index
 from gradindex.job import Job
 from gradindex.settling import settle
+from gradindex.shards import embed_missing
 from gradindex.sketch import from_json
 from gradindex.stopping import explain_full_disk, stop_on_sigterm
 from gradindex.store import Store, changes

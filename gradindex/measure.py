@@ -81,7 +81,7 @@ def _embedding(
     """Embed and publish rows; return seconds a row of both, the store, bytes of the process, and of embedding."""
     from dataclasses import replace
 
-    from gradindex.builder import make_rows
+    from gradindex.shards import make_rows
     from gradindex.store.columns import as_columns
 
     size = header.batch_size

@@ -6,13 +6,14 @@ import numpy as np
 import pyarrow as pa
 
 from gradindex import landmarks, relevance
-from gradindex.builder import check_job, embed_missing
+from gradindex.builder import check_job
 from gradindex.chain import Picked
 from gradindex.errors import DamagedIndexError
 from gradindex.gradients.base import log
 from gradindex.index import factory
 from gradindex.job import Job
 from gradindex.settling import settle
+from gradindex.shards import embed_missing
 from gradindex.store import Header, Store, changes
 from gradindex.store.changes import Part, State
 from gradindex.store.columns import as_columns

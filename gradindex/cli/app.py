@@ -92,6 +92,9 @@ def build(
         list[str] | None, typer.Option(help="KEY=VALUE for the metric, such as damping=0.001 or layers=2,4.")
     ] = None,
     index: Annotated[str, typer.Option(help="'auto' or a FAISS factory string.")] = "auto",
+    index_memory: Annotated[
+        int | None, typer.Option(min=1, help="Bytes that an index chosen by 'auto' may take.  [default: any]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the projection.")] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.  [default: fits memory]")] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: 128 MiB]")] = None,
@@ -115,6 +118,7 @@ def build(
         metric=metric,
         metric_options=_metric_options(metric_option or []),
         index=index,
+        index_memory=index_memory,
         seed=seed,
         batch_size=batch_size,
         shard_rows=shard_rows,

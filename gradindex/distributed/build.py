@@ -47,7 +47,7 @@ class Workers:
 
     def embed_missing(self, progress: bool | None = None) -> int:
         """Embed and publish the shards that the store lacks; return how many samples were embedded."""
-        from gradindex.builder import check_versions
+        from gradindex.shards import check_versions
 
         store, missing = self._store, self._store.missing()
         if not missing:

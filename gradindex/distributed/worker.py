@@ -39,9 +39,10 @@ class Worker:
         import ray
 
         from gradindex import landmarks
-        from gradindex.builder import check_job, check_versions
+        from gradindex.builder import check_job
         from gradindex.errors import MismatchError
         from gradindex.gradients import threads
+        from gradindex.shards import check_versions
         from gradindex.store import Header, Store
         from gradindex.store.columns import as_columns
         from gradindex.store.location import locate
@@ -69,8 +70,8 @@ class Worker:
 
     def embed(self, number: int) -> int:
         """Embed and publish a shard, unless another did; return how many samples were embedded."""
-        from gradindex.builder import embed_shard
         from gradindex.gradients import threads
+        from gradindex.shards import embed_shard
 
         if self._store.has(number):
             return 0

@@ -112,16 +112,22 @@ def training_rows(rows: int, lists: int) -> int:
     return min(rows, max(lists * _TRAIN_ROWS_PER_LIST, 4096))
 
 
-def plan(header: Header, index: str, rows: int | None = None) -> tuple[str, int]:
+def plan(header: Header, index: str, rows: int | None = None, memory: int | None = None) -> tuple[str, int]:
     """Return the factory string and width that `build` will use for `rows` (None: the header's), before there are any.
 
     Raises
     ------
     ValueError
-        If FAISS does not know the string, or the rows cannot be folded to the width it begins with.
+        If FAISS does not know the string, or the rows cannot be folded to the width it begins with; if nothing fits
+        `memory`, or it is given with a string.
     """
     able = foldable(header)
-    factory = choose_index(rows or header.rows, header.dim, foldable=able) if index == "auto" else index
+    if index == "auto":
+        factory = choose_index(rows or header.rows, header.dim, foldable=able, memory=memory)
+    elif memory is None:
+        factory = index
+    else:
+        raise ValueError(f"index_memory={memory} is for index='auto'; {index!r} takes what it takes.")
     dim, inner = unfold(factory, header.dim)
     if header.dim % dim or (dim != header.dim and not able):
         kind = header.sketch["kind"]

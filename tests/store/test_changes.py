@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex import builder, compacting, fingerprint
+from gradindex import compacting, fingerprint, shards
 from gradindex.batches import ColumnSource, MapSource, as_source
 from gradindex.chain import Chain
 from gradindex.cli.app import run
@@ -226,7 +226,7 @@ def test_another_process_was_first(path):
 
 
 def test_another_process_is_first_while_this_one_embeds(path, monkeypatch):
-    embed, second = builder.embed_missing, gradindex.load(path, digits_job())
+    embed, second = shards.embed_missing, gradindex.load(path, digits_job())
 
     def slow(*args, **options):
         done = embed(*args, **options)
@@ -246,7 +246,7 @@ def test_another_process_is_first_while_this_one_embeds(path, monkeypatch):
 
 
 def test_the_same_samples_twice_at_once_are_added_once(path, monkeypatch):
-    embed = builder.embed_missing
+    embed = shards.embed_missing
 
     def slow(*args, **options):
         done = embed(*args, **options)

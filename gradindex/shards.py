@@ -1,0 +1,127 @@
+"""Embedding the shards of a store: what a build, an addition and a repair have in common."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex import landmarks
+from gradindex.batches import Ids
+from gradindex.embedding import Block, embed_rows
+from gradindex.errors import MismatchError
+from gradindex.gradients import threads
+from gradindex.gradients.base import Projector
+from gradindex.job import Job
+from gradindex.progress import progress_bar
+from gradindex.store import Rows, Store
+from gradindex.store.columns import as_columns
+from gradindex.store.shard import normalise
+
+
+def embed_missing(
+    job: Job, store: Store, progress: bool | None = None, projector: Projector | None = None, ids: Ids | None = None
+) -> int:
+    """Embed and publish the shards that a store lacks; return how many samples were embedded.
+
+    Of a store that is to be a part of another one, `projector` is that of the other one. With `ids`, they are those of
+    the job's samples; else samples' positions.
+    """
+    header, missing = store.header, store.missing()
+    if not missing:
+        return 0
+    check_versions(store)
+    projector = projector or landmarks.bound(store, job, create=True)
+    extra = as_columns(job.columns, len(job.source))
+    left = sum(header.span(number)[1] - header.span(number)[0] for number in missing)
+    embedded = 0
+    with (
+        progress_bar("Embedding", header.rows, header.rows - left, show=progress) as advance,
+        threads.using(header.backend, header.threads),
+    ):
+        for number in missing:
+            start, stop = (header.first + place for place in header.span(number))
+            if store.has(number):  # another builder was here in the meantime
+                advance(stop - start)
+                continue
+            embed_shard(job, store, projector, extra, number, advance, ids)
+            embedded += stop - start
+    return embedded
+
+
+def embed_shard(
+    job: Job,
+    store: Store,
+    projector: Projector,
+    extra: Mapping[str, Any],
+    number: int,
+    advance: Callable[[int], None] = lambda rows: None,
+    ids: Ids | None = None,
+) -> int:
+    """Embed and publish one shard; return how many samples it holds.
+
+    Parameters
+    ----------
+    job, store
+        What to embed, and where to.
+    projector
+        The projection of the store's header; see `gradindex.landmarks.bound`.
+    extra
+        The user's columns of all samples.
+    number
+        Which shard.
+    advance
+        Called with the number of samples embedded.
+    ids
+        Of the job's samples; None: their positions.
+    """
+    start, stop = (store.header.first + place for place in store.header.span(number))
+
+    def blocks() -> Iterator[Block]:
+        for block in embed_rows(job, projector, store.header.batch_size, start, stop):
+            yield block
+            advance(len(block.ids))
+
+    some = {name: values[start:stop] for name, values in extra.items()}
+    rows = make_rows(blocks(), stop - start, store.header.dim, some)
+    store.write(number, rows if ids is None else replace(rows, ids=ids[start:stop]))
+    return stop - start
+
+
+def check_versions(store: Store) -> None:
+    """Raise MismatchError unless the packages that fix the bits of a row are those the build was begun with."""
+    differences = [
+        f"{name} {saved}, not {now}"
+        for name, saved in store.header.versions.items()
+        if name != "faiss" and saved != (now := str(import_module(name).__version__))
+    ]
+    if differences:
+        raise MismatchError(
+            f"The build in {store.path} was begun with {', '.join(differences)}. "
+            "Install those versions to continue it, or begin again (overwrite=True, --overwrite)."
+        )
+
+
+def make_rows(blocks: Iterable[Block], count: int, dim: int, extra: dict[str, Any]) -> Rows:
+    """Return `count` consecutive samples as rows of a shard, with the user's columns of the same samples.
+
+    Each block is rounded as it comes: a shard takes the memory of its rows on disk, and the blocks' none. Raises
+    ValueError if there are fewer samples.
+    """
+    rows = Rows(np.empty((count, dim), np.float16), np.empty(count, np.float32), np.empty(count, np.int64), {})
+    kept: dict[str, list[Any]] = {"loss": [], "label": [], "prediction": []}
+    filled = 0
+    for block in blocks:
+        here = slice(filled, filled := filled + len(block.ids))
+        rows.sketches[here] = normalise(block.sketches)
+        rows.norms[here], rows.ids[here] = block.norms, block.ids
+        for name, values in (("loss", block.losses), ("label", block.labels), ("prediction", block.predictions)):
+            kept[name].append(None if values is None else np.array(values))  # a view would hold the whole batch
+    if filled != count:
+        raise ValueError(f"The dataset gave {filled} samples of {count}.")
+    columns: dict[str, NDArray[Any]] = {
+        name: np.concatenate(parts) for name, parts in kept.items() if all(part is not None for part in parts)
+    }
+    return replace(rows, columns=columns | extra)
