@@ -1,7 +1,8 @@
 """Lookups against the exact kernel: recall, proofs and latency on real gradients, and peers on the same ones.
 
     GRADINDEX_DATA=… python benchmarks/lookup.py [--rows 60000] [--queries 500] [--folder FOLDER] [--json FILE]
-        [--million FOLDER/rows-1000000] [--peers alibi=VENV captum=VENV] [--parts index proofs residual latency]
+        [--million FOLDER/rows-1000000]
+        [--peers alibi=VENV captum=VENV trak=VENV] [--parts index proofs residual latency]
 
 Trains the CNN of the docs (412,778 parameters) on Fashion-MNIST, embeds the training pictures, and computes the exact
 inner products of test pictures' gradients with all training gradients by factors, blockwise. With ``--folder`` all of
@@ -265,9 +266,10 @@ def peers(args, folder, images, dots, norms, queries):
         except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
             print(f"{name} skipped: {error}", flush=True)
             continue
-        if (ids := found.pop("ids", None)) is not None:
-            found["recall@10"] = recall(values[: len(ids)], np.array(ids))
-            found["recall@10 of grad_dot"] = recall(dots[: len(ids)], np.array(ids))
+        for key in [key for key in found if key.startswith("ids")]:
+            ids, how = np.array(found.pop(key)), key.removeprefix("ids")
+            found[f"recall@10{how}"] = recall(values[: len(ids)], ids)
+            found[f"recall@10 of grad_dot{how}"] = recall(dots[: len(ids)], ids)
         out[name] = found
         show(name, found)
     return out
