@@ -21,7 +21,7 @@ from gradindex.sketch.landmark import LandmarkProjector
 MEMORY_BUDGET = 1 << 30  # bytes for one batch
 _MOST = 128  # beyond this most models gain nothing
 _MOST_SMALL = 512  # of samples that take little memory
-_SMALL_BATCH_BYTES = 32 << 20
+_SMALL_BATCH_BYTES = 128 << 20
 _WINDOW, _WINDOW_BYTES = 4096, 64 << 20  # of samples that differ in shape, read at once to find some that do not
 _PEEK, _FIRST = 8, 256  # samples that tell whether shapes differ, and those among which the longest is sought
 
@@ -164,8 +164,9 @@ def default_batch_size(engine: Engine, budget: int = MEMORY_BUDGET) -> int:
 def embedding_batch_size(job: Job, budget: int = MEMORY_BUDGET) -> int:
     """Return how many samples can be embedded at once in about `budget` bytes, at most 128, or 512 of small ones.
 
-    Small models gain from larger batches (MLP 784-1024-1024-10: 512 at once are 1.4 times as fast as 128), those
-    with large activations lose (a CNN 0.75 times), so beyond 128 only what fits 32 MiB is taken at once. Embeds
+    Small models gain from larger batches (MLP 784-1024-1024-10: 512 at once are 1.4 times as fast as 128; a CNN of
+    12 k parameters, 256: 1.3 times), those with large activations lose (a CNN of 3 MiB a sample, 256: 0.94 times, 512:
+    0.65), so beyond 128 only what fits 128 MiB is taken at once. Embeds
     two samples to find out which gradients have to be formed whole: the longest of the first 256, where samples
     differ in length.
     """

@@ -274,7 +274,7 @@ def test_small_samples_come_in_larger_batches():
     assert embedding.embedding_batch_size(job) == 512  # an MLP of 100 activations
     assert embedding.embedding_batch_size(job, budget=300 * each) == 300
     wide = gradindex.Job(
-        nn.Sequential(nn.Linear(64, 60_000), nn.ReLU(), nn.Linear(60_000, 10)), nn.CrossEntropyLoss(), digits()
+        nn.Sequential(nn.Linear(64, 240_000), nn.ReLU(), nn.Linear(240_000, 10)), nn.CrossEntropyLoss(), digits()
     )
     assert embedding.embedding_batch_size(wide) == 128
     assert embedding.embedding_batch_size(wide, budget=wide.engine.bytes_per_sample) == 1

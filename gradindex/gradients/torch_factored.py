@@ -174,8 +174,9 @@ class Sketches:
         elif inner != {1}:
             by_factors = False
         formed = _formed_as_it_lies if as_it_lies else _formed
-        needed = sum(use.bytes_per_sample() for use in uses)
+        needed = 0
         if by_factors:
+            needed = sum(use.bytes_per_sample() for use in uses)
             needed += sum(use.positions or 0 for use in uses) * self._costs.dim * 16
         if not (by_factors and ghost):
             needed += _formed_bytes(parameter.size, uses)
@@ -207,7 +208,7 @@ class Sketches:
 
 
 def _formed_bytes(size: int, uses: Sequence[Use]) -> int:
-    return 4 * size + sum(use.bytes_per_sample() for use in uses)
+    return 4 * size + sum(use.form_bytes() for use in uses)
 
 
 def _blocks(samples: int, bytes_per_sample: int) -> list[slice]:

@@ -113,4 +113,28 @@ def test_which_patches_are_cut_in_runs():
     assert not torch_conv_last.suits(image, last, size, 1)
     assert not torch_conv_last.suits(last, last, size, 2)
     few = last[:, :3].contiguous(memory_format=torch.channels_last)
-    assert not torch_conv_last.suits(few, last, size, 1)
+    assert torch_conv_last.suits(few, last, size, 1)  # compiled blocks, whatever the runs
+    assert not torch_conv_last.suits(few.double(), last.double(), size, 1)
+    assert not torch_conv_last.suits(few, last, torch.Size((300, 5)), 1)
+    one = last[:, :1].contiguous(memory_format=torch.channels_last)
+    assert not torch_conv_last.suits(one, last, size, 1)
+
+
+@pytest.mark.parametrize("channels", [(3, 64), (16, 16), (64, 64), (65, 128)])
+def test_small_kernels_are_formed_without_patches(channels, monkeypatch):
+    large, small = (
+        torch.randn(5, count, size, size).contiguous(memory_format=torch.channels_last)
+        for count, size in zip(channels, (9, 5), strict=True)
+    )
+    args = torch.Size((3, 3)), [2, 2], [(1, 1), (1, 1)], [1, 1]
+    use = torch_conv_last.LastPatches(large, small, *args, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_conv_last.LastPatches, "factors", lambda *_: pytest.fail("cuts patches"))
+        if channels == (65, 128):  # too large a kernel
+            with pytest.raises(pytest.fail.Exception, match="cuts patches"):
+                use.form(slice(0, 5))
+        else:
+            found = use.form(slice(1, 5)).clone()
+            want = Patches(large, small, *args, 1, Layout(0, 1)).form(slice(1, 5))
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+            assert use.form_bytes() == 4 * 9 * channels[0] * channels[1]

@@ -1,28 +1,38 @@
 """Per-sample gradients of two-dimensional convolutions whose images have their channels last in memory.
 
-A row of the kernel is then one run of numbers in memory, so that cutting patches is copying such runs: four to
-twelve times as fast as with channels first (measured), where runs are as long as a row of the image.
+Small kernels are formed by compiled blocks that read the images where they lie: 1.4 to 3 times as fast as cutting
+patches and multiplying them (measured, 3 to 64 channels). For others, a row of the kernel is one run of numbers in
+memory, so that cutting patches is copying such runs: four to twelve times as fast as with channels first (measured),
+where runs are as long as a row of the image.
 """
 
 import torch
 from torch import Tensor
 
-from gradindex.gradients.layers import torch_products
+from gradindex.gradients.layers import filters, torch_products
+from gradindex.gradients.layers.geometry import geometry
 from gradindex.gradients.layers.torch_use import Use, upcast
 
 _SHORTEST_RUN = 16  # numbers; shorter ones are copied faster with the channels first
+_SMALL = (
+    1 << 16
+)  # numbers of a kernel that stay in a core's cache: 64 x 64 x 3 x 3 gains 1.4 times, four times it nothing
 
 
 def suits(large: Tensor, small: Tensor, kernel: torch.Size, groups: int) -> bool:
-    """Whether both images (n, C, height, width) lie with the channels last, and runs are long enough."""
+    """Whether both images (n, C, height, width) lie with the channels last, and are formed faster that way."""
     images = large.dim() == 4 and groups == 1 and large.device.type == "cpu"
     if not (images and _is_last(large) and _is_last(small)):
         return False
-    return bool(large.shape[1] * kernel[1] >= _SHORTEST_RUN)
+    return large.shape[1] * kernel[1] >= _SHORTEST_RUN or _is_compiled(large, small, kernel)
 
 
 def _is_last(image: Tensor) -> bool:
     return bool(image.shape[1] > 1 and image.is_contiguous(memory_format=torch.channels_last))
+
+
+def _is_compiled(large: Tensor, small: Tensor, kernel: torch.Size) -> bool:
+    return large.dtype == small.dtype == torch.float32 and large.shape[1] * kernel.numel() * small.shape[1] <= _SMALL
 
 
 class LastPatches(Use):
@@ -44,6 +54,7 @@ class LastPatches(Use):
         self.inner = kernel.numel()
         self._width: int = self.inner * large.shape[1]
         self.form_cost = self.positions * small.shape[1] * self._width
+        self._compiled = folded == 1 and self.positions > 0 and _is_compiled(large, small, kernel)
 
     def form(self, block: slice) -> Tensor:
         """Return the per-sample gradients (block, R·C·kernel)."""
@@ -52,6 +63,8 @@ class LastPatches(Use):
 
     def form_inner_first(self, block: slice) -> Tensor:
         """Return the per-sample gradients (block, R·kernel·C)."""
+        if self._compiled:
+            return self._filters(block)
         rows, columns = self.factors(block)
         out = self.buffer("formed", (len(rows), rows.shape[2], self._width), rows)
         return torch_products.batched(rows.transpose(1, 2), columns, out).flatten(1)
@@ -66,6 +79,19 @@ class LastPatches(Use):
     def bytes_per_sample(self) -> int:
         """Return the size of one sample's patches."""
         return 4 * self._width * (self.positions or 0)
+
+    def form_bytes(self) -> int:
+        """Return the size of one sample's patches, or of its kernel where it is formed without them."""
+        return 4 * self._width * self.small.shape[3] if self._compiled else self.bytes_per_sample()
+
+    def _filters(self, block: slice) -> Tensor:
+        large, small = self.large[block], self.small[block]
+        options = {"kernel": tuple(self.kernel), "stride": tuple(self.stride), "dilation": tuple(self.dilation)}
+        at = geometry(large.shape, small.shape, **options, padding=self.padding)
+        turned = self.buffer("turned", (len(small), self._width, small.shape[3]), small)
+        filters.form(large.detach().numpy(), small.detach().numpy(), turned.numpy(), at)
+        out = self.buffer("formed", (len(small), small.shape[3], self._width), small)
+        return out.copy_(turned.transpose(1, 2)).flatten(1)
 
     def _patches(self, images: slice) -> Tensor:
         padded = self._padded(images)

@@ -129,7 +129,7 @@ class Pulled(Use):
 
     def bytes_per_sample(self) -> int:
         """Return the working memory of the shared tensor's own gradient."""
-        return self._use.bytes_per_sample() + 8 * int(self._derived.live.numel())
+        return self._use.form_bytes() + 8 * int(self._derived.live.numel())
 
 
 def _pull(live: Tensor, leaf: Tensor, gradients: Tensor) -> Tensor | None:

@@ -63,6 +63,10 @@ class Use(ABC):
         """Return how much working memory `factors` and `form` take for a sample, beyond the gradient."""
         return 0
 
+    def form_bytes(self) -> int:
+        """Return how much of it `form` takes alone."""
+        return self.bytes_per_sample()
+
     def buffer(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """Return a buffer of any contents, which the next call with that name takes again."""
         if self.workspace is None:
