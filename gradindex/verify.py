@@ -171,6 +171,7 @@ def verify(
         depth: _answer(index, own, options, depth, rerank) for depth in {k, most}
     }  # what a user gets who asks for so many
     estimates = _answer(index, own, options, max(k, most), 0)
+    index.store.release()
     truth = _compare(index, asked, own, max(k, most), parsed, rng, max_seconds)
     best = [_with_answers(truth, answer) for answer in (lists[k], lists[most])]
     stages = _stages(best, truth, estimates, lists, k, most)
@@ -283,7 +284,7 @@ def _compare(
         size = default_batch_size(engine)
         blocks = None if order is None else _until(end, store.ids[order], size)
         for part, dots, train in exact.scan(engine, index.job.source, batch, gradients, size, blocks):
-            there = np.isin(part.ids, store.ids)  # a compaction leaves removed samples out
+            there = store.holds(part.ids)  # a compaction leaves removed samples out
             here = store.rows_of(part.ids[there])
             found = kernels.values(kernel, dots, norms, train)[:, there]
             place = np.searchsorted(sample, here).clip(max=len(sample) - 1)

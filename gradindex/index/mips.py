@@ -16,6 +16,7 @@ from gradindex.store import Store
 
 Found = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 _BLOCKS = 1024, 16384  # rows in the first block and at most; blocks double, as most scans stop early
+_HELD = 256 << 20  # bytes of rows after which a scan lets go of their pages, which count as the process's memory
 _SLACK = 1.001  # stored rows have norm 1 up to half precision's rounding, 2^-11 relative
 
 
@@ -54,14 +55,17 @@ def scan(
     rows = np.full((len(queries), k), -1, np.int64)
     scanned = np.zeros(len(queries), np.int64)
     active = np.arange(len(queries))
-    begin, size = 0, _BLOCKS[0]
+    begin, size, held = 0, _BLOCKS[0], 0
     while begin < len(rows_in_order) and len(active):
         here = np.sort(rows_in_order[begin : begin + size])
         weights = _weights(kernel, query_norms[active], store.norms[here], eps)
         found = (queries[active] @ store.gather(here).T) * weights
         every = np.broadcast_to(here, found.shape)
         best[active], rows[active] = top(np.hstack([best[active], found]), np.hstack([rows[active], every]), k)
-        begin, size = begin + len(here), min(2 * size, _BLOCKS[1])
+        begin, size, held = begin + len(here), min(2 * size, _BLOCKS[1]), held + 2 * len(here) * store.header.dim
+        if held > _HELD:
+            store.release()
+            held = 0
         scanned[active] = begin
         if begin < len(rows_in_order):
             left = _weights(kernel, query_norms[active], store.norms[rows_in_order[begin : begin + 1]], eps)[:, 0]

@@ -282,12 +282,19 @@ class Store:
         IndexError
             If an id is not in the store.
         """
-        place = np.searchsorted(self.ids, ids, sorter=self._order)
-        rows = self._order[np.minimum(place, len(self) - 1)]
+        rows = self._nearest_rows(ids)
         bad = ids[self.ids[rows] != ids]
         if len(bad):
             raise IndexError(f"Ids {bad[:5].tolist()} are out of range for an index of {len(self)} samples.")
         return rows.astype(np.int64)
+
+    def holds(self, ids: Ids) -> NDArray[np.bool_]:
+        """Return whether there are rows of these ids, (n,)."""
+        return self.ids[self._nearest_rows(ids)] == ids  # type: ignore[no-any-return]
+
+    def _nearest_rows(self, ids: Ids) -> NDArray[np.intp]:
+        place = np.searchsorted(self.ids, ids, sorter=self._order)
+        return self._order[np.minimum(place, len(self) - 1)]
 
     @cached_property
     def _order(self) -> NDArray[np.intp]:

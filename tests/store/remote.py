@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import threading
 import urllib.request
 
 import pytest
@@ -17,6 +18,7 @@ def s3(tmp_path_factory):
         pytest.skip(f"{', '.join(MISSING)} missing: pip install 'gradindex[test]'")
     import logging
 
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -30,7 +32,15 @@ def s3(tmp_path_factory):
         "AWS_DEFAULT_REGION": "us-east-1",
         "GRADINDEX_CACHE": str(tmp_path_factory.mktemp("cache")),
     }
+    put, one_at_a_time = S3Response._key_response_put, threading.Lock()
+
+    def atomic(self, *args, **options):
+        """S3 creates an object if it is absent in one step; moto looks first, and two of a thousand racers both win."""
+        with one_at_a_time:
+            return put(self, *args, **options)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "_key_response_put", atomic)
         for name, value in settings.items():
             patch.setenv(name, value)
         urllib.request.urlopen(urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/{BUCKET}", method="PUT"))

@@ -288,6 +288,11 @@ def test_opening_nothing(tmp_path):
         Store.open(tmp_path)
 
 
+def test_which_ids_are_there(filled):
+    store, _ = filled
+    assert store.holds(np.array([24, -1, 0, 25, 2**40])).tolist() == [True, False, True, False, False]
+
+
 def test_unknown_ids_are_refused(filled):
     store, _ = filled
     np.testing.assert_array_equal(store.rows_of(np.array([24, 3])), [24, 3])

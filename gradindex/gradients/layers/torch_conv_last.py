@@ -32,7 +32,8 @@ def _is_last(image: Tensor) -> bool:
 
 
 def _is_compiled(large: Tensor, small: Tensor, kernel: torch.Size) -> bool:
-    return large.dtype == small.dtype == torch.float32 and large.shape[1] * kernel.numel() * small.shape[1] <= _SMALL
+    size = large.shape[1] * kernel.numel() * small.shape[1]
+    return bool(large.dtype == small.dtype == torch.float32 and size <= _SMALL)
 
 
 class LastPatches(Use):
@@ -86,8 +87,13 @@ class LastPatches(Use):
 
     def _filters(self, block: slice) -> Tensor:
         large, small = self.large[block], self.small[block]
-        options = {"kernel": tuple(self.kernel), "stride": tuple(self.stride), "dilation": tuple(self.dilation)}
-        at = geometry(large.shape, small.shape, **options, padding=self.padding)
+        at = geometry(
+            *(large.shape, small.shape),
+            kernel=tuple(self.kernel),
+            stride=tuple(self.stride),
+            dilation=tuple(self.dilation),
+            padding=self.padding,
+        )
         turned = self.buffer("turned", (len(small), self._width, small.shape[3]), small)
         filters.form(large.detach().numpy(), small.detach().numpy(), turned.numpy(), at)
         out = self.buffer("formed", (len(small), small.shape[3], self._width), small)
