@@ -162,8 +162,8 @@ class JobReferenceError(ValueError):
 def load_job(reference: str) -> Job:
     """Return the job that ``MODULE:FUNCTION`` makes.
 
-    MODULE is a module name (looked for in the working directory too) or the path of a ``.py`` file; FUNCTION
-    takes no arguments and returns a `Job`.
+    MODULE is a module name (looked for in the working directory too) or the path of a ``.py`` file, which may import
+    the modules beside it; FUNCTION takes no arguments and returns a `Job`.
 
     Raises
     ------
@@ -184,6 +184,11 @@ def load_job(reference: str) -> Job:
     return job
 
 
+def _find_modules_in(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
 def _import(name: str) -> Any:
     if name.endswith(".py"):
         path = Path(name)
@@ -194,10 +199,10 @@ def _import(name: str) -> Any:
             raise JobReferenceError(f"{name!r} is not a Python file.")
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(path.stem, module)
+        _find_modules_in(str(path.resolve().parent))
         spec.loader.exec_module(module)
         return module
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    _find_modules_in(os.getcwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

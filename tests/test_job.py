@@ -174,11 +174,19 @@ def test_parameters_that_do_not_exist():
         digits_job(parameters="conv").engine  # noqa: B018
 
 
+def test_a_file_may_import_what_is_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_a_job.py").write_text("from tests.jobs import digits_job as job\n")
+    (tmp_path / "job_file.py").write_text("from beside_a_job import job\n")
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_job(f"{tmp_path.name}/job_file.py:job").engine.size == digits_job().engine.size
+
+
 def test_jobs_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_model.py").write_text("from tests.jobs import digits_job as job\n")
     assert load_job(str(tmp_path / "my_model.py") + ":job").engine.size == digits_job().engine.size
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     assert load_job("my_model:job").engine.size == digits_job().engine.size
     (tmp_path / "broken.py").write_text("import surely_not_installed\n")
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
