@@ -1,6 +1,7 @@
 """Hugging Face `datasets`, in and out: a dataset as a job's, and a dataset with its embeddings as a column."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def is_dataset(value: Any) -> bool:
     return kind.__module__.partition(".")[0] == "datasets" and kind.__name__ == "Dataset"
 
 
-def with_embeddings(dataset: Any, index: "Index", column: str = "gradient") -> Any:
+def with_embeddings(dataset: Any, index: "Index", column: str = "gradient", path: str | Path | None = None) -> Any:
     """Return the dataset with the stored embeddings as one more column, for ``Dataset.add_faiss_index``.
 
     ``dataset.get_nearest_examples(column, query, k)`` then finds the samples that `Index.search` finds for the query,
@@ -88,6 +89,9 @@ def with_embeddings(dataset: Any, index: "Index", column: str = "gradient") -> A
         The index.
     column
         What to call the column: lists of `dim` float32 numbers of unit norm.
+    path
+        A new Arrow file to write them to (4 · dim bytes a sample), which the dataset maps and needs from then on; None:
+        they are held in memory.
 
     Returns
     -------
@@ -100,6 +104,8 @@ def with_embeddings(dataset: Any, index: "Index", column: str = "gradient") -> A
         If datasets is not installed; says what to type.
     ValueError
         If the dataset has such a column already, or another number of samples than the index.
+    FileExistsError
+        If there is something at `path`.
     """
     try:
         import datasets
@@ -116,13 +122,22 @@ def with_embeddings(dataset: Any, index: "Index", column: str = "gradient") -> A
     ids = store.ids[alive]
     if store.state.positions != len(dataset):
         raise ValueError(f"The index was made of {store.state.positions} samples but the dataset has {len(dataset)}.")
-    kind = pa.list_(pa.float32(), store.header.dim)
-    parts = []
-    for first, rows in store.blocks(_ROWS):
-        kept = normalise(rows[alive[first : first + len(rows)]])  # float16 leaves them off by some 1e-5
-        parts.append(pa.FixedSizeListArray.from_arrays(pa.array(kept.ravel()), type=kind))
-    table = pa.table({column: pa.chunked_array(parts, kind)})
-    embeddings = datasets.Dataset(datasets.table.InMemoryTable(table))
+    schema = pa.schema({column: pa.list_(pa.float32(), store.header.dim)})
+
+    def batches() -> Iterator[Any]:
+        for first, rows in store.blocks(_ROWS):
+            kept = normalise(rows[alive[first : first + len(rows)]])  # float16 leaves them off by some 1e-5
+            yield pa.record_batch(
+                [pa.FixedSizeListArray.from_arrays(pa.array(kept.ravel()), type=schema[0].type)], schema
+            )
+
+    if path is None:
+        embeddings = datasets.Dataset(datasets.table.InMemoryTable(pa.Table.from_batches(batches(), schema)))
+    else:
+        with open(path, "xb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in batches():
+                writer.write_batch(batch)
+        embeddings = datasets.Dataset.from_file(str(path))
     rows = dataset if len(ids) == len(dataset) else dataset.select(ids.tolist())
     return datasets.concatenate_datasets([rows, embeddings], axis=1)
 

@@ -87,6 +87,17 @@ def test_nearest_examples_are_those_of_the_index(pictures, index):
     np.testing.assert_allclose(samples["pixels"], x[ids[0]], atol=1e-6)
 
 
+def test_embeddings_in_a_file(pictures, index, tmp_path):
+    path = tmp_path / "rows.arrow"
+    found = hugging_face.with_embeddings(pictures, index, path=path)
+    want = hugging_face.with_embeddings(pictures, index)
+    assert found.column_names == want.column_names
+    np.testing.assert_array_equal(found["gradient"][:], want["gradient"][:])
+    assert str(path) in {file["filename"] for file in found.cache_files}
+    with pytest.raises(FileExistsError):
+        hugging_face.with_embeddings(pictures, index, path=path)
+
+
 def test_removed_samples_are_left_out(pictures, tmp_path):
     x, _ = digits()
     index = gradindex.build(gradindex.Job(trained(), nn.CrossEntropyLoss(), pictures), tmp_path / "i")
