@@ -228,20 +228,29 @@ class Engine(ABC):
         return Embedded(sketches, np.sqrt(squares), found[0].losses, found[0].outputs)
 
     def _with_ladder(self, x: Tree, y: Tree, work: Callable[[dict[str, list[str]]], _Result]) -> _Result:
-        """Do `work` with the parameters' names by path; what the factored path fails to do takes the next."""
+        """Do `work` with the parameters' names by path; what the factored path fails to do takes the next.
+
+        What fails on every path is the samples' fault: nothing is learnt from it.
+        """
         if any(isinstance(leaf, list) for leaf in leaves(x)):  # objects cannot be batched
             return work({LOOP: [parameter.name for parameter in self.parameters]})
         self._decide(x, y)
+        before, failures = self._paths, []
         while True:
             try:
-                return work(self._groups())
+                result = work(self._groups())
+                break
             except Exception as error:
                 failed = self._running
                 if failed == LOOP or ladder.is_out_of_memory(error):
+                    self._paths = before
                     raise
                 lower = self.fast_path if failed == FACTORED else LOOP
-                log.warning("the %s path fails from here on, using the %s: %s", failed, lower, error)
+                failures.append((failed, lower, error))
                 self._paths = {name: lower if path == failed else path for name, path in self._paths.items()}
+        for failure in failures:
+            log.warning("the %s path fails from here on, using the %s: %s", *failure)
+        return result
 
     def _decide(self, x: Tree, y: Tree) -> None:
         """Choose the paths on the first batch, and look again at the first whose samples have another shape."""

@@ -309,3 +309,14 @@ def test_a_scripted_module_takes_the_loop():
     engine = TorchEngine(torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), loss)
     assert_as_the_loop(engine, samples((3,), 4), np.zeros(4, np.float32))
     assert set(engine.paths.values()) == {"loop"}
+
+
+def test_labels_that_do_not_exist_leave_the_paths_as_they_were(caplog):
+    engine = TorchEngine(nn.Sequential(nn.Linear(4, 3)), nn.CrossEntropyLoss())
+    x = np.eye(4, dtype=np.float32)
+    engine.gradients(x, np.arange(4) % 3)
+    assert set(engine.paths.values()) == {"factored"}
+    with pytest.raises(IndexError, match="out of bounds"):
+        engine.gradients(x, np.full(4, 7))
+    assert set(engine.paths.values()) == {"factored"}
+    assert "fails from here on" not in caplog.text
