@@ -1,5 +1,6 @@
 """Embedding the shards of a store: what a build, an addition and a repair have in common."""
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -48,6 +49,7 @@ def embed_missing(
                 continue
             embed_shard(job, store, projector, extra, number, advance, ids)
             embedded += stop - start
+            give_back_memory()
     return embedded
 
 
@@ -88,6 +90,13 @@ def embed_shard(
     rows = make_rows(blocks(), stop - start, store.header.dim, some)
     store.write(number, rows if ids is None else replace(rows, ids=ids[start:stop]))
     return stop - start
+
+
+def give_back_memory() -> None:
+    """Let the system have what the allocator holds unused, or threads' arenas grow over many shards; glibc's alone."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def check_versions(store: Store) -> None:

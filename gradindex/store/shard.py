@@ -79,7 +79,7 @@ def _write_array(directory: Location, name: str, array: NDArray[Any], beside: Ex
 
 def _write_columns(directory: Location, name: str, columns: Mapping[str, Any]) -> FileEntry:
     with temporary(directory) as part:
-        pq.write_table(pa.table(dict(columns)), part)
+        pq.write_table(pa.table(dict(columns)), part, memory_pool=pa.system_memory_pool())  # Arrow's own keeps it
         return keep(part, directory, name)
 
 
