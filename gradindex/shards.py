@@ -1,6 +1,5 @@
 """Embedding the shards of a store: what a build, an addition and a repair have in common."""
 
-import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import landmarks
+from gradindex import landmarks, memory
 from gradindex.batches import Ids
 from gradindex.embedding import Block, embed_rows
 from gradindex.errors import MismatchError
@@ -49,7 +48,7 @@ def embed_missing(
                 continue
             embed_shard(job, store, projector, extra, number, advance, ids)
             embedded += stop - start
-            give_back_memory()
+            memory.give_back()
     return embedded
 
 
@@ -90,13 +89,6 @@ def embed_shard(
     rows = make_rows(blocks(), stop - start, store.header.dim, some)
     store.write(number, rows if ids is None else replace(rows, ids=ids[start:stop]))
     return stop - start
-
-
-def give_back_memory() -> None:
-    """Let the system have what the allocator holds unused, or threads' arenas grow over many shards; glibc's alone."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def check_versions(store: Store) -> None:
