@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import memory
 from gradindex.batches import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.embedding import check_batch, check_finite, default_batch_size
 from gradindex.gradients import double_backward
@@ -24,7 +23,6 @@ FORWARD_PAIRS = 1.5
 matrices of the model are kept as factors (`HeldQueries.slim`)."""
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
 _UNSPLIT = 15  # samples that no engine computes in parts, which could not be kept
-_BATCHES = 256  # after which a long pass gives unused memory back
 _SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass of a layer with many positions
 
 
@@ -92,14 +90,12 @@ def scan(
     size = batch_size or default_batch_size(engine)
     batches = source.blocks(size) if ids is None else (source.take(some) for some in ids)
     if engine.size <= _SMALL or not _has_factors(engine):
-        for number, batch in enumerate(batches):
+        for batch in batches:
             check_batch(batch)
             found = engine.gradients(batch.x, batch.y)
             check_finite(batch.ids, "loss", found.losses)
             check_finite(batch.ids, "gradient", found.gradients)
             yield batch, dots(gradients, found.gradients), norms(found.gradients)
-            if number % _BATCHES == _BATCHES - 1:
-                memory.give_back()
         return
     held = HeldQueries(engine, queries)
     for batch in batches:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import landmarks, memory
+from gradindex import landmarks
 from gradindex.batches import Ids
 from gradindex.embedding import Block, embed_rows
 from gradindex.errors import MismatchError
@@ -48,7 +48,6 @@ def embed_missing(
                 continue
             embed_shard(job, store, projector, extra, number, advance, ids)
             embedded += stop - start
-            memory.give_back()
     return embedded
 
 

@@ -86,15 +86,16 @@ def backward(
 
     def receive(call: Call, gradient: Tensor) -> None:
         for name, use in call(gradient):
-            if capture.expected[name] > 1:  # several will be at work together
+            if expected[name] > 1:  # several will be at work together
                 use.share(None)
             pending[name].append(use)
-            if len(pending[name]) == capture.expected[name]:
+            if len(pending[name]) == expected[name]:
                 finish(name, pending.pop(name))
 
     capture = Capture(
         {id(value): name for name, value in named.items()}, known.known, receive, samples, wanted, workspace
     )
+    expected = capture.expected  # `receive` must not know `capture`, which knows it: a cycle would hold all gradients
     with torch.enable_grad():
         with capture:
             output = forward()

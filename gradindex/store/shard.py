@@ -79,7 +79,7 @@ def _write_array(directory: Location, name: str, array: NDArray[Any], beside: Ex
 
 def _write_columns(directory: Location, name: str, columns: Mapping[str, Any]) -> FileEntry:
     with temporary(directory) as part:
-        pq.write_table(pa.table(dict(columns)), part, memory_pool=pa.system_memory_pool())  # Arrow's own keeps it
+        pq.write_table(pa.table(dict(columns)), part)
         return keep(part, directory, name)
 
 
@@ -194,7 +194,7 @@ class Shard:
         if hashlib.sha256(data.data).hexdigest() != self._entries["columns"].sha256:
             raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
         try:
-            file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), pre_buffer=False)
+            file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
             if file.metadata.num_columns and file.metadata.num_rows != len(self):
                 raise ValueError(f"expected {len(self)} rows, found {file.metadata.num_rows}")
             return file.read(use_threads=False)  # Arrow's threads may let go of `data` after Python ends: abort

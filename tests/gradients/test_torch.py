@@ -1,5 +1,6 @@
 """The torch engine on whole models: the ladder, what is left behind, outputs and inputs of other kinds."""
 
+import gc
 from types import SimpleNamespace
 
 import numpy as np
@@ -309,6 +310,27 @@ def test_a_scripted_module_takes_the_loop():
     engine = TorchEngine(torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), loss)
     assert_as_the_loop(engine, samples((3,), 4), np.zeros(4, np.float32))
     assert set(engine.paths.values()) == {"loop"}
+
+
+def test_a_pass_leaves_nothing_for_the_garbage_collector():
+    """A cycle of references would hold a batch's gradients until it runs, which is seldom: 1 KB a sample."""
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 3))
+    engine, x, y = TorchEngine(model, nn.CrossEntropyLoss()), samples((2, 5, 5), 20), np.arange(20) % 3
+    projector = CountSketch(16).bind(engine.parameters, 0)
+    for work in (lambda: engine.gradients(x, y), lambda: engine.embed(x, y, projector)):
+        work()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            work()
+            gc.collect()
+            left = [one for one in gc.garbage if isinstance(one, torch.Tensor | np.ndarray | Capture)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert not left
 
 
 def test_labels_that_do_not_exist_leave_the_paths_as_they_were(caplog):
