@@ -1,5 +1,7 @@
 """Hugging Face `datasets`, in and out: a dataset as a job's, and a dataset with its embeddings as a column."""
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradindex.batches import Batch, Ids, Source, Tree, as_columns
+from gradindex.store import location
 from gradindex.store.shard import normalise
 
 if TYPE_CHECKING:
@@ -134,9 +137,14 @@ def with_embeddings(dataset: Any, index: "Index", column: str = "gradient", path
     if path is None:
         embeddings = datasets.Dataset(datasets.table.InMemoryTable(pa.Table.from_batches(batches(), schema)))
     else:
-        with open(path, "xb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for batch in batches():
-                writer.write_batch(batch)
+        path = Path(path)
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        with location.temporary(path.parent) as part:
+            with pa.OSFile(str(part), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                for batch in batches():
+                    writer.write_batch(batch)
+            location.move(part, path)
         embeddings = datasets.Dataset.from_file(str(path))
     rows = dataset if len(ids) == len(dataset) else dataset.select(ids.tolist())
     return datasets.concatenate_datasets([rows, embeddings], axis=1)

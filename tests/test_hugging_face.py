@@ -96,6 +96,7 @@ def test_embeddings_in_a_file(pictures, index, tmp_path):
     assert str(path) in {file["filename"] for file in found.cache_files}
     with pytest.raises(FileExistsError):
         hugging_face.with_embeddings(pictures, index, path=path)
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.arrow"]
 
 
 def test_removed_samples_are_left_out(pictures, tmp_path):

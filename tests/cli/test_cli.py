@@ -32,6 +32,14 @@ def cli(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+def test_an_index_within_a_memory_budget(tmp_path, capsys):
+    size = 264 * ROWS + 4 * 256 * 64
+    code, text, _ = cli(capsys, "build", JOB, tmp_path / "i", "--index-memory", size, "--json")
+    assert (code, json.loads(text)["index"]) == (0, "Fold256,IVF64,SQ8")
+    code, _, said = cli(capsys, "build", JOB, tmp_path / "none", "--index-memory", 100)
+    assert code == 1 and "No index of 240 rows" in said
+
+
 def test_build_explain_verify_info(tmp_path, capsys):
     out = tmp_path / "i"
     code, text, _ = cli(

@@ -1,0 +1,71 @@
+"""How far gradients of samples that a model is sure of are rounding: the room that a certified answer leaves for it.
+
+    GRADINDEX_DATA=… python benchmarks/rounding.py [--rows 20000]
+
+Trains the MLP of `certified.py` for 8 epochs on Fashion-MNIST. By norm of the gradient: the room that
+`certify.evaluation_error` leaves for its cosines beside the usual 1e-5, and how far the direction is from that of the
+same model in double precision. Then the distance of directions between passes in single precision, in batches of other
+sizes. Directions are compared in CountSketches of 4,096 numbers.
+"""
+
+import argparse
+import copy
+import itertools
+
+import certified
+import numpy as np
+import torch
+from torch import nn
+
+import gradindex
+from gradindex.index import certify
+
+DECADES = [0, *(10.0**power for power in range(-8, 1)), np.inf]
+
+
+def embedded(job, projector, ids, size):
+    """Return directions (n, 4096) and norms (n,) of the gradients of some samples, `size` of them at once."""
+    parts = [job.source.take(ids[at : at + size]) for at in range(0, len(ids), size)]
+    found = [job.engine.embed(part.x, part.y, projector) for part in parts]
+    sketches = np.concatenate([one.sketches.astype(np.float64) for one in found])
+    lengths = np.linalg.norm(sketches, axis=1, keepdims=True)
+    return sketches / np.where(lengths > 0, lengths, 1), np.concatenate([one.norms for one in found])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--again", type=int, default=1024, help="rows that are embedded in batches of other sizes")
+    parser.add_argument("--epochs", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    images = certified.load("fashion")
+    model = certified.trained(certified.mlp, images, options.epochs, 0)
+    loss, x, y = nn.CrossEntropyLoss(), images.x_train[: options.rows], images.y_train[: options.rows]
+    single = gradindex.Job(model, loss, (x, y))
+    double = gradindex.Job(copy.deepcopy(model).double(), loss, (x.astype(np.float64), y))
+    projector = gradindex.CountSketch(4096).bind(single.engine.parameters, 0)
+    ids = np.arange(len(x))
+    (here, norms), (there, _) = (embedded(job, projector, ids, 512) for job in (single, double))
+    room = certify.evaluation_error(norms.astype(np.float32), certify.unit(single.engine)) - certify.EVALUATION
+    off = np.linalg.norm(here - there, axis=1)
+    print(f"largest norm {norms.max():.3g}; a gradient of zero: {(norms == 0).mean():.3f} of the rows")
+    print(f"{'norm':>18}{'rows':>8}{'room, median':>14}{'off, median':>13}{'off, most':>11}{'most off/room':>15}")
+    for low, high in itertools.pairwise(DECADES):
+        some = (norms >= low) & (norms < high) & (norms > 0)
+        if some.any():
+            print(
+                f"{low:8.0e} to {high:6.0e}{some.mean():8.3f}{np.median(room[some]):14.1e}{np.median(off[some]):13.1e}"
+                f"{off[some].max():11.1e}{(off[some] / room[some]).max():15.2f}"
+            )
+    first = ids[: options.again]
+    order = np.random.default_rng(0).permutation(first)
+    small = norms[order] < 1e-4
+    print(f"\nagain, of the first {len(first)} rows: farthest from the first pass, norms below 1e-4 and others")
+    for size in (1, 2, 5, 16, 64, 100, 256):
+        apart = np.linalg.norm(embedded(single, projector, order, size)[0] - here[order], axis=1)
+        print(f"batches of {size:3}: {apart[small].max():.1e}, {apart[~small].max():.1e}")
+
+
+if __name__ == "__main__":
+    main()
