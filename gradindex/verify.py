@@ -171,7 +171,6 @@ def verify(
         depth: _answer(index, own, options, depth, rerank) for depth in {k, most}
     }  # what a user gets who asks for so many
     estimates = _answer(index, own, options, max(k, most), 0)
-    index.store.release()
     truth = _compare(index, asked, own, max(k, most), parsed, rng, max_seconds)
     best = [_with_answers(truth, answer) for answer in (lists[k], lists[most])]
     stages = _stages(best, truth, estimates, lists, k, most)
@@ -221,6 +220,7 @@ def _answer(index: "Index", own: Ids, options: dict[str, Any], k: int, rerank: i
     """Return the rows (m, k) of an answer and their scores, with the query itself left out."""
     more = 1 if own[0] >= 0 else 0
     found = index.explain(**options, k=k + more, rerank=rerank)
+    index.store.release()  # scattered rows map many times their own size, which counts as the process's memory
     ids = found.ordered_indices
     rows = np.full(ids.shape, -1, np.int64)
     rows[ids >= 0] = index.store.rows_of(ids[ids >= 0])
