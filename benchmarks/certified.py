@@ -104,9 +104,12 @@ def violations(index, queries, cosines):
     return int(broken), float(np.median(upper + minus_lower))
 
 
-def measure(name, model, images, args, folder):
+def measure(name, model, images, args, folder, loss):
     rows = len(images.x_train)
-    job = gradindex.Job(model, nn.CrossEntropyLoss(), (images.x_train, images.y_train))
+    loss_fn = nn.CrossEntropyLoss()
+    if loss == "double":
+        loss_fn = gradindex.InDouble(loss_fn)
+    job = gradindex.Job(model, loss_fn, (images.x_train, images.y_train))
     x, y = images.x_test[: args.queries], images.y_test[: args.queries]
     queries = Batch(np.arange(len(x)), x, y)
     cosines = all_cosines(job, queries)
@@ -115,7 +118,7 @@ def measure(name, model, images, args, folder):
     for dims in args.dims:
         sketch = Landmark(landmarks=args.landmarks, dims=dims)
         began = time.perf_counter()
-        index = gradindex.build(job, folder / f"{name}-{rows}-{dims}", sketch=sketch, index="Flat")
+        index = gradindex.build(job, folder / f"{name}-{rows}-{dims}-{loss}", sketch=sketch, index="Flat")
         built = time.perf_counter() - began
         broken, width = violations(index, queries, cosines)
         began = time.perf_counter()
@@ -130,6 +133,7 @@ def measure(name, model, images, args, folder):
         results.append(
             {
                 "model": name,
+                "loss": loss,
                 "rows": rows,
                 "parameters": job.engine.size,
                 "landmarks": args.landmarks,
@@ -159,7 +163,7 @@ def measure(name, model, images, args, folder):
 
 def show(r):
     print(
-        f"{r['model']:<4}{r['rows']:>7}{r['dims']:>5}{r['bytes']:>6}{r['proved_1_percent']:>8.2f}"
+        f"{r['model']:<4}{r['loss']:>7}{r['rows']:>7}{r['dims']:>5}{r['bytes']:>6}{r['proved_1_percent']:>8.2f}"
         f"{r['proved_5_percent']:>6.2f}{r['proved']:>6.2f}{r['median_checked']:>8.0f}"
         f"{r['opponents_proved_1_percent']:>8.2f}{r['opponents_median_checked']:>8.0f}{r['violations']:>6}{r['wrong']:>6}"
         f"{r['bound_width']:>8.4f}{r['landmark_rate']:>8.0f}{r['countsketch_rate']:>8.0f}"
@@ -172,6 +176,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=("cnn", "mlp"), default=["cnn", "mlp"])
     parser.add_argument("--rows", nargs="+", type=int, default=[20_000, 60_000])
+    parser.add_argument(
+        "--losses", nargs="+", choices=("single", "double"), default=["single", "double"], help="precision of the loss"
+    )
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--landmarks", type=int, default=1024)
     parser.add_argument("--dims", nargs="+", type=int, default=[256, 510])
@@ -185,8 +192,8 @@ def main():
     torch.set_num_threads(args.threads)
     print("proved: share of queries, with at most 1 % and 5 % of the rows checked, and at all")
     print(
-        f"{'':<4}{'rows':>7}{'dims':>5}{'bytes':>6}{'<=1 %':>8}{'<=5 %':>6}{'all':>6}{'checked':>8}{'opp 1%':>8}"
-        f"{'checked':>8}{'viol.':>6}{'wrong':>6}{'width':>8}{'lm /s':>8}{'cs /s':>8}{'ms alone':>9}{'ms of m':>9}"
+        f"{'':<4}{'loss':>7}{'rows':>7}{'dims':>5}{'bytes':>6}{'<=1 %':>8}{'<=5 %':>6}{'all':>6}{'checked':>8}"
+        f"{'opp 1%':>8}{'checked':>8}{'viol.':>6}{'wrong':>6}{'width':>8}{'lm /s':>8}{'cs /s':>8}{'ms alone':>9}{'ms of m':>9}"
     )
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +201,8 @@ def main():
             make, epochs = (cnn, args.epochs[0]) if name == "cnn" else (mlp, args.epochs[1])
             model = trained(make, load(args.data), epochs, args.seed)
             for rows in args.rows:
-                results += measure(name, model, load(args.data, rows), args, Path(folder))
+                for loss in args.losses:
+                    results += measure(name, model, load(args.data, rows), args, Path(folder), loss)
                 if args.json:
                     args.json.write_text(json.dumps(results, indent=1) + "\n")
 

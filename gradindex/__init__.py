@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradindex.index.index import Index
     from gradindex.job import Job
     from gradindex.neighbors import GradientNeighborsTransformer
+    from gradindex.precision import InDouble
     from gradindex.repair import repair
     from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher
     from gradindex.store import Store
@@ -51,6 +52,7 @@ _HOMES = {
     "Gaussian": "sketch",
     "GradientNeighborsTransformer": "neighbors",
     "Identity": "sketch",
+    "InDouble": "precision",
     "Landmark": "sketch",
     "Rademacher": "sketch",
     "Ray": "distributed.options",
@@ -69,6 +71,7 @@ __all__ = [
     "GradientNeighborsTransformer",
     "GradientSimilarity",
     "Identity",
+    "InDouble",
     "Index",
     "IndexExistsError",
     "Job",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import labels
+from gradindex import labels, precision
 from gradindex.batches import Batch, Ids, is_ragged, is_tensor, leaves, rectangles
 from gradindex.gradients import loop
 from gradindex.gradients.base import Embedded, Engine, Floats, Projector, log
@@ -32,7 +32,8 @@ class Block:
 
     `ids` (b,) int64 dataset positions; `sketches` (b, k) float32, not normalised; `norms` (b,) float64, exact
     ‖g‖ of the unprojected gradients; `losses` (b,); `labels` (b,) and `predictions` (b,) where they are
-    scalars or classes, else None.
+    scalars or classes, else None; `roundings` (b,) how far rounding may turn them, where that is known and needed
+    (`gradindex.precision.directions`).
     """
 
     ids: Ids
@@ -41,6 +42,7 @@ class Block:
     losses: Floats
     labels: NDArray[Any] | None
     predictions: NDArray[np.int64] | None
+    roundings: NDArray[np.float32] | None = None
 
 
 def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: int | None = None) -> Iterator[Block]:
@@ -77,6 +79,7 @@ def embed_rows(
 
     Samples that differ in shape, such as texts, are read many at a time and embedded with others of their shape.
     """
+    bounded = isinstance(projector, LandmarkProjector)
     for batch in job.source.blocks(_reading_size(job, batch_size), start, stop):
         check_batch(batch)
         parts = rectangles(batch.x, batch.y, batch_size)
@@ -90,6 +93,7 @@ def embed_rows(
             found.losses,
             labels.as_classes(batch.y),
             labels.predicted_classes(found.outputs),
+            precision.directions(job.engine, found.outputs, batch.y) if bounded else None,
         )
 
 

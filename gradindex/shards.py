@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import landmarks
+from gradindex import landmarks, precision
 from gradindex.batches import Ids
 from gradindex.embedding import Block, embed_rows
 from gradindex.errors import MismatchError
@@ -111,13 +111,13 @@ def make_rows(blocks: Iterable[Block], count: int, dim: int, extra: dict[str, An
     ValueError if there are fewer samples.
     """
     rows = Rows(np.empty((count, dim), np.float16), np.empty(count, np.float32), np.empty(count, np.int64), {})
-    kept: dict[str, list[Any]] = {"loss": [], "label": [], "prediction": []}
+    kept: dict[str, list[Any]] = {"loss": [], "label": [], "prediction": [], precision.COLUMN: []}
     filled = 0
     for block in blocks:
         here = slice(filled, filled := filled + len(block.ids))
         rows.sketches[here] = normalise(block.sketches)
         rows.norms[here], rows.ids[here] = block.norms, block.ids
-        for name, values in (("loss", block.losses), ("label", block.labels), ("prediction", block.predictions)):
+        for name, values in zip(kept, (block.losses, block.labels, block.predictions, block.roundings), strict=True):
             kept[name].append(None if values is None else np.array(values))  # a view would hold the whole batch
     if filled != count:
         raise ValueError(f"The dataset gave {filled} samples of {count}.")

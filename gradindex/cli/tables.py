@@ -5,16 +5,19 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from gradindex.explanation import Explanation
 from gradindex.verify import Audit
 
+_WIDEST = 32  # characters of a user's column
+
 
 def explanation_tables(
     result: Explanation, names: Sequence[str] | None = None, class_names: Sequence[str] | None = None
 ) -> Iterator[Table]:
-    """Yield one table per query: its proponents and opponents with id, label and score.
+    """Yield one table per query: its proponents and opponents with id, label, the user's own columns and score.
 
     Parameters
     ----------
@@ -37,6 +40,8 @@ def explanation_tables(
             table.add_column(side, justify="right")
             if "labels" in data:
                 table.add_column("label", justify="right")
+            for name in data.get("columns") or ():
+                table.add_column(escape(name), no_wrap=True, max_width=_WIDEST)
             table.add_column(_score_title(data, side, line), justify="right")
         for rank in range(data["scores"].shape[1]):
             table.add_row(
@@ -115,6 +120,8 @@ def _cells(data: dict[str, Any], prefix: str, line: int, rank: int, class_names:
     cells = ["–" if missing else str(identifier)]
     if "labels" in data:
         cells.append("" if missing else _class(data[f"{prefix}labels"][line, rank], class_names))
+    own = (data.get(f"{prefix}columns") or {}).values()
+    cells += ["" if missing else escape(_class(values[line, rank], None)) for values in own]
     cells.append("" if missing else f"{data[f'{prefix}scores'][line, rank]:.4g}")
     return cells
 

@@ -155,6 +155,10 @@ class Engine(ABC):
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every parameter and statistic of the model by name."""
 
+    def output_gradients(self, outputs: Floats, y: Tree) -> Floats:
+        """Return the derivatives (b, …) of each sample's loss by the model's outputs (b, …)."""
+        raise NotImplementedError
+
     def factored_names(self, x: Tree) -> frozenset[str]:
         """Return the names of parameters all uses of which have a rule; none in a framework without rules."""
         return frozenset()

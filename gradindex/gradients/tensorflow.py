@@ -25,7 +25,7 @@ from gradindex.gradients.tensorflow_model import (
     weight_names,
     weight_owners,
 )
-from gradindex.gradients.tensorflow_outputs import Seen, plain
+from gradindex.gradients.tensorflow_outputs import Seen, as_array, main_tensor, plain, to_numpy
 
 # In the order they are tried: the label as given; shaped and typed like the output; (b, 1) as (b,).
 _LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
@@ -107,11 +107,14 @@ class TensorFlowEngine(Engine):
         named = dict(zip(chosen, self._variables, strict=True))
         self._factored = FactoredGraph(named, self._call_unrolled, self._sample_losses)
         self._graph_directional = BatchGraph(self._all_directional)
+        self._graph_outputs = BatchGraph(
+            lambda out, y: tf.convert_to_tensor(tf.gradients(self._sample_losses(out, y), [out])[0])
+        )
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
         with self._on_device():
-            array = _as_array(self._call({}, self._tensors(x)))
+            array = as_array(self._call({}, self._tensors(x)))
         if array is None:
             raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
         return array
@@ -122,7 +125,12 @@ class TensorFlowEngine(Engine):
             out, targets = self._tensors(outputs), self._tensors(y)
             rows = [slice(i, i + 1) for i in range(len(outputs))]
             each = [self._loss(out[row], None if y is None else index(targets, row)) for row in rows]
-            return _numpy(tf.stack(each)) if each else np.empty(0, self.dtype)
+            return to_numpy(tf.stack(each)) if each else np.empty(0, self.dtype)
+
+    def output_gradients(self, outputs: Floats, y: Tree) -> Floats:
+        """Return the derivatives (b, …) of each sample's loss by the model's outputs (b, …)."""
+        with self._on_device():
+            return to_numpy(self._graph_outputs(self._tensors(outputs), self._tensors(y)))
 
     def batched_gradients(self, x: Tree, y: Tree) -> PerSample:
         """Return per-sample gradients by ``vectorized_map``; memory is b × P."""
@@ -135,7 +143,7 @@ class TensorFlowEngine(Engine):
             return PerSample(np.empty((0, size), self.dtype), np.empty(0, self.dtype), None)
         with self._on_device():
             rows, losses, *outputs = self._safe_gradients(*self._ready(x, y), tuple(names))
-            return PerSample(_numpy(rows), _numpy(losses), _numpy(outputs[0]) if outputs else None)
+            return PerSample(to_numpy(rows), to_numpy(losses), to_numpy(outputs[0]) if outputs else None)
 
     def factored_names(self, x: Tree) -> frozenset[str]:
         """Return the names of parameters all uses of which have a rule."""
@@ -175,14 +183,14 @@ class TensorFlowEngine(Engine):
     def _run_factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Floats, Floats | None]:
         with self._on_device():
             losses, output = self._factored.run(*self._ready(x, y), names, finish)
-            return _numpy(losses), None if output is None else _numpy(output)
+            return to_numpy(losses), None if output is None else to_numpy(output)
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
         """Return the gradient (1, P) of one sample by one backward pass."""
         with self._on_device():
             output, loss, grads = self._backward(self._tensors(x), self._tensors(y))
             row = tf.concat(self._flat(grads), axis=0)
-            return PerSample(_numpy(row)[None], _numpy(loss)[None], _as_array(output))
+            return PerSample(to_numpy(row)[None], to_numpy(loss)[None], as_array(output))
 
     def unused(self, x: Tree, y: Tree) -> list[str]:
         """Return the names of selected parameters on which this sample's loss does not depend."""
@@ -199,12 +207,12 @@ class TensorFlowEngine(Engine):
             if not self._eager_directional:
                 try:
                     dots, losses = self._graph_directional(*self._ready(x, y), flat)
-                    return _numpy(dots), _numpy(losses)
+                    return to_numpy(dots), to_numpy(losses)
                 except (TypeError, ValueError, NotImplementedError, LookupError, tf.errors.OpError) as error:
                     log.debug("no forward mode in a graph, running eagerly: %s", error)
                     self._eager_directional = True  # graphs have none through loops, such as those of RNNs
             dots, losses = self._all_directional(self._tensors(x), self._tensors(y), flat)
-            return _numpy(dots), _numpy(losses)
+            return to_numpy(dots), to_numpy(losses)
 
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every weight and statistic by name."""
@@ -250,7 +258,7 @@ class TensorFlowEngine(Engine):
         def sample(parts: dict[str, Any]) -> tuple[Any, ...]:
             one, target = _each(lambda leaf: leaf[None], parts["x"]), _each(lambda leaf: leaf[None], parts.get("y"))
             output, loss, grads = self._backward(one, target, parts["copies"], names)
-            main = _main_tensor(output)
+            main = main_tensor(output)
             flat = self._flat(grads, names)
             return (flat, loss) if main is None else (flat, loss, main[0])
 
@@ -380,19 +388,3 @@ class TensorFlowEngine(Engine):
 
 def _each(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return None if tree is None else map_leaves(function, tree)
-
-
-def _main_tensor(output: Any) -> Any:
-    output = getattr(output, "logits", output)
-    return output if isinstance(output, tf.Tensor) else None
-
-
-def _as_array(output: Any) -> Floats | None:
-    tensor = _main_tensor(output)
-    return None if tensor is None else _numpy(tensor)
-
-
-def _numpy(tensor: Any) -> Floats:
-    small = tensor.dtype in (tf.bfloat16, tf.float16)
-    array: Floats = (tf.cast(tensor, tf.float32) if small else tensor).numpy()
-    return array

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from gradindex.gradients.base import Floats
+
 # What Keras's losses look for on an output besides its value: a cross-entropy, the logits under a softmax or
 # sigmoid, and every loss, the mask. They would be lost where an output is sliced into samples.
 _LOGITS, _MASK = "_keras_logits", "_keras_mask"
@@ -19,6 +21,41 @@ def plain(value: Any) -> Any:
         if hasattr(value, name):
             setattr(copy, name, getattr(value, name))
     return copy
+
+
+def in_double(value: Any) -> Any:
+    """Return outputs with floating tensors, and the logits under them, in double precision."""
+
+    def cast(part: Any) -> Any:
+        if not isinstance(part, tf.Tensor) or not part.dtype.is_floating:
+            return part
+        found = tf.cast(part, tf.float64)
+        if hasattr(part, _LOGITS):
+            setattr(found, _LOGITS, cast(getattr(part, _LOGITS)))
+        if hasattr(part, _MASK):
+            setattr(found, _MASK, getattr(part, _MASK))
+        return found
+
+    return tf.nest.map_structure(cast, value)
+
+
+def main_tensor(output: Any) -> Any:
+    """Return an output that is a tensor, or the `logits` of one that has them; else None."""
+    output = getattr(output, "logits", output)
+    return output if isinstance(output, tf.Tensor) else None
+
+
+def as_array(output: Any) -> Floats | None:
+    """Return the main tensor of an output as an array, None if there is none."""
+    tensor = main_tensor(output)
+    return None if tensor is None else to_numpy(tensor)
+
+
+def to_numpy(tensor: Any) -> Floats:
+    """Return a tensor as an array, half precision as single."""
+    small = tensor.dtype in (tf.bfloat16, tf.float16)
+    array: Floats = (tf.cast(tensor, tf.float32) if small else tensor).numpy()
+    return array
 
 
 class Seen:

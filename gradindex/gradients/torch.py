@@ -20,7 +20,7 @@ from gradindex.gradients.ladder import FACTORED
 from gradindex.gradients.layers.torch_use import Workspace
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
 from gradindex.gradients.torch_model import channels_last, has_inputs_first, inference
-from gradindex.gradients.torch_outputs import LABEL_FORMS, label_form, main_tensor, map_tensors
+from gradindex.gradients.torch_outputs import LABEL_FORMS, as_array, label_form, main_tensor, map_tensors, to_numpy
 from gradindex.sketch.countsketch import CountSketch
 
 _COMPARED = 256  # numbers of the sketches that tell whether gradients changed
@@ -107,7 +107,7 @@ class TorchEngine(Engine):
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
         with self._inference():
-            array = _as_array(self._call({}, self._tensors(x)))
+            array = as_array(self._call({}, self._tensors(x)))
         if array is None:
             raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
         return array
@@ -118,7 +118,14 @@ class TorchEngine(Engine):
             out = torch.as_tensor(outputs, device=self.device, dtype=self._torch_dtype)
             targets = self._tensors(y)
             each = [self._loss(out[i : i + 1], index(targets, slice(i, i + 1))) for i in range(len(outputs))]
-            return _numpy(torch.stack(each)) if each else np.empty(0, self.dtype)
+            return to_numpy(torch.stack(each)) if each else np.empty(0, self.dtype)
+
+    def output_gradients(self, outputs: Floats, y: Tree) -> Floats:
+        """Return the derivatives (b, …) of each sample's loss by the model's outputs (b, …)."""
+        with self._inference(), torch.enable_grad():
+            out = self._tensor(outputs).requires_grad_()
+            losses = self._sample_losses(out, None if y is None else self._tensors(y))
+            return to_numpy(torch.autograd.grad(losses.sum(), out)[0])
 
     def batched_gradients(self, x: Tree, y: Tree) -> PerSample:
         """Return per-sample gradients by ``vmap(grad)``; memory is b × P."""
@@ -141,7 +148,7 @@ class TorchEngine(Engine):
             per_sample = vmap(grad(sample_loss, has_aux=True), in_dims=(None, 0, None if y is None else 0))
             grads, (losses, *outputs) = per_sample(self._weights(names), inputs, targets)
             rows = torch.cat([grads[name].reshape(length(x), -1) for name in names], dim=1)
-            return PerSample(_numpy(rows), _numpy(losses), _numpy(outputs[0][:, 0]) if outputs else None)
+            return PerSample(to_numpy(rows), to_numpy(losses), to_numpy(outputs[0][:, 0]) if outputs else None)
 
     def factored_names(self, x: Tree) -> frozenset[str]:
         """Return the names of parameters all uses of which have a rule."""
@@ -171,7 +178,7 @@ class TorchEngine(Engine):
         wanted = [parameter for parameter in self.parameters if parameter.name in set(names)]
         rows = Rows(length(x), wanted, self.dtype)
         output, losses = self._factored(x, y, names, rows)
-        return PerSample(rows.gradients, _numpy(losses), _as_array(output))
+        return PerSample(rows.gradients, to_numpy(losses), as_array(output))
 
     def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> Embedded:
         """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
@@ -186,7 +193,7 @@ class TorchEngine(Engine):
             found = Sketches(some.stop - some.start, self.parameters, projector, self.device)
             part, labels = index(inputs, some), None if targets is None else index(targets, some)
             output, losses = self._run(part, labels, names, found, models[number], self._workspaces[number])
-            return Embedded(found.sketches, found.norms, _numpy(losses), _as_array(output))
+            return Embedded(found.sketches, found.norms, to_numpy(losses), as_array(output))
 
         with self._inference(fused=True):
             if len(parts) == 1:
@@ -266,7 +273,7 @@ class TorchEngine(Engine):
             torch.zeros(parameter.size, device=self.device) if g is None else g.to_dense().flatten()
             for g, parameter in zip(grads, self.parameters, strict=True)
         ]
-        return PerSample(_numpy(torch.cat(rows))[None], _numpy(loss.detach())[None], _as_array(output))
+        return PerSample(to_numpy(torch.cat(rows))[None], to_numpy(loss.detach())[None], as_array(output))
 
     def unused(self, x: Tree, y: Tree) -> list[str]:
         """Return the names of selected parameters on which this sample's loss does not depend."""
@@ -285,7 +292,7 @@ class TorchEngine(Engine):
         with self._inference(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)  # torch's own, at first use
             losses, dots = jvp(batch_losses, (self._weights(),), (tangents,))
-            return _numpy(dots), _numpy(losses)
+            return to_numpy(dots), to_numpy(losses)
 
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every parameter and buffer by name."""
@@ -384,16 +391,3 @@ def _call(model: nn.Module, x: Tree) -> Any:
 
 def _one(tree: Tree, row: int) -> Tree:
     return map_leaves(lambda leaf: leaf[row], tree)
-
-
-def _as_array(output: Any) -> Floats | None:
-    tensor = main_tensor(output)
-    return None if tensor is None else _numpy(tensor)
-
-
-def _numpy(tensor: torch.Tensor) -> Floats:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    array: Floats = tensor.numpy()
-    return array

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gradindex.gradients.base import log
+from gradindex.gradients.base import Floats, log
 
 LABEL_FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "as given": lambda output, y: y,
@@ -61,3 +61,18 @@ def main_tensor(output: Any) -> torch.Tensor | None:
     """Return an output that is a tensor, or the `logits` of one that has them, detached; else None."""
     output = getattr(output, "logits", output)
     return output.detach() if isinstance(output, torch.Tensor) else None
+
+
+def as_array(output: Any) -> Floats | None:
+    """Return the main tensor of an output as an array, None if there is none."""
+    tensor = main_tensor(output)
+    return None if tensor is None else to_numpy(tensor)
+
+
+def to_numpy(tensor: torch.Tensor) -> Floats:
+    """Return a tensor as an array, half precision as single."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    array: Floats = tensor.numpy()
+    return array

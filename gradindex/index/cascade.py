@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RERANK = 50
 """Candidates of each side that are evaluated exactly by default: recall@10 of .999 in benchmarks/lookup.py."""
 CANDIDATES_PER_CHECK, LEAST_CANDIDATES = 4, 400
-_GATHERED = 1 << 26  # numbers of stored rows held at once while candidates are scored anew
+_GATHERED = 1 << 24  # numbers of stored rows held at once while candidates are scored anew
 _SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
 
 
@@ -188,6 +188,8 @@ def rescored(store: Store, sketches: NDArray[np.float32], rows: NDArray[np.int64
         wide = store.gather(np.where(some < 0, 0, some).ravel()).reshape(*some.shape, -1)
         values = np.matmul(wide, sketches[begin : begin + step, :, None])[:, :, 0]
         out[begin : begin + step] = np.where(some < 0, -np.inf, values)
+        if len(rows) > step:
+            store.release()  # scattered rows map many times their own size: 20 queries of a million rows, 1 GB
     return out
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import kernels
+from gradindex import kernels, precision
 from gradindex.batches import Batch, Ids
 from gradindex.exact import HeldQueries
 from gradindex.gradients.base import Engine
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 EVALUATION = 1e-5
 """Error of an evaluated cosine that a proof allows for: ten times what was measured."""
 _HALF, _TINY = 2.0**-11, 2.0**-25  # float16: half a unit in the last place, relative, and of subnormals
-_SINGLE = 2.0**-24
+_SINGLE, _DOUBLE = 2.0**-24, 2.0**-53
 _NO_BOUND = 3.0  # more than any evaluated cosine, also over a norm that was rounded to twice or half of itself
 _FIRST = 16  # rows checked at first; each round checks up to twice as many as the last
 _BYTES_PER_PAIR = 24  # of a query and a row
@@ -66,19 +66,31 @@ def unit(engine: Engine) -> float:
     return max((halves.get(kind, own) for kind in kinds), default=own)
 
 
-def evaluation_error(norms: NDArray[np.float32], rounding: float) -> NDArray[np.float64]:
+def evaluation_error(
+    norms: NDArray[np.float32], rounding: float, directions: NDArray[np.float32] | None = None
+) -> NDArray[np.float64]:
     """Return how much an evaluated cosine with each row (n,) may err: 1e-5, more where gradients are small.
 
-    `norms` (n,) are the rows' exact norms, `rounding` that of the model's numbers, see `unit`. Norms that single
-    precision holds with few digits give no bound at all.
+    `norms` (n,) are the rows' exact norms, `rounding` that of the model's numbers, see `unit`. `directions` (n,) are
+    known errors of the gradients' directions, NaN where they are not known: there the loss was computed in double
+    precision, and only numbers of that one cancelled. Norms that single precision holds with few digits give no bound.
     """
     wide = norms.astype(np.float64)
-    cancelled = rounding * wide.max(initial=0)
-    error = np.full(len(wide), max(EVALUATION, 8 * rounding))
-    error += np.divide(cancelled, wide, out=np.zeros_like(wide), where=wide > 0)
+    share = np.divide(wide.max(initial=0), wide, out=np.zeros_like(wide), where=wide > 0)
+    error: NDArray[np.float64] = max(EVALUATION, 8 * rounding) + rounding * share
+    if directions is not None:
+        better = EVALUATION + directions + _DOUBLE * share
+        error = np.where(np.isnan(directions), error, np.maximum(better, 8 * rounding))
     error[(norms > 0) & (norms < np.finfo(np.float32).tiny)] = _NO_BOUND
     np.minimum(error, _NO_BOUND, out=error)
     return error
+
+
+def errors(index: "Index") -> NDArray[np.float64]:
+    """Return the `evaluation_error` of an index's rows (n,), by an index opened with its job."""
+    engine = index.job.engine
+    directions = index.store.columns.get(precision.COLUMN) if precision.is_double(engine) else None
+    return evaluation_error(index.store.norms, unit(engine), directions)
 
 
 def chunk(rows: int) -> int:
@@ -210,7 +222,7 @@ def answer(
             limit = depth
     one = np.ones(len(index), np.float32)
     allowed = np.ones(len(index), bool) if selection is None else selection.mask
-    error = evaluation_error(index.store.norms, unit(index.job.engine))
+    error = errors(index)
     weights = [kernels.weights(kernel, float(norm), index.store.norms, eps) for norm in norms]
     searches = [[_Side(sign, each, k, limit, allowed) for sign in (1, -1)] for each in weights]
     evaluations = _Evaluations(index, queries, norms, kernel, eps, searches)
@@ -356,7 +368,7 @@ def _in_order(index: "Index", kernel: Kernel, eps: float) -> tuple[NDArray[np.fl
     key, orders = (f"bounds of {kernel}", eps), index.store.orders
     if key not in orders:
         norms = index.store.norms
-        most = 1 + evaluation_error(norms, unit(index.job.engine))
+        most = 1 + errors(index)
         bounds = (norms > 0) * most if kernel is Kernel.COS else kernels.weights(kernel, 1.0, norms, eps) * most
         orders[f"order by {kernel}", eps] = np.argsort(-bounds, kind="stable").astype(np.int64)
         orders[key] = bounds

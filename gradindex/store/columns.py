@@ -4,7 +4,9 @@ from typing import Any
 
 import pyarrow as pa
 
-RESERVED = frozenset({"id", "norm", "loss", "label", "prediction", "query", "side", "rank", "score", "exact"})
+RESERVED = frozenset(
+    {"id", "norm", "loss", "label", "prediction", "rounding", "query", "side", "rank", "score", "exact"}
+)
 
 
 def as_columns(columns: Any, rows: int) -> dict[str, pa.Array]:

@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,25 @@ def test_explain_prints_the_numbers_of_the_python_interface(path, capsys):
             row += [f"{want.opponent_indices[i, rank]}", f"{want.opponent_labels[i, rank]}"]
             row += [f"{want.opponent_scores[i, rank]:.4g}"]
             assert any(line.split() == [str(rank + 1), *row] for line in table.splitlines())
+
+
+def test_explain_shows_the_users_columns(tmp_path, capsys):
+    job = digits_job(columns={"source": [f"[b]batch {i // 10}" for i in range(ROWS)], "weight": np.arange(ROWS) / 4})
+    index = gradindex.build(job, tmp_path / "i")
+    found = index.explain(ids=[3], k=2)
+    code, text, _ = cli(capsys, "explain", tmp_path / "i", JOB, "--ids", 3, "-k", 2)
+    assert code == 0
+    assert text.count("source") == text.count("weight") == 2
+    row = next(line for line in text.splitlines() if line.split()[:1] == ["1"])
+    for identifier in (found.ordered_indices[0, 0], found.opponent_indices[0, 0]):
+        assert f"[b]batch {identifier // 10}" in row and f" {identifier / 4:g} " in row
+
+
+def test_tensorflow_says_nothing_of_its_own(tmp_path):
+    script = "import sys; sys.argv = ['gradindex', 'doctor']; from gradindex.cli import main; main()"
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert "oneDNN" not in done.stderr and "cpu_feature_guard" not in done.stderr
 
 
 def test_rows_from_a_file(path, tmp_path, capsys):

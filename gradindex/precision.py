@@ -1,0 +1,106 @@
+"""Losses in double precision, and how far rounding may still turn a gradient then.
+
+The gradient of a cross-entropy at the model's outputs is p − y. For a sample that the model is sure of, p and y nearly
+cancel, and what single precision leaves of the difference is mostly rounding. Computed in double precision from the
+same outputs, it is as right as the outputs are, whatever its size.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.batches import Tree, index
+from gradindex.gradients.base import Engine, Floats
+
+COLUMN = "rounding"
+"""Name of the column that says how far each row's direction may be off."""
+_FORWARD = 2.0**-20  # error of an output over the sample's largest one: eight times what passes were seen to differ by
+_DRAWS = 3
+_SAFETY = 2.0
+
+
+class InDouble:
+    """A loss that is evaluated in double precision, from the outputs of a model in single precision.
+
+    Gradients of samples that the model is sure of are then right to about 1e-5 instead of being mostly rounding, and
+    certified answers need not evaluate all of them (`Landmark`, ``certify=True``). They differ from those of the same
+    loss in single precision by what those are wrong. Give it the logits: a softmax inside the model has cancelled
+    already, and so has a loss that a Hugging Face model computes itself.
+
+    Parameters
+    ----------
+    loss_fn
+        ``loss_fn(output, y)`` for torch, ``loss_fn(y, output)`` for Keras. A torch module and a Keras loss are copied
+        and their own numbers, such as class weights, made double.
+
+    Examples
+    --------
+    >>> job = gradindex.Job(model, gradindex.InDouble(torch.nn.CrossEntropyLoss()), (x, y))  # doctest: +SKIP
+    """
+
+    def __init__(self, loss_fn: Callable[[Any, Any], Any]) -> None:
+        if not callable(loss_fn):
+            raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}.")
+        self.loss_fn = _made_double(loss_fn)
+
+    def __call__(self, first: Any, second: Any) -> Any:
+        """Return the loss, in double precision; arguments as the loss itself takes them."""
+        return self.loss_fn(_double(first), _double(second))
+
+
+def is_double(engine: Engine) -> bool:
+    """Whether an engine's loss is evaluated in double precision from outputs in single."""
+    return isinstance(getattr(engine, "loss_fn", None), InDouble)
+
+
+def directions(engine: Engine, outputs: Floats | None, y: Tree) -> NDArray[np.float32] | None:
+    """Return how far rounding may turn the gradients of some samples, relative to their norms (b,).
+
+    Outputs (b, …) are taken to be right to 2⁻²⁰ of a sample's largest one. Moved by that much with signs drawn at
+    random, they move the loss's derivative by some share of itself: twice the largest of three. NaN where outputs look
+    like those of a softmax, a sigmoid or a tanh, or their logarithms, behind which the loss cannot see; None if the
+    loss is not `InDouble`, or outputs are not one array.
+    """
+    if not is_double(engine) or outputs is None or outputs.dtype.kind != "f" or not len(outputs):
+        return None
+    flat = outputs.reshape(len(outputs), -1).astype(np.float64)
+    size = np.abs(flat).max(axis=1, keepdims=True)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (_DRAWS, flat.shape[1]))
+    moved = np.concatenate([flat, *(flat + _FORWARD * size * each for each in signs)]).astype(outputs.dtype)
+    rows = np.tile(np.arange(len(flat)), 1 + _DRAWS)
+    found = engine.output_gradients(moved.reshape(-1, *outputs.shape[1:]), None if y is None else index(y, rows))
+    here, *there = found.reshape(1 + _DRAWS, len(flat), -1).astype(np.float64)
+    change = np.max([np.linalg.norm(one - here, axis=1) for one in there], axis=0)
+    length = np.linalg.norm(here, axis=1)
+    share = np.divide(change, length, out=np.where(change > 0, np.inf, 0.0), where=length > 0)
+    hidden = (size[:, 0] <= 1) | (flat <= 0).all(axis=1)
+    return np.where(hidden, np.nan, _SAFETY * share).astype(np.float32)
+
+
+def _made_double(loss_fn: Any) -> Any:
+    torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
+    if torch is not None and isinstance(loss_fn, torch.nn.Module):
+        return copy.deepcopy(loss_fn).double()
+    if keras is not None and isinstance(loss_fn, keras.losses.Loss):
+        loss_fn = copy.copy(loss_fn)
+        loss_fn._dtype_policy = keras.dtype_policies.get("float64")  # not all of Keras's losses have it in their config
+        loss_fn._dtype = "float64"
+    return loss_fn
+
+
+def _double(value: Any) -> Any:
+    """Return outputs or labels with floating tensors in double precision."""
+    if (tensorflow := sys.modules.get("tensorflow")) is not None:
+        from gradindex.gradients import tensorflow_outputs
+
+        if any(tensorflow.is_tensor(part) for part in tensorflow.nest.flatten(value)):
+            return tensorflow_outputs.in_double(value)
+    if "torch" in sys.modules:
+        from gradindex.gradients import torch_outputs
+
+        return torch_outputs.map_tensors(lambda one: one.double() if one.is_floating_point() else one, value)
+    return value
