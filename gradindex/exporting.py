@@ -99,11 +99,7 @@ def query_vectors(index: "Index", x: Any = None, y: Any = None, *, ids: Any = No
     x, y, ids
         Queries as in `Index.explain`.
     """
-    from gradindex import queries
-
-    asked = index.labelled(x, y, ids)
-    chunks = queries.gradient_chunks(index.job.engine, asked, 256)
-    return np.concatenate([index.sketches(gradients, norms) for _, gradients, norms in chunks])
+    return index.sketch(x, y, ids=ids)
 
 
 def faiss_vectors(index: "Index", vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from gradindex import exact, labels
 from gradindex.batches import Batch, Tree, as_columns, index, length
 from gradindex.embedding import check_finite, default_batch_size
-from gradindex.gradients.base import Engine, Floats
+from gradindex.gradients.base import Engine, Floats, Projector
 from gradindex.kernels import Task
+from gradindex.store.shard import normalise
 from gradindex.timing import stage
 
 _FORWARD_BATCH = 256
@@ -167,11 +168,39 @@ def gradient_chunks(
             parts.append(found.gradients)
         gradients = np.concatenate(parts)
         norms = exact.norms(gradients)
-        if (norms == 0).any():
-            zero = np.flatnonzero(norms == 0) + begin
-            warnings.warn(
-                f"The gradient of queries {zero[:10].tolist()} is zero; all their scores are 0.",
-                UserWarning,
-                stacklevel=3,
-            )
+        _warn_of_zeros(norms, begin)
         yield rows, gradients, norms
+
+
+def sketch_chunks(
+    engine: Engine, queries: Queries, projector: Projector, size: int, most: int
+) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
+    """Yield (rows, unit-norm sketches (c, width), norms (c,)) over chunks of at most `most` queries.
+
+    As training samples are embedded, `size` at once: no gradient is formed that has not to be. Raises like
+    `gradient_chunks`.
+    """
+    for begin in range(0, len(queries), most):
+        rows = slice(begin, min(begin + most, len(queries)))
+        sketches, norms = [], []
+        for i in range(rows.start, rows.stop, size):
+            part = slice(i, min(i + size, rows.stop))
+            with stage("gradients"):
+                found = engine.of_queries.embed(index(queries.x, part), index(queries.y, part), projector)
+            ids = np.arange(part.start, part.stop, dtype=np.int64)
+            check_finite(ids, "loss (queries)", found.losses)
+            check_finite(ids, "gradient (queries)", found.norms)
+            sketches.append(normalise(projector.finish(found.sketches, found.norms)))
+            norms.append(found.norms)
+        _warn_of_zeros(np.concatenate(norms), begin)
+        yield rows, np.concatenate(sketches), np.concatenate(norms)
+
+
+def _warn_of_zeros(norms: NDArray[np.float64], begin: int) -> None:
+    if (norms == 0).any():
+        zero = np.flatnonzero(norms == 0) + begin
+        warnings.warn(
+            f"The gradient of queries {zero[:10].tolist()} is zero; all their scores are 0.",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 RERANK = 50
 """Candidates of each side that are evaluated exactly by default: recall@10 of .999 in benchmarks/lookup.py."""
 CANDIDATES_PER_CHECK, LEAST_CANDIDATES = 4, 400
-_GATHERED = 1 << 24  # numbers of stored rows held at once while candidates are scored anew
+# Stored rows held at once while candidates are scored anew. Scattered ones map 35 KB each of the store, which counts as
+# the process's memory, so after so many they are let go of.
+_GATHERED = 4096
 _SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
 
 
@@ -89,7 +91,12 @@ def ask(
 
 
 def answer(
-    index: "Index", queries: Batch, gradients: Floats, norms: NDArray[np.float64], asked: Question
+    index: "Index",
+    queries: Batch,
+    gradients: Floats | None,
+    sketches: NDArray[np.float32],
+    norms: NDArray[np.float64],
+    asked: Question,
 ) -> tuple[dict[str, NDArray[Any]], str]:
     """Return proponents and opponents of some queries, and how exact values were computed.
 
@@ -97,19 +104,19 @@ def answer(
     ----------
     index
         An index opened with its job.
-    queries, gradients, norms
-        m labelled samples, their gradients (m, P) and norms (m,).
+    queries, gradients, sketches, norms
+        m labelled samples, their gradients (m, P) (None where none is needed: nothing is evaluated exactly), unit-norm
+        rows (m, width) and norms (m,).
     asked
         The question.
     """
-    k, rerank = asked.k, asked.rerank
-    sketches = index.sketches(gradients, norms)
+    k, rerank = asked.k, asked.rerank and gradients is not None
     pair = np.concatenate([sketches, index.projector.opposite(sketches)])
     estimates, near, scanned = candidates(index, pair, np.tile(norms, 2), asked)
     halves = slice(0, len(norms)), slice(len(norms), None)
     checked = distinct(np.hstack([near[half] for half in halves])) if rerank else np.empty((len(norms), 0), np.int64)
     method = "none"
-    if rerank:
+    if gradients is not None and rerank:
         values, method = _exact(index, queries, gradients, norms, checked, asked)
         found = [mips.top(np.where(checked < 0, -np.inf, side * values), checked, k) for side in (1, -1)]
     else:
@@ -182,14 +189,14 @@ def nearest(
 def rescored(store: Store, sketches: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return cosines (m, c) of sketches with the stored rows (m, c), −inf for missing ones."""
     out = np.full(rows.shape, -np.inf)
-    step = max(1, _GATHERED // max(1, rows.shape[1] * store.header.dim))
+    step = max(1, _GATHERED // max(1, rows.shape[1]))
     for begin in range(0, len(rows), step):
         some = rows[begin : begin + step]
         wide = store.gather(np.where(some < 0, 0, some).ravel()).reshape(*some.shape, -1)
         values = np.matmul(wide, sketches[begin : begin + step, :, None])[:, :, 0]
         out[begin : begin + step] = np.where(some < 0, -np.inf, values)
         if len(rows) > step:
-            store.release()  # scattered rows map many times their own size: 20 queries of a million rows, 1 GB
+            store.release()
     return out
 
 

@@ -1,5 +1,6 @@
 """The index as an object: explain, search, verify."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -135,12 +136,16 @@ class Index(Changing):
         asked = self.labelled(x, y, ids)
         parts, methods = [], set()
         most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
-        for some, gradients, norms in queries.gradient_chunks(self.job.engine, asked, most):
+        formed = certify or bool(rerank)
+        chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked)
+        for some, rows, norms in chunks:
             batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
             if certify:
                 part, method = proofs.answer(self, batch, wanted, max_checks), exact.FACTORS
+            elif rerank:
+                part, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
             else:
-                part, method = cascade.answer(self, batch, gradients, norms, wanted)
+                part, method = cascade.answer(self, batch, None, rows, norms, wanted)
             parts.append(part)
             methods.add(method)
         data: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -269,10 +274,9 @@ class Index(Changing):
         return tuning.saved(self.store)
 
     @pinned
-    def sketch(self, x: Any, y: Any = None) -> NDArray[np.float32]:
-        """Return the unit-norm sketches (m, dim) of samples, as `search` takes them; `x` and `y` as in `explain`."""
-        found = queries.gradient_chunks(self.job.engine, self.labelled(x, y), _QUERIES)
-        return np.concatenate([self.sketches(gradients, norms) for _, gradients, norms in found])
+    def sketch(self, x: Any = None, y: Any = None, *, ids: Any = None) -> NDArray[np.float32]:
+        """Return the unit-norm sketches (m, dim) of samples, as `search` takes them; arguments as in `explain`."""
+        return np.concatenate([sketches for _, sketches, _ in self._embedded(self.labelled(x, y, ids))])
 
     @pinned
     def verify(
@@ -333,6 +337,9 @@ class Index(Changing):
             return queries.Queries(batch.x, batch.y)
         x, y = queries.match_shapes(x, y, self.example)
         return queries.with_labels(self.job.engine, Task(self.job.task), x, y, self.example.y)
+
+    def _embedded(self, asked: queries.Queries) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
+        return queries.sketch_chunks(self.job.engine, asked, self.projector, self.at_hand.batch_size, _QUERIES)
 
     def _scan(self, *asked: Any, **options: Any) -> mips.Found:
         return mips.scan(self.store, *asked, **options)
