@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 RERANK = 50
 """Candidates of each side that are evaluated exactly by default: recall@10 of .999 in benchmarks/lookup.py."""
 CANDIDATES_PER_CHECK, LEAST_CANDIDATES = 4, 400
-# Stored rows held at once while candidates are scored anew. Scattered ones map 35 KB each of the store, which counts as
-# the process's memory, so after so many they are let go of.
-_GATHERED = 4096
+# Stored rows held at once while candidates are scored anew. Scattered ones map up to 110 KB each of the store, which
+# counts as the process's memory, so after so many they are let go of.
+_GATHERED = 1024
 _SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
 
 

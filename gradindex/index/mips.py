@@ -15,8 +15,9 @@ from gradindex.kernels import Kernel
 from gradindex.store import Store
 
 Found = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
-_BLOCKS = 1024, 16384  # rows in the first block and at most; blocks double, as most scans stop early
-_HELD = 256 << 20  # bytes of rows after which a scan lets go of their pages, which count as the process's memory
+_BLOCKS = 1024, 4096  # rows in the first block and at most; blocks double, as most scans stop early
+_HELD = 256 << 20  # bytes of mapped pages after which a scan lets go of them, as they count as the process's memory
+_SCATTERED = 110 << 10  # bytes that a row maps which has no neighbours: its checksum's block, and what Linux adds
 _SLACK = 1.001  # stored rows have norm 1 up to half precision's rounding, 2^-11 relative
 
 
@@ -62,7 +63,8 @@ def scan(
         found = (queries[active] @ store.gather(here).T) * weights
         every = np.broadcast_to(here, found.shape)
         best[active], rows[active] = top(np.hstack([best[active], found]), np.hstack([rows[active], every]), k)
-        begin, size, held = begin + len(here), min(2 * size, _BLOCKS[1]), held + 2 * len(here) * store.header.dim
+        begin, size = begin + len(here), min(2 * size, _BLOCKS[1])
+        held += min(len(here) * _SCATTERED, int(here[-1] - here[0] + 1) * 2 * store.header.dim)
         if held > _HELD:
             store.release()
             held = 0
