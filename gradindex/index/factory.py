@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.errors import DamagedIndexError
-from gradindex.index import parameters
+from gradindex.index import flat, parameters
 from gradindex.index.choice import FLAT_ROWS as FLAT_ROWS
 from gradindex.index.choice import choose_index
 from gradindex.index.parameters import Point
@@ -62,6 +62,8 @@ class Searcher:
         parameters.
         """
         queries = np.ascontiguousarray(normalise(fold(sketches, self.dim)))
+        if selection is None and chosen is None and len(queries) in flat.QUERIES and flat.serves(self.index):
+            return flat.search(self.index, queries, k)
         selector: Any = chosen
         if selection is not None:
             selector = library.IDSelectorBitmap(selection.bits)
