@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import gradindex
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "examples" / "docs"
 # What the pages take for granted.
@@ -48,6 +50,6 @@ def test_the_reference_builds_without_a_warning(tmp_path):
     done = run("-m", "mkdocs", "build", "--strict", "-f", str(DOCS / "mkdocs.yml"), "-d", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
-    page = (tmp_path / "reference.html").read_text(encoding="utf-8")
-    for name in ("gradindex.build", "gradindex.Index.explain", "gradindex.Job"):
-        assert f'id="{name}"' in page, name
+    pages = "".join(page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html"))
+    for name in ("Index.explain", *gradindex.__all__):
+        assert f'id="gradindex.{name}"' in pages, name
