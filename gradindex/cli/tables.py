@@ -37,7 +37,7 @@ def explanation_tables(
         table = Table(title=", ".join(facts), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
         table.add_column("#", justify="right", style="dim")
         for side in ("proponent", "opponent"):
-            table.add_column(side, justify="right")
+            table.add_column(side, justify="right", min_width=len(side))
             if "labels" in data:
                 table.add_column("label", justify="right")
             for name in data.get("columns") or ():

@@ -1,6 +1,5 @@
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,13 +86,6 @@ def test_explain_shows_the_users_columns(tmp_path, capsys):
     row = next(line for line in text.splitlines() if line.split()[:1] == ["1"])
     for identifier in (found.ordered_indices[0, 0], found.opponent_indices[0, 0]):
         assert f"[b]batch {identifier // 10}" in row and f" {identifier / 4:g} " in row
-
-
-def test_tensorflow_says_nothing_of_its_own(tmp_path):
-    script = "import sys; sys.argv = ['gradindex', 'doctor']; from gradindex.cli import main; main()"
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    assert "oneDNN" not in done.stderr and "cpu_feature_guard" not in done.stderr
 
 
 def test_rows_from_a_file(path, tmp_path, capsys):
