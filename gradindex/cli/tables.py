@@ -35,9 +35,10 @@ def explanation_tables(
             if key in data:
                 facts.append(f"{title} {_class(data[key][line], class_names)}")
         table = Table(title=", ".join(facts), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+        table.padding = (0, 0 if data.get("columns") else 1)  # a terminal has 80 places
         table.add_column("#", justify="right", style="dim")
         for side in ("proponent", "opponent"):
-            table.add_column(side, justify="right", min_width=len(side))
+            table.add_column(side, justify="right")
             if "labels" in data:
                 table.add_column("label", justify="right")
             for name in data.get("columns") or ():
