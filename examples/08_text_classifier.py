@@ -103,7 +103,9 @@ def chart(shares: dict[str, np.ndarray], chance: float) -> Figure:
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.subplots()
     for (name, values), style in zip(shares.items(), ("-o", "--s"), strict=True):
-        axes.plot(np.arange(1, len(values) + 1), values, style, label=f"gradients of {name}")
+        ranks = np.arange(1, len(values) + 1)
+        axes.plot(ranks, values, style, label=f"gradients of {name}")
+        axes.set_xticks(ranks)
     axes.axhline(chance, color="#888888", linewidth=1, label="any training text")
     axes.set(xlabel="neighbour", ylabel="share with the predicted section", ylim=(0, 1.03))
     axes.legend(fontsize=8, frameon=False, loc="center right")
