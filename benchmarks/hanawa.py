@@ -198,26 +198,35 @@ def markdown(cases, suffix):
         print_orders(case, result["summary"])
 
 
+def seeds(meta):
+    """Return the seeds of a result, also of a merged one."""
+    return sorted({seed for part in meta.get("parts", [meta]) for seed in part["seeds"]})
+
+
 def merge(case, paths, suffix):
-    """Write results of several seeds, tests or metrics as one; each test and metric keeps its own repeats."""
+    """Write results of several seeds, tests or metrics as one; each test and metric keeps its own repeats.
+
+    Among `paths` may be what was merged before.
+    """
     parts = [Result.from_json(Path(path).read_text(encoding="utf-8")) for path in paths]
-    parts.sort(key=lambda part: part.meta["seeds"])
+    parts.sort(key=lambda part: seeds(part.meta))
     values, accuracy, seen = {}, {}, set()
     for part in parts:
         for test, rows in part.values.items():
             for name, found in rows.items():
                 values.setdefault(test, {}).setdefault(name, []).extend(found)
         for labels, found in part.accuracy.items():
-            if (labels, *part.meta["seeds"]) not in seen:
-                seen.add((labels, *part.meta["seeds"]))
-                accuracy.setdefault(labels, []).extend(found)
+            for seed, one in zip(seeds(part.meta), found, strict=True):
+                if (labels, seed) not in seen:
+                    seen.add((labels, seed))
+                    accuracy.setdefault(labels, []).append(one)
     for test, rows in values.items():
         values[test] = {name: rows[name] for name in relevance.METRICS if name in rows}
     meta = {
         "metrics": [name for name in relevance.METRICS if any(name in rows for rows in values.values())],
         "repeats": max(len(found) for rows in values.values() for found in rows.values()),
         "queries": parts[0].meta["queries"],
-        "parts": [part.meta for part in parts],
+        "parts": [meta for part in parts for meta in part.meta.get("parts", [part.meta])],
     }
     result = Result(values, accuracy, meta)
     result.to_json(RESULTS / f"hanawa_{case}{suffix}.json")

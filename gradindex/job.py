@@ -27,7 +27,8 @@ class Job:
         A ``torch.nn.Module`` or a Keras 3 model on TensorFlow.
     loss_fn
         ``loss_fn(output, y)`` for torch, ``loss_fn(y, output)`` for Keras; any reduction. It is called with
-        batches of one sample.
+        batches of one sample. Wrapped in `gradindex.InDouble`, it leaves gradients of samples that the model is sure of
+        right instead of rounding.
     dataset
         ``(X, Y)`` arrays, a torch ``Dataset`` or ``DataLoader``, a ``tf.data.Dataset``, a Hugging Face
         ``datasets.Dataset`` (see `gradindex.hugging_face.source`), or a sequence of ``(x, y)``. Inputs may be dicts or
