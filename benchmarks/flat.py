@@ -13,17 +13,13 @@ import time
 import faiss
 import numpy as np
 
-from gradindex.index import factory
+from gradindex.index import products
 
 
-def with_threshold(threshold, index, queries, k):
-    """Search with another number of numbers from which on FAISS multiplies matrices."""
-    before = faiss.cvar.distance_compute_blas_threshold
-    faiss.cvar.distance_compute_blas_threshold = threshold
-    try:
+def with_products(index, queries, k):
+    """Search as gradindex does."""
+    with products.for_few():
         return index.search(queries, k)
-    finally:
-        faiss.cvar.distance_compute_blas_threshold = before
 
 
 def by_numpy(vectors, queries, k):
@@ -38,6 +34,7 @@ def main():
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--without-numpy", action="store_true", help="whose threads spin beside those of FAISS")
     options = parser.parse_args()
     random = np.random.default_rng(0)
     print(f"FAISS's own threshold: {faiss.cvar.distance_compute_blas_threshold} numbers")
@@ -51,9 +48,11 @@ def main():
             queries = vectors[:count].copy()
             ways = {
                 "FAISS": (index.search, queries, options.k),
-                "gradindex": (with_threshold, factory._PRODUCT, index, queries, options.k),
+                "gradindex": (with_products, index, queries, options.k),
                 "NumPy": (by_numpy, vectors, queries, options.k),
             }
+            if options.without_numpy:
+                del ways["NumPy"]
             seconds = {name: [] for name in ways}
             for _ in range(options.repeats):
                 for name, (way, *arguments) in ways.items():
@@ -62,7 +61,7 @@ def main():
                     seconds[name].append(time.perf_counter() - began)
             each = {name: 1e3 * statistics.median(some) / count for name, some in seconds.items()}
             print(
-                f"{rows:8}{count:9}{each['FAISS']:9.2f}{each['gradindex']:11.2f}{each['NumPy']:9.2f}"
+                f"{rows:8}{count:9}{each['FAISS']:9.2f}{each['gradindex']:11.2f}{each.get('NumPy', np.nan):9.2f}"
                 f"{each['FAISS'] / each['gradindex']:17.2f}",
                 flush=True,
             )

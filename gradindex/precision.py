@@ -20,6 +20,7 @@ COLUMN = "rounding"
 """Name of the column that says how far each row's direction may be off."""
 _FORWARD = 2.0**-20  # error of an output over the sample's largest one: eight times what passes were seen to differ by
 _DRAWS = 3
+_AT_ONCE = 1 << 20  # numbers of outputs moved at once: a language model has many
 _SAFETY = 2.0
 
 
@@ -63,10 +64,16 @@ def directions(engine: Engine, outputs: Floats | None, y: Tree) -> NDArray[np.fl
     Outputs (b, …) are taken to be right to 2⁻²⁰ of a sample's largest one. Moved by that much with signs drawn at
     random, they move the loss's derivative by some share of itself: twice the largest of three. NaN where outputs look
     like those of a softmax, a sigmoid or a tanh, or their logarithms, behind which the loss cannot see; None if the
-    loss is not `InDouble`, or outputs are not one array.
+    loss is not `InDouble`, or sees more than one array.
     """
-    if not is_double(engine) or outputs is None or outputs.dtype.kind != "f" or not len(outputs):
+    if not is_double(engine) or not engine.plain_outputs or outputs is None or not len(outputs):
         return None
+    size = max(1, _AT_ONCE // outputs[0].size)
+    parts = [slice(at, at + size) for at in range(0, len(outputs), size)]
+    return np.concatenate([_turned(engine, outputs[some], None if y is None else index(y, some)) for some in parts])
+
+
+def _turned(engine: Engine, outputs: Floats, y: Tree) -> NDArray[np.float32]:
     flat = outputs.reshape(len(outputs), -1).astype(np.float64)
     size = np.abs(flat).max(axis=1, keepdims=True)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (_DRAWS, flat.shape[1]))

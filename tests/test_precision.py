@@ -1,6 +1,7 @@
 """A loss in double precision keeps gradients that single precision rounds away, and proofs know it."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,6 +53,11 @@ class Linear:
         return outer.reshape(len(p), -1)
 
 
+def turned_by_rounding(engine, x, y):
+    engine.settle(x[:2], y[:2])
+    return precision.directions(engine, engine.outputs(x), y)
+
+
 @pytest.fixture(params=["torch", "tensorflow"])
 def linear(request):
     return Linear(request.param)
@@ -84,7 +90,7 @@ def test_every_way_of_computing_agrees(linear):
 
 def test_errors_of_directions_cover_those_that_are_there(linear):
     engine, truth = linear.job().engine, linear.truth()
-    turned = precision.directions(engine, engine.outputs(linear.x), linear.y)
+    turned = turned_by_rounding(engine, linear.x, linear.y)
     assert turned.shape == (len(truth),) and turned.dtype == np.float32
     known = ~np.isnan(turned)  # not where all four outputs are negative
     assert known.mean() > 0.8
@@ -109,7 +115,7 @@ def test_errors_are_large_where_outputs_themselves_nearly_cancel():
         model.bias.fill_(1000.0)
     y = model(torch.from_numpy(x)).detach().numpy() + np.float32([[1e-3]] * 10 + [[500.0]] * 10)
     engine = gradindex.Job(model, gradindex.InDouble(torch.nn.MSELoss()), (x, y), task="regression").engine
-    turned = precision.directions(engine, engine.outputs(x), y)
+    turned = turned_by_rounding(engine, x, y)
     assert turned[:10].min() > 0.1
     assert turned[10:].max() < 1e-4
 
@@ -124,9 +130,9 @@ def test_errors_are_not_known_behind_a_softmax_nor_for_other_losses():
         engine = gradindex.Job(
             torch.nn.Sequential(torch.nn.Linear(3, 3), last), gradindex.InDouble(loss), (x, y)
         ).engine
-        assert np.isnan(precision.directions(engine, engine.outputs(x), y)).all()
+        assert np.isnan(turned_by_rounding(engine, x, y)).all()
     engine = gradindex.Job(torch.nn.Linear(3, 3), torch.nn.CrossEntropyLoss(), (x, y)).engine
-    assert precision.directions(engine, engine.outputs(x), y) is None
+    assert turned_by_rounding(engine, x, y) is None
     engine = gradindex.Job(torch.nn.Linear(3, 3), gradindex.InDouble(torch.nn.CrossEntropyLoss()), (x, y)).engine
     assert precision.directions(engine, None, y) is None
 
@@ -201,3 +207,32 @@ def test_functions_dicts_and_labels_of_floats():
     )
     with pytest.raises(TypeError, match="callable"):
         gradindex.InDouble("mse")
+
+
+def test_outputs_that_are_objects_are_embedded_and_their_errors_not_known(tmp_path):
+    """As Hugging Face's are: the loss takes `output.logits`, and could not take the array alone."""
+    torch = pytest.importorskip("torch")
+    linear = Linear("torch")
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear.model
+
+        def forward(self, x):
+            return SimpleNamespace(logits=self.inner(x))
+
+    loss = gradindex.InDouble(lambda output, y: torch.nn.functional.cross_entropy(output.logits, y))
+    job = gradindex.Job(Wrapped(), loss, (linear.x, linear.y))
+    index = gradindex.build(job, tmp_path / "i", sketch=gradindex.Landmark(landmarks=20, dims=8))
+    assert "rounding" not in index.store.columns
+    assert relative(job.engine.gradients(linear.x, linear.y).gradients, linear.truth()).max() < 1e-4
+
+
+def test_many_outputs_are_moved_in_parts(linear, monkeypatch):
+    engine = linear.job().engine
+    engine.settle(linear.x[:2], linear.y[:2])
+    outputs = engine.outputs(linear.x)
+    whole = precision.directions(engine, outputs, linear.y)
+    monkeypatch.setattr(precision, "_AT_ONCE", 7 * CLASSES)
+    np.testing.assert_allclose(precision.directions(engine, outputs, linear.y), whole, rtol=1e-5)

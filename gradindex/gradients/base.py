@@ -80,6 +80,8 @@ class Engine(ABC):
 
     deterministic: bool = True
     """Whether the same batch gives the same bits again; not promised on accelerators."""
+    plain_outputs: bool = False
+    """Whether the model's output is one array, and no object that holds it; known once a sample was seen."""
     captured: int = 0
     """Numbers of a sample's layer outputs that the factored path holds on to; known once the paths are."""
 

@@ -319,6 +319,7 @@ class TensorFlowEngine(Engine):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             output = self._call(values, x)
+            self.plain_outputs = isinstance(output, tf.Tensor)
             loss = self._loss(tf.nest.map_structure(plain, output), y)
         return output, loss, tape.gradient(loss, weights)
 

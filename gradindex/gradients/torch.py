@@ -340,6 +340,7 @@ class TorchEngine(Engine):
         inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
         with self._inference(), torch.enable_grad():
             output = self._call({}, inputs)
+            self.plain_outputs = isinstance(output, torch.Tensor)
             loss = self._loss(output, targets)
             named = dict(self.model.named_parameters())
             wanted = [named[parameter.name] for parameter in self.parameters]

@@ -110,13 +110,13 @@ def answer(
     asked
         The question.
     """
-    k, rerank = asked.k, asked.rerank and gradients is not None
+    k, rerank = asked.k, gradients is not None
     pair = np.concatenate([sketches, index.projector.opposite(sketches)])
     estimates, near, scanned = candidates(index, pair, np.tile(norms, 2), asked)
     halves = slice(0, len(norms)), slice(len(norms), None)
     checked = distinct(np.hstack([near[half] for half in halves])) if rerank else np.empty((len(norms), 0), np.int64)
     method = "none"
-    if gradients is not None and rerank:
+    if gradients is not None:
         values, method = _exact(index, queries, gradients, norms, checked, asked)
         found = [mips.top(np.where(checked < 0, -np.inf, side * values), checked, k) for side in (1, -1)]
     else:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.errors import DamagedIndexError
-from gradindex.index import parameters
+from gradindex.index import parameters, products
 from gradindex.index.choice import FLAT_ROWS as FLAT_ROWS
 from gradindex.index.choice import choose_index
 from gradindex.index.parameters import Point
@@ -30,7 +30,6 @@ library: Any = faiss
 _FOLD = re.compile(r"Fold(\d+),(.+)", re.DOTALL)
 _TRAIN_ROWS_PER_LIST, _TRAIN_BLOCK = 64, 16384
 _READING = threading.Lock()
-_USUAL_PRODUCT, _PRODUCT = faiss.cvar.distance_compute_blas_threshold, 4096  # numbers of queries
 DIRECTORY, MANIFEST = "index", "index.json"
 
 
@@ -67,13 +66,8 @@ class Searcher:
         if selection is not None:
             selector = library.IDSelectorBitmap(selection.bits)
         options = parameters.build(self.index, point, selector, selection is not None and selection.everywhere)
-        # FAISS compares one query after the other below so many numbers, although a matrix product of 8 of 1,024 is
-        # three times as fast (`benchmarks/flat.py`). It knows no other way to say so; what others set is put back.
-        faiss.cvar.distance_compute_blas_threshold = min(_PRODUCT, _USUAL_PRODUCT)
-        try:
+        with products.for_few():
             scores, rows = self.index.search(queries, k, params=options)
-        finally:
-            faiss.cvar.distance_compute_blas_threshold = _USUAL_PRODUCT
         if rows.max(initial=-1) >= self.index.ntotal:
             raise DamagedIndexError(f"The {self.factory} index is damaged: it holds rows from {self.index.ntotal} on.")
         return scores, rows

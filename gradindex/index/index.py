@@ -136,13 +136,13 @@ class Index(Changing):
         asked = self.labelled(x, y, ids)
         parts, methods = [], set()
         most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
-        formed = certify or bool(rerank)
-        chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked)
+        formed = rerank and not certify
+        chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked, most)
         for some, rows, norms in chunks:
             batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
             if certify:
                 part, method = proofs.answer(self, batch, wanted, max_checks), exact.FACTORS
-            elif rerank:
+            elif formed:
                 part, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
             else:
                 part, method = cascade.answer(self, batch, None, rows, norms, wanted)
@@ -338,8 +338,10 @@ class Index(Changing):
         x, y = queries.match_shapes(x, y, self.example)
         return queries.with_labels(self.job.engine, Task(self.job.task), x, y, self.example.y)
 
-    def _embedded(self, asked: queries.Queries) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
-        return queries.sketch_chunks(self.job.engine, asked, self.projector, self.at_hand.batch_size, _QUERIES)
+    def _embedded(
+        self, asked: queries.Queries, most: int = _QUERIES
+    ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
+        return queries.sketch_chunks(self.job.engine, asked, self.projector, self.at_hand.batch_size, most)
 
     def _scan(self, *asked: Any, **options: Any) -> mips.Found:
         return mips.scan(self.store, *asked, **options)

@@ -1,0 +1,33 @@
+"""Matrix products in FAISS for a few queries, too."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import faiss
+
+_NUMBERS = 4096  # of queries, from which on a product is asked for: 4 of 1,024
+_lock = threading.Lock()
+_inside, _usual = 0, 0
+
+
+@contextmanager
+def for_few() -> Iterator[None]:
+    """Let FAISS multiply matrices where it would compare one query after the other; see `benchmarks/flat.py`.
+
+    Below 128,000 numbers of queries it does that, although a product of 8 queries of 1,024 is three times as fast. It
+    has one setting for the process: the first thread here changes it, the last one puts it back.
+    """
+    global _inside, _usual
+    with _lock:
+        if not _inside:
+            _usual = faiss.cvar.distance_compute_blas_threshold
+            faiss.cvar.distance_compute_blas_threshold = min(_NUMBERS, _usual)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                faiss.cvar.distance_compute_blas_threshold = _usual
