@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/flat.py [--rows 10000 100000] [--dim 1024]
 
-Milliseconds a query, the median of repeats, in turns: with FAISS's own threshold, with that of gradindex, and a plain
-product and selection by NumPy.
+Milliseconds a query, the median of repeats, in turns: with FAISS's own threshold, and with that of gradindex.
 """
 
 import argparse
@@ -22,11 +21,6 @@ def with_products(index, queries, k):
         return index.search(queries, k)
 
 
-def by_numpy(vectors, queries, k):
-    """Return the rows (m, k) of the largest products, in no order."""
-    return np.argpartition(queries @ vectors.T, -k, axis=1)[:, -k:]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
@@ -34,11 +28,10 @@ def main():
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--without-numpy", action="store_true", help="whose threads spin beside those of FAISS")
     options = parser.parse_args()
     random = np.random.default_rng(0)
     print(f"FAISS's own threshold: {faiss.cvar.distance_compute_blas_threshold} numbers")
-    print(f"{'rows':>8}{'queries':>9}{'FAISS':>9}{'gradindex':>11}{'NumPy':>9}{'FAISS/gradindex':>17}")
+    print(f"{'rows':>8}{'queries':>9}{'FAISS':>9}{'gradindex':>11}{'FAISS/gradindex':>17}")
     for rows in options.rows:
         vectors = random.normal(size=(rows, options.dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -49,10 +42,7 @@ def main():
             ways = {
                 "FAISS": (index.search, queries, options.k),
                 "gradindex": (with_products, index, queries, options.k),
-                "NumPy": (by_numpy, vectors, queries, options.k),
             }
-            if options.without_numpy:
-                del ways["NumPy"]
             seconds = {name: [] for name in ways}
             for _ in range(options.repeats):
                 for name, (way, *arguments) in ways.items():
@@ -61,7 +51,7 @@ def main():
                     seconds[name].append(time.perf_counter() - began)
             each = {name: 1e3 * statistics.median(some) / count for name, some in seconds.items()}
             print(
-                f"{rows:8}{count:9}{each['FAISS']:9.2f}{each['gradindex']:11.2f}{each.get('NumPy', np.nan):9.2f}"
+                f"{rows:8}{count:9}{each['FAISS']:9.2f}{each['gradindex']:11.2f}"
                 f"{each['FAISS'] / each['gradindex']:17.2f}",
                 flush=True,
             )
