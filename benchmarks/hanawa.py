@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from functools import partial
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import nn
 
 from gradindex import relevance
 from gradindex.evaluation import Experiment, Result, evaluate
+from gradindex.evaluation.criteria import merge_classes
 
 RESULTS = Path(__file__).parent / "results"
 PAPER = json.loads((Path(__file__).parent / "hanawa_paper.json").read_text(encoding="utf-8"))
@@ -44,7 +45,36 @@ def mnist():
         return saved["x"][:, None].astype(np.float32) / 255, saved["y"].astype(np.int64)
 
 
-def make(kind, shape, classes, seed):
+@dataclass(frozen=True)
+class Case:
+    """What is trained: data, model, epochs, batch, training samples.
+
+    With `kept` samples set apart the weights of the best accuracy on them are kept, else those of the last epoch;
+    `falling` is a learning rate that falls to 0 over the second half.
+    """
+
+    data: str
+    kind: str
+    epochs: int
+    batch: int
+    train: int
+    init: str = "torch"
+    falling: bool = False
+    kept: int = 0
+
+
+CASES = {
+    "vehicle-mlp": Case("vehicle", "mlp", 1000, 64, 423),
+    "vehicle-logreg": Case("vehicle", "logreg", 3000, 64, 423),
+    "segment-mlp": Case("segment", "mlp", 400, 64, 1155),
+    "segment-logreg": Case("segment", "logreg", 1000, 64, 1155),
+    "mnist-cnn": Case("mnist", "cnn", 24, 16, 5500, "he", falling=True),
+    "mnist-cnn-100": Case("mnist", "cnn", 100, 128, 5500, "lecun", kept=2000),
+    "mnist-logreg": Case("mnist", "logreg", 60, 128, 5500),
+}
+
+
+def make(kind, shape, classes, seed, init="torch"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind == "logreg":
@@ -60,70 +90,80 @@ def make(kind, shape, classes, seed):
             channels = 16
         model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes))
         for layer in model:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if isinstance(layer, nn.Conv2d | nn.Linear) and init != "torch":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity={"he": "relu", "lecun": "linear"}[init])
                 nn.init.zeros_(layer.bias)
         return model
 
 
-def fit(x, y, classes, seed, *, kind, epochs, batch, models=None):
+def fit(x, y, classes, seed, *, case, kept=None, models=None):
     """Return a trained model; one of the same data and settings is read from the folder `models`, or put there."""
-    model = make(kind, x.shape[1:], classes, seed)
+    model = make(case.kind, x.shape[1:], classes, seed, case.init)
+    if kept is not None and classes == 2:
+        kept = kept[0], merge_classes(kept[1], seed)[0]
     if models is not None:
-        key = hashlib.sha256(x.tobytes() + y.tobytes() + repr((kind, epochs, batch, classes, seed)).encode())
-        saved = models / f"{kind}_{seed}_{classes}_{key.hexdigest()[:16]}.npz"
+        key = hashlib.sha256(x.tobytes() + y.tobytes() + repr((astuple(case), classes, seed)).encode())
+        saved = models / f"{case.kind}_{seed}_{classes}_{key.hexdigest()[:16]}.npz"
         if not saved.is_file():
-            train(model, x, y, seed, kind, epochs, batch)
+            train(model, x, y, seed, case, kept)
             np.savez(saved, **{name: value.numpy() for name, value in model.state_dict().items()})
         with np.load(saved) as state:
             model.load_state_dict({name: torch.as_tensor(state[name]) for name in state.files})
     else:
-        train(model, x, y, seed, kind, epochs, batch)
-    return model.eval().double()
+        train(model, x, y, seed, case, kept)
+    return model.eval()
 
 
-def train(model, x, y, seed, kind, epochs, batch):
+def train(model, x, y, seed, case, kept=None):
     x, y = torch.as_tensor(x), torch.as_tensor(y)
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    steps = epochs * -(-len(x) // batch)
-    if kind == "cnn":
+    steps = case.epochs * -(-len(x) // case.batch)
+    if case.kind == "cnn":
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1, 2 - 2 * s / steps) if kind == "cnn" else 1)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=order).split(batch):
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1, 2 - 2 * s / steps) if case.falling else 1)
+    best = -1.0
+    for _ in range(case.epochs):
+        for rows in torch.randperm(len(x), generator=order).split(case.batch):
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
             optimiser.step()
             rate.step()
+        if kept is not None and (found := accuracy(model, *kept)) > best:
+            best, state = found, {name: value.clone() for name, value in model.state_dict().items()}
+    if kept is not None:
+        model.load_state_dict(state)
     model.to(memory_format=torch.contiguous_format)
 
 
-# data, model, epochs, batch, training samples
-CASES = {
-    "vehicle-mlp": ("vehicle", "mlp", 1000, 64, 423),
-    "vehicle-logreg": ("vehicle", "logreg", 3000, 64, 423),
-    "segment-mlp": ("segment", "mlp", 400, 64, 1155),
-    "segment-logreg": ("segment", "logreg", 1000, 64, 1155),
-    "mnist-cnn": ("mnist", "cnn", 24, 16, 5500),
-    "mnist-logreg": ("mnist", "logreg", 60, 128, 5500),
-}
+def accuracy(model, x, y):
+    with torch.no_grad():
+        return (model(torch.as_tensor(x)).argmax(dim=1) == torch.as_tensor(y)).double().mean().item()
 
 
-def experiment(case, epochs=None, scaling="raw", models=None):
-    data, kind, default, batch, train = CASES[case]
-    x, y = mnist() if data == "mnist" else table(data, scaling)
+def experiment(name, epochs=None, scaling="raw", models=None, single=False):
+    """Return the experiment of a case; its models are double precision, or `single`, as they were trained."""
+    case = CASES[name] if epochs is None else replace(CASES[name], epochs=epochs)
+    x, y = mnist() if case.data == "mnist" else table(case.data, scaling)
+    rest = len(x) - case.kept
+    kept = (x[rest:], y[rest:]) if case.kept else None
+    dtype = torch.float32 if single else torch.float64
     return Experiment(
-        partial(fit, kind=kind, epochs=epochs or default, batch=batch, models=models),
+        lambda *samples: fit(*samples, case=case, kept=kept, models=models).to(dtype),
         nn.functional.cross_entropy,
-        (x, y),
-        train_size=train,
+        (x[:rest], y[:rest]),
+        train_size=case.train,
         queries=500,
-        fresh=lambda classes, seed: make(kind, x.shape[1:], classes, seed).eval().double(),
+        fresh=lambda classes, seed: make(case.kind, x.shape[1:], classes, seed, case.init).eval().to(dtype),
     )
 
 
 BEHIND = ("dot-x", "dot-last", "dot-all", "GD", "IF", "FK")
+
+
+def paper(case):
+    """Return the study's tables for a case, test to metric to (mean, deviation)."""
+    return PAPER["cases"][case.removesuffix("-100")]
 
 
 def names(case):
@@ -132,11 +172,10 @@ def names(case):
 
 def compare(case, result, label=""):
     print(f"\n{case}{label}: accuracy {np.mean(result['accuracy'].get('class', [np.nan])):.3f}")
-    paper = PAPER["cases"][case]
     for test, rows in result["summary"].items():
         print(f"  {test:18}{'ours':>14}{'paper':>14}  meet (± 2 std)")
         for name, ours in rows.items():
-            theirs = paper.get(test, {}).get(name)
+            theirs = paper(case).get(test, {}).get(name)
             cell, meet = "–", ""
             if theirs:
                 cell = f"{theirs[0]:.2f} ± {theirs[1]:.2f}"
@@ -146,7 +185,7 @@ def compare(case, result, label=""):
 
 
 def print_orders(case, summary):
-    theirs = {test: {n: {"mean": row[0]} for n, row in rows.items()} for test, rows in PAPER["cases"][case].items()}
+    theirs = {test: {n: {"mean": row[0]} for n, row in rows.items()} for test, rows in paper(case).items()}
     for whose, lines in (("ours", order(summary)), ("the paper's", order(theirs))):
         for line in lines:
             print(f"  order, {whose}: {line}")
@@ -184,7 +223,7 @@ def markdown(cases, suffix):
         for name in relevance.METRICS:
             cells = []
             for case, result in results.items():
-                ours, theirs = result["summary"].get(test, {}).get(name), PAPER["cases"][case][test].get(name)
+                ours, theirs = result["summary"].get(test, {}).get(name), paper(case)[test].get(name)
                 cell = (
                     "–"
                     if ours is None
@@ -233,6 +272,13 @@ def merge(case, paths, suffix):
     compare(case, result.to_dict(), suffix)
 
 
+def folder(text):
+    """Return the folder of that name; it is made."""
+    path = Path(text)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["vehicle-mlp", "vehicle-logreg"])
@@ -241,11 +287,13 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="other than the case's own")
     parser.add_argument("--metrics", nargs="+")
+    parser.add_argument("--layers", nargs="+", help="names of the layers whose outputs are h_all")
+    parser.add_argument("--single", action="store_true", help="gradients in single precision, as models are trained")
     parser.add_argument("--fisher", default="true", choices=("true", "mean"))
     parser.add_argument("--scaling", default="raw", choices=("minmax", "standard", "raw"), help="of the tables")
     parser.add_argument("--index", action="store_true", help="answer through a FAISS index as well")
     parser.add_argument("--suffix", default="", help="of the result file's name")
-    parser.add_argument("--models", type=Path, help="folder where trained models are kept and found again")
+    parser.add_argument("--models", type=folder, help="folder where trained models are kept and found again")
     parser.add_argument("--solver", default="auto", choices=("auto", "exact", "ekfac"), help="of IF and FK")
     parser.add_argument("--samples", type=int, default=0, help="of EKFAC: labels drawn a sample, 0 for the expectation")
     parser.add_argument("--merge", nargs="+", help="only join result files of one case, of other seeds or metrics")
@@ -258,19 +306,22 @@ def main():
         merge(arguments.cases[0], arguments.merge, arguments.suffix)
         return
     torch.set_num_threads(1)
-    if arguments.models:
-        arguments.models.mkdir(parents=True, exist_ok=True)
     for case in arguments.cases:
         start = time.perf_counter()
         chosen = arguments.metrics or names(case)
         result = evaluate(
-            experiment(case, arguments.epochs, arguments.scaling, arguments.models),
+            experiment(case, arguments.epochs, arguments.scaling, arguments.models, arguments.single),
             chosen,
             arguments.tests,
             repeats=arguments.repeats,
             seed=arguments.seed,
             through_index=arguments.index,
-            options={"fisher": arguments.fisher, "solver": arguments.solver, "samples": arguments.samples},
+            options={
+                "fisher": arguments.fisher,
+                "solver": arguments.solver,
+                "samples": arguments.samples,
+                "layers": arguments.layers and tuple(arguments.layers),
+            },
         )
         RESULTS.mkdir(exist_ok=True)
         result.to_json(RESULTS / f"hanawa_{case}{arguments.suffix}.json")

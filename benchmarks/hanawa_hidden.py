@@ -45,7 +45,7 @@ def experiment(scaling="raw", widths=(24, 24), activation=nn.ReLU, init=None, ep
 
     def fit(x, y, classes, seed):
         model = model_of(widths, activation, init, classes, seed)
-        hanawa.train(model, x, y, seed, "mlp", epochs, batch)
+        hanawa.train(model, x, y, seed, hanawa.Case("vehicle", "mlp", epochs, batch, len(x)))
         return model.eval().double()
 
     def fresh(classes, seed):

@@ -1,0 +1,122 @@
+"""IF and FK with the study's published code's matrices: ``python benchmarks/hanawa_single.py --cases …``.
+
+There the Hessian and the Fisher matrix, which is the rank-one ḡ ḡᵀ, have entries in single precision; 1e-10 times their
+mean absolute entry is added to the diagonal and `numpy.linalg.inv` inverts, both in double precision; cosine and ℓ2
+forms multiply with the real part of `scipy.linalg.sqrtm` of the inverse. Rounding the entries leaves eigenvalues of
+some 1e-8 of the largest, of either sign, where the matrix is singular: far more than the damping, so there the inverse
+is one of rounding errors. Above FORMED parameters eigenvectors of the symmetric part stand for inv and sqrtm.
+"""
+
+import argparse
+import time
+from contextlib import contextmanager
+from unittest import mock
+
+import hanawa
+import numpy as np
+import scipy.linalg
+import torch
+
+from gradindex.evaluation import evaluate
+from gradindex.relevance import curvature
+
+FORMED = 2000
+EXACT = 8192  # parameters up to which the Hessian is formed; above, the Gauss-Newton matrix
+
+
+class Published(curvature.Inverse):
+    """The inverse of a matrix, and its root."""
+
+    def __init__(self, matrix, damping, solver):
+        self.solver, self.damping = solver, damping
+        self._inverse = np.linalg.inv(matrix + damping * np.identity(len(matrix)))
+        self._root = None
+
+    def apply(self, rows):
+        return rows @ self._inverse.T
+
+    def root(self, rows):
+        if self._root is None:
+            self._root = scipy.linalg.sqrtm(self._inverse).real
+        return rows @ self._root.T
+
+
+def inverse(matrix, what):
+    damping = 1e-10 * float(np.abs(matrix).mean())
+    matrix = matrix.astype(np.float64)
+    if len(matrix) <= FORMED:
+        return Published(matrix, damping, f"inv and sqrtm of {what} in float32")
+    return curvature.decompose((matrix + matrix.T) / 2, damping, f"eigendecomposition of {what} in float32")
+
+
+def hessian(job, options):
+    size = job.engine.size
+    if size > EXACT:
+        return inverse(gauss_newton(job), "the Gauss-Newton matrix")
+    product = curvature._product(job)
+    matrix = np.empty((size, size), np.float32)
+    for begin in range(0, size, 64):
+        rows = np.zeros((min(64, size - begin), size))
+        rows[np.arange(len(rows)), begin + np.arange(len(rows))] = 1
+        matrix[begin : begin + len(rows)] = product(rows)
+    return inverse(matrix, "the Hessian")
+
+
+def gauss_newton(job, block=64):
+    """Return the mean over samples of Jᵀ (diag p − p pᵀ) J (P, P) float32, J the Jacobian of the outputs."""
+    model = job.engine.model
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+
+    def outputs(weights, x):
+        found = torch.func.functional_call(model, weights, (x[None],))[0]
+        return found, found
+
+    jacobian = torch.func.vmap(torch.func.jacrev(outputs, has_aux=True), in_dims=(None, 0))
+    matrix = torch.zeros(job.engine.size, job.engine.size)
+    for batch in job.source.blocks(block):
+        rows, logits = jacobian(weights, torch.as_tensor(batch.x))
+        rows = torch.cat([part.flatten(2) for part in rows.values()], dim=2)
+        p = logits.softmax(dim=1)
+        root = p.sqrt()[:, :, None] * (torch.eye(p.shape[1]) - p[:, None, :])  # rootᵀ root = diag p − p pᵀ
+        rows = (root @ rows).flatten(0, 1)
+        matrix.addmm_(rows.T, rows)
+    return (matrix / len(job.source)).numpy()
+
+
+def fisher(job, options, gradients):
+    mean = gradients().astype(np.float32).mean(axis=0)
+    return inverse(np.outer(mean, mean), "the rank-one matrix")
+
+
+@contextmanager
+def published():
+    """Within it, IF and FK use the published code's matrices."""
+    with mock.patch.object(curvature, "hessian", hessian), mock.patch.object(curvature, "fisher", fisher):
+        yield
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", choices=hanawa.CASES, default=["vehicle-logreg", "segment-logreg"])
+    parser.add_argument("--metrics", nargs="+", default=["IF", "cos-IF", "l2-IF", "FK", "cos-FK", "l2-FK"])
+    parser.add_argument("--tests", nargs="+", default=["class", "subclass", "randomization"])
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models", type=hanawa.folder, help="folder where trained models are kept and found again")
+    parser.add_argument("--suffix", default="")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for case in arguments.cases:
+        start = time.perf_counter()
+        experiment = hanawa.experiment(case, models=arguments.models, single=True)
+        with published():
+            result = evaluate(
+                experiment, arguments.metrics, arguments.tests, repeats=arguments.repeats, seed=arguments.seed
+            )
+        result.to_json(hanawa.RESULTS / f"hanawa_{case}_single{arguments.suffix}.json")
+        hanawa.compare(case, result.to_dict(), f", single precision{arguments.suffix}")
+        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
