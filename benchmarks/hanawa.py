@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import gradindex
 from gradindex import relevance
 from gradindex.evaluation import Experiment, Result, evaluate
 from gradindex.evaluation.criteria import merge_classes
@@ -141,7 +142,7 @@ def accuracy(model, x, y):
         return (model(torch.as_tensor(x)).argmax(dim=1) == torch.as_tensor(y)).double().mean().item()
 
 
-def experiment(name, epochs=None, scaling="raw", models=None, single=False):
+def experiment(name, epochs=None, scaling="raw", models=None, single=False, loss=nn.functional.cross_entropy):
     """Return the experiment of a case; its models are double precision, or `single`, as they were trained."""
     case = CASES[name] if epochs is None else replace(CASES[name], epochs=epochs)
     x, y = mnist() if case.data == "mnist" else table(case.data, scaling)
@@ -150,7 +151,7 @@ def experiment(name, epochs=None, scaling="raw", models=None, single=False):
     dtype = torch.float32 if single else torch.float64
     return Experiment(
         lambda *samples: fit(*samples, case=case, kept=kept, models=models).to(dtype),
-        nn.functional.cross_entropy,
+        loss,
         (x[:rest], y[:rest]),
         train_size=case.train,
         queries=500,
@@ -289,6 +290,7 @@ def main():
     parser.add_argument("--metrics", nargs="+")
     parser.add_argument("--layers", nargs="+", help="names of the layers whose outputs are h_all")
     parser.add_argument("--single", action="store_true", help="gradients in single precision, as models are trained")
+    parser.add_argument("--loss-in-double", action="store_true", help="of a model in single precision")
     parser.add_argument("--fisher", default="true", choices=("true", "mean"))
     parser.add_argument("--scaling", default="raw", choices=("minmax", "standard", "raw"), help="of the tables")
     parser.add_argument("--index", action="store_true", help="answer through a FAISS index as well")
@@ -306,11 +308,13 @@ def main():
         merge(arguments.cases[0], arguments.merge, arguments.suffix)
         return
     torch.set_num_threads(1)
+    loss = nn.functional.cross_entropy
+    loss = gradindex.InDouble(loss) if arguments.loss_in_double else loss
     for case in arguments.cases:
         start = time.perf_counter()
         chosen = arguments.metrics or names(case)
         result = evaluate(
-            experiment(case, arguments.epochs, arguments.scaling, arguments.models, arguments.single),
+            experiment(case, arguments.epochs, arguments.scaling, arguments.models, arguments.single, loss),
             chosen,
             arguments.tests,
             repeats=arguments.repeats,

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gradindex import relevance, replacing
+from gradindex import precision, relevance, replacing
 from gradindex.distributed.options import Ray
 from gradindex.embedding import embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
@@ -275,6 +275,12 @@ def _fill(job: Job, store: Store, index: str, progress: bool | None, engine: Ray
             factory.build(store, index, store.header.seed, advance, workers.add if workers else factory.add)
     if zeros := int((store.norms == 0).sum()):
         log.warning("%d samples have a gradient of zero; their cosine with anything is 0", zeros)
+    if (rounded := precision.share_rounded(job, store.columns["loss"], store.header.batch_size)) >= 0.05:
+        log.warning(
+            "rounding changes the gradients of about %.0f %% of the samples by more than 5 %%, as the model is sure "
+            "of them: wrap the loss in gradindex.InDouble, which computes it in double precision",
+            100 * rounded,
+        )
     return BuildSummary(
         rows=len(store),
         embedded=embedded,

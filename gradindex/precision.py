@@ -8,13 +8,17 @@ same outputs, it is as right as the outputs are, whatever its size.
 import copy
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.batches import Tree, index
-from gradindex.gradients.base import Engine, Floats
+from gradindex.gradients.base import Engine, Floats, log
+
+if TYPE_CHECKING:
+    from gradindex.job import Job
 
 COLUMN = "rounding"
 """Name of the column that says how far each row's direction may be off."""
@@ -86,6 +90,32 @@ def _turned(engine: Engine, outputs: Floats, y: Tree) -> NDArray[np.float32]:
     share = np.divide(change, length, out=np.where(change > 0, np.inf, 0.0), where=length > 0)
     hidden = (size[:, 0] <= 1) | (flat <= 0).all(axis=1)
     return np.where(hidden, np.nan, _SAFETY * share).astype(np.float32)
+
+
+def share_rounded(job: "Job", losses: NDArray[Any], batch_size: int) -> float:
+    """Return the share of samples whose gradients are off by more than 5 % because the loss is single precision.
+
+    Of the first 256 samples of a job, the loss's derivative at their outputs is compared with that of the same loss in
+    double precision. Looked at only if 5 % of the `losses` (n,) are below 1e-6, where cross-entropies round so much; 0
+    for others, for rows that are no gradients of one model, for `InDouble`, and for a loss that fails in double.
+    """
+    engine = job.engine
+    plain = job.metric is None and job.checkpoints is None and engine.dtype == np.float32
+    if is_double(engine) or not plain or not len(losses) or np.mean(np.abs(losses) < 1e-6) < 0.05:
+        return 0.0
+    exact, off = replace(job, loss_fn=InDouble(job.loss_fn)).engine, []
+    try:
+        for batch in job.source.blocks(batch_size, 0, min(len(losses), 256)):
+            outputs = engine.outputs(batch.x)
+            single, double = (
+                one.output_gradients(outputs, batch.y).reshape(len(outputs), -1).astype(np.float64)
+                for one in (engine, exact)
+            )
+            off.append(np.linalg.norm(single - double, axis=1) > 0.05 * np.linalg.norm(double, axis=1))
+    except Exception as error:  # the loss is the user's, and this is a remark only
+        log.debug("whether gradients are rounding cannot be told: %s", error)
+        return 0.0
+    return float(np.mean(np.concatenate(off)))
 
 
 def _made_double(loss_fn: Any) -> Any:

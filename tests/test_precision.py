@@ -236,3 +236,45 @@ def test_many_outputs_are_moved_in_parts(linear, monkeypatch):
     whole = precision.directions(engine, outputs, linear.y)
     monkeypatch.setattr(precision, "_AT_ONCE", 7 * CLASSES)
     np.testing.assert_allclose(precision.directions(engine, outputs, linear.y), whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_a_build_says_that_gradients_are_rounding(framework, tmp_path, caplog):
+    linear = Linear(framework, scale=8.0)
+    truth = linear.truth()
+    gradindex.build(linear.job(linear.loss), tmp_path / "single", progress=False)
+    (said,) = [record.getMessage() for record in caplog.records if "InDouble" in record.getMessage()]
+    single = linear.job(linear.loss).engine.gradients(linear.x, linear.y).gradients
+    share = 100 * np.mean(relative(single, truth) > 0.05)
+    assert abs(float(said.split("about ")[1].split(" %")[0]) - share) < 5
+    caplog.clear()
+    gradindex.build(linear.job(), tmp_path / "double", progress=False)
+    assert "rounding" not in caplog.text
+
+
+def test_nothing_is_said_of_small_losses_that_do_not_round(tmp_path, caplog):
+    """Squared errors of 9e-8 are differences of 3e-4."""
+    import torch
+
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    model = torch.nn.Linear(4, 1)
+    with torch.no_grad():
+        y = model(torch.from_numpy(x)).numpy() + np.float32(3e-4)
+    job = gradindex.Job(model, torch.nn.MSELoss(), (x, y), task="regression")
+    gradindex.build(job, tmp_path / "index", progress=False)
+    assert gradindex.load(tmp_path / "index", job).store.columns["loss"].max() < 1e-6
+    assert "rounding" not in caplog.text
+
+
+def test_a_loss_that_fails_in_double_precision_stops_no_build(tmp_path, caplog):
+    import torch
+
+    linear = Linear("torch", scale=8.0)
+
+    def loss(output, y):
+        if output.dtype != torch.float32:
+            raise TypeError("float32 only")
+        return torch.nn.functional.cross_entropy(output, y)
+
+    gradindex.build(linear.job(loss), tmp_path / "index", progress=False)
+    assert "rounding" not in caplog.text

@@ -2,7 +2,7 @@
 
 Needs quanda (``pip install "gradindex[quanda]"``). The digits that ship with scikit-learn, an MLP. Its scores are
 those of ``gradindex.evaluation``'s identical class and subclass tests, printed beside them.
-Run it with ``python examples/12_quanda.py``.
+Run it with ``python examples/13_quanda.py``.
 """
 
 import argparse
