@@ -4,12 +4,13 @@ There the Hessian and the Fisher matrix, which is the rank-one ḡ ḡᵀ, have 
 mean absolute entry is added to the diagonal and `numpy.linalg.inv` inverts, both in double precision; cosine and ℓ2
 forms multiply with the real part of `scipy.linalg.sqrtm` of the inverse. Rounding the entries leaves eigenvalues of
 some 1e-8 of the largest, of either sign, where the matrix is singular: far more than the damping, so there the inverse
-is one of rounding errors. Above FORMED parameters eigenvectors of the symmetric part stand for inv and sqrtm.
+is one of rounding errors. Above FORMED parameters eigenvectors of the symmetric part stand for sqrtm.
 """
 
 import argparse
 import time
 from contextlib import contextmanager
+from functools import cached_property
 from unittest import mock
 
 import hanawa
@@ -25,41 +26,44 @@ EXACT = 8192  # parameters up to which the Hessian is formed; above, the Gauss-N
 
 
 class Published(curvature.Inverse):
-    """The inverse of a matrix, and its root."""
+    """The inverse of a matrix whose entries are in single precision, and its root."""
 
-    def __init__(self, matrix, damping, solver):
-        self.solver, self.damping = solver, damping
-        self._inverse = np.linalg.inv(matrix + damping * np.identity(len(matrix)))
-        self._root = None
+    def __init__(self, matrix, what):
+        self.damping = 1e-10 * float(np.abs(matrix).mean())
+        self.solver = f"inv and {'sqrtm' if len(matrix) <= FORMED else 'eigenvectors'} of {what} in float32"
+        self._matrix = matrix
+
+    @cached_property
+    def _inverse(self):
+        return np.linalg.inv(self._matrix + self.damping * np.identity(len(self._matrix)))
+
+    @cached_property
+    def _root(self):
+        return scipy.linalg.sqrtm(self._inverse).real
+
+    @cached_property
+    def _spectral(self):
+        matrix = self._matrix.astype(np.float64)
+        return curvature.decompose((matrix + matrix.T) / 2, self.damping, self.solver)
 
     def apply(self, rows):
         return rows @ self._inverse.T
 
     def root(self, rows):
-        if self._root is None:
-            self._root = scipy.linalg.sqrtm(self._inverse).real
-        return rows @ self._root.T
-
-
-def inverse(matrix, what):
-    damping = 1e-10 * float(np.abs(matrix).mean())
-    matrix = matrix.astype(np.float64)
-    if len(matrix) <= FORMED:
-        return Published(matrix, damping, f"inv and sqrtm of {what} in float32")
-    return curvature.decompose((matrix + matrix.T) / 2, damping, f"eigendecomposition of {what} in float32")
+        return rows @ self._root.T if len(self._matrix) <= FORMED else self._spectral.root(rows)
 
 
 def hessian(job, options):
     size = job.engine.size
     if size > EXACT:
-        return inverse(gauss_newton(job), "the Gauss-Newton matrix")
+        return Published(gauss_newton(job), "the Gauss-Newton matrix")
     product = curvature._product(job)
     matrix = np.empty((size, size), np.float32)
     for begin in range(0, size, 64):
         rows = np.zeros((min(64, size - begin), size))
         rows[np.arange(len(rows)), begin + np.arange(len(rows))] = 1
         matrix[begin : begin + len(rows)] = product(rows)
-    return inverse(matrix, "the Hessian")
+    return Published(matrix, "the Hessian")
 
 
 def gauss_newton(job, block=64):
@@ -85,7 +89,7 @@ def gauss_newton(job, block=64):
 
 def fisher(job, options, gradients):
     mean = gradients().astype(np.float32).mean(axis=0)
-    return inverse(np.outer(mean, mean), "the rank-one matrix")
+    return Published(np.outer(mean, mean), "the rank-one matrix")
 
 
 @contextmanager
@@ -102,13 +106,14 @@ def main():
     parser.add_argument("--tests", nargs="+", default=["class", "subclass", "randomization"])
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="other than the case's own")
     parser.add_argument("--models", type=hanawa.folder, help="folder where trained models are kept and found again")
     parser.add_argument("--suffix", default="")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for case in arguments.cases:
         start = time.perf_counter()
-        experiment = hanawa.experiment(case, models=arguments.models, single=True)
+        experiment = hanawa.experiment(case, arguments.epochs, models=arguments.models, single=True)
         with published():
             result = evaluate(
                 experiment, arguments.metrics, arguments.tests, repeats=arguments.repeats, seed=arguments.seed
