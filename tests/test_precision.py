@@ -88,6 +88,24 @@ def test_every_way_of_computing_agrees(linear):
     assert relative(batched, truth[:20]).max() < 1e-4
 
 
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
+def test_products_are_those_of_the_gradients_however_much_these_are_rounding(framework, tmp_path):
+    """Forward mode that rounds otherwise made cosines of 1.1."""
+    linear = Linear(framework, scale=8.0)
+    job = linear.job(linear.loss)
+    gradients = job.engine.gradients(linear.x, linear.y).gradients
+    norms = np.linalg.norm(gradients, axis=1)
+    rows = np.flatnonzero(norms > 0)[:20]
+    assert (relative(gradients[rows], linear.truth()[rows]) > 0.05).any()
+    for row in rows:
+        dots, _ = job.engine.directional(linear.x, linear.y, gradients[row] / norms[row])
+        assert dots[row] == pytest.approx(norms[row], rel=1e-5)
+        assert (np.abs(dots) <= norms * (1 + 1e-5)).all()
+    index = gradindex.build(job, tmp_path / "index", progress=False)
+    scores = index.explain(linear.x[rows], linear.y[rows], k=5).scores
+    np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
+
+
 def test_errors_of_directions_cover_those_that_are_there(linear):
     engine, truth = linear.job().engine, linear.truth()
     turned = turned_by_rounding(engine, linear.x, linear.y)

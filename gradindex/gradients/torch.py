@@ -1,7 +1,6 @@
 """PyTorch: per-sample gradients factored or by ``vmap(grad)``, directional derivatives by forward mode."""
 
 import hashlib
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, vmap
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
-from gradindex.gradients import torch_parts
+from gradindex.gradients import torch_outputs, torch_parts
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
 from gradindex.gradients.call import bind_inputs, select
 from gradindex.gradients.joining import joined
@@ -285,14 +284,14 @@ class TorchEngine(Engine):
         inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
         flat = torch.as_tensor(direction, device=self.device, dtype=self._torch_dtype)
         tangents = {p.name: flat[place].reshape(p.shape) for p, place in self.slices()}
-
-        def batch_losses(weights: dict[str, torch.Tensor]) -> torch.Tensor:
-            return self._sample_losses(self._call(weights, inputs), targets)
-
-        with self._inference(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)  # torch's own, at first use
-            losses, dots = jvp(batch_losses, (self._weights(),), (tangents,))
-            return to_numpy(dots), to_numpy(losses)
+        with self._inference():
+            dots, losses = torch_outputs.along(
+                lambda weights: self._call(weights, inputs),
+                lambda output: self._sample_losses(output, targets),
+                self._weights(),
+                tangents,
+            )
+        return to_numpy(dots.to(self._torch_dtype)), to_numpy(losses)
 
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every parameter and buffer by name."""
