@@ -278,7 +278,7 @@ def _fill(job: Job, store: Store, index: str, progress: bool | None, engine: Ray
     if (rounded := precision.share_rounded(job, store.columns["loss"], store.header.batch_size)) >= 0.05:
         log.warning(
             "rounding changes the gradients of about %.0f %% of the samples by more than 5 %%, as the model is sure "
-            "of them: wrap the loss in gradindex.InDouble, which computes it in double precision",
+            "of them: have the model return logits, and wrap the loss in gradindex.InDouble",
             100 * rounded,
         )
     return BuildSummary(

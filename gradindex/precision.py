@@ -26,6 +26,7 @@ _FORWARD = 2.0**-20  # error of an output over the sample's largest one: eight t
 _DRAWS = 3
 _AT_ONCE = 1 << 20  # numbers of outputs moved at once: a language model has many
 _SAFETY = 2.0
+_ROUNDS = 2.0**-24 / 0.05  # a number near 1 is off by up to 2⁻²⁴: 5 % of this
 
 
 class InDouble:
@@ -96,8 +97,9 @@ def share_rounded(job: "Job", losses: NDArray[Any], batch_size: int) -> float:
     """Return the share of samples whose gradients are off by more than 5 % because the loss is single precision.
 
     Of the first 256 samples of a job, the loss's derivative at their outputs is compared with that of the same loss in
-    double precision. Looked at only if 5 % of the `losses` (n,) are below 1e-6, where cross-entropies round so much; 0
-    for others, for rows that are no gradients of one model, for `InDouble`, and for a loss that fails in double.
+    double precision; outputs of a softmax are off where 1 − p is that near the rounding of p. Looked at only if 5 % of
+    the `losses` (n,) are below 1e-6, where cross-entropies round so much; 0 for others, for rows that are no gradients
+    of one model, for `InDouble`, and for a loss that fails in double.
     """
     engine = job.engine
     plain = job.metric is None and job.checkpoints is None and engine.dtype == np.float32
@@ -107,6 +109,9 @@ def share_rounded(job: "Job", losses: NDArray[Any], batch_size: int) -> float:
     try:
         for batch in job.source.blocks(batch_size, 0, min(len(losses), 256)):
             outputs = engine.outputs(batch.x)
+            if _is_softmax(outputs):
+                off.append((1 - outputs.max(axis=-1) < _ROUNDS).reshape(len(outputs), -1).all(axis=1))
+                continue
             single, double = (
                 one.output_gradients(outputs, batch.y).reshape(len(outputs), -1).astype(np.float64)
                 for one in (engine, exact)
@@ -116,6 +121,10 @@ def share_rounded(job: "Job", losses: NDArray[Any], batch_size: int) -> float:
         log.debug("whether gradients are rounding cannot be told: %s", error)
         return 0.0
     return float(np.mean(np.concatenate(off)))
+
+
+def _is_softmax(outputs: Floats) -> bool:
+    return outputs.shape[-1] > 1 and bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-4))
 
 
 def _made_double(loss_fn: Any) -> Any:

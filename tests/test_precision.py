@@ -270,6 +270,19 @@ def test_a_build_says_that_gradients_are_rounding(framework, tmp_path, caplog):
     assert "rounding" not in caplog.text
 
 
+def test_a_softmax_inside_the_model_is_noticed(tmp_path, caplog):
+    import keras
+
+    linear = Linear("tensorflow", scale=8.0)
+    model = keras.Sequential([linear.model, keras.layers.Softmax()])
+    job = gradindex.Job(model, keras.losses.SparseCategoricalCrossentropy(), (linear.x, linear.y))
+    gradindex.build(job, tmp_path / "index", progress=False)
+    (said,) = [record.getMessage() for record in caplog.records if "logits" in record.getMessage()]
+    found = job.engine.gradients(linear.x, linear.y).gradients
+    share = 100 * np.mean(relative(found, linear.truth()) > 0.05)
+    assert abs(float(said.split("about ")[1].split(" %")[0]) - share) < 8
+
+
 def test_nothing_is_said_of_small_losses_that_do_not_round(tmp_path, caplog):
     """Squared errors of 9e-8 are differences of 3e-4."""
     import torch
