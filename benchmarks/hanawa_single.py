@@ -2,8 +2,8 @@
 
 There the Hessian and the Fisher matrix, which is the rank-one ḡ ḡᵀ, have entries in single precision; 1e-10 times their
 mean absolute entry is added to the diagonal and `numpy.linalg.inv` inverts, both in double precision; cosine and ℓ2
-forms multiply with the real part of `scipy.linalg.sqrtm` of the inverse. Rounding the entries leaves eigenvalues of
-some 1e-8 of the largest, of either sign, where the matrix is singular: far more than the damping, so there the inverse
+forms multiply with the real part of `scipy.linalg.sqrtm` of the inverse. Rounding the entries leaves eigenvalues of up
+to 1e-8 of the largest, of either sign, where the matrix is singular: far more than the damping, so there the inverse
 is one of rounding errors. Above FORMED parameters eigenvectors of the symmetric part stand for sqrtm.
 """
 
