@@ -99,14 +99,15 @@ def share_rounded(job: "Job", losses: NDArray[Any], batch_size: int) -> float:
     Of the first 256 samples of a job, the loss's derivative at their outputs is compared with that of the same loss in
     double precision; outputs of a softmax are off where 1 − p is that near the rounding of p. Looked at only if 5 % of
     the `losses` (n,) are below 1e-6, where cross-entropies round so much; 0 for others, for rows that are no gradients
-    of one model, for `InDouble`, and for a loss that fails in double.
+    of one model, outputs that are objects, `InDouble`, and a loss that fails in double.
     """
     engine = job.engine
-    plain = job.metric is None and job.checkpoints is None and engine.dtype == np.float32
+    plain = job.metric is None and job.checkpoints is None and engine.dtype == np.float32 and engine.plain_outputs
     if is_double(engine) or not plain or not len(losses) or np.mean(np.abs(losses) < 1e-6) < 0.05:
         return 0.0
-    exact, off = replace(job, loss_fn=InDouble(job.loss_fn)).engine, []
+    off = []
     try:
+        exact = replace(job, loss_fn=InDouble(job.loss_fn)).engine
         for batch in job.source.blocks(batch_size, 0, min(len(losses), 256)):
             outputs = engine.outputs(batch.x)
             if _is_softmax(outputs):

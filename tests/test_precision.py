@@ -106,6 +106,20 @@ def test_products_are_those_of_the_gradients_however_much_these_are_rounding(fra
     np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
 
 
+def test_products_with_one_output_a_sample():
+    """Outputs (b,), which have no second dimension to sum over."""
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1), torch.nn.Flatten(0))
+    y = (x[:, 0] > 0).astype(np.float32)
+    engine = gradindex.Job(model, torch.nn.BCEWithLogitsLoss(), (x, y)).engine
+    direction = np.random.default_rng(1).normal(size=engine.size).astype(np.float32)
+    dots, losses = engine.directional(x, y, direction)
+    found = engine.gradients(x, y)
+    np.testing.assert_allclose(dots, found.gradients @ direction, atol=1e-6)
+    np.testing.assert_allclose(losses, found.losses, rtol=1e-5)
+
+
 def test_errors_of_directions_cover_those_that_are_there(linear):
     engine, truth = linear.job().engine, linear.truth()
     turned = turned_by_rounding(engine, linear.x, linear.y)

@@ -87,7 +87,7 @@ def along(
         losses = losses_of(map_tensors(lambda _: next(parts), shape[0]))
         found = torch.autograd.grad(losses.sum(), values, allow_unused=True, materialize_grads=True)
     products = [(one.conj() * change).real for one, change in zip(found, changes, strict=True)]
-    dots = [product.flatten(1).sum(1, dtype=torch.float64) for product in products]
+    dots = [product[..., None].flatten(1).sum(1, dtype=torch.float64) for product in products]  # outputs may be (b,)
     return torch.stack(dots).sum(0), losses.detach()
 
 
