@@ -17,6 +17,7 @@ from gradindex.gradients.call import bind_inputs, select
 from gradindex.gradients.joining import joined
 from gradindex.gradients.ladder import FACTORED
 from gradindex.gradients.layers.torch_use import Workspace
+from gradindex.gradients.oracle_torch import TorchOracle
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
 from gradindex.gradients.torch_model import channels_last, has_inputs_first, inference
 from gradindex.gradients.torch_outputs import LABEL_FORMS, as_array, label_form, main_tensor, map_tensors, to_numpy
@@ -94,6 +95,7 @@ class TorchEngine(Engine):
         self.deterministic = self.device.type == "cpu"
         self._torch_dtype = first.dtype
         self.dtype = np.dtype(np.float64 if first.dtype == torch.float64 else np.float32)
+        self.oracle = TorchOracle(self.model, loss_fn, chosen, self._tensors)
         self._label_form: str | None = None
         self._plan: Plan | None = None
         self._channels_last = self.device.type == "cpu" and any(
@@ -266,18 +268,15 @@ class TorchEngine(Engine):
             return torch_parts.is_undisturbed(sketches, interrupt)
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
-        """Return the gradient (1, P) of one sample by one backward pass."""
-        output, loss, grads = self._backward(x, y)
-        rows = [
-            torch.zeros(parameter.size, device=self.device) if g is None else g.to_dense().flatten()
-            for g, parameter in zip(grads, self.parameters, strict=True)
-        ]
-        return PerSample(to_numpy(torch.cat(rows))[None], to_numpy(loss.detach())[None], as_array(output))
+        """Return the gradient (1, P) of one sample by one training step: the oracle's."""
+        found = self.oracle.step(x, y)
+        self.plain_outputs = isinstance(found.output, torch.Tensor)
+        loss = np.array([found.loss], self.dtype)
+        return PerSample(found.gradient[None].astype(self.dtype, copy=False), loss, as_array(found.output))
 
     def unused(self, x: Tree, y: Tree) -> list[str]:
         """Return the names of selected parameters on which this sample's loss does not depend."""
-        _, _, grads = self._backward(x, y)
-        return [p.name for p, g in zip(self.parameters, grads, strict=True) if g is None]
+        return list(self.oracle.step(x, y).unused)
 
     def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
         """Return ⟨direction, g_i⟩ (b,) and losses (b,) by one forward-mode pass over the batch."""
@@ -334,16 +333,6 @@ class TorchEngine(Engine):
             for i in range(len(parts[0]) if parts else 0)
         ]
         return torch.stack(losses) if losses else torch.zeros(0, device=self.device)
-
-    def _backward(self, x: Tree, y: Tree) -> tuple[Any, torch.Tensor, tuple[torch.Tensor | None, ...]]:
-        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
-        with self._inference(), torch.enable_grad():
-            output = self._call({}, inputs)
-            self.plain_outputs = isinstance(output, torch.Tensor)
-            loss = self._loss(output, targets)
-            named = dict(self.model.named_parameters())
-            wanted = [named[parameter.name] for parameter in self.parameters]
-            return output, loss, torch.autograd.grad(loss, wanted, allow_unused=True)
 
     def _call(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
         if not weights:
