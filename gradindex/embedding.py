@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import labels, precision
+from gradindex import labels, precision, watch
 from gradindex.batches import Batch, Ids, is_ragged, is_tensor, leaves, rectangles
-from gradindex.gradients import loop
+from gradindex.gradients import ladder, loop
 from gradindex.gradients.base import Embedded, Engine, Floats, Projector, log
 from gradindex.gradients.joining import joined
 from gradindex.gradients.ladder import is_out_of_memory
@@ -69,32 +69,59 @@ def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: 
         from gradindex.landmarks import prepare
 
         prepare(projector, job, projector.draw(len(job.source)))
-    yield from embed_rows(job, projector, batch_size or embedding_batch_size(job))
+    size = batch_size or embedding_batch_size(job)
+    compared = watch.RowWatch(job.engine, projector, watch.draw(seed, 0, len(job.source), len(job.source)))
+    with job.engine.paths_kept():
+        for batch in job.source.blocks(_reading_size(job, size)):
+            while True:
+                try:
+                    block = _block(job, projector, size, batch, compared)
+                    break
+                except watch.RowsDiffer as error:
+                    watch.lower(job.engine, error)
+                    compared.forget()
+            yield block
 
 
 def embed_rows(
-    job: Job, projector: Projector, batch_size: int, start: int = 0, stop: int | None = None
+    job: Job,
+    projector: Projector,
+    batch_size: int,
+    start: int = 0,
+    stop: int | None = None,
+    compared: watch.RowWatch | None = None,
 ) -> Iterator[Block]:
     """Yield the embeddings of samples `start` to `stop`, `batch_size` at a time.
 
     Samples that differ in shape, such as texts, are read many at a time and embedded with others of their shape.
+
+    Raises
+    ------
+    RowsDiffer
+        If rows that were drawn by `compared` are not those of training steps.
     """
-    bounded = isinstance(projector, LandmarkProjector)
     for batch in job.source.blocks(_reading_size(job, batch_size), start, stop):
-        check_batch(batch)
-        parts = rectangles(batch.x, batch.y, batch_size)
-        found = joined([(rows, _embed(job.engine, Batch(batch.ids[rows], x, y), projector)) for rows, x, y in parts])
-        check_finite(batch.ids, "loss", found.losses)
-        check_finite(batch.ids, "gradient", found.norms)
-        yield Block(
-            batch.ids,
-            projector.finish(found.sketches, found.norms),
-            found.norms,
-            found.losses,
-            labels.as_classes(batch.y),
-            labels.predicted_classes(found.outputs),
-            precision.directions(job.engine, found.outputs, batch.y) if bounded else None,
-        )
+        yield _block(job, projector, batch_size, batch, compared)
+
+
+def _block(job: Job, projector: Projector, batch_size: int, batch: Batch, compared: watch.RowWatch | None) -> Block:
+    check_batch(batch)
+    bounded = isinstance(projector, LandmarkProjector)
+    parts = rectangles(batch.x, batch.y, batch_size)
+    found = joined([(rows, _embed(job.engine, Batch(batch.ids[rows], x, y), projector)) for rows, x, y in parts])
+    check_finite(batch.ids, "loss", found.losses)
+    check_finite(batch.ids, "gradient", found.norms)
+    if compared is not None:
+        compared.look(batch, found)
+    return Block(
+        batch.ids,
+        projector.finish(found.sketches, found.norms),
+        found.norms,
+        found.losses,
+        labels.as_classes(batch.y),
+        labels.predicted_classes(found.outputs),
+        precision.directions(job.engine, found.outputs, batch.y) if bounded else None,
+    )
 
 
 def _reading_size(job: Job, batch_size: int) -> int:
@@ -171,14 +198,14 @@ def embedding_batch_size(job: Job, budget: int = MEMORY_BUDGET) -> int:
     Small models gain from larger batches (MLP 784-1024-1024-10: 512 at once are 1.4 times as fast as 128; a CNN of
     12 k parameters, 256: 1.3 times), those with large activations lose (a CNN of 3 MiB a sample, 256: 0.94 times, 512:
     0.65), so beyond 128 only what fits 128 MiB is taken at once. Embeds
-    two samples to find out which gradients have to be formed whole: the longest of the first 256, where samples
+    a few samples to find out which gradients have to be formed whole: the longest of the first 256, where samples
     differ in length.
     """
     first = _first(job, _PEEK)
     if _sizes(first).any():
         first = _first(job, _FIRST)
         first = first.select(np.argsort(-_sizes(first), kind="stable"))
-    first = first.select(slice(0, 2))
+    first = first.select(slice(0, ladder.SAMPLES))
     check_batch(first)
     job.engine.settle(first.x, first.y)
     each = max(1, job.engine.bytes_per_sample)

@@ -12,12 +12,13 @@ from gradindex.batches import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.embedding import check_batch, check_finite, default_batch_size
 from gradindex.gradients import double_backward
 from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, log
-from gradindex.gradients.ladder import FACTORED, LOOP, is_out_of_memory
+from gradindex.gradients.ladder import LOOP, is_out_of_memory
+from gradindex.gradients.signals import BACKWARD, FACTORED, FACTORS, FORWARD
 from gradindex.sketch.landmark import WHOLE, Landmark, LandmarkProjector
 from gradindex.sketch.recorder import record
 from gradindex.timing import stage
 
-FORWARD, BACKWARD, FACTORS, FORMED = "forward mode", "double backward", "factors", "formed gradients"
+FORMED = "formed gradients"
 FORWARD_PAIRS = 1.5
 """Up to so many pairs for a distinct candidate, each of several queries has passes of its own, unless all weight
 matrices of the model are kept as factors (`HeldQueries.slim`)."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import landmarks, precision
+from gradindex import landmarks, precision, watch
 from gradindex.batches import Ids
 from gradindex.embedding import Block, embed_rows
 from gradindex.errors import MismatchError
@@ -77,15 +77,29 @@ def embed_shard(
     ids
         Of the job's samples; None: their positions.
     """
-    start, stop = (store.header.first + place for place in store.header.span(number))
-
-    def blocks() -> Iterator[Block]:
-        for block in embed_rows(job, projector, store.header.batch_size, start, stop):
-            yield block
-            advance(len(block.ids))
-
+    header = store.header
+    start, stop = (header.first + place for place in header.span(number))
     some = {name: values[start:stop] for name, values in extra.items()}
-    rows = make_rows(blocks(), stop - start, store.header.dim, some)
+    drawn = watch.draw(header.seed, start, stop, header.rows)
+    advanced = 0
+
+    def blocks(compared: watch.RowWatch) -> Iterator[Block]:
+        nonlocal advanced
+        for block in embed_rows(job, projector, header.batch_size, start, stop, compared):
+            yield block
+            done = int(block.ids[-1]) + 1 - start
+            advance(max(0, done - advanced))
+            advanced = max(advanced, done)
+
+    with job.engine.paths_kept():  # a shard's rows are the same whoever makes them, whatever happened in others
+        while True:
+            compared = watch.RowWatch(job.engine, projector, drawn)
+            try:
+                rows = make_rows(blocks(compared), stop - start, header.dim, some)
+                break
+            except watch.RowsDiffer as error:
+                watch.lower(job.engine, error)
+    watch.save(store.path, number, compared.compared)
     store.write(number, rows if ids is None else replace(rows, ids=ids[start:stop]))
     return stop - start
 

@@ -9,18 +9,20 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Tree, has_ragged, leaves, length, rectangles
+from gradindex.batches import Tree, has_ragged, index, leaves, length, rectangles
 from gradindex.gradients import ladder, loop
 from gradindex.gradients.joining import joined
-from gradindex.gradients.ladder import FACTORED, LOOP
+from gradindex.gradients.ladder import LOOP
 from gradindex.gradients.parameter import Floats as Floats
 from gradindex.gradients.parameter import Parameter as Parameter
+from gradindex.gradients.signals import FACTORED, Signal
 
 log = logging.getLogger("gradindex")
 _Result = TypeVar("_Result")
@@ -63,8 +65,8 @@ class Engine(ABC):
     The model leaves every call as it came: weights, mode of every submodule, ``.grad``, statistics, random
     state. BatchNorm and dropout run in inference mode.
 
-    A framework fills in the abstract methods; this class holds the ladder: the first batch is compared with
-    the plain loop, and what does not agree (or does not run) goes through the loop, with a warning.
+    A framework fills in the abstract methods; this class holds the ladder: samples of the first batch are compared with
+    the oracle, and what does not agree (or does not run) goes through the loop, with a warning.
     """
 
     backend: ClassVar[str]
@@ -89,6 +91,23 @@ class Engine(ABC):
         self._paths: dict[str, str] = {}  # of each parameter, decided by the first batch
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()  # of samples, the first two that were seen
         self._running = LOOP  # the path last taken
+        self.signals: tuple[Signal, ...] | None = None
+        """What was seen that some way of computing misses; None before the first batch."""
+
+    @property
+    def blocked(self) -> frozenset[str]:
+        """The ways of computing that are not to be used, as `signals` say."""
+        return frozenset[str]().union(*(signal.blocks for signal in self.signals or ()))
+
+    @property
+    def suspect(self) -> bool:
+        """Whether something was seen that may make the gradients in a batch depend on the batch."""
+        return any(signal.varies for signal in self.signals or ())
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a part of the model computes in half precision."""
+        return any(parameter.dtype in ("bfloat16", "float16") for parameter in self.parameters)
 
     @property
     def of_queries(self) -> "Engine":
@@ -107,7 +126,7 @@ class Engine(ABC):
         An output that is held comes with its input, its gradient and what lies between layers; a gradient that
         has to be formed whole, with two working copies.
         """
-        formed = sum(p.size for p in self.parameters if self.paths[p.name] != ladder.FACTORED)
+        formed = sum(p.size for p in self.parameters if self.paths[p.name] != FACTORED)
         return (4 * self.captured + 3 * formed) * self.dtype.itemsize
 
     @property
@@ -188,7 +207,32 @@ class Engine(ABC):
 
     def settle(self, x: Tree, y: Tree) -> None:
         """Choose the paths by a few samples, so that `paths` and `bytes_per_sample` are known."""
-        self.gradients(x, y)
+        if has_ragged(x, y):
+            for _, part, labels in rectangles(x, y):
+                self.settle(part, labels)
+        elif not any(isinstance(leaf, list) for leaf in leaves(x)):  # objects take the loop
+            self._decide(x, y)
+
+    def find_signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
+        """Return what a batch of ONE sample shows that some way of computing misses."""
+        return ()
+
+    def lower(self) -> bool:
+        """Go one rung down: what takes the fastest path takes the next; False if all takes the loop already."""
+        for path, lower in ((FACTORED, self.fast_path), (self.fast_path, LOOP)):
+            if path in self._paths.values():
+                self._paths = {name: lower if taken == path else taken for name, taken in self._paths.items()}
+                return True
+        return False
+
+    @contextmanager
+    def paths_kept(self) -> Iterator[None]:
+        """Put back at the end what `lower` changes within it."""
+        before = self._paths
+        try:
+            yield
+        finally:
+            self._paths = before
 
     def _gradients(self, x: Tree, y: Tree, groups: dict[str, list[str]]) -> PerSample:
         parts = {path: self.by(path, x, y, names) for path, names in groups.items()}
@@ -263,6 +307,11 @@ class Engine(ABC):
         shape = tuple(tuple(leaf.shape[1:]) for leaf in leaves(x))
         if shape in self._shapes or len(self._shapes) > 1:
             return
+        if self.signals is None:
+            first = slice(0, 1)
+            self.signals = self.find_signals(index(x, first), None if y is None else index(y, first))
+            for signal in self.signals:
+                log.log(logging.WARNING if signal.remark else logging.INFO, "%s", signal)
         found, rungs = ladder.choose(self, x, y), (FACTORED, self.fast_path, LOOP)
         self._shapes.add(shape)
         self._paths = {name: max(path, self._paths.get(name, path), key=rungs.index) for name, path in found.items()}

@@ -11,13 +11,13 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
-from gradindex.gradients import torch_outputs, torch_parts
+from gradindex.gradients import torch_outputs, torch_parts, torch_signals
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
 from gradindex.gradients.call import bind_inputs, select
 from gradindex.gradients.joining import joined
-from gradindex.gradients.ladder import FACTORED
 from gradindex.gradients.layers.torch_use import Workspace
 from gradindex.gradients.oracle_torch import TorchOracle
+from gradindex.gradients.signals import FACTORED, Signal
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
 from gradindex.gradients.torch_model import channels_last, has_inputs_first, inference
 from gradindex.gradients.torch_outputs import LABEL_FORMS, as_array, label_form, main_tensor, map_tensors, to_numpy
@@ -277,6 +277,17 @@ class TorchEngine(Engine):
     def unused(self, x: Tree, y: Tree) -> list[str]:
         """Return the names of selected parameters on which this sample's loss does not depend."""
         return list(self.oracle.step(x, y).unused)
+
+    def find_signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
+        """Return what hooks and a watched pass of a batch of ONE sample show."""
+        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        selected = self._selected()
+        found = list(torch_signals.of_hooks(self.model, selected))
+        with self._inference(fused=True):
+            found += torch_signals.of_pass(
+                lambda: self._call({}, inputs), lambda output: self._loss(output, targets), selected
+            )
+        return tuple(found)
 
     def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
         """Return ⟨direction, g_i⟩ (b,) and losses (b,) by one forward-mode pass over the batch."""

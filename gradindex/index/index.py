@@ -12,6 +12,7 @@ from gradindex.batches import index as take
 from gradindex.embedding import as_ids
 from gradindex.explanation import Explanation
 from gradindex.gradients.base import Floats, Projector
+from gradindex.gradients.signals import FACTORS
 from gradindex.index import cascade, factory, mips, tuning
 from gradindex.index import certify as proofs
 from gradindex.index.answers import check_k, check_max_checks, describe, meta
@@ -141,7 +142,7 @@ class Index(Changing):
         for some, rows, norms in chunks:
             batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
             if certify:
-                part, method = proofs.answer(self, batch, wanted, max_checks), exact.FACTORS
+                part, method = proofs.answer(self, batch, wanted, max_checks), FACTORS
             elif formed:
                 part, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
             else:

@@ -69,6 +69,28 @@ class TracInEngine(Engine):
         paths = self._engine.paths
         return {copy.name: paths[name] for copies in self._copies for name, copy in copies.items()}
 
+    def settle(self, x: Tree, y: Tree) -> None:
+        """Choose the paths by a few samples, at the first checkpoint."""
+        with self._borrowed():
+            load_state(self._model, self._checkpoints[0].state)
+            self._engine.settle(x, y)
+        self.signals = self._engine.signals
+
+    def lower(self) -> bool:
+        """Go one rung down at every checkpoint; False if all takes the loop already."""
+        return self._engine.lower()
+
+    @contextmanager
+    def paths_kept(self) -> Iterator[None]:
+        """Put back at the end what `lower` changes within it."""
+        with self._engine.paths_kept():
+            yield
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a part of the model computes in half precision."""
+        return self._engine.is_half
+
     @property
     def late_scales(self) -> dict[str, float]:
         """√η of every checkpoint's copies of the parameters."""

@@ -6,12 +6,14 @@ any other engine.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from gradindex import relevance
-from gradindex.batches import Tree, has_ragged, length, rectangles
+from gradindex.batches import Tree, has_ragged, index, length, rectangles
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector
 from gradindex.gradients.joining import joined
 from gradindex.job import Job
@@ -46,7 +48,7 @@ class FeatureEngine(Engine):
         self._job, self._engine = job, job.engine
         self._space = Space(job, options)
         self._hidden = Hidden(job, options.layers)
-        self._query = False
+        self._query, self._alone = False, False
         self.backend, self.class_axis = self._engine.backend, self._engine.class_axis  # type: ignore[misc]
         self.frozen, self.dtype = self._engine.frozen, np.dtype(np.float64)
         self.deterministic = self._engine.deterministic
@@ -95,6 +97,9 @@ class FeatureEngine(Engine):
         """
         if length(x) and has_ragged(x, y):
             return joined([(rows, self.gradients(part, labels)) for rows, part, labels in rectangles(x, y)])
+        if self._alone and length(x) > 1:
+            ones = [slice(i, i + 1) for i in range(length(x))]
+            return joined([(np.arange(length(x))[one], self.gradients(index(x, one), index(y, one))) for one in ones])
         if self._feature not in ("x", "last", "all"):
             found = self._engine.gradients(x, y)
             return dataclasses.replace(found, gradients=self._transformed(found.gradients.astype(np.float64)))
@@ -113,14 +118,40 @@ class FeatureEngine(Engine):
         """Choose the paths of the model's own gradients, where rows need them; costs no matrix."""
         if self._feature not in ("x", "last", "all"):
             self._engine.settle(x, y)
+            self.signals = self._engine.signals
+
+    def lower(self) -> bool:
+        """Compute gradients one rung lower, and other rows sample by sample; False if that is so already."""
+        if self._feature not in ("x", "last", "all"):
+            return self._engine.lower()
+        before, self._alone = self._alone, True
+        return not before
+
+    @contextmanager
+    def paths_kept(self) -> Iterator[None]:
+        """Put back at the end what `lower` changes within it."""
+        before = self._alone
+        with self._engine.paths_kept():
+            try:
+                yield
+            finally:
+                self._alone = before
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a part of the model computes in half precision."""
+        return self._engine.is_half
 
     def batched_gradients(self, x: Tree, y: Tree) -> PerSample:
         """Return `gradients`."""
         return self.gradients(x, y)
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
-        """Return `gradients`, of one sample."""
-        return self.gradients(x, y)
+        """Return the rows of a batch of ONE sample; those made of gradients, from one training step's."""
+        if self._feature in ("x", "last", "all"):
+            return self.gradients(x, y)
+        found = self._engine.sample_gradient(x, y)
+        return dataclasses.replace(found, gradients=self._transformed(found.gradients.astype(np.float64)))
 
     def embed(self, x: Tree, y: Tree, projector: Projector) -> Embedded:
         """Return sketches and exact norms of the rows, and the model's losses and outputs."""

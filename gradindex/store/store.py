@@ -20,7 +20,9 @@ HEADER = "store.json"
 SHARDS = "shards"
 SHARD_BYTES = 128 << 20
 PARTS, AUDIT = "parts", "audit.json"
-KNOWN = {HEADER, SHARDS, PARTS, AUDIT, "index", assets.DIRECTORY, changes.DIRECTORY}
+WATCH = "watch"
+"""Directory of what `gradindex.watch` writes: how many rows of each shard were compared with training steps."""
+KNOWN = {HEADER, SHARDS, PARTS, AUDIT, WATCH, "index", assets.DIRECTORY, changes.DIRECTORY}
 _IDS_PER_CHANGE = 1_000_000
 
 
@@ -315,7 +317,7 @@ class Store:
         for one in map(self.part, self.state.parts):
             refuse_extra(one.path / SHARDS, one.files())
             if one.path != self.path:
-                refuse_extra(one.path, {HEADER, SHARDS})
+                refuse_extra(one.path, {HEADER, SHARDS, WATCH})
         if all(part.name for part in self.state.parts):
             refuse_extra(self.path / SHARDS, set())
         last = changes.read(self.path, self.header)

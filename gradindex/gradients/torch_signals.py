@@ -1,0 +1,160 @@
+"""Signals of a torch model and loss, found by one plain pass of one sample that is watched."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn.modules import module as global_hooks
+from torch.overrides import TorchFunctionMode
+
+from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, Signal
+from gradindex.gradients.torch_outputs import map_tensors
+
+_READS = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+_WEIGHTED = {"cross_entropy", "nll_loss"}  # whose mean divides by the weights
+# Forward mode looks through hooks. Double backward runs them on gradients of size zero, which a hook that clips leaves.
+_ALONG = frozenset({FORWARD, BACKWARD})
+
+
+def of_hooks(model: nn.Module, named: Mapping[str, torch.Tensor]) -> Iterator[Signal]:
+    """Yield signals of hooks that are attached to selected parameters or to modules."""
+    hooked = [
+        name
+        for name, value in named.items()
+        if value._backward_hooks or getattr(value, "_post_accumulate_grad_hooks", None)
+    ]
+    if hooked:
+        yield Signal("parameter hook", f"gradients of {_few(hooked)} pass through a hook", BATCHED)
+    modules = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if module._backward_hooks or module._backward_pre_hooks
+    ]
+    if modules or global_hooks._global_backward_hooks or global_hooks._global_backward_pre_hooks:
+        where = _few(modules) if modules else "all modules"
+        yield Signal("module hook", f"a backward hook of {where} may change gradients", _ALONG, True)
+
+
+def of_pass(
+    forward: Callable[[], Any], loss_of: Callable[[Any], torch.Tensor], named: Mapping[str, torch.Tensor]
+) -> Iterator[Signal]:
+    """Yield signals of one sample's forward pass and loss.
+
+    Parameters
+    ----------
+    forward
+        Calls the model with a batch of one sample.
+    loss_of
+        Returns the loss, a scalar, of its output.
+    named
+        The selected parameters by name.
+    """
+    with torch.enable_grad():
+        with _Watch() as seen:
+            output = forward()
+        yield from seen.signals()
+        yield from _of_graph(output)
+        inside = map_tensors(_leaf, output)
+        with _Watch() as seen:
+            loss = loss_of(inside)
+        if seen.weighted:
+            yield Signal(
+                "class weights cancel",
+                f"{seen.weighted} with `weight` and reduction='mean' divides the loss of ONE sample by its own weight; "
+                "use reduction='sum' for gradients with the weights",
+            )
+        direct = [name for name, value in named.items() if id(value) in _leaves(loss)]
+    if direct:
+        yield Signal(
+            "loss reads weights",
+            f"the loss depends on {_few(direct)} by another way than the model's output (a penalty?)",
+            BATCHED,
+        )
+
+
+def _leaf(tensor: torch.Tensor) -> torch.Tensor:
+    found = tensor.detach()
+    return found.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else found
+
+
+class _Watch(TorchFunctionMode):  # type: ignore[misc]
+    """Notes calls of torch functions that say something about the ways of computing gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks, self.reads, self.hidden, self.weighted = 0, "", "", ""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`, and note what it is."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        result = func(*args, **kwargs)
+        if name == "register_hook":
+            self.hooks += 1
+        elif name in _READS:
+            self.reads = self.reads or name
+        elif name in _WEIGHTED and kwargs.get("reduction", "mean") == "mean":
+            weight = kwargs.get("weight", args[2] if len(args) > 2 else None)
+            self.weighted = self.weighted or (name if isinstance(weight, torch.Tensor) else "")
+        elif not torch.is_grad_enabled() and name not in ("__get__", "_set_grad_enabled"):
+            tracked = any(
+                isinstance(value, torch.Tensor) and value.requires_grad for value in (*args, *kwargs.values())
+            )
+            if tracked and isinstance(result, torch.Tensor) and result.is_floating_point():
+                self.hidden = self.hidden or name
+        return result
+
+    def signals(self) -> Iterator[Signal]:
+        """Yield what was noted of a forward pass."""
+        if self.hooks:
+            yield Signal("tensor hook", "forward registers a hook on a tensor", _ALONG, True)
+        if self.hidden:
+            yield Signal(
+                "no_grad in forward",
+                f"forward calls {self.hidden} under torch.no_grad(), which forward mode looks through",
+                frozenset({FORWARD}),
+            )
+        if self.reads:
+            what = f"forward reads a tensor's value ({self.reads}), which may depend on the batch"
+            yield Signal("branch", what, varies=True)
+
+
+def _of_graph(output: Any) -> Iterator[Signal]:
+    """Yield a signal of custom autograd functions behind an output."""
+    names: set[str] = set()
+    for node in _nodes(_roots(output)):
+        if isinstance(node, BackwardCFunction) and not type(node).__module__.startswith("torch."):
+            names.add(type(node).__name__.removesuffix("Backward"))
+    if names:
+        yield Signal("custom gradient", f"{_few(sorted(names))} has a gradient of its own", _ALONG, True)
+
+
+def _leaves(loss: torch.Tensor) -> set[int]:
+    """Return the ids of the leaf tensors that a loss depends on."""
+    return {id(node.variable) for node in _nodes([loss.grad_fn]) if hasattr(node, "variable")}
+
+
+def _roots(output: Any) -> list[Any]:
+    found: list[Any] = []
+    map_tensors(lambda tensor: found.append(tensor.grad_fn), output)
+    return found
+
+
+def _nodes(roots: list[Any]) -> Iterator[Any]:
+    """Yield every node of the graph behind some roots."""
+    seen, left = set(), [root for root in roots if root is not None]
+    while left:
+        node = left.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        left += [following for following, _ in node.next_functions if following is not None]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")

@@ -1,0 +1,183 @@
+"""The watch over rows: some of every shard are compared with training steps while they are made.
+
+A fault that a first batch cannot show (a branch that few batches take, a penalty that is small beside the first
+gradients, rows of an embedding that a mask keeps fixed) shows in rows drawn from everywhere. They are compared as they
+come out of the batch, and the path, that everything else comes out of. If f is the share of rows that a fault touches,
+n compared rows miss it with probability (1 − f)ⁿ: with the 64 of a small build, what touches 7 % of its rows is found
+with 99 %; with the 500 of a million rows, what touches .9 %.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from gradindex.batches import Batch, Ids
+from gradindex.gradients import ladder
+from gradindex.gradients.base import Embedded, Engine, Projector, log
+from gradindex.store.location import Location
+from gradindex.store.manifest import publish, read_json
+from gradindex.store.store import WATCH
+
+_EVERY = 2000  # rows, of which one is compared
+_OF_A_SHARD, _LARGE_SHARD, _OF_A_BUILD = 8, 10_000, 64
+_ROUNDING = 8.0  # times the unit of single precision: what cancelled numbers of order one leave, see `allowance`
+_SINGLE = 2.0**-24
+
+
+class RowsDiffer(Exception):
+    """Rows that a path made are not those of a training step.
+
+    `ids` are those of the rows that differ, `error` the largest relative difference.
+    """
+
+    def __init__(self, ids: list[int], error: float) -> None:
+        super().__init__(f"gradients of samples {ids[:10]} are off by up to {error:.2g} of their length")
+        self.ids, self.error = ids, error
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison of some rows with training steps found: how many, and the largest relative error."""
+
+    rows: int = 0
+    error: float = 0.0
+
+    def __add__(self, other: "Compared") -> "Compared":
+        return Compared(self.rows + other.rows, max(self.error, other.error))
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no rows"
+        return f"{self.rows:,} rows, largest error {'below ' if self.error else ''}{self.error:.0e}"
+
+
+def draw(seed: int, start: int, stop: int, rows: int) -> Ids:
+    """Return which samples from `start` to `stop` of a build of `rows` are compared, ascending.
+
+    One in 2,000, at least 8 of 10,000 and more, and so many that a build has 64; spread evenly, the first one early.
+    """
+    count = stop - start
+    wanted = max(
+        math.ceil(count / _EVERY),
+        _OF_A_SHARD if count >= _LARGE_SHARD else 0,
+        math.ceil(_OF_A_BUILD * count / max(rows, 1)),
+    )
+    wanted = min(wanted, count)
+    bounds = start + np.arange(wanted + 1) * count // max(wanted, 1)
+    rng = np.random.default_rng([seed, start])
+    return np.array([rng.integers(low, high) for low, high in pairwise(bounds)], np.int64)
+
+
+class RowWatch:
+    """Compares the rows of drawn samples with training steps, batch by batch.
+
+    Parameters
+    ----------
+    engine
+        Makes the rows.
+    projector
+        Makes sketches of their gradients.
+    drawn
+        Positions of the samples to compare, see `draw`. Where the engine saw something that makes gradients depend on
+        the batch, a sample of every other batch is compared, too.
+    """
+
+    def __init__(self, engine: Engine, projector: Projector, drawn: Ids) -> None:
+        self._engine, self._projector, self._drawn = engine, projector, drawn
+        self._errors: list[float] = []
+        self._largest = 0.0  # norm that was seen
+
+    @property
+    def compared(self) -> Compared:
+        """What was compared so far; the error is rounded up to a power of ten, so that rounding does not show."""
+        largest = max(self._errors, default=0.0)
+        return Compared(len(self._errors), 0.0 if largest == 0 else 10.0 ** math.ceil(math.log10(largest)))
+
+    def forget(self) -> None:
+        """Begin anew, with rows that another path makes."""
+        self._errors.clear()
+
+    def look(self, batch: Batch, found: Embedded) -> None:
+        """Compare the drawn rows of a batch.
+
+        Raises
+        ------
+        RowsDiffer
+            If they are not those of training steps.
+        """
+        self._largest = max(self._largest, float(found.norms.max(initial=0.0)))
+        places = np.flatnonzero(np.isin(batch.ids, self._drawn))
+        if not len(places) and self._engine.suspect:
+            places = np.random.default_rng(int(batch.ids[0])).integers(0, len(batch), 1)
+        if not len(places):
+            return
+        errors = np.array([self._error(batch, found, int(place)) for place in places])
+        self._errors += errors.tolist()
+        every, _ = ladder.tolerances(self._engine)
+        if not ladder.agree(np.array(self._errors), self._engine):
+            raise RowsDiffer(batch.ids[places[errors > every]].tolist(), float(errors.max()))
+
+    def _error(self, batch: Batch, found: Embedded, place: int) -> float:
+        one = batch.select(np.array([place]))
+        truth = self._engine.sample_gradient(one.x, one.y)
+        norm = float(np.linalg.norm(truth.gradients[0].astype(np.float64)))
+        sketch = self._projector(self._engine.parameters, truth.gradients)[0]
+        turned = float(np.linalg.norm(found.sketches[place].astype(np.float64) - sketch))
+        off = max(turned, abs(float(found.norms[place]) - norm))
+        largest = max(self._largest, norm)
+        if norm == 0 or not math.isfinite(norm):
+            return 0.0 if off <= _ROUNDING * _SINGLE * largest or not math.isfinite(norm) else math.inf
+        return max(0.0, off / norm - allowance(norm, largest, float(truth.losses[0])))
+
+
+def allowance(norm: float, largest: float, loss: float) -> float:
+    """Return what rounding alone may do to a gradient, relative to its norm, in single precision.
+
+    Where numbers of order one cancel (p − 1 of a softmax that is sure), what is left has their rounding: that of the
+    largest gradients, which do not cancel, beside this one's norm; or, in a model that is sure of all samples, that
+    of one beside a loss of nearly 0. See `gradindex.precision`.
+    """
+    share = max(largest / norm, 1 / max(abs(loss), 1e-30) if abs(loss) < 1e-3 else 0.0)
+    return _ROUNDING * _SINGLE * share
+
+
+def lower(engine: Engine, why: RowsDiffer) -> None:
+    """Let an engine take the next rung of its ladder.
+
+    Raises
+    ------
+    ValueError
+        If there is none: its training steps themselves are not the same each time.
+    """
+    if not engine.lower():
+        raise ValueError(
+            f"The {why}, each time they are computed one by one. Does the model draw random numbers in evaluation "
+            "mode, or change its weights? The gradient of such a model is not defined; see examples/docs/exact.md."
+        ) from why
+    log.warning("%s, so the next way is taken: %s", why, sorted(set(engine.paths.values())))
+
+
+def save(store: Location, number: int, found: Compared) -> None:
+    """Write what was compared of a shard beside it, outside of what is sealed."""
+    directory = store / WATCH
+    directory.mkdir(exist_ok=True)
+    publish(directory / name(number), {"rows": found.rows, "error": found.error}, replace=True)
+
+
+def name(number: int) -> str:
+    """Return the name of a shard's record."""
+    return f"{number:06d}.json"
+
+
+def read(store: Location, shards: int) -> Compared:
+    """Return what was compared of the shards of a part; those without a record count as not compared."""
+    total = Compared()
+    for number in range(shards):
+        path = store / WATCH / name(number)
+        if path.exists():
+            saved: dict[str, Any] = read_json(path)
+            total += Compared(int(saved["rows"]), float(saved["error"]))
+    return total
