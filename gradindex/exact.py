@@ -1,5 +1,6 @@
 """Exact kernel values from unprojected gradients: all pairs by blocks, or a few candidates a query."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,19 +11,20 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.embedding import check_batch, check_finite, default_batch_size
-from gradindex.gradients import double_backward
+from gradindex.gradients import double_backward, loop
 from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, log
 from gradindex.gradients.ladder import LOOP, is_out_of_memory
 from gradindex.gradients.signals import BACKWARD, FACTORED, FACTORS, FORWARD
+from gradindex.gradients.ways import FORMED, STEPS, Truth, WayDiffers, pairs
 from gradindex.sketch.landmark import WHOLE, Landmark, LandmarkProjector
 from gradindex.sketch.recorder import record
 from gradindex.timing import stage
 
-FORMED = "formed gradients"
 FORWARD_PAIRS = 1.5
 """Up to so many pairs for a distinct candidate, each of several queries has passes of its own, unless all weight
 matrices of the model are kept as factors (`HeldQueries.slim`)."""
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
+Along = Callable[[Any, Any, Floats], tuple[Floats, Floats]]
 _UNSPLIT = 15  # samples that no engine computes in parts, which could not be kept
 _SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass of a layer with many positions
 
@@ -37,11 +39,26 @@ def gradient_blocks(
     else:
         batches = (source.take(ids[i : i + size]) for i in range(0, len(ids), size))
     for batch in batches:
-        check_batch(batch)
+        yield batch, gradients_of(engine, batch)
+
+
+def gradients_of(engine: Engine, batch: Batch) -> PerSample:
+    """Return the gradients (b, P) of a batch, some of which are compared with training steps.
+
+    If they disagree, the engine takes the next rung of its ladder from here on.
+    """
+    check_batch(batch)
+    while True:
         found = engine.gradients(batch.x, batch.y)
         check_finite(batch.ids, "loss", found.losses)
         check_finite(batch.ids, "gradient", found.gradients)
-        yield batch, found
+        try:
+            engine.ways.check_rows(batch, found.gradients)
+            return found
+        except WayDiffers as error:
+            if not engine.lower():
+                return found  # training steps, of a model that is not the same each time
+            log.warning("%s, so the next way is taken: %s", error, sorted(set(engine.paths.values())))
 
 
 def norms(gradients: Floats) -> NDArray[np.float64]:
@@ -92,16 +109,46 @@ def scan(
     batches = source.blocks(size) if ids is None else (source.take(some) for some in ids)
     if engine.size <= _SMALL or not _has_factors(engine):
         for batch in batches:
-            check_batch(batch)
-            found = engine.gradients(batch.x, batch.y)
-            check_finite(batch.ids, "loss", found.losses)
-            check_finite(batch.ids, "gradient", found.gradients)
+            found = gradients_of(engine, batch)
             yield batch, dots(gradients, found.gradients), norms(found.gradients)
         return
-    held = HeldQueries(engine, queries)
+    held = hold(engine, queries)
     for batch in batches:
-        products, embedded = held.dots(batch)
+        try:
+            products, embedded = held.dots(batch)
+            compare(engine, held, batch, products)
+        except WayDiffers as error:
+            log.warning("%s, so training steps are taken", error)
+            held = hold(engine, queries)
+            products, embedded = held.dots(batch)
         yield batch, products, embedded.norms
+
+
+def compare(engine: Engine, held: "Held", batch: Batch, products: NDArray[np.float64]) -> None:
+    """Compare some of the products (m, b) of held queries with a batch with those of training steps, if that is due.
+
+    Raises
+    ------
+    WayDiffers
+        If they disagree.
+    """
+    ways = engine.ways
+    some = pairs(np.zeros(products.shape, np.int64), ways.due(held.way), ways.compared)
+    ways.check(
+        held.way,
+        (
+            (
+                ways.truth(held.queries.select(_at(line)), of_query=True),
+                ways.truth(batch.select(_at(column))),
+                float(products[line, column]),
+            )
+            for line, column in some
+        ),
+    )
+
+
+def _at(place: int) -> slice:
+    return slice(place, place + 1)
 
 
 @dataclass(frozen=True)
@@ -128,7 +175,8 @@ def candidate_dots(
 
     A query of its own takes one forward-mode pass over its candidates, or double backward where the model has an
     operation without forward mode. Several are kept as factors, and all candidates pass once, where that is cheap (see
-    `HeldQueries.slim`) or they share candidates. What fails falls back to forming gradients, which ends with the loop.
+    `HeldQueries.slim`) or they share candidates. What fails, or disagrees with training steps (see
+    `gradindex.gradients.ways`), falls back to forming gradients, which ends with the loop: training steps themselves.
 
     Parameters
     ----------
@@ -150,15 +198,63 @@ def candidate_dots(
     slim = several is not None and HeldQueries(engine, several.select(slice(0, 1))).slim
     if not shared and not slim:
         for method, along in ((FORWARD, engine.directional), (BACKWARD, partial(double_backward.directional, engine))):
+            if not engine.ways.usable(method):
+                continue
             try:
-                return Evaluated(*_along(along, source, gradients, candidates), method)
+                found = Evaluated(*_along(along, source, gradients, candidates), method)
+                _check(engine, source, queries, gradients, candidates, found, along)
+                return found
+            except WayDiffers as error:
+                log.warning("%s, trying the next way", error)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 log.warning("no %s for this model, trying the next way: %s", method, error)
-    keep = several if slim or engine.size > _SMALL else None
-    held = None if keep is None else HeldQueries(engine, keep, together=True)
-    return _shared(engine, source, held, gradients, candidates, wanted, batch_size or default_batch_size(engine))
+    size = batch_size or default_batch_size(engine)
+    keep = several if (slim or engine.size > _SMALL) and engine.ways.usable(FACTORS) else None
+    if keep is not None:
+        try:
+            found = _shared(
+                engine, source, HeldQueries(engine, keep, together=True), gradients, candidates, wanted, size
+            )
+            _check(engine, source, queries, gradients, candidates, found)
+            return found
+        except WayDiffers as error:
+            log.warning("%s, trying the next way", error)
+    return _shared(engine, source, None, gradients, candidates, wanted, size)
+
+
+def _check(
+    engine: Engine,
+    source: Source,
+    queries: Batch | None,
+    gradients: Floats,
+    candidates: Ids,
+    found: Evaluated,
+    along: Along | None = None,
+) -> None:
+    """Compare some of the products that were found with those of training steps, if that is due.
+
+    At first, where the way is a pass `along` a query's gradient, that of the query with itself, too.
+    """
+    ways = engine.ways
+    count = int((candidates >= 0).sum(axis=1).max())
+    some = pairs(candidates, ways.due(found.method, -(-count // _FORWARD_BATCH)), ways.compared)
+    if not some:
+        return
+    with stage("compare"):
+        own = [Truth(gradients[line], math.inf) for line, _ in some]
+        samples = [source.take(candidates[line, column : column + 1]) for line, column in some]
+        compared = [
+            (one, ways.truth(sample), float(found.dots[line, column]))
+            for one, sample, (line, column) in zip(own, samples, some, strict=True)
+        ]
+        if along is not None and queries is not None and not ways.compared:
+            line = some[0][0]
+            one = queries.select(_at(line))
+            value, _ = along(one.x, one.y, gradients[line])
+            compared.append((own[0], ways.truth(one), float(value[0])))
+        ways.check(found.method, compared)
 
 
 def _has_factors(engine: Engine) -> bool:
@@ -191,10 +287,44 @@ def _shared(
                 every[:, begin : begin + len(batch)] = dots(gradients, formed.gradients)
                 losses.update(zip(batch.ids.tolist(), formed.losses.tolist(), strict=True))
                 begin += len(batch)
-        method = LOOP if set(engine.paths.values()) == {LOOP} else FORMED
+        method = STEPS if set(engine.paths.values()) == {LOOP} else FORMED
     place = np.minimum(np.searchsorted(wanted, candidates), len(wanted) - 1)
     out: NDArray[Any] = np.where(candidates >= 0, np.take_along_axis(every, place, 1), -np.inf)
     return Evaluated(out, losses, method)
+
+
+def hold(engine: Engine, queries: Batch) -> "Held":
+    """Return queries in a form that compares them with whole batches: as factors, if these are right."""
+    return HeldQueries(engine, queries) if engine.ways.usable(FACTORS) else HeldGradients(engine, queries)
+
+
+class HeldGradients:
+    """Query gradients by training steps, which are compared with those of samples, by training steps, too.
+
+    Parameters
+    ----------
+    engine
+        The model.
+    queries
+        Labelled samples, m of them.
+    """
+
+    way = STEPS
+
+    def __init__(self, engine: Engine, queries: Batch) -> None:
+        self._engine, self.queries, self.count = engine, queries, len(queries)
+        self.gradients = loop.gradients(engine.of_queries, queries.x, queries.y).gradients
+
+    @stage("exact")
+    def dots(self, batch: Batch) -> tuple[NDArray[np.float64], Embedded]:
+        """Return inner products (m, b) with a batch of samples, and the samples' losses and norms."""
+        check_batch(batch)
+        found = loop.gradients(self._engine, batch.x, batch.y)
+        check_finite(batch.ids, "loss", found.losses)
+        check_finite(batch.ids, "gradient", found.gradients)
+        nothing = np.empty((len(batch), 0), np.float32)
+        embedded = Embedded(nothing, norms(found.gradients), found.losses, found.outputs)
+        return dots(self.gradients, found.gradients), embedded
 
 
 class HeldQueries:
@@ -214,9 +344,11 @@ class HeldQueries:
         on the other queries.
     """
 
+    way = FACTORS
+
     @stage("exact")
     def __init__(self, engine: Engine, queries: Batch, together: bool = False) -> None:
-        self._engine, self.count = engine, len(queries)
+        self._engine, self.queries, self.count = engine, queries, len(queries)
         options = Landmark(landmarks=len(queries), dims=1, memory=1 << 62)
         self._projector = LandmarkProjector(options, engine.parameters, 0)
         own = engine.of_queries
@@ -246,9 +378,12 @@ class HeldQueries:
         return found.sketches.T.astype(np.float64) * self._norms[:, None], found
 
 
+Held = HeldQueries | HeldGradients
+
+
 @stage("exact")
 def _along(
-    along: Callable[[Any, Any, Floats], tuple[Floats, Floats]], source: Source, queries: Floats, candidates: Ids
+    along: Along, source: Source, queries: Floats, candidates: Ids
 ) -> tuple[NDArray[np.float64], dict[int, float]]:
     """Return inner products (m, c) and losses by a pass for each query over its candidates."""
     out = np.full(candidates.shape, -np.inf)

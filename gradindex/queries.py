@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from gradindex import exact, labels
 from gradindex.batches import Batch, Tree, as_columns, index, length
 from gradindex.embedding import check_finite, default_batch_size
+from gradindex.gradients import loop
 from gradindex.gradients.base import Engine, Floats, Projector
 from gradindex.kernels import Task
 from gradindex.store.shard import normalise
 from gradindex.timing import stage
 
 _FORWARD_BATCH = 256
+_FEW = 4  # queries whose gradients are those of training steps, which cost no more then
 MEMORY_BUDGET = 1 << 30  # bytes for the gradients of the queries handled at once
 
 
@@ -160,9 +162,13 @@ def gradient_chunks(
         parts = []
         for i in range(rows.start, rows.stop, size):
             part = slice(i, min(i + size, rows.stop))
-            with stage("gradients"):
-                found = engine.of_queries.gradients(index(queries.x, part), index(queries.y, part))
             ids = np.arange(part.start, part.stop, dtype=np.int64)
+            batch = Batch(ids, index(queries.x, part), index(queries.y, part))
+            with stage("gradients"):
+                if len(queries) <= _FEW:
+                    found = loop.gradients(engine.of_queries, batch.x, batch.y)
+                else:
+                    found = exact.gradients_of(engine.of_queries, batch)
             check_finite(ids, "loss (queries)", found.losses)
             check_finite(ids, "gradient (queries)", found.gradients)
             parts.append(found.gradients)

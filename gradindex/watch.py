@@ -7,24 +7,26 @@ n compared rows miss it with probability (1 − f)ⁿ: with the 64 of a small bu
 with 99 %; with the 500 of a million rows, what touches .9 %.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from gradindex.batches import Batch, Ids
+from gradindex.errors import DamagedIndexError
 from gradindex.gradients import ladder
 from gradindex.gradients.base import Embedded, Engine, Projector, log
+from gradindex.job import Job
 from gradindex.store.location import Location
 from gradindex.store.manifest import publish, read_json
-from gradindex.store.store import WATCH
+from gradindex.store.shard import normalise
+from gradindex.store.store import WATCH, Store
 
 _EVERY = 2000  # rows, of which one is compared
+_HALF = 2e-3  # of a stored row: its rounding to float16
 _OF_A_SHARD, _LARGE_SHARD, _OF_A_BUILD = 8, 10_000, 64
-_ROUNDING = 8.0  # times the unit of single precision: what cancelled numbers of order one leave, see `allowance`
-_SINGLE = 2.0**-24
 
 
 class RowsDiffer(Exception):
@@ -44,6 +46,9 @@ class Compared:
 
     rows: int = 0
     error: float = 0.0
+
+    def __bool__(self) -> bool:
+        return self.rows > 0
 
     def __add__(self, other: "Compared") -> "Compared":
         return Compared(self.rows + other.rows, max(self.error, other.error))
@@ -129,19 +134,8 @@ class RowWatch:
         off = max(turned, abs(float(found.norms[place]) - norm))
         largest = max(self._largest, norm)
         if norm == 0 or not math.isfinite(norm):
-            return 0.0 if off <= _ROUNDING * _SINGLE * largest or not math.isfinite(norm) else math.inf
-        return max(0.0, off / norm - allowance(norm, largest, float(truth.losses[0])))
-
-
-def allowance(norm: float, largest: float, loss: float) -> float:
-    """Return what rounding alone may do to a gradient, relative to its norm, in single precision.
-
-    Where numbers of order one cancel (p − 1 of a softmax that is sure), what is left has their rounding: that of the
-    largest gradients, which do not cancel, beside this one's norm; or, in a model that is sure of all samples, that
-    of one beside a loss of nearly 0. See `gradindex.precision`.
-    """
-    share = max(largest / norm, 1 / max(abs(loss), 1e-30) if abs(loss) < 1e-3 else 0.0)
-    return _ROUNDING * _SINGLE * share
+            return 0.0 if off <= ladder.ROUNDING * largest or not math.isfinite(norm) else math.inf
+        return max(0.0, off / norm - ladder.allowance(norm, largest, float(truth.losses[0])))
 
 
 def lower(engine: Engine, why: RowsDiffer) -> None:
@@ -172,12 +166,39 @@ def name(number: int) -> str:
     return f"{number:06d}.json"
 
 
+def of_store(store: Store) -> Compared:
+    """Return what was compared of all rows of a store when they were made."""
+    return sum((read(one.path, one.header.shards) for one in map(store.part, store.state.parts)), Compared())
+
+
 def read(store: Location, shards: int) -> Compared:
     """Return what was compared of the shards of a part; those without a record count as not compared."""
     total = Compared()
     for number in range(shards):
-        path = store / WATCH / name(number)
-        if path.exists():
-            saved: dict[str, Any] = read_json(path)
+        with contextlib.suppress(FileNotFoundError, DamagedIndexError):
+            saved = read_json(store / WATCH / name(number))
             total += Compared(int(saved["rows"]), float(saved["error"]))
     return total
+
+
+def compare_stored(store: Store, job: Job, projector: Projector) -> tuple[Compared, bool]:
+    """Compare 64 stored rows, drawn by the store's seed, with training steps; return what was found, and if they agree.
+
+    For stores of versions that did not compare while they built.
+    """
+    there = np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
+    rows = np.random.default_rng(store.header.seed).choice(there, min(_OF_A_BUILD, len(there)), replace=False)
+    engine, largest, errors = job.engine, float(store.norms.max()), []
+    for row in np.sort(rows):
+        one = job.source.take(store.ids[row : row + 1])
+        truth = engine.sample_gradient(one.x, one.y)
+        norm = float(np.linalg.norm(truth.gradients[0].astype(np.float64)))
+        sketch = projector.finish(projector(engine.parameters, truth.gradients), np.array([norm]))
+        turned = float(np.linalg.norm(normalise(sketch) - store.gather(np.array([row]))))
+        off = max(turned, abs(float(store.norms[row]) - norm) / max(norm, ladder.ROUNDING))
+        rounding = ladder.allowance(max(norm, 1e-30), largest, float(truth.losses[0]))
+        errors.append(max(0.0, off - rounding - _HALF))
+    agree = ladder.agree(np.array(errors), engine)
+    if not agree:
+        log.warning("rows of %s are off by up to %.2g from training steps; build it again", store.path, max(errors))
+    return Compared(len(errors), max(errors)), agree

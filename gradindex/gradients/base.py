@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from gradindex.gradients.ladder import LOOP
 from gradindex.gradients.parameter import Floats as Floats
 from gradindex.gradients.parameter import Parameter as Parameter
 from gradindex.gradients.signals import FACTORED, Signal
+from gradindex.gradients.ways import Ways
 
 log = logging.getLogger("gradindex")
 _Result = TypeVar("_Result")
@@ -93,6 +95,11 @@ class Engine(ABC):
         self._running = LOOP  # the path last taken
         self.signals: tuple[Signal, ...] | None = None
         """What was seen that some way of computing misses; None before the first batch."""
+
+    @cached_property
+    def ways(self) -> Ways:
+        """Which ways of computing exact products agree with training steps."""
+        return Ways(self)
 
     @property
     def blocked(self) -> frozenset[str]:
@@ -210,7 +217,9 @@ class Engine(ABC):
         if has_ragged(x, y):
             for _, part, labels in rectangles(x, y):
                 self.settle(part, labels)
-        elif not any(isinstance(leaf, list) for leaf in leaves(x)):  # objects take the loop
+            return
+        self._look_for_signals(x, y)
+        if not any(isinstance(leaf, list) for leaf in leaves(x)):  # objects take the loop
             self._decide(x, y)
 
     def find_signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
@@ -307,15 +316,19 @@ class Engine(ABC):
         shape = tuple(tuple(leaf.shape[1:]) for leaf in leaves(x))
         if shape in self._shapes or len(self._shapes) > 1:
             return
-        if self.signals is None:
-            first = slice(0, 1)
-            self.signals = self.find_signals(index(x, first), None if y is None else index(y, first))
-            for signal in self.signals:
-                log.log(logging.WARNING if signal.remark else logging.INFO, "%s", signal)
+        self._look_for_signals(x, y)
         found, rungs = ladder.choose(self, x, y), (FACTORED, self.fast_path, LOOP)
         self._shapes.add(shape)
         self._paths = {name: max(path, self._paths.get(name, path), key=rungs.index) for name, path in found.items()}
         log.info("gradient paths: %s", self._paths)
+
+    def _look_for_signals(self, x: Tree, y: Tree) -> None:
+        if self.signals is not None:
+            return
+        first = slice(0, 1)
+        self.signals = self.find_signals(index(x, first), None if y is None else index(y, first))
+        for signal in self.signals:
+            log.log(logging.WARNING if signal.remark else logging.INFO, "%s", signal)
 
     def _groups(self) -> dict[str, list[str]]:
         """Return the names of the parameters that take each path, in the model's order."""

@@ -20,6 +20,8 @@ _MEMORY = 1 << 30  # bytes of the gradients that are compared
 # Relative errors. A unit within rounding of ReLU's kink may go either way: so one sample in a few may be off by more.
 ALL, ONE = 1e-3, 5e-2
 _HALF_ALL, _HALF_ONE = 5e-2, 1e-1  # of models in half precision
+ROUNDING = 2.0**-21
+"""What numbers of order one leave when they cancel: eight times the unit of single precision."""
 
 
 def tolerances(engine: "Engine") -> tuple[float, float]:
@@ -35,6 +37,17 @@ def agree(errors: NDArray[np.float64], engine: "Engine") -> bool:
     every, one = tolerances(engine)
     excused = max(1, len(errors) // 16) if len(errors) > 2 else 0
     return bool((errors > every).sum() <= excused and (errors <= one).all())
+
+
+def allowance(norm: float, largest: float, loss: float) -> float:
+    """Return what rounding alone may do to a gradient, relative to its norm, in single precision.
+
+    Where numbers of order one cancel (p − 1 of a softmax that is sure), what is left has their rounding: that of the
+    largest gradients, which do not cancel, beside this one's norm; or, in a model that is sure of all samples, that
+    of one beside a loss of nearly 0. See `gradindex.precision`.
+    """
+    share = max(largest / norm, 1 / max(abs(loss), 1e-30) if abs(loss) < 1e-3 else 0.0)
+    return ROUNDING * share
 
 
 def choose(engine: "Engine", x: Tree, y: Tree) -> dict[str, str]:

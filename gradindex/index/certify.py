@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import kernels, precision
+from gradindex import exact, kernels, precision
 from gradindex.batches import Batch, Ids
-from gradindex.exact import HeldQueries
+from gradindex.exact import Held, HeldGradients, hold
 from gradindex.gradients.base import Engine
 from gradindex.index import mips, ranges
 from gradindex.index.selection import Selection
@@ -189,6 +189,11 @@ def answer(
 ) -> dict[str, NDArray[Any]]:
     """Return proponents and opponents of some queries, with what was proved.
 
+    Raises
+    ------
+    WayDiffers
+        If what was compared with training steps is not theirs: then ask again.
+
     Parameters
     ----------
     index
@@ -203,7 +208,8 @@ def answer(
     kernel, k, eps, selection = asked.kernel, asked.k, asked.eps, asked.selection
     from gradindex.index import cascade  # which asks this module what an ordinary answer proves
 
-    sketches, norms = _one_by_one(index, queries)
+    held = hold(index.job.engine, queries)
+    sketches, norms = _rows_of(index, held)
     by_range = kernel is Kernel.COS and not eps and _range_pays(index, len(norms))
     bounds = None if by_range else cosine_bounds(index, sketches)
     scanned = np.full((2, len(norms)), len(index))
@@ -225,7 +231,7 @@ def answer(
     error = errors(index)
     weights = [kernels.weights(kernel, float(norm), index.store.norms, eps) for norm in norms]
     searches = [[_Side(sign, each, k, limit, allowed) for sign in (1, -1)] for each in weights]
-    evaluations = _Evaluations(index, queries, norms, kernel, eps, searches)
+    evaluations = _Evaluations(index, held, norms, kernel, eps, searches)
     first = [[side.begin(seeds[i, line]) for i, side in enumerate(sides)] for line, sides in enumerate(searches)]
     evaluations.run([np.concatenate(rows) for rows in first])
     for line, sides in enumerate(searches):
@@ -265,18 +271,30 @@ def _in_range(
     return rows, np.minimum(bounds + np.float32(slack), 1)
 
 
-def _one_by_one(index: "Index", queries: Batch) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return unit-norm rows (m, width) and norms (m,) from passes of one query, as `HeldQueries` makes them.
+def _rows_of(index: "Index", held: Held) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return unit-norm rows (m, width) and norms (m,) of queries, of the gradients that they are held as.
 
-    In a batch, a gradient that is nearly zero may come out otherwise.
+    Factors are those of passes of one query: in a batch, a gradient that is nearly zero may come out otherwise. A bound
+    holds for a right row only, so each one is compared with a training step's.
+
+    Raises
+    ------
+    WayDiffers
+        If a row is not that of a training step.
     """
-    rows, norms = [], []
-    for line in range(len(queries)):
-        one = queries.select(slice(line, line + 1))
-        found = index.job.engine.of_queries.embed(one.x, one.y, index.projector)
+    if isinstance(held, HeldGradients):
+        norms = exact.norms(held.gradients)
+        return index.sketches(held.gradients, norms), norms
+    engine, rows, lengths = index.job.engine, [], []
+    for line in range(len(held.queries)):
+        one = held.queries.select(slice(line, line + 1))
+        found = engine.of_queries.embed(one.x, one.y, index.projector)
+        true = engine.ways.truth(one, of_query=True)
+        turned = np.linalg.norm(found.sketches[0] - index.projector(engine.parameters, true.gradient[None])[0])
+        engine.ways.check_row(held.way, max(float(turned), abs(float(found.norms[0]) - true.norm)), true)
         rows.append(normalise(index.projector.finish(found.sketches, found.norms)))
-        norms.append(found.norms)
-    return np.concatenate(rows), np.concatenate(norms)
+        lengths.append(found.norms)
+    return np.concatenate(rows), np.concatenate(lengths)
 
 
 class _Evaluations:
@@ -285,15 +303,14 @@ class _Evaluations:
     def __init__(
         self,
         index: "Index",
-        queries: Batch,
+        held: Held,
         norms: NDArray[np.float64],
         kernel: Kernel,
         eps: float,
         searches: Sequence[Sequence[_Side]],
     ) -> None:
-        self._index, self._queries, self._norms, self._kernel, self._eps = index, queries, norms, kernel, eps
+        self._index, self._held, self._norms, self._kernel, self._eps = index, held, norms, kernel, eps
         self._searches = searches
-        self._held: HeldQueries | None = None
 
     def run(self, wanted: Sequence[Ids]) -> bool:
         """Evaluate each query's wanted rows, and tell its searches; False if nothing is wanted."""
@@ -302,7 +319,6 @@ class _Evaluations:
         if not len(every):
             return False
         index = self._index
-        self._held = self._held or HeldQueries(index.job.engine, self._queries)
         dots = index.evaluate(self._held, every)
         for line, (sides, rows) in enumerate(zip(self._searches, wanted, strict=True)):
             if len(rows):

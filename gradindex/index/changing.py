@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
 
-from gradindex import landmarks
+from gradindex import landmarks, watch
 from gradindex.batches import Batch, Ids
 from gradindex.embedding import embedding_batch_size
 from gradindex.errors import DamagedIndexError
@@ -49,6 +49,20 @@ class AtHand:
     def batch_size(self) -> int:
         """Samples at once."""
         return embedding_batch_size(self._job)
+
+    @cached_property
+    def compared(self) -> watch.Compared:
+        """How many stored rows were compared with training steps: in the build, or else now."""
+        return watch.of_store(self._store) or self._comparison[0]
+
+    @cached_property
+    def rows_hold(self) -> bool:
+        """Whether stored rows were compared with training steps, and are theirs."""
+        return bool(watch.of_store(self._store)) or self._comparison[1]
+
+    @cached_property
+    def _comparison(self) -> tuple[watch.Compared, bool]:
+        return watch.compare_stored(self._store, self._job, self.projector)
 
     @cached_property
     def example(self) -> Batch:

@@ -11,8 +11,9 @@ from gradindex.batches import Batch, Ids
 from gradindex.batches import index as take
 from gradindex.embedding import as_ids
 from gradindex.explanation import Explanation
-from gradindex.gradients.base import Floats, Projector
+from gradindex.gradients.base import Floats, Projector, log
 from gradindex.gradients.signals import FACTORS
+from gradindex.gradients.ways import STEPS, WayDiffers
 from gradindex.index import cascade, factory, mips, tuning
 from gradindex.index import certify as proofs
 from gradindex.index.answers import check_k, check_max_checks, describe, meta
@@ -142,7 +143,7 @@ class Index(Changing):
         for some, rows, norms in chunks:
             batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
             if certify:
-                part, method = proofs.answer(self, batch, wanted, max_checks), FACTORS
+                part, method = self._certified(batch, wanted, max_checks)
             elif formed:
                 part, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
             else:
@@ -150,6 +151,9 @@ class Index(Changing):
             parts.append(part)
             methods.add(method)
         data: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if data["proved"].any() or data["opponent_proved"].any():  # by bounds, which hold for right rows only
+            data["proved"] &= self.at_hand.rows_hold
+            data["opponent_proved"] &= self.at_hand.rows_hold
         data.update(describe(self.store, self.job.engine, asked, data))
         if ids is None and y is None:
             data.pop("query_labels", None)  # they were the predictions
@@ -161,6 +165,7 @@ class Index(Changing):
             "point": None if point is None else dict(point),
             "width": self.searcher.dim,
             "exact_method": " + ".join(sorted(methods)),
+            "compared": {"rows": self.at_hand.compared.rows, "products": self.job.engine.ways.compared},
             "certify": certify,
             "max_checks": max_checks,
             "selected": len(self) if selection is None else len(selection),
@@ -169,6 +174,16 @@ class Index(Changing):
             "sketch": self.store.header.sketch,
         }
         return Explanation(meta("Index", params), data, view=(self.job, asked.x, ids))
+
+    def _certified(
+        self, batch: Batch, wanted: cascade.Question, max_checks: int | None
+    ) -> tuple[dict[str, NDArray[Any]], str]:
+        """Return a certified answer and how values were computed; anew where these are not those of training steps."""
+        try:
+            return proofs.answer(self, batch, wanted, max_checks), FACTORS
+        except WayDiffers as error:
+            log.warning("%s, so training steps are taken", error)
+        return proofs.answer(self, batch, wanted, max_checks), STEPS
 
     @pinned
     def search(self, vectors: NDArray[Any], k: int = 10, *, where: Any = None) -> tuple[NDArray[np.float32], Ids]:
@@ -310,14 +325,22 @@ class Index(Changing):
         projector = self.projector
         return normalise(projector.finish(projector(self.job.engine.parameters, gradients), norms))
 
-    def evaluate(self, held: exact.HeldQueries, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return exact inner products (m, r) of held queries with the samples of some rows."""
+    def evaluate(self, held: exact.Held, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return exact inner products (m, r) of held queries with the samples of some rows.
+
+        Raises
+        ------
+        WayDiffers
+            If some that were compared are not those of training steps.
+        """
         job, ids, size = self.job, self.store.ids[rows], self.at_hand.batch_size
         out = np.empty((held.count, len(ids)))
         losses: dict[int, float] = {}
         for begin in range(0, len(ids), size):
             batch = job.source.take(ids[begin : begin + size])
-            out[:, begin : begin + len(batch)], found = held.dots(batch)
+            products, found = held.dots(batch)
+            exact.compare(job.engine, held, batch, products)
+            out[:, begin : begin + len(batch)] = products
             losses.update(zip(batch.ids.tolist(), found.losses.tolist(), strict=True))
         cascade.compare_losses(self.store, losses)
         return out
