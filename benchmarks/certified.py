@@ -24,6 +24,7 @@ import gradindex
 from gradindex import exact
 from gradindex.batches import Batch
 from gradindex.embedding import embed_rows, embedding_batch_size
+from gradindex.held import HeldQueries
 from gradindex.index import certify
 from gradindex.sketch import CountSketch, Landmark
 
@@ -85,7 +86,7 @@ def rates(job, sketches):
 def all_cosines(job, queries):
     """Return the exact cosines (m, n) of the queries with all training samples."""
     engine = job.engine
-    held = exact.HeldQueries(engine, queries)
+    held = HeldQueries(engine, queries)
     norms = exact.norms(engine.gradients(queries.x, queries.y).gradients)
     out = np.empty((len(queries), len(job.source)))
     for batch in job.source.blocks(embedding_batch_size(job)):

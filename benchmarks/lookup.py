@@ -31,6 +31,7 @@ from torch import nn
 import gradindex
 from gradindex import exact, kernels
 from gradindex.batches import Batch
+from gradindex.held import HeldQueries
 from gradindex.kernels import Kernel
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -182,7 +183,7 @@ def latency(job, index, images, args):
             job.engine.directional(batch.x, batch.y, gradient)
         times["forward mode"].append(scale * (time.perf_counter() - began))
         began = time.perf_counter()
-        held = exact.HeldQueries(job.engine, Batch(np.arange(1), x, y))
+        held = HeldQueries(job.engine, Batch(np.arange(1), x, y))
         for at in range(0, some, size):
             held.dots(job.source.take(np.arange(at, min(at + size, some))))
         times["factors"].append(scale * (time.perf_counter() - began))

@@ -249,6 +249,16 @@ def header(
     )
 
 
+def _refuse_zeros(job: Job, store: Store) -> None:
+    """Raise ValueError if all gradients are zero: there is nothing to compare."""
+    if job.metric is None and not store.norms.any():
+        raise ValueError(
+            f"The gradients of all {len(store)} samples are zero. Does the loss compare the samples of a batch with each "
+            "other (contrastive losses do)? Of ONE sample, which is what gradients are taken of, it then says nothing: "
+            "compare each sample with a fixed set of others instead."
+        )
+
+
 def _opened(store: Store, job: Job, summary: BuildSummary) -> Index:
     log.info("%s", summary)
     index = Index(store, job)
@@ -271,6 +281,7 @@ def _fill(job: Job, store: Store, index: str, progress: bool | None, engine: Ray
             workers = until_done.enter_context(Workers(engine, job, store))
         embedded = workers.embed_missing(progress) if workers else embed_missing(job, store, progress)
         middle = time.perf_counter()
+        _refuse_zeros(job, store)
         with progress_bar("Indexing", len(store), show=progress) as advance:
             factory.build(store, index, store.header.seed, advance, workers.add if workers else factory.add)
     if zeros := int((store.norms == 0).sum()):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
+from gradindex import watch
 from gradindex.errors import MismatchError
 from gradindex.gradients.base import log
 from gradindex.index import factory
@@ -63,6 +64,7 @@ def compact(path: str | Location, *, progress: bool | None = None) -> int:
                 if not part.has(number):
                     part.write(number, _rows(store, here))
                 advance(len(here))
+        watch.save(part.path, 0, watch.of_store(store))
         _publish(store, part)
     settle(Store(store.path, store.header))
     return len(store) - len(rows)

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.embedding import check_batch, check_finite, default_batch_size
-from gradindex.gradients import double_backward, loop
-from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, log
+from gradindex.gradients import double_backward
+from gradindex.gradients.base import Engine, Floats, PerSample, log
 from gradindex.gradients.ladder import LOOP, is_out_of_memory
 from gradindex.gradients.signals import BACKWARD, FACTORED, FACTORS, FORWARD
 from gradindex.gradients.ways import FORMED, STEPS, Truth, WayDiffers, pairs
-from gradindex.sketch.landmark import WHOLE, Landmark, LandmarkProjector
-from gradindex.sketch.recorder import record
+from gradindex.held import HeldGradients, HeldQueries, compare, dots, hold, norms
 from gradindex.timing import stage
 
 FORWARD_PAIRS = 1.5
@@ -25,7 +24,6 @@ FORWARD_PAIRS = 1.5
 matrices of the model are kept as factors (`HeldQueries.slim`)."""
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
 Along = Callable[[Any, Any, Floats], tuple[Floats, Floats]]
-_UNSPLIT = 15  # samples that no engine computes in parts, which could not be kept
 _SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass of a layer with many positions
 
 
@@ -61,24 +59,6 @@ def gradients_of(engine: Engine, batch: Batch) -> PerSample:
             log.warning("%s, so the next way is taken: %s", error, sorted(set(engine.paths.values())))
 
 
-def norms(gradients: Floats) -> NDArray[np.float64]:
-    """Return ‖g‖ of each row (b, P), accumulated in float64."""
-    squares: NDArray[np.float64] = np.einsum("ij,ij->i", gradients, gradients, dtype=np.float64)
-    return np.sqrt(squares)
-
-
-def dots(queries: Floats, gradients: Floats) -> NDArray[np.float64]:
-    """Return all inner products (m, b) of two sets of gradients (m, P), (b, P), accumulated in float64.
-
-    Single precision would lose the small ones: errors of 1e-6 ‖q‖‖t‖ are large beside a cosine near zero.
-    """
-    out = np.zeros((len(queries), len(gradients)))
-    for begin in range(0, queries.shape[1], 1 << 16):  # bounds the float64 copies
-        part = slice(begin, begin + (1 << 16))
-        out += queries[:, part].astype(np.float64) @ gradients[:, part].astype(np.float64).T
-    return out
-
-
 def scan(
     engine: Engine,
     source: Source,
@@ -86,6 +66,7 @@ def scan(
     gradients: Floats,
     batch_size: int | None = None,
     ids: Iterator[Ids] | None = None,
+    by_steps: bool = False,
 ) -> Iterator[tuple[Batch, NDArray[np.float64], NDArray[np.float64]]]:
     """Yield batches of the dataset with exact inner products (m, b) and norms (b,), in one pass for all queries.
 
@@ -104,15 +85,17 @@ def scan(
         Samples at once; None finds a size.
     ids
         Ids of each batch; None: the whole dataset in order.
+    by_steps
+        Whether to take a training step for every sample, and trust no faster way.
     """
     size = batch_size or default_batch_size(engine)
     batches = source.blocks(size) if ids is None else (source.take(some) for some in ids)
-    if engine.size <= _SMALL or not _has_factors(engine):
+    if not by_steps and (engine.size <= _SMALL or not _has_factors(engine)):
         for batch in batches:
             found = gradients_of(engine, batch)
             yield batch, dots(gradients, found.gradients), norms(found.gradients)
         return
-    held = hold(engine, queries)
+    held = HeldGradients(engine, queries) if by_steps else hold(engine, queries)
     for batch in batches:
         try:
             products, embedded = held.dots(batch)
@@ -122,33 +105,6 @@ def scan(
             held = hold(engine, queries)
             products, embedded = held.dots(batch)
         yield batch, products, embedded.norms
-
-
-def compare(engine: Engine, held: "Held", batch: Batch, products: NDArray[np.float64]) -> None:
-    """Compare some of the products (m, b) of held queries with a batch with those of training steps, if that is due.
-
-    Raises
-    ------
-    WayDiffers
-        If they disagree.
-    """
-    ways = engine.ways
-    some = pairs(np.zeros(products.shape, np.int64), ways.due(held.way), ways.compared)
-    ways.check(
-        held.way,
-        (
-            (
-                ways.truth(held.queries.select(_at(line)), of_query=True),
-                ways.truth(batch.select(_at(column))),
-                float(products[line, column]),
-            )
-            for line, column in some
-        ),
-    )
-
-
-def _at(place: int) -> slice:
-    return slice(place, place + 1)
 
 
 @dataclass(frozen=True)
@@ -257,6 +213,10 @@ def _check(
         ways.check(found.method, compared)
 
 
+def _at(place: int) -> slice:
+    return slice(place, place + 1)
+
+
 def _has_factors(engine: Engine) -> bool:
     """Whether gradients can be kept as factors, in single precision."""
     return engine.dtype != np.float64 and FACTORED in engine.paths.values()
@@ -265,7 +225,7 @@ def _has_factors(engine: Engine) -> bool:
 def _shared(
     engine: Engine,
     source: Source,
-    held: "HeldQueries | None",
+    held: HeldQueries | None,
     gradients: Floats,
     candidates: Ids,
     wanted: Ids,
@@ -293,94 +253,6 @@ def _shared(
     return Evaluated(out, losses, method)
 
 
-def hold(engine: Engine, queries: Batch) -> "Held":
-    """Return queries in a form that compares them with whole batches: as factors, if these are right."""
-    return HeldQueries(engine, queries) if engine.ways.usable(FACTORS) else HeldGradients(engine, queries)
-
-
-class HeldGradients:
-    """Query gradients by training steps, which are compared with those of samples, by training steps, too.
-
-    Parameters
-    ----------
-    engine
-        The model.
-    queries
-        Labelled samples, m of them.
-    """
-
-    way = STEPS
-
-    def __init__(self, engine: Engine, queries: Batch) -> None:
-        self._engine, self.queries, self.count = engine, queries, len(queries)
-        self.gradients = loop.gradients(engine.of_queries, queries.x, queries.y).gradients
-
-    @stage("exact")
-    def dots(self, batch: Batch) -> tuple[NDArray[np.float64], Embedded]:
-        """Return inner products (m, b) with a batch of samples, and the samples' losses and norms."""
-        check_batch(batch)
-        found = loop.gradients(self._engine, batch.x, batch.y)
-        check_finite(batch.ids, "loss", found.losses)
-        check_finite(batch.ids, "gradient", found.gradients)
-        nothing = np.empty((len(batch), 0), np.float32)
-        embedded = Embedded(nothing, norms(found.gradients), found.losses, found.outputs)
-        return dots(self.gradients, found.gradients), embedded
-
-
-class HeldQueries:
-    """Query gradients kept as their layers' factors: one batched pass over candidates compares them with all.
-
-    Costs a forward and a backward pass a candidate, whatever the number of queries, and forms no gradient of a
-    layer that is factored.
-
-    Parameters
-    ----------
-    engine
-        The model.
-    queries
-        Labelled samples, m of them.
-    together
-        Compute their gradients in one batch, not one by one: faster, but a gradient that is nearly zero may then depend
-        on the other queries.
-    """
-
-    way = FACTORS
-
-    @stage("exact")
-    def __init__(self, engine: Engine, queries: Batch, together: bool = False) -> None:
-        self._engine, self.queries, self.count = engine, queries, len(queries)
-        options = Landmark(landmarks=len(queries), dims=1, memory=1 << 62)
-        self._projector = LandmarkProjector(options, engine.parameters, 0)
-        own = engine.of_queries
-        size = min(default_batch_size(engine), _UNSPLIT)
-        parts = [queries.select(slice(begin, begin + size)) for begin in range(0, len(queries), size)]
-        recorder = record(self._projector, own, lambda: parts, len(queries), together)
-        recorder.scale(own.late_scales)
-        self._norms = self._projector.adopt(recorder)
-
-    @property
-    def slim(self) -> bool:
-        """Whether every weight matrix is kept as two factors.
-
-        So it is where layers have one position, as in a multilayer perceptron: a pass then costs about as much as one
-        in forward mode, which serves a single query. Other layers' gradients are formed for every candidate.
-        """
-        whole = {name for name, form in self._projector.forms.items() if form == WHOLE}
-        return not any(len(one.shape) > 1 for one in self._engine.parameters if one.name in whole)
-
-    @stage("exact")
-    def dots(self, batch: Batch) -> tuple[NDArray[np.float64], Embedded]:
-        """Return inner products (m, b) with a batch of samples, to 1e-6 ‖q‖‖t‖, and the samples' losses and norms."""
-        check_batch(batch)
-        found = self._engine.embed(batch.x, batch.y, self._projector)
-        check_finite(batch.ids, "loss", found.losses)
-        check_finite(batch.ids, "gradient", found.norms)
-        return found.sketches.T.astype(np.float64) * self._norms[:, None], found
-
-
-Held = HeldQueries | HeldGradients
-
-
 @stage("exact")
 def _along(
     along: Along, source: Source, queries: Floats, candidates: Ids
@@ -400,3 +272,6 @@ def _along(
                 out[line, columns[rows]] = found
                 losses.update(zip(batch.ids[rows].tolist(), loss.tolist(), strict=True))
     return out, losses
+
+
+__all__ = ["Evaluated", "candidate_dots", "dots", "gradient_blocks", "gradients_of", "norms", "scan"]

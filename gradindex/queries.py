@@ -145,9 +145,11 @@ def _keys(tree: Tree) -> str:
 
 
 def gradient_chunks(
-    engine: Engine, queries: Queries, most: int | None = None
+    engine: Engine, queries: Queries, most: int | None = None, by_steps: bool = False
 ) -> Iterator[tuple[slice, Floats, NDArray[np.float64]]]:
     """Yield (rows, gradients (c, P), norms (c,)) over chunks of queries that fit the memory budget, at most `most`.
+
+    With `by_steps`, gradients are those of training steps; they are in any case where there are few.
 
     Raises
     ------
@@ -165,7 +167,7 @@ def gradient_chunks(
             ids = np.arange(part.start, part.stop, dtype=np.int64)
             batch = Batch(ids, index(queries.x, part), index(queries.y, part))
             with stage("gradients"):
-                if len(queries) <= _FEW:
+                if by_steps or len(queries) <= _FEW:
                     found = loop.gradients(engine.of_queries, batch.x, batch.y)
                 else:
                     found = exact.gradients_of(engine.of_queries, batch)

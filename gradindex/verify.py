@@ -14,10 +14,13 @@ from gradindex.agreement import Estimate
 from gradindex.batches import Batch, Ids
 from gradindex.batches import index as take
 from gradindex.embedding import default_batch_size
+from gradindex.gradients import ladder
+from gradindex.gradients.base import log
 from gradindex.index import mips
 from gradindex.index.selection import select
 from gradindex.kernels import Kernel
 from gradindex.queries import Queries, gradient_chunks
+from gradindex.spot_check import STEPS, spot_check
 from gradindex.store.manifest import publish
 
 if TYPE_CHECKING:
@@ -64,6 +67,10 @@ class Audit:
     stages: dict[str, dict[str, Estimate]]
     pairs: list[tuple[float, float]] = field(repr=False)
     """Some pairs (sketched, exact) of cosines."""
+    steps: int = 0
+    """Kernel values by training steps that were compared with those of answers and of the audit itself."""
+    steps_error: float = 0.0
+    """The largest difference of those, as a cosine."""
 
     @property
     def complete(self) -> bool:
@@ -82,13 +89,13 @@ class Audit:
         prefix
             In front of every name.
         """
-        found = {f"recall@{self.k}": self.recall, f"search_recall@{self.k}": self.search_recall}
+        found: dict[str, float] = {f"recall@{self.k}": self.recall, f"search_recall@{self.k}": self.search_recall}
         found["rank_correlation"] = self.rank_correlation
         intervals = self.recall_interval, self.search_recall_interval, self.rank_correlation_interval
         for name, (low, high) in zip(tuple(found), intervals, strict=True):
             found |= {f"{name}_low": low, f"{name}_high": high}
-        counts = {"queries": self.queries, "rerank": self.rerank, "rows": self.rows, "compared": self.compared}
-        found |= counts | {"seconds": self.seconds}
+        found |= {"queries": self.queries, "rerank": self.rerank, "rows": self.rows, "compared": self.compared}
+        found |= {"steps": self.steps, "steps_error": self.steps_error, "seconds": self.seconds}
         return {prefix + name: float(value) for name, value in found.items()}
 
     def __str__(self) -> str:
@@ -103,6 +110,9 @@ class Audit:
         ]
         for stage, found in self.stages.items():
             lines += [line(f"{stage}, {name}", value) for name, value in found.items()]
+        if self.steps:
+            apart = f"off by up to {self.steps_error:.0e}" if self.steps_error else "apart by rounding alone"
+            lines.append(f"{self.steps:,} exact values against training steps: {apart}")
         if not self.complete:
             lines.append(f"time ran out: {self.compared} of {self.rows} rows compared, so recalls are upper limits")
         return "\n".join(lines)
@@ -171,7 +181,12 @@ def verify(
         depth: _answer(index, own, options, depth, rerank) for depth in {k, most}
     }  # what a user gets who asks for so many
     estimates = _answer(index, own, options, max(k, most), 0)
-    truth = _compare(index, asked, own, max(k, most), parsed, rng, max_seconds)
+    by_steps = len(rows) <= STEPS
+    truth = _compare(index, asked, own, max(k, most), parsed, rng, max_seconds, by_steps)
+    checked = spot_check(index, asked, [(truth.rows, truth.values), lists[k], lists[most]], parsed, max_seconds)
+    if not by_steps and not ladder.agree(checked.errors[0], index.job.engine):
+        log.warning("exact values are off by up to %.2g from training steps, which are taken", checked.error)
+        truth = _compare(index, asked, own, max(k, most), parsed, rng, max_seconds, True)
     best = [_with_answers(truth, answer) for answer in (lists[k], lists[most])]
     stages = _stages(best, truth, estimates, lists, k, most)
     recall = agreement.share(agreement.recalls(best[0], lists[k][0], k))
@@ -195,6 +210,8 @@ def verify(
         drawn=drawn,
         stages=stages,
         pairs=truth.pairs,
+        steps=checked.count,
+        steps_error=checked.error,
     )
     publish(index.store.path / AUDIT, audit.to_json(), replace=True)
     return audit
@@ -269,13 +286,17 @@ def _compare(
     kernel: Kernel,
     rng: np.random.Generator,
     max_seconds: float | None,
+    by_steps: bool,
 ) -> _Truth:
-    """Compare queries with all rows, exactly and by their sketches, in one pass as long as time allows."""
+    """Compare queries with all rows, exactly and by their sketches, in one pass as long as time allows.
+
+    The queries' gradients are those of training steps; `by_steps`, those of all rows, too.
+    """
     store, engine = index.store, index.job.engine
     sample = np.sort(rng.choice(len(store), min(len(store), _CORRELATED_ROWS), replace=False)).astype(np.int64)
     order = rng.permutation(len(store)) if max_seconds is not None else None
     parts, end = [], None if max_seconds is None else time.perf_counter() + max_seconds
-    for some, gradients, norms in gradient_chunks(engine, asked):
+    for some, gradients, norms in gradient_chunks(engine, asked, by_steps=True):
         batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
         sketches = index.sketches(gradients, norms)
         _, sketched, _ = mips.scan(store, sketches, norms, kernel, depth + 1, selection=select(store, None))
@@ -283,7 +304,7 @@ def _compare(
         values, compared = np.full((len(norms), len(sample)), np.nan), 0
         size = default_batch_size(engine)
         blocks = None if order is None else _until(end, store.ids[order], size)
-        for part, dots, train in exact.scan(engine, index.job.source, batch, gradients, size, blocks):
+        for part, dots, train in exact.scan(engine, index.job.source, batch, gradients, size, blocks, by_steps):
             there = store.holds(part.ids)  # a compaction leaves removed samples out
             here = store.rows_of(part.ids[there])
             found = kernels.values(kernel, dots, norms, train)[:, there]

@@ -294,6 +294,8 @@ def demo(
 
 def describe(index: Any) -> dict[str, Any]:
     """Return what `gradindex info` tells about an index, JSON-ready."""
+    from gradindex import watch
+
     header, searcher = index.store.header, index.searcher
     norms = index.store.norms
     return {
@@ -311,6 +313,7 @@ def describe(index: Any) -> dict[str, Any]:
         "index_bytes": searcher.bytes,
         "zero_gradients": int((norms == 0).sum()),
         "median_norm": float(np.median(norms)),
+        "compared": dataclasses.asdict(watch.of_store(index.store)),
         "metric": header.metric,
         "task": header.task,
         "backend": header.backend,

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gradindex.explanation import Explanation
 from gradindex.verify import Audit
+from gradindex.watch import Compared
 
 _WIDEST = 32  # characters of a user's column
 
@@ -98,6 +99,7 @@ def info_table(found: dict[str, Any]) -> Table:
         "search": f"{found['index']} on {found['index_dim']} numbers",
         "on disk": f"store {_bytes(found['store_bytes'])}, index {_bytes(found['index_bytes'])} "
         f"({(found['store_bytes'] + found['index_bytes']) / found['samples']:,.0f} bytes a sample)",
+        "compared": str(Compared(found["compared"]["rows"], found["compared"]["error"])) + " (with training steps)",
         "columns": ", ".join(found["columns"]),
         "made with": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }

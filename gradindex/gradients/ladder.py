@@ -20,8 +20,8 @@ _MEMORY = 1 << 30  # bytes of the gradients that are compared
 # Relative errors. A unit within rounding of ReLU's kink may go either way: so one sample in a few may be off by more.
 ALL, ONE = 1e-3, 5e-2
 _HALF_ALL, _HALF_ONE = 5e-2, 1e-1  # of models in half precision
-ROUNDING = 2.0**-21
-"""What numbers of order one leave when they cancel: eight times the unit of single precision."""
+ROUNDING = 2.0**-23
+"""What numbers of order one leave when they cancel: twice the unit of single precision."""
 
 
 def tolerances(engine: "Engine") -> tuple[float, float]:

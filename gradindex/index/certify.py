@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from gradindex import exact, kernels, precision
 from gradindex.batches import Batch, Ids
-from gradindex.exact import Held, HeldGradients, hold
 from gradindex.gradients.base import Engine
+from gradindex.held import Held, HeldGradients, hold
 from gradindex.index import mips, ranges
 from gradindex.index.selection import Selection
 from gradindex.kernels import Kernel

@@ -14,6 +14,7 @@ from gradindex.explanation import Explanation
 from gradindex.gradients.base import Floats, Projector, log
 from gradindex.gradients.signals import FACTORS
 from gradindex.gradients.ways import STEPS, WayDiffers
+from gradindex.held import Held, compare
 from gradindex.index import cascade, factory, mips, tuning
 from gradindex.index import certify as proofs
 from gradindex.index.answers import check_k, check_max_checks, describe, meta
@@ -325,7 +326,7 @@ class Index(Changing):
         projector = self.projector
         return normalise(projector.finish(projector(self.job.engine.parameters, gradients), norms))
 
-    def evaluate(self, held: exact.Held, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def evaluate(self, held: Held, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return exact inner products (m, r) of held queries with the samples of some rows.
 
         Raises
@@ -339,7 +340,7 @@ class Index(Changing):
         for begin in range(0, len(ids), size):
             batch = job.source.take(ids[begin : begin + size])
             products, found = held.dots(batch)
-            exact.compare(job.engine, held, batch, products)
+            compare(job.engine, held, batch, products)
             out[:, begin : begin + len(batch)] = products
             losses.update(zip(batch.ids.tolist(), found.losses.tolist(), strict=True))
         cascade.compare_losses(self.store, losses)
