@@ -253,9 +253,9 @@ def _refuse_zeros(job: Job, store: Store) -> None:
     """Raise ValueError if all gradients are zero: there is nothing to compare."""
     if job.metric is None and not store.norms.any():
         raise ValueError(
-            f"The gradients of all {len(store)} samples are zero. Does the loss compare the samples of a batch with each "
-            "other (contrastive losses do)? Of ONE sample, which is what gradients are taken of, it then says nothing: "
-            "compare each sample with a fixed set of others instead."
+            f"The gradients of all {len(store)} samples are zero. Does the loss compare the samples of a batch with "
+            "each other (contrastive losses do)? Of ONE sample, which is what gradients are taken of, it then says "
+            "nothing: compare each sample with a fixed set of others instead."
         )
 
 

@@ -38,7 +38,7 @@ def dots(queries: Floats, gradients: Floats) -> NDArray[np.float64]:
 def by_steps(
     engine: Engine, gradients: Floats, batch: Batch
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return inner products (m, b) of gradients (m, P) with those of a batch's training steps, their norms and losses."""
+    """Return inner products (m, b) of gradients (m, P) with a batch's training steps, their norms and losses."""
     products, lengths, losses = np.empty((len(gradients), len(batch))), np.empty(len(batch)), np.empty(len(batch))
     size = int(np.clip(_STEP_BYTES // (engine.size * engine.dtype.itemsize), 1, 64))
     for begin in range(0, len(batch), size):

@@ -6,7 +6,6 @@ of one, so a mean does not rescale.
 """
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.batches import Tree, has_ragged, index, leaves, length, rectangles
-from gradindex.gradients import ladder, loop
+from gradindex.gradients import batch_loss, ladder, loop
 from gradindex.gradients.joining import joined
 from gradindex.gradients.ladder import LOOP
 from gradindex.gradients.parameter import Floats as Floats
 from gradindex.gradients.parameter import Parameter as Parameter
+from gradindex.gradients.projector import Projector as Projector
 from gradindex.gradients.signals import FACTORED, Signal
 from gradindex.gradients.ways import Ways
 
@@ -195,7 +195,7 @@ class Engine(ABC):
         """Return per-sample gradients (b, ·) of some parameters, formed from the layers' factors."""
         raise NotImplementedError
 
-    def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: "Projector") -> Embedded:
+    def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> Embedded:
         """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
         raise NotImplementedError
 
@@ -225,6 +225,13 @@ class Engine(ABC):
     def find_signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
         """Return what a batch of ONE sample shows that some way of computing misses."""
         return ()
+
+    def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
+        """Return the loss of some samples of a batch as the user's loss sees them together.
+
+        Their outputs are computed one by one. None if that gives no single number, or fails.
+        """
+        return None
 
     def lower(self) -> bool:
         """Go one rung down: what takes the fastest path takes the next; False if all takes the loop already."""
@@ -257,7 +264,7 @@ class Engine(ABC):
                     begin += parameter.size
         return PerSample(rows, first.losses, first.outputs)
 
-    def embed(self, x: Tree, y: Tree, projector: "Projector") -> Embedded:
+    def embed(self, x: Tree, y: Tree, projector: Projector) -> Embedded:
         """Return sketches, exact norms, losses and outputs of a batch."""
         if length(x) == 0:
             found = self.batched_gradients(x, y)
@@ -267,7 +274,7 @@ class Engine(ABC):
             return joined([(rows, self.embed(part, labels, projector)) for rows, part, labels in rectangles(x, y)])
         return self._with_ladder(x, y, lambda groups: self._embed(x, y, projector, groups))
 
-    def _embed(self, x: Tree, y: Tree, projector: "Projector", groups: dict[str, list[str]]) -> Embedded:
+    def _embed(self, x: Tree, y: Tree, projector: Projector, groups: dict[str, list[str]]) -> Embedded:
         found: list[Embedded | PerSample] = []
         sketches = np.zeros((length(x), projector.dim), np.float32)
         squares = np.zeros(length(x), np.float64)
@@ -327,6 +334,7 @@ class Engine(ABC):
             return
         first = slice(0, 1)
         self.signals = self.find_signals(index(x, first), None if y is None else index(y, first))
+        batch_loss.check(lambda rows: self.batch_loss(x, y, rows), length(x))
         for signal in self.signals:
             log.log(logging.WARNING if signal.remark else logging.INFO, "%s", signal)
 
@@ -359,68 +367,3 @@ class Engine(ABC):
         for parameter in self.parameters:
             yield parameter, slice(begin, begin + parameter.size)
             begin += parameter.size
-
-
-class Projector(ABC):
-    """A random projection of gradients to k numbers, tied to a model's parameters and a seed."""
-
-    dim: int
-    any_order: ClassVar[bool] = False
-    """Whether a parameter may come with another order of its axes, as its `input_order` says."""
-
-    @property
-    def width(self) -> int:
-        """Numbers of a finished row."""
-        return self.dim
-
-    def finish(self, sketches: NDArray[np.float32], norms: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return rows (b, width) from what was added up (b, dim) and the gradients' exact norms (b,)."""
-        return sketches
-
-    def opposite(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the finished rows of the negative gradients."""
-        return -rows
-
-    @abstractmethod
-    def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
-        """Add the sketch of one parameter's per-sample gradients (b, size) to `out` (b, dim), in place."""
-
-    def add_measured(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> NDArray[np.float64]:
-        """Do `add`, and return the gradients' squared norms (b,)."""
-        self.add(out, parameter, gradients)
-        squares: NDArray[np.float64] = np.einsum("ij,ij->i", gradients, gradients, dtype=np.float64)
-        return squares
-
-    def on_device(self, device: Any) -> Any:
-        """Return a twin whose `add_measured` and `add_factors` take torch tensors on that device, else None."""
-        return None
-
-    def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
-        """Add the sketch of Σ_t r_t c_tᵀ, of the parameter seen as a matrix in memory order, to `out`.
-
-        `columns` is (b, T, C); `rows` is (b, T, R), or (b, T) integers where each r_t is one-hot. This default
-        forms the gradient.
-        """
-        if rows.ndim == 2:
-            rows = np.eye(parameter.matrix_shape[0], dtype=columns.dtype)[rows]
-        self.add(out, parameter, np.einsum("btr,btc->brc", rows, columns).reshape(len(out), -1))
-
-    def cost(self, parameter: Parameter) -> float:
-        """Return about how many nanoseconds `add` takes for one sample."""
-        return float(parameter.size)
-
-    def factor_cost(self, parameter: Parameter, positions: int, touched: bool = False) -> float:
-        """Return about how many nanoseconds `add_factors` takes for one sample of T positions.
-
-        `touched`: the row factors are one-hot, given as numbers.
-        """
-        return math.inf
-
-    def __call__(self, parameters: Sequence[Parameter], gradients: Floats) -> NDArray[np.float32]:
-        """Sketch flattened gradients (b, P) to (b, dim) float32."""
-        out = np.zeros((len(gradients), self.dim), np.float32)
-        begin = 0
-        for parameter in parameters:
-            self.add(out, parameter, gradients[:, begin : begin + parameter.size])
-            begin += parameter.size
-        return out

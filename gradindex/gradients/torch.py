@@ -289,6 +289,30 @@ class TorchEngine(Engine):
             )
         return tuple(found)
 
+    def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
+        """Return the loss of some samples of a batch together, of outputs that are computed one by one."""
+        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        try:
+            with self._inference(fused=True):
+                outputs = [self._call({}, index(inputs, slice(row, row + 1))) for row in rows]
+                parts: list[list[torch.Tensor]] = [[] for _ in outputs]
+                for output, found in zip(outputs, parts, strict=True):
+                    map_tensors(found.append, output)
+                joined_parts = iter([torch.cat(some) for some in zip(*parts, strict=True)])
+                output = map_tensors(lambda _: next(joined_parts), outputs[0])
+                target = None if targets is None else index(targets, np.array(rows))
+                if (
+                    self._label_form is not None
+                    and isinstance(output, torch.Tensor)
+                    and isinstance(target, torch.Tensor)
+                ):
+                    target = LABEL_FORMS[self._label_form](output, target)
+                loss = self.loss_fn(output, target)
+                return float(loss) if loss.dim() == 0 else None
+        except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
+            log.debug("the loss of a batch cannot be told: %s", error)
+            return None
+
     def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
         """Return ⟨direction, g_i⟩ (b,) and losses (b,) by one forward-mode pass over the batch."""
         inputs, targets = self._tensors(x), None if y is None else self._tensors(y)

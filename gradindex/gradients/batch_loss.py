@@ -1,0 +1,49 @@
+"""Whether the loss of a batch is made of its samples' losses: if not, the gradient of ONE sample has no meaning."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import numpy as np
+
+_SAMPLES = 4
+_TOLERANCE = 1e-3
+
+
+def check(loss_of: Callable[[Sequence[int]], float | None], samples: int) -> None:
+    """Refuse a loss that compares samples with each other, such as a contrastive one.
+
+    The losses of pairs are compared with those of their samples. They may be a sum or a mean of these, up to a constant
+    (a penalty on the weights), or lie between them (a mean with weights, such as the numbers of tokens).
+
+    Parameters
+    ----------
+    loss_of
+        Returns the loss of some samples as one batch; None if it gives no single number, or fails.
+    samples
+        How many there are to try.
+
+    Raises
+    ------
+    ValueError
+        If the loss of pairs is neither.
+    """
+    alone = [loss_of([i]) for i in range(min(samples, _SAMPLES))]
+    if len(alone) < 3 or any(loss is None or not np.isfinite(loss) for loss in alone):
+        return
+    pairs = list(combinations(range(len(alone)), 2))
+    together = [loss_of(pair) for pair in pairs]
+    if any(loss is None or not np.isfinite(loss) for loss in together):
+        return
+    single, both = np.array(alone, np.float64), np.array(together, np.float64)
+    ones = np.array([[single[a], single[b]] for a, b in pairs])
+    room = _TOLERANCE * max(np.abs(single).max(), np.abs(both).max())
+    between = (both >= ones.min(axis=1) - room).all() and (both <= ones.max(axis=1) + room).all()
+    constant = min(float(np.ptp(both - made)) for made in (ones.sum(axis=1), ones.mean(axis=1)))
+    if not between and constant > room:
+        (a, b), value = pairs[0], both[0]
+        raise ValueError(
+            f"The loss of a batch is not made of the losses of its samples: the first two have {value:.4g} "
+            f"together, alone {single[a]:.4g} and {single[b]:.4g}. Does it compare samples with each other (a "
+            "contrastive loss, a correlation)? The gradient of ONE sample has no meaning then. Give a loss of one sample, "
+            "such as one that compares it with a fixed set of others."
+        )
