@@ -92,6 +92,7 @@ class Engine(ABC):
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}  # of each parameter, decided by the first batch
         self._shapes: set[tuple[tuple[int, ...], ...]] = set()  # of samples, the first two that were seen
+        self._before: dict[str, str] | None = None  # what `lower` changed
         self._running = LOOP  # the path last taken
         self.signals: tuple[Signal, ...] | None = None
         """What was seen that some way of computing misses; None before the first batch."""
@@ -237,6 +238,7 @@ class Engine(ABC):
         """Go one rung down: what takes the fastest path takes the next; False if all takes the loop already."""
         for path, lower in ((FACTORED, self.fast_path), (self.fast_path, LOOP)):
             if path in self._paths.values():
+                self._before = self._before or self._paths
                 self._paths = {name: lower if taken == path else taken for name, taken in self._paths.items()}
                 return True
         return False
@@ -244,11 +246,10 @@ class Engine(ABC):
     @contextmanager
     def paths_kept(self) -> Iterator[None]:
         """Put back at the end what `lower` changes within it."""
-        before = self._paths
         try:
             yield
         finally:
-            self._paths = before
+            self._paths, self._before = self._before or self._paths, None
 
     def _gradients(self, x: Tree, y: Tree, groups: dict[str, list[str]]) -> PerSample:
         parts = {path: self.by(path, x, y, names) for path, names in groups.items()}
@@ -308,7 +309,7 @@ class Engine(ABC):
                 break
             except Exception as error:
                 failed = self._running
-                if failed == LOOP or ladder.is_out_of_memory(error):
+                if failed == LOOP or failed not in self._paths.values() or ladder.is_out_of_memory(error):
                     self._paths = before
                     raise
                 lower = self.fast_path if failed == FACTORED else LOOP

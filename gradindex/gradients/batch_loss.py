@@ -44,6 +44,6 @@ def check(loss_of: Callable[[Sequence[int]], float | None], samples: int) -> Non
         raise ValueError(
             f"The loss of a batch is not made of the losses of its samples: the first two have {value:.4g} "
             f"together, alone {single[a]:.4g} and {single[b]:.4g}. Does it compare samples with each other (a "
-            "contrastive loss, a correlation)? The gradient of ONE sample has no meaning then. Give a loss of one sample, "
-            "such as one that compares it with a fixed set of others."
+            "contrastive loss, a correlation)? The gradient of ONE sample has no meaning then. Give a loss of one "
+            "sample, such as one that compares it with a fixed set of others."
         )

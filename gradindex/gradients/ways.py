@@ -123,7 +123,7 @@ class Ways:
             If that is more than rounding; the way is not `usable` any more.
         """
         self._largest = max(self._largest, true.norm)
-        errors = self._errors.setdefault(way, [])
+        errors = self._errors.setdefault(f"rows of {way}", [])
         errors.append(self._relative(off, true) if true.norm else math.inf if off else 0.0)
         self.compared += 1
         self._judge(way, errors)

@@ -181,10 +181,11 @@ class Index(Changing):
     ) -> tuple[dict[str, NDArray[Any]], str]:
         """Return a certified answer and how values were computed; anew where these are not those of training steps."""
         try:
-            return proofs.answer(self, batch, wanted, max_checks), FACTORS
+            found = proofs.answer(self, batch, wanted, max_checks)
         except WayDiffers as error:
             log.warning("%s, so training steps are taken", error)
-        return proofs.answer(self, batch, wanted, max_checks), STEPS
+            found = proofs.answer(self, batch, wanted, max_checks)
+        return found, FACTORS if self.job.engine.ways.usable(FACTORS) else STEPS
 
     @pinned
     def search(self, vectors: NDArray[Any], k: int = 10, *, where: Any = None) -> tuple[NDArray[np.float32], Ids]:
