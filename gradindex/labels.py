@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.batches import is_ragged
+from gradindex.forms import as_numpy
 
 
 def is_one_hot(y: Any) -> bool:
@@ -88,11 +89,8 @@ def from_outputs(
 
 
 def as_array(value: Any) -> NDArray[Any]:
-    """Return an array or a tensor as a NumPy array; half precision, which NumPy lacks, becomes float32."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if value.dtype.is_floating_point and value.dtype.itemsize < 4 else value
-    return np.asarray(value)
+    """Return an array or a tensor as a NumPy array; half precision becomes float32."""
+    return np.asarray(as_numpy(value))
 
 
 def _array(y: Any) -> NDArray[Any] | None:

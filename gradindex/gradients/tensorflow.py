@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
-from gradindex.gradients.call import select
+from gradindex.gradients.call import call_loss, select
 from gradindex.gradients.joining import joined
 from gradindex.gradients.tensorflow_factored import FactoredGraph, Finish, Rows, Sketches
 from gradindex.gradients.tensorflow_graph import BatchGraph
@@ -350,7 +350,7 @@ class TensorFlowEngine(Engine):
             self._label_form = self._find_label_form(output, target)
         if isinstance(output, tf.Tensor) and isinstance(target, tf.Tensor):
             target = _LABEL_FORMS[self._label_form](output, target)
-        loss = self.loss_fn(target, output)
+        loss = call_loss(self.loss_fn, target, output, labels=target)
         if not isinstance(loss, tf.Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         return tf.cast(tf.reduce_sum(loss), self.dtype)

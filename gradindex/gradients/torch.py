@@ -11,9 +11,10 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
+from gradindex.forms import native
 from gradindex.gradients import torch_outputs, torch_parts
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
-from gradindex.gradients.call import bind_inputs, select
+from gradindex.gradients.call import bind_inputs, call_loss, select
 from gradindex.gradients.joining import joined
 from gradindex.gradients.ladder import FACTORED
 from gradindex.gradients.layers.torch_use import Workspace
@@ -22,6 +23,7 @@ from gradindex.gradients.torch_model import channels_last, has_inputs_first, inf
 from gradindex.gradients.torch_outputs import LABEL_FORMS, as_array, label_form, main_tensor, map_tensors, to_numpy
 from gradindex.sketch.countsketch import CountSketch
 
+_OTHER_INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32)
 _COMPARED = 256  # numbers of the sketches that tell whether gradients changed
 
 
@@ -357,7 +359,7 @@ class TorchEngine(Engine):
             self._label_form = label_form(self.loss_fn, output, target)
         if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
             target = LABEL_FORMS[self._label_form](output, target)
-        loss = self.loss_fn(output, target)
+        loss = call_loss(self.loss_fn, output, target, labels=target)
         if not isinstance(loss, torch.Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         return loss.sum()
@@ -373,10 +375,10 @@ class TorchEngine(Engine):
         if isinstance(leaf, list):
             arrays = all(isinstance(item, np.ndarray | torch.Tensor) for item in leaf)
             return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
-        value = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(np.asarray(leaf))
+        value = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(native(np.asarray(leaf)))
         if value.is_floating_point():
             return value.detach().to(self.device, self._torch_dtype)
-        if value.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        if value.dtype in _OTHER_INTEGERS:
             return value.to(self.device, torch.int64)
         return value.to(self.device)
 
