@@ -8,7 +8,7 @@ in shape, such as texts, are a ``list`` of arrays; `rectangles` makes batches of
 import itertools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,9 @@ from gradindex.forms import (
     is_tensor,
     native,
     rebuilt,
+    refuse_dataset,
     stack,
+    unreadable,
 )
 
 Tree = Any
@@ -232,7 +234,7 @@ class MapSource(Source):
         if not len(ids):
             return Batch(ids, np.empty(0), None)
         several = getattr(self._items, "__getitems__", None)
-        samples = [self._items[int(i)] for i in ids] if several is None else list(several(ids.tolist()))
+        samples = [self._sample(int(i)) for i in ids] if several is None else list(several(ids.tolist()))
         if len(samples) != len(ids):
             raise ValueError(f"The dataset's __getitems__ returned {len(samples)} samples for {len(ids)} positions.")
         batch = Batch(ids, *(_collated(samples) if self._collate is None else _pair(self._collate(samples))))
@@ -240,6 +242,15 @@ class MapSource(Source):
         if sizes - {len(ids)}:
             raise ValueError(f"The collate function made {sorted(sizes)} entries for {len(ids)} samples.")
         return batch
+
+    def _sample(self, position: int) -> Any:
+        try:
+            return self._items[position]
+        except LookupError as error:
+            raise TypeError(
+                f"The dataset ({type(self._items).__name__}) of {len(self)} samples fails at [{position}], "
+                f"{type(error).__name__}: {error}. Expected a sample (x, y) at each position."
+            ) from error
 
 
 class StreamSource(Source):
@@ -338,7 +349,7 @@ def _as_source(dataset: Any) -> Source:
         return ColumnSource(*dataset)
     if isinstance(dataset, np.ndarray) or is_tensor(dataset):
         return ColumnSource(dataset)
-    _refuse_tables(dataset)
+    refuse_dataset(dataset)
     from gradindex import hugging_face
 
     if hugging_face.is_dataset(dataset):
@@ -365,29 +376,7 @@ def _as_source(dataset: Any) -> Source:
             f"A dataset of type {type(dataset).__name__} has no length. Give it a __len__, or a list of its "
             "samples, so that ids and shards are fixed before the first sample is read."
         )
-    raise _unreadable(dataset)
-
-
-def _refuse_tables(dataset: Any) -> None:
-    """Raise TypeError for what has a length and entries, but not one for each sample in a fixed order."""
-    if isinstance(dataset, Mapping):
-        names = ", ".join(map(repr, itertools.islice(dataset, 5)))
-        raise _unreadable(dataset, f" Its entries are {names}: give (inputs, labels), or one split of it.")
-    if isinstance(dataset, str | bytes | Set):
-        raise _unreadable(dataset)
-    if type(dataset).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
-        raise _unreadable(dataset, " Give the inputs and the label of its rows apart: (table[inputs], table[label]).")
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(dataset, keras.utils.PyDataset):
-        raise _unreadable(dataset, " Its entries are batches: give what they are made of.")
-
-
-def _unreadable(dataset: Any, hint: str = "") -> TypeError:
-    kind = type(dataset).__name__ + (" (a dict)" if isinstance(dataset, Mapping) else "")
-    return TypeError(
-        f"Cannot read a dataset of type {kind}. Expected (X, Y) arrays, a torch Dataset or DataLoader, a "
-        f"tf.data.Dataset, or a sequence of (x, y) samples.{hint}"
-    )
+    raise unreadable(dataset)
 
 
 def _iterable(dataset: Any, collate: Callable[[list[Any]], Any]) -> StreamSource:

@@ -1,5 +1,6 @@
 """What users hand over as samples, in the forms that trees are made of: dicts, tuples, lists, arrays and tensors."""
 
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
@@ -110,6 +111,8 @@ def column(samples: Sequence[Any], name: str = "The sample") -> Any:
         stacked = np.asarray(samples)
     except ValueError:
         return _ragged(samples)
+    if stacked.dtype == object and stacked.size and all(isinstance(number, int) for number in stacked.flat):
+        raise ValueError(f"{name} holds integers of more than 64 bits, such as {max(stacked.flat, key=abs)}.")
     return native(stacked) if stacked.dtype.kind in _NUMBERS else list(samples)
 
 
@@ -219,5 +222,30 @@ def _array(value: Any, name: str) -> Any:
     if kind == "O" and array.ndim == 0:
         hint = " Give its .toarray()." if hasattr(value, "toarray") else ""
         raise TypeError(f"{name} is a {type(value).__name__}: {_EXPECTED}.{hint}")
-    fields = f" Give its fields {', '.join(map(repr, array.dtype.names))} by name." if array.dtype.names else ""
-    raise TypeError(f"{name} holds entries of dtype {array.dtype}: expected numbers in a table of them.{fields}")
+    hint = f" Give its fields {', '.join(map(repr, array.dtype.names))} by name." if array.dtype.names else ""
+    if kind == "O":
+        kinds = ", ".join(sorted({type(one).__name__ for one in array.flat}))
+        hint = f" It holds {kinds}; leave out or encode what is no number."
+    raise TypeError(f"{name} holds entries of dtype {array.dtype}: expected numbers.{hint}")
+
+
+def refuse_dataset(dataset: Any) -> None:
+    """Raise TypeError for what has a length and entries, but not one for each sample in a fixed order."""
+    if isinstance(dataset, Mapping) and 0 not in dataset:
+        names = ", ".join(map(repr, itertools.islice(dataset, 5)))
+        raise unreadable(dataset, f" Its keys are {names}: give entries as (X, Y), or one entry, if that is a split.")
+    if isinstance(dataset, str | bytes | Set):
+        raise unreadable(dataset)
+    if type(dataset).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
+        raise unreadable(dataset, " Give the inputs and the label of its rows apart: (table[inputs], table[label]).")
+    keras = sys.modules.get("keras")
+    if keras is not None and isinstance(dataset, keras.utils.PyDataset):
+        raise unreadable(dataset, " Its entries are batches: give what they are made of.")
+
+
+def unreadable(dataset: Any, hint: str = "") -> TypeError:
+    """Return the error for what is no dataset."""
+    return TypeError(
+        f"Cannot read a dataset of type {type(dataset).__name__}. Expected (X, Y) arrays, a torch Dataset or "
+        f"DataLoader, a tf.data.Dataset, or a sequence of (x, y) samples.{hint}"
+    )

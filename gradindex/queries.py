@@ -97,10 +97,14 @@ def match_shapes(x: Any, y: Any, example: Batch) -> tuple[Tree, Tree | None]:
 def _match(name: str, value: Any, example: Tree) -> Tree:
     if isinstance(example, list):
         return _match_list(name, value, example)
-    one_by_one = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping | tuple)
-    value = stack(value, name) if one_by_one and isinstance(example, dict | tuple) else as_columns(value, name)
-    if isinstance(example, dict | tuple) or isinstance(value, dict | tuple | list):
-        return _match_parts(name, value, example)
+    if isinstance(example, dict | tuple):
+        one_by_one = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping | tuple)
+        return _match_parts(name, stack(value, name) if one_by_one else as_columns(value, name), example)
+    found = as_columns(list(value) if isinstance(value, tuple) else value, name)
+    if isinstance(found, dict | list):
+        _check_present(name, found)
+        return _match_parts(name, found, example)
+    value = found
     want, got = tuple(example.shape[1:]), tuple(value.shape)
     if got == want:
         return value[None]
@@ -124,9 +128,14 @@ def _match_list(name: str, value: Any, example: list[Any]) -> list[Any]:
     nested = isinstance(example[0], list)
     several = isinstance(value, list) and not (value and nested and not isinstance(value[0], list))
     found = value if several else [value]
-    if len(gone := np.flatnonzero(missing(found))):
-        raise ValueError(f"{name} is None for queries {gone[:10].tolist()}: expected one for every query.")
+    _check_present(name, found)
     return found
+
+
+def _check_present(name: str, value: Any) -> None:
+    gone = np.flatnonzero(missing(value if isinstance(value, list) else []))
+    if len(gone):
+        raise ValueError(f"{name} is None for queries {gone[:10].tolist()}: expected one for every query.")
 
 
 def _match_ragged(name: str, value: Any, axes: int) -> list[Any]:
@@ -147,17 +156,19 @@ def _typed_like(y: Tree, example: Tree) -> Tree:
     if isinstance(y, dict | tuple | list):
         return y
     found, dtype = labels.as_array(y), labels.as_array(example[:1]).dtype
+    if found.dtype.kind == "f":
+        check_finite(np.arange(len(found)), "label (queries)", found)
     if found.dtype == dtype or not {found.dtype.kind, dtype.kind} <= set("biuf"):
         return y
-    with np.errstate(invalid="ignore"):  # NaN has no integer, and is then refused elsewhere
-        cast = found.astype(dtype)
+    cast = found.astype(dtype)
     return cast if (cast == found).all() else y
 
 
 def _match_parts(name: str, value: Any, example: Tree) -> Tree:
     got, wanted = describe(value), describe(example)
     if got != wanted or not isinstance(example, dict | tuple):
-        raise ValueError(f"{name} is {got} but the training data is {wanted}. Give queries in that form.")
+        form = "like that" if isinstance(example, dict | tuple) else f"of shape {tuple(example.shape[1:])}, in an array"
+        raise ValueError(f"{name} is {got} but the training data is {wanted}. Give queries {form}.")
     if isinstance(example, dict):
         return {key: _match(f"{name}[{key!r}]", value[key], part) for key, part in example.items()}
     pairs = enumerate(zip(value, example, strict=True))
