@@ -140,15 +140,14 @@ def _check_present(name: str, value: Any) -> None:
 
 def _match_ragged(name: str, value: Any, axes: int) -> list[Any]:
     """Return queries as a list of arrays of so many axes each; their lengths may be any."""
-    value = as_columns(value, name)
-    if isinstance(value, list):
-        found = value
-    else:
-        found = list(value[None] if len(getattr(value, "shape", ())) == axes else value)
-    wrong = next((describe(one) for one in found if not is_ragged([one]) or len(one.shape) != axes), None)
-    if wrong is not None:
-        raise ValueError(f"{name} holds {wrong}, but training samples are arrays of {axes} axes that differ in length.")
-    return found
+    found = as_columns(list(value) if isinstance(value, tuple) else value, name)
+    if not isinstance(found, dict | list) and len(found.shape) in (axes, axes + 1):
+        found = list(found if len(found.shape) > axes else found[None])
+    parts = found if isinstance(found, list) else [found]
+    _check_present(name, parts)
+    if wrong := [one for one in parts if not is_ragged([one]) or len(one.shape) != axes]:
+        raise ValueError(f"{name} holds {describe(wrong[0])}, but training samples are arrays with {axes} axes each.")
+    return parts
 
 
 def _typed_like(y: Tree, example: Tree) -> Tree:
