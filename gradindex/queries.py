@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import exact, labels
-from gradindex.batches import Batch, Tree, index, is_ragged, length, map_leaves
+from gradindex.batches import Batch, Tree, index, is_ragged, length
 from gradindex.embedding import check_finite, default_batch_size
-from gradindex.forms import as_columns, describe, missing, native, rebuilt, stack
+from gradindex.forms import as_columns, describe, missing, rebuilt, stack
 from gradindex.gradients.base import Engine, Floats, Projector
 from gradindex.kernels import Task
 from gradindex.store.shard import normalise
@@ -88,10 +88,10 @@ def match_shapes(x: Any, y: Any, example: Batch) -> tuple[Tree, Tree | None]:
     ValueError
         If a shape or the parts of a dict or tuple differ (the message names both), or there are no queries.
     """
-    x = map_leaves(native, _match("X", x, example.x))
+    x = _match("X", x, example.x)
     if length(x, "X") == 0:
         raise ValueError("There are no queries: X is empty.")
-    return x, None if y is None else _typed_like(map_leaves(native, _match("Y", y, example.y)), example.y)
+    return x, None if y is None else _typed_like(_match("Y", y, example.y), example.y)
 
 
 def _match(name: str, value: Any, example: Tree) -> Tree:

@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import gradindex
 from gradindex import forms
-from gradindex.batches import as_source, index, length
+from gradindex.batches import as_source, index, length, map_leaves
 from gradindex.chain import Chain
 from tests.conftest import FRAMEWORKS
 
@@ -382,7 +382,7 @@ def structured():
 
 
 def some_none(values):
-    return [None if i == 3 else one for i, one in enumerate(values)]
+    return [None if i in (3, 10) else one for i, one in enumerate(values)]
 
 
 TEXTS = np.array(["bus", "opel", "van"])[Y]
@@ -458,9 +458,9 @@ REFUSED = {
     "None among inputs": (
         lambda: (some_none(X), Y),
         ValueError,
-        r"data of samples \[3\] is None.*leave these samples out",
+        r"data of samples \[3, 10\] is None.*leave these samples out",
     ),
-    "None among labels": (lambda: (X, some_none(Y.tolist())), ValueError, r"label of samples \[3\] is None"),
+    "None among labels": (lambda: (X, some_none(Y.tolist())), ValueError, r"label of samples \[3, 10\] is None"),
     "None among samples' labels": (
         lambda: list(zip(X, some_none(Y), strict=True)),
         ValueError,
@@ -630,6 +630,11 @@ class TestTrees:
         other = Chain([as_source((PARTS, Y)), as_source((X, Y))])
         with pytest.raises(ValueError, match=r"Some samples are a dict of \['a', 'b'\], others one array or list"):
             other.take(np.array([0, 13]))
+
+    def test_tensors_lose_their_history_and_mappings_their_kind(self):
+        source = as_source((Bag({"a": torch.tensor(X, requires_grad=True)}), Y))
+        assert not source.take(np.arange(2)).x["a"].requires_grad
+        assert map_leaves(len, Bag(PARTS)) == {"a": N, "b": N}
 
     def test_length_of_a_single_value(self):
         with pytest.raises(ValueError, match=r"The input\['a'\] is a single value"):

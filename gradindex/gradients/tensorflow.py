@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
-from gradindex.forms import as_numpy, native
+from gradindex.forms import as_numpy
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
 from gradindex.gradients.call import call_loss, select
 from gradindex.gradients.joining import joined
@@ -379,7 +379,7 @@ class TensorFlowEngine(Engine):
         if isinstance(leaf, list) and not all(isinstance(item, int | float) for item in leaf):
             arrays = all(isinstance(item, np.ndarray | np.generic) or tf.is_tensor(item) for item in leaf)
             return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
-        value = leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(native(np.asarray(as_numpy(leaf))))
+        value = leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(np.asarray(as_numpy(leaf)))
         return tf.cast(value, self._variables[0].dtype) if value.dtype.is_floating else value
 
     @contextmanager

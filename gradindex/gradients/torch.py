@@ -11,7 +11,6 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
-from gradindex.forms import native
 from gradindex.gradients import torch_outputs, torch_parts
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
 from gradindex.gradients.call import bind_inputs, call_loss, select
@@ -375,7 +374,7 @@ class TorchEngine(Engine):
         if isinstance(leaf, list):
             arrays = all(isinstance(item, np.ndarray | torch.Tensor) for item in leaf)
             return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
-        value = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(native(np.asarray(leaf)))
+        value = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(np.asarray(leaf))
         if value.is_floating_point():
             return value.detach().to(self.device, self._torch_dtype)
         if value.dtype in _OTHER_INTEGERS:
