@@ -8,12 +8,27 @@ in shape, such as texts, are a ``list`` of arrays; `rectangles` makes batches of
 import itertools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gradindex.forms import (
+    as_columns,
+    as_numpy,
+    check_present,
+    column,
+    describe,
+    is_pair,
+    is_tensor,
+    native,
+    rebuilt,
+    refuse_dataset,
+    stack,
+    unreadable,
+)
 
 Tree = Any
 Ids = NDArray[np.int64]
@@ -35,21 +50,41 @@ class Batch:
         return Batch(self.ids[rows], index(self.x, rows), None if self.y is None else index(self.y, rows))
 
 
-def is_tensor(value: Any) -> bool:
-    """Whether `value` is a torch or TensorFlow tensor (neither package is imported to find out)."""
-    torch, tensorflow = sys.modules.get("torch"), sys.modules.get("tensorflow")
-    return (torch is not None and isinstance(value, torch.Tensor)) or (
-        tensorflow is not None and tensorflow.is_tensor(value)
-    )
-
-
 def map_leaves(function: Callable[[Any], Any], tree: Tree) -> Tree:
     """Apply `function` to every array, tensor or list of objects in `tree`."""
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return {key: map_leaves(function, value) for key, value in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(map_leaves(function, value) for value in tree)
+        return rebuilt(tree, [map_leaves(function, value) for value in tree])
     return function(tree)
+
+
+def merge(function: Callable[[list[Any]], Any], trees: Sequence[Tree]) -> Tree:
+    """Apply `function` to each list of leaves that have the same place in `trees`.
+
+    Raises
+    ------
+    ValueError
+        If the trees differ in their parts.
+    """
+    first = trees[0]
+    kinds = [describe(tree) if isinstance(tree, Mapping | tuple) else "one array or list" for tree in trees]
+    if other := next((kind for kind in kinds if kind != kinds[0]), None):
+        raise ValueError(f"Some samples are {kinds[0]}, others {other}. Give all of them the same parts.")
+    if not isinstance(first, Mapping | tuple):
+        return function(list(trees))
+    if isinstance(first, Mapping):
+        return {key: merge(function, [tree[key] for tree in trees]) for key in first}
+    return rebuilt(first, [merge(function, part) for part in zip(*trees, strict=True)])
+
+
+def named_leaves(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of a tree that is called `name`, each with what messages call it, such as ``X['ids']``."""
+    if not isinstance(tree, Mapping | tuple):
+        yield name, tree
+        return
+    for key, part in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        yield from named_leaves(part, f"{name}[{key!r}]")
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -59,18 +94,26 @@ def leaves(tree: Tree) -> list[Any]:
     return found
 
 
-def length(tree: Tree) -> int:
-    """Return the number of samples in `tree`.
+def length(tree: Tree, name: str = "The input") -> int:
+    """Return the number of samples in `tree`, which messages call `name`.
 
     Raises
     ------
     ValueError
-        If its leaves disagree.
+        If its leaves disagree, one is a single number, or there is none.
     """
-    sizes = {len(leaf) for leaf in leaves(tree)}
-    if len(sizes) != 1:
-        raise ValueError(f"Parts of the input have different numbers of samples: {sorted(sizes)}.")
-    return sizes.pop()
+    sizes = {}
+    for path, leaf in named_leaves(tree, name):
+        if not isinstance(leaf, list) and not getattr(leaf, "shape", ()):
+            raise ValueError(f"{path} is a single value: expected a first axis with an entry for each sample.")
+        sizes[path] = len(leaf)
+    found = sorted(set(sizes.values()))
+    if len(found) > 1:
+        each = ", ".join(f"{path}: {size}" for path, size in sizes.items())
+        raise ValueError(f"Parts of the input have different numbers of samples: {found} ({each}).")
+    if not found:
+        raise ValueError(f"{name} is {describe(tree)} without any part: expected arrays with an entry for each sample.")
+    return found[0]
 
 
 def index(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
@@ -81,58 +124,9 @@ def index(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
             return leaf[rows] if isinstance(rows, slice) else [leaf[i] for i in rows]
         if is_tensor(leaf) and not isinstance(rows, slice):
             return leaf[sys.modules["torch"].as_tensor(rows)]
-        return leaf[rows]
+        return native(leaf[rows])
 
     return map_leaves(take, tree)
-
-
-def as_columns(value: Any) -> Tree:
-    """Normalise inputs given as whole columns: lists of numbers or arrays become arrays, TF tensors NumPy."""
-    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
-        return stack(list(value), as_objects=True)
-    if isinstance(value, dict):
-        return {key: as_columns(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(as_columns(item) for item in value)
-    if is_tensor(value):
-        return value if hasattr(value, "detach") else value.numpy()
-    return np.asarray(value)
-
-
-def stack(samples: Sequence[Any], as_objects: bool = False) -> Tree:
-    """Collate samples: equal-shaped arrays are stacked, dicts and tuples by part, the rest stays a list."""
-    first = samples[0] if samples else None
-    if not as_objects and isinstance(first, dict):
-        return {key: stack([sample[key] for sample in samples]) for key in first}
-    if not as_objects and isinstance(first, tuple):
-        return tuple(stack(part) for part in zip(*samples, strict=True))
-    if is_tensor(first):
-        if len({tuple(sample.shape) for sample in samples}) > 1:
-            return list(samples)
-        return (
-            sys.modules["torch"].stack(list(samples))
-            if hasattr(first, "detach")
-            else np.stack([sample.numpy() for sample in samples])
-        )
-    if isinstance(first, dict | tuple | str | bytes):
-        return list(samples)
-    try:
-        stacked = np.asarray(samples)
-    except ValueError:
-        return _ragged(samples)
-    return stacked if stacked.dtype.kind in "biufc" else list(samples)
-
-
-def _ragged(samples: Sequence[Any]) -> list[Any]:
-    """Return samples of several shapes as arrays of one dtype, if they are numbers; else as they are."""
-    try:
-        arrays = [np.asarray(sample) for sample in samples]
-    except ValueError:
-        return list(samples)
-    if any(array.dtype.kind not in "biufc" or array.ndim == 0 for array in arrays):
-        return list(samples)
-    dtype = np.result_type(*{array.dtype for array in arrays if array.size})  # an empty list would be of floats
-    return [array.astype(dtype, copy=False) for array in arrays]
 
 
 def is_ragged(leaf: Any) -> bool:
@@ -173,7 +167,7 @@ def rectangles(x: Tree, y: Tree | None, most: int | None = None) -> list[tuple[N
 
 
 def _stacked(tree: Tree) -> Tree:
-    return map_leaves(lambda leaf: stack(leaf, as_objects=True) if is_ragged(leaf) else leaf, tree)
+    return map_leaves(lambda leaf: column(leaf) if is_ragged(leaf) else leaf, tree)
 
 
 class Source(ABC):
@@ -203,11 +197,14 @@ class ColumnSource(Source):
     """Whole columns in memory: arrays, tensors, lists of objects, or dicts and tuples of them."""
 
     def __init__(self, x: Any, y: Any = None) -> None:
-        self.x = as_columns(x)
-        self.y = None if y is None else as_columns(y)
-        self._length = length(self.x)
-        if self.y is not None and length(self.y) != self._length:
+        self.x = as_columns(x, "X")
+        self.y = None if y is None else as_columns(y, "Y")
+        self._length = length(self.x, "X")
+        if self.y is not None and length(self.y, "Y") != self._length:
             raise ValueError(f"X has {self._length} samples but Y has {length(self.y)}.")
+        for what, name, tree in (("data", "X", self.x), ("label", "Y", self.y)):
+            for path, leaf in named_leaves(tree, name):
+                check_present(np.arange(self._length), what, path, leaf)
 
     def __len__(self) -> int:
         return self._length
@@ -237,10 +234,23 @@ class MapSource(Source):
         if not len(ids):
             return Batch(ids, np.empty(0), None)
         several = getattr(self._items, "__getitems__", None)
-        samples = [self._items[int(i)] for i in ids] if several is None else list(several(ids.tolist()))
+        samples = [self._sample(int(i)) for i in ids] if several is None else list(several(ids.tolist()))
         if len(samples) != len(ids):
             raise ValueError(f"The dataset's __getitems__ returned {len(samples)} samples for {len(ids)} positions.")
-        return Batch(ids, *_pair(self._collate(samples) if self._collate else stack(samples)))
+        batch = Batch(ids, *(_collated(samples) if self._collate is None else _pair(self._collate(samples))))
+        sizes = {len(leaf) for leaf in leaves(batch.x) if isinstance(leaf, list) or leaf.shape}
+        if sizes - {len(ids)}:
+            raise ValueError(f"The collate function made {sorted(sizes)} entries for {len(ids)} samples.")
+        return batch
+
+    def _sample(self, position: int) -> Any:
+        try:
+            return self._items[position]
+        except LookupError as error:
+            raise TypeError(
+                f"The dataset ({type(self._items).__name__}) of {len(self)} samples fails at [{position}], "
+                f"{type(error).__name__}: {error}. Expected a sample (x, y) at each position."
+            ) from error
 
 
 class StreamSource(Source):
@@ -261,7 +271,6 @@ class StreamSource(Source):
         stop = len(self) if stop is None else stop
         for raw in self._batches(start, stop, size):
             x, y = _pair(raw)
-            x, y = as_columns(x), None if y is None else as_columns(y)
             yield Batch(np.arange(start, start + length(x), dtype=np.int64), x, y)
             start += length(x)
         if start < stop:
@@ -277,33 +286,36 @@ class StreamSource(Source):
                 rows = np.flatnonzero(np.isin(block.ids, wanted))
                 if len(rows):
                     parts.append(block.select(rows))
-        x = _concatenate([part.x for part in parts])
-        y = None if parts and parts[0].y is None else _concatenate([part.y for part in parts])
+        x = merge(concatenate, [part.x for part in parts])
+        y = None if parts and parts[0].y is None else merge(concatenate, [part.y for part in parts])
         return Batch(wanted, x, y).select(inverse)
 
 
-def _concatenate(trees: list[Tree]) -> Tree:
-    first = trees[0]
-    if isinstance(first, dict):
-        return {key: _concatenate([tree[key] for tree in trees]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_concatenate(list(part)) for part in zip(*trees, strict=True))
-    if isinstance(first, list):
-        return [item for tree in trees for item in tree]
-    return np.concatenate(trees)
+def concatenate(parts: list[Any]) -> Any:
+    """Return leaves of several trees one behind the other; those of several shapes as a list of samples."""
+    shapes = {None if isinstance(part, list) else tuple(part.shape[1:]) for part in parts}
+    if len(shapes) > 1 or None in shapes:
+        return [sample for part in parts for sample in part]
+    if all(is_tensor(part) for part in parts) and len({part.device for part in parts}) == 1:
+        return sys.modules["torch"].cat(parts)
+    return np.concatenate([as_numpy(part) for part in parts])
 
 
-def _pair(sample: Any) -> tuple[Tree, Tree | None]:
-    """Split a collated sample into (x, y)."""
-    if isinstance(sample, list | tuple):
-        if len(sample) == 2:
-            return sample[0], sample[1]
-        if len(sample) == 1:
-            return sample[0], None
+def _collated(samples: list[Any]) -> tuple[Tree, Tree | None]:
+    """Collate samples ``(x, y)``, ``[x, y]``, ``(x,)`` or ``x``."""
+    found = stack([tuple(sample) if is_pair(sample) else sample for sample in samples])
+    return _pair(found) if isinstance(found, tuple) else (found, None)
+
+
+def _pair(batch: Any) -> tuple[Tree, Tree | None]:
+    """Split a collated batch into (x, y), in the forms of trees."""
+    parts = batch if isinstance(batch, list | tuple) else (batch,)
+    if len(parts) not in (1, 2):
         raise ValueError(
-            f"A sample must be (x, y), got {len(sample)} parts. Put several inputs into a tuple or dict: ((a, b), y)."
+            f"A sample must be (x, y), got {len(parts)} parts. Put several inputs into a tuple or dict: ((a, b), y)."
         )
-    return sample, None
+    y = parts[1] if len(parts) == 2 else None
+    return as_columns(parts[0], "X"), None if y is None else as_columns(y, "Y")
 
 
 def as_source(dataset: Any) -> Source:
@@ -335,8 +347,9 @@ def _as_source(dataset: Any) -> Source:
         return dataset
     if isinstance(dataset, tuple) and len(dataset) in (1, 2):
         return ColumnSource(*dataset)
-    if isinstance(dataset, np.ndarray):
+    if isinstance(dataset, np.ndarray) or is_tensor(dataset):
         return ColumnSource(dataset)
+    refuse_dataset(dataset)
     from gradindex import hugging_face
 
     if hugging_face.is_dataset(dataset):
@@ -348,23 +361,22 @@ def _as_source(dataset: Any) -> Source:
         return StreamSource(*stream(dataset))
     collate = None
     if hasattr(dataset, "dataset") and hasattr(dataset, "collate_fn"):
+        if getattr(dataset, "batch_sampler", dataset) is None:
+            raise TypeError("The DataLoader makes no batches (batch_size=None): give its dataset, or a batch_size.")
         dataset, collate = dataset.dataset, dataset.collate_fn
     torch_data = sys.modules.get("torch.utils.data")
     streams = torch_data is not None and isinstance(dataset, torch_data.IterableDataset)
     streams = streams or (hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"))
     if streams and hasattr(dataset, "__len__"):
-        return _iterable(dataset, collate or stack)
+        return _iterable(dataset, collate or _collated)
     if not streams and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         return MapSource(dataset, collate)
     if streams:
         raise TypeError(
-            f"A dataset of type {type(dataset).__name__} has no length. Give it a __len__, so that ids and shards "
-            "are fixed before the first sample is read."
+            f"A dataset of type {type(dataset).__name__} has no length. Give it a __len__, or a list of its "
+            "samples, so that ids and shards are fixed before the first sample is read."
         )
-    raise TypeError(
-        f"Cannot read a dataset of type {type(dataset).__name__}. Expected (X, Y) arrays, a torch Dataset or "
-        "DataLoader, a tf.data.Dataset, or a sequence of (x, y) samples."
-    )
+    raise unreadable(dataset)
 
 
 def _iterable(dataset: Any, collate: Callable[[list[Any]], Any]) -> StreamSource:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gradindex.batches import Batch, Ids, Source, Tree, index
+from gradindex.batches import Batch, Ids, Source, Tree, concatenate, index, merge
 
 
 class Chain(Source):
@@ -59,17 +59,5 @@ class Picked(Source):
 
 
 def _joined(trees: list[Tree], order: Ids) -> Tree:
-    """Concatenate trees of samples and put the samples in order; a part of another form makes a list of samples."""
-    first = trees[0]
-    if len(trees) == 1:
-        return index(first, order)
-    if isinstance(first, dict):
-        return {key: _joined([tree[key] for tree in trees], order) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_joined(list(part), order) for part in zip(*trees, strict=True))
-    leaves = [leaf.detach().cpu().numpy() if hasattr(leaf, "detach") else leaf for leaf in trees]
-    shapes = {leaf.shape[1:] if isinstance(leaf, np.ndarray) else None for leaf in leaves}
-    if len(shapes) == 1 and None not in shapes:
-        return np.concatenate(leaves)[order]
-    samples = [sample for leaf in leaves for sample in leaf]
-    return [samples[place] for place in order.tolist()]
+    """Concatenate trees of samples and put the samples in order; a part of another shape makes a list of samples."""
+    return index(trees[0] if len(trees) == 1 else merge(concatenate, trees), order)

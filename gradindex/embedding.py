@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import labels, precision, watch
-from gradindex.batches import Batch, Ids, is_ragged, is_tensor, leaves, rectangles
+from gradindex.batches import Batch, Ids, is_ragged, leaves, named_leaves, rectangles
+from gradindex.forms import check_present, describe, is_tensor
 from gradindex.gradients import ladder, loop
 from gradindex.gradients.base import Embedded, Engine, Floats, Projector, log
 from gradindex.gradients.joining import joined
@@ -202,6 +203,7 @@ def embedding_batch_size(job: Job, budget: int = MEMORY_BUDGET) -> int:
     differ in length.
     """
     first = _first(job, _PEEK)
+    check_batch(first)
     if _sizes(first).any():
         first = _first(job, _FIRST)
         first = first.select(np.argsort(-_sizes(first), kind="stable"))
@@ -214,12 +216,18 @@ def embedding_batch_size(job: Job, budget: int = MEMORY_BUDGET) -> int:
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise ValueError if the batch has no labels, or its inputs or labels hold NaN or infinity."""
+    """Raise ValueError if the batch has no labels, or its inputs or labels hold None, NaN or infinity."""
     if batch.y is None:
-        raise ValueError("The dataset has no labels: give (X, Y), or samples (x, y).")
-    for name, tree in (("data", batch.x), ("label", batch.y)):
-        for leaf in leaves(tree):
-            check_finite(batch.ids, name, leaf)
+        shape = getattr(batch.x, "shape", None)
+        got = describe(batch.x) if shape is None else f"an array of shape {tuple(shape[1:])}"
+        raise ValueError(
+            "The dataset has no labels: expected (X, Y), a tuple of two parts, or samples (x, y), but the input alone "
+            f"is there: {got}. A list such as [X, Y] is one of two samples, a tuple of three parts one of three."
+        )
+    for what, name, tree in (("data", "X", batch.x), ("label", "Y", batch.y)):
+        for path, leaf in named_leaves(tree, name):
+            check_present(batch.ids, what, path, leaf)
+            check_finite(batch.ids, what, leaf)
 
 
 def check_finite(ids: Ids, what: str, values: Any) -> None:

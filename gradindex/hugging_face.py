@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradindex.batches import Batch, Ids, Source, Tree, as_columns
+from gradindex.batches import Batch, Ids, Source
+from gradindex.forms import as_columns
 from gradindex.store import location
 from gradindex.store.shard import normalise
 
@@ -43,8 +44,8 @@ class _Dataset(Source):
         """Return the samples at the given positions."""
         self._check(ids)
         found = self._dataset[ids.tolist()]
-        x = _column(found[self.x]) if isinstance(self.x, str) else {name: _column(found[name]) for name in self.x}
-        return Batch(ids, x, _column(found[self.y]))
+        x = found[self.x] if isinstance(self.x, str) else {name: found[name] for name in self.x}
+        return Batch(ids, as_columns(x, "X"), as_columns(found[self.y], "Y"))
 
 
 def source(dataset: Any, x: str | Sequence[str] | None = None, y: str | None = None) -> Source:
@@ -148,10 +149,3 @@ def with_embeddings(dataset: Any, index: "Index", column: str = "gradient", path
         embeddings = datasets.Dataset.from_file(str(path))
     rows = dataset if len(ids) == len(dataset) else dataset.select(ids.tolist())
     return datasets.concatenate_datasets([rows, embeddings], axis=1)
-
-
-def _column(values: Any) -> Tree:
-    """Return a column as inputs or labels: texts and other objects as a list."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "US":
-        return values.tolist()
-    return as_columns(values)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.batches import is_ragged
+from gradindex.forms import as_numpy
 
 
 def is_one_hot(y: Any) -> bool:
@@ -15,6 +16,12 @@ def is_one_hot(y: Any) -> bool:
     return bool(
         y is not None and y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()
     )
+
+
+def is_multi_hot(y: Any) -> bool:
+    """Whether `y` (n, c) holds rows of zeros and ones, not one 1 in each: several labels at once, c > 1."""
+    y = _array(y)
+    return bool(y is not None and y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all()) and not is_one_hot(y)
 
 
 def as_classes(y: Any) -> NDArray[Any] | None:
@@ -51,17 +58,19 @@ def from_outputs(
     outputs
         Model outputs, shape (m, c, …).
     like
-        A sample of training labels: classes (n,) or (n, 1), or one-hot rows (n, c).
+        A sample of training labels: classes (n,) or (n, 1), one-hot rows (n, c), or rows (n, c) of several ones.
     losses
         ``losses(outputs, y) -> (m,)``. With a single output per sample the predicted label is the one of the
-        two training labels with the smaller loss, which is right for logits, probabilities and margins alike.
+        two training labels with the smaller loss, which is right for logits, probabilities and margins alike; and so
+        is each of several labels at once, of a loss that adds up over them.
     class_axis
         Axis of `outputs` that holds the classes.
 
     Raises
     ------
     ValueError
-        If a single-output model has other than two distinct training labels, or labels are not one array.
+        If a single-output model has other than two distinct training labels, labels are not one array, or a loss is
+        zero without any of several labels.
     """
     array = _array(like)
     if array is None or array.dtype.kind not in "biuf":
@@ -78,6 +87,8 @@ def from_outputs(
         tried = [losses(outputs, np.full(shape, option, like.dtype)) for option in options]
         column = options[(tried[1] < tried[0]).astype(int)].reshape(-1, *[1] * (like.ndim - 1))
         return np.broadcast_to(column, shape).copy()
+    if is_multi_hot(like) and like.shape[1:] == outputs.shape[1:]:
+        return _several(outputs, like.dtype, losses)
     classes = outputs.argmax(axis=class_axis)
     if like.ndim == outputs.ndim and like.shape[1:] == outputs.shape[1:]:
         one_hot = np.eye(outputs.shape[class_axis], dtype=like.dtype)[classes]
@@ -87,12 +98,22 @@ def from_outputs(
     return found[:, None] if like.shape[1:] == (1,) else found
 
 
+def _several(outputs: NDArray[Any], dtype: np.dtype[Any], losses: Callable[..., NDArray[Any]]) -> NDArray[Any]:
+    """Return the labels (m, c) of which each alone makes the loss of having none smaller."""
+    found = np.zeros(outputs.shape, dtype)
+    none = losses(outputs, found.copy())
+    if not none.any():
+        raise ValueError("The loss without any label is zero, so several labels at once are not predicted. Pass Y.")
+    for label in range(outputs.shape[1]):
+        one = np.zeros(outputs.shape, dtype)
+        one[:, label] = 1
+        found[:, label] = losses(outputs, one) < none
+    return found
+
+
 def as_array(value: Any) -> NDArray[Any]:
-    """Return an array or a tensor as a NumPy array; half precision, which NumPy lacks, becomes float32."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if value.dtype.is_floating_point and value.dtype.itemsize < 4 else value
-    return np.asarray(value)
+    """Return an array or a tensor as a NumPy array; half precision becomes float32."""
+    return np.asarray(as_numpy(value))
 
 
 def _array(y: Any) -> NDArray[Any] | None:

@@ -1,7 +1,7 @@
 """Queries: user input to labelled inputs, gradients, norms and unit-norm sketches."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import exact, labels
-from gradindex.batches import Batch, Tree, as_columns, index, length
+from gradindex.batches import Batch, Tree, index, is_ragged, length
 from gradindex.embedding import check_finite, default_batch_size
+from gradindex.forms import as_columns, describe, missing, rebuilt, stack
 from gradindex.gradients import loop
 from gradindex.gradients.base import Engine, Floats, Projector
 from gradindex.kernels import Task
@@ -55,14 +56,14 @@ def with_labels(engine: Engine, task: Task, x: Tree, y: Any, like: Any) -> Queri
     ValueError
         If `y` is missing for regression, or its number is neither 1 nor m.
     """
-    x = as_columns(x)
-    m = length(x)
+    x = as_columns(x, "X")
+    m = length(x, "X")
     if y is None:
         if task is Task.REGRESSION:
             raise ValueError("Regression task requires a target value. 'Y' must be provided.")
         return Queries(x, predicted(engine, x, like))
-    y = as_columns(y)
-    given = length(y)
+    y = as_columns(y, "Y")
+    given = length(y, "Y")
     if given == 1 and m != 1:
         y = index(y, np.zeros(m, np.int64))
     elif given != m:
@@ -90,21 +91,22 @@ def match_shapes(x: Any, y: Any, example: Batch) -> tuple[Tree, Tree | None]:
         If a shape or the parts of a dict or tuple differ (the message names both), or there are no queries.
     """
     x = _match("X", x, example.x)
-    if length(x) == 0:
+    if length(x, "X") == 0:
         raise ValueError("There are no queries: X is empty.")
     return x, None if y is None else _typed_like(_match("Y", y, example.y), example.y)
 
 
 def _match(name: str, value: Any, example: Tree) -> Tree:
     if isinstance(example, list):
-        # One object may itself be a list.
-        several = isinstance(value, list) and not (
-            value and isinstance(example[0], list) and not isinstance(value[0], list)
-        )
-        return value if several else [value]
-    value = as_columns(value)
-    if isinstance(example, dict | tuple) or isinstance(value, dict | tuple | list):
-        return _match_parts(name, value, example)
+        return _match_list(name, value, example)
+    if isinstance(example, dict | tuple):
+        one_by_one = isinstance(value, list) and bool(value) and isinstance(value[0], Mapping | tuple)
+        return _match_parts(name, stack(value, name) if one_by_one else as_columns(value, name), example)
+    found = as_columns(list(value) if isinstance(value, tuple) else value, name)
+    if isinstance(found, dict | list):
+        _check_present(name, found)
+        return _match_parts(name, found, example)
+    value = found
     want, got = tuple(example.shape[1:]), tuple(value.shape)
     if got == want:
         return value[None]
@@ -116,32 +118,62 @@ def _match(name: str, value: Any, example: Tree) -> Tree:
     raise ValueError(f"{name} has samples of shape {sample} but the training data has shape {want}.")
 
 
+def _match_list(name: str, value: Any, example: list[Any]) -> list[Any]:
+    """Return queries where training samples are objects, or arrays that differ in shape."""
+    if is_ragged(example):
+        return _match_ragged(name, value, len(example[0].shape))
+    if hasattr(value, "__array__") and not isinstance(value, type(example[0])):
+        value = list(as_columns(value, name))  # an array or a table's column of objects
+    elif isinstance(value, tuple) and not isinstance(example[0], tuple):
+        value = list(value)
+    # One object may itself be a list.
+    nested = isinstance(example[0], list)
+    several = isinstance(value, list) and not (value and nested and not isinstance(value[0], list))
+    found = value if several else [value]
+    _check_present(name, found)
+    return found
+
+
+def _check_present(name: str, value: Any) -> None:
+    gone = np.flatnonzero(missing(value if isinstance(value, list) else []))
+    if len(gone):
+        raise ValueError(f"{name} is None for queries {gone[:10].tolist()}: expected one for every query.")
+
+
+def _match_ragged(name: str, value: Any, axes: int) -> list[Any]:
+    """Return queries as a list of arrays of so many axes each; their lengths may be any."""
+    found = as_columns(list(value) if isinstance(value, tuple) else value, name)
+    if not isinstance(found, dict | list) and len(found.shape) in (axes, axes + 1):
+        found = list(found if len(found.shape) > axes else found[None])
+    parts = found if isinstance(found, list) else [found]
+    _check_present(name, parts)
+    if wrong := [one for one in parts if not is_ragged([one]) or len(one.shape) != axes]:
+        raise ValueError(f"{name} holds {describe(wrong[0])}, but training samples are arrays with {axes} axes each.")
+    return parts
+
+
 def _typed_like(y: Tree, example: Tree) -> Tree:
     """Return labels with the type of the training labels where no value changes: 1 becomes 1.0, or 1.0 becomes 1."""
     if isinstance(y, dict | tuple | list):
         return y
     found, dtype = labels.as_array(y), labels.as_array(example[:1]).dtype
+    if found.dtype.kind == "f":
+        check_finite(np.arange(len(found)), "label (queries)", found)
     if found.dtype == dtype or not {found.dtype.kind, dtype.kind} <= set("biuf"):
         return y
-    with np.errstate(invalid="ignore"):  # NaN has no integer, and is then refused elsewhere
-        cast = found.astype(dtype)
+    cast = found.astype(dtype)
     return cast if (cast == found).all() else y
 
 
 def _match_parts(name: str, value: Any, example: Tree) -> Tree:
-    keys, wanted = _keys(value), _keys(example)
-    if type(value) is not type(example) or keys != wanted:
-        raise ValueError(f"{name} is {keys} but the training data is {wanted}.")
+    got, wanted = describe(value), describe(example)
+    if got != wanted or not isinstance(example, dict | tuple):
+        form = "like that" if isinstance(example, dict | tuple) else f"of shape {tuple(example.shape[1:])}, in an array"
+        raise ValueError(f"{name} is {got} but the training data is {wanted}. Give queries {form}.")
     if isinstance(example, dict):
         return {key: _match(f"{name}[{key!r}]", value[key], part) for key, part in example.items()}
-    return tuple(_match(f"{name}[{i}]", *parts) for i, parts in enumerate(zip(value, example, strict=True)))
-
-
-def _keys(tree: Tree) -> str:
-    """Return a tree's kind and parts, for comparisons and messages."""
-    if isinstance(tree, dict):
-        return f"a dict of {sorted(map(str, tree))}"
-    return f"a tuple of {len(tree)}" if isinstance(tree, tuple) else f"a {type(tree).__name__}"
+    pairs = enumerate(zip(value, example, strict=True))
+    return rebuilt(example, [_match(f"{name}[{i}]", *pair) for i, pair in pairs])
 
 
 def gradient_chunks(

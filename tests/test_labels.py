@@ -124,3 +124,27 @@ class TestFromOutputs:
     def test_labels_that_are_not_numbers(self, like):
         with pytest.raises(ValueError, match=r"not numbers in one array.*Pass Y"):
             labels.from_outputs(LOGITS, like, no_losses, 1)
+
+
+class TestSeveralLabels:
+    """Rows of zeros and ones, several ones in a row: each label that lowers the loss is predicted."""
+
+    LIKE = np.array([[1, 1, 0], [0, 0, 0], [0, 1, 0]], np.float32)
+
+    def losses(self, outputs, y):
+        return np.logaddexp(0, np.where(y > 0, -outputs, outputs)).sum(1)
+
+    def test_each_output_above_one_half(self):
+        logits = np.array([[3.0, -1.0, 0.5], [-2.0, -1.0, -3.0]], np.float32)
+        found = labels.from_outputs(logits, self.LIKE, self.losses, 1)
+        assert_array_equal(found, [[1, 0, 1], [0, 0, 0]])
+        assert found.dtype == np.float32
+
+    def test_one_hot_rows_are_one_label(self):
+        assert not labels.is_multi_hot(np.eye(3))
+        assert not labels.is_multi_hot(np.array([[0.5, 0.5]]))
+        assert labels.is_multi_hot(self.LIKE)
+
+    def test_a_loss_that_is_zero_without_labels(self):
+        with pytest.raises(ValueError, match=r"without any label is zero.*Pass Y"):
+            labels.from_outputs(LOGITS, self.LIKE, lambda outputs, y: (y * outputs).sum(1), 1)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Tree, as_columns, index, length
+from gradindex.batches import Tree, index, length
+from gradindex.forms import as_columns
 from gradindex.job import Job
 from gradindex.labels import as_classes
 

@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
+from gradindex.forms import as_numpy
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
-from gradindex.gradients.call import select
+from gradindex.gradients.call import call_loss, select
 from gradindex.gradients.joining import joined
 from gradindex.gradients.tensorflow_factored import FactoredGraph, Finish, Rows, Sketches
 from gradindex.gradients.tensorflow_graph import BatchGraph
@@ -350,7 +351,7 @@ class TensorFlowEngine(Engine):
             self._label_form = self._find_label_form(output, target)
         if isinstance(output, tf.Tensor) and isinstance(target, tf.Tensor):
             target = _LABEL_FORMS[self._label_form](output, target)
-        loss = self.loss_fn(target, output)
+        loss = call_loss(self.loss_fn, target, output, labels=target)
         if not isinstance(loss, tf.Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         return tf.cast(tf.reduce_sum(loss), self.dtype)
@@ -378,7 +379,7 @@ class TensorFlowEngine(Engine):
         if isinstance(leaf, list) and not all(isinstance(item, int | float) for item in leaf):
             arrays = all(isinstance(item, np.ndarray | np.generic) or tf.is_tensor(item) for item in leaf)
             return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
-        value = leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(np.asarray(leaf))
+        value = leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(np.asarray(as_numpy(leaf)))
         return tf.cast(value, self._variables[0].dtype) if value.dtype.is_floating else value
 
     @contextmanager

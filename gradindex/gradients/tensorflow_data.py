@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradindex.batches import stack
+from gradindex.forms import stack
 
 Batches = Callable[[int, int, int], Iterable[Any]]
 _MAKES_ELEMENTS = ("FlatMap", "Interleave", "Unbatch")  # what comes before them says nothing about a batch axis

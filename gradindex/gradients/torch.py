@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 from gradindex.batches import Tree, index, leaves, length, map_leaves
 from gradindex.gradients import torch_outputs, torch_parts, torch_signals
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
-from gradindex.gradients.call import bind_inputs, select
+from gradindex.gradients.call import bind_inputs, call_loss, select
 from gradindex.gradients.joining import joined
 from gradindex.gradients.layers.torch_use import Workspace
 from gradindex.gradients.oracle_torch import TorchOracle
@@ -23,6 +23,7 @@ from gradindex.gradients.torch_model import channels_last, has_inputs_first, inf
 from gradindex.gradients.torch_outputs import LABEL_FORMS, as_array, label_form, main_tensor, map_tensors, to_numpy
 from gradindex.sketch.countsketch import CountSketch
 
+_OTHER_INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32)
 _COMPARED = 256  # numbers of the sketches that tell whether gradients changed
 
 
@@ -381,7 +382,7 @@ class TorchEngine(Engine):
             self._label_form = label_form(self.loss_fn, output, target)
         if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
             target = LABEL_FORMS[self._label_form](output, target)
-        loss = self.loss_fn(output, target)
+        loss = call_loss(self.loss_fn, output, target, labels=target)
         if not isinstance(loss, torch.Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         return loss.sum()
@@ -400,7 +401,7 @@ class TorchEngine(Engine):
         value = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(np.asarray(leaf))
         if value.is_floating_point():
             return value.detach().to(self.device, self._torch_dtype)
-        if value.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        if value.dtype in _OTHER_INTEGERS:
             return value.to(self.device, torch.int64)
         return value.to(self.device)
 

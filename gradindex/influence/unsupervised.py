@@ -1,7 +1,7 @@
 """Jobs whose loss needs no label: autoencoders, density networks, VAEs, language models."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import exact, kernels
-from gradindex.batches import Batch, Ids, Source, Tree, as_columns, as_source, index, length
+from gradindex.batches import Batch, Ids, Source, Tree, as_source, index, length
 from gradindex.embedding import as_ids, check_finite, default_batch_size
+from gradindex.forms import as_columns
 from gradindex.gradients import Backend, make_engine
 from gradindex.gradients.base import Engine, Floats
 from gradindex.job import Job
@@ -104,7 +105,7 @@ class UnsupervisedJob(Job):
     @cached_property
     def source(self) -> Source:
         """The inputs in their fixed order, with what stands for their labels."""
-        columns = isinstance(self.dataset, dict)
+        columns = isinstance(self.dataset, Mapping)
         return _Unlabelled(as_source((self.dataset,) if columns else self.dataset), Takes(self.takes))
 
     def queries(self, x: Any) -> tuple[Tree, Tree]:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Tree, is_ragged, is_tensor
+from gradindex.batches import Tree, is_ragged
+from gradindex.forms import is_tensor
 from gradindex.labels import as_array
 
 

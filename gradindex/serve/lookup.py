@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import relevance, timing
-from gradindex.batches import is_ragged, is_tensor
+from gradindex.batches import is_ragged
+from gradindex.forms import is_tensor
 from gradindex.index.index import Index
 from gradindex.kernels import Kernel
 from gradindex.labels import as_array
