@@ -15,7 +15,8 @@ LOGS = """#!/usr/bin/env bash
 echo "{name} $*" >>"$LOG"
 """
 PYTHON = """
-mkdir "$3" && mkdir "$3/bin"
+set -e
+mkdir "$3" "$3/bin"
 for name in pip python gradindex ruff mypy; do
   sed "s|^echo .*|echo \\"$3/bin/$name \\$*\\" >>\\"\\$LOG\\"|" "$0" | head -2 >"$3/bin/$name"
   chmod +x "$3/bin/$name"
