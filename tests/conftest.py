@@ -8,6 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+
+def pytest_xdist_auto_num_workers(config):
+    """Two processes run the whole suite; files that are named run in this one, which starts sooner."""
+    return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else 2
+
+
 FRAMEWORKS = ("pytorch", "tensorflow")
 
 

@@ -55,12 +55,15 @@ def finish(out):
     assert build.returncode == 0, said
 
 
-def whole(tmp_path):
-    finish(tmp_path / "whole")
-    return files(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The files of a build that nothing disturbed."""
+    path = tmp_path_factory.mktemp("whole") / "i"
+    finish(path)
+    return files(path)
 
 
-def test_sigterm_leaves_published_shards_and_no_temporary_file(tmp_path):
+def test_sigterm_leaves_published_shards_and_no_temporary_file(tmp_path, whole):
     build = start(tmp_path / "i", pause=0.01)
     build.stdout.readline()
     time.sleep(0.05)
@@ -72,10 +75,10 @@ def test_sigterm_leaves_published_shards_and_no_temporary_file(tmp_path):
     assert not [name for name in names if name.startswith(".tmp-")]
     assert len([name for name in names if name[0] == "0" and name.endswith(".json")]) >= 4
     finish(tmp_path / "i")
-    assert files(tmp_path / "i") == whole(tmp_path)
+    assert files(tmp_path / "i") == whole
 
 
-def test_a_full_disk_is_named_and_the_build_continues(tmp_path):
+def test_a_full_disk_is_named_and_the_build_continues(tmp_path, whole):
     """A limit on the size of a file stands in for the disk: a write fails part of the way through."""
     limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"
     build = start(tmp_path / "i", before=limit)
@@ -85,7 +88,7 @@ def test_a_full_disk_is_named_and_the_build_continues(tmp_path):
     assert "run the same build again" in said
     assert not list((tmp_path / "i").rglob(".tmp-*"))
     finish(tmp_path / "i")
-    assert files(tmp_path / "i") == whole(tmp_path)
+    assert files(tmp_path / "i") == whole
 
 
 def test_faiss_on_a_full_disk_and_other_errors():
@@ -112,13 +115,12 @@ def test_a_programs_own_handler_is_left_alone():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_two_builders_share_a_directory(tmp_path):
-    want = whole(tmp_path)
+def test_two_builders_share_a_directory(tmp_path, whole):
     builders = [start(tmp_path / "i", pause=0.002) for _ in range(2)]
     for build in builders:
         said = build.communicate(timeout=120)[1]
         # The slower one may find the index finished when it starts.
         assert build.returncode == 0 or "already holds an index of 240" in said
     found = {name: data for name, data in files(tmp_path / "i").items() if not name.name.startswith(".tmp-")}
-    assert found == want
+    assert found == whole
     assert len(gradindex.load(tmp_path / "i", digits_job())) == 240

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+import gradindex
 from gradindex import Job, relevance
 from gradindex.evaluation.criteria import rank_correlation
 from gradindex.relevance import curvature
 from gradindex.relevance.base import Options
+from tests.jobs import digits, digits_job
 
 pytest.importorskip("curvlinops", reason="needs curvlinops: pip install 'gradindex[curvature]'")
 
@@ -124,26 +126,12 @@ def test_what_curvlinops_does_not_take(model, loss, message):
         relevance.metric("cos-IF", job, exact_limit=5).scores(*_blobs())
 
 
-@pytest.mark.parametrize("options", [{"solver": "svd"}, {"samples": -1}, {"exact_limit": 1.5}])
-def test_bad_options(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        Options(**options)
-
-
-def test_unused_inputs_do_not_change_the_inverse():
-    # Pixels that are always 0 give rows of zeros, which are left out of the decomposition.
-    x, y = _blobs()
-    x = np.hstack([x, np.zeros((len(x), 3), np.float32)])
-    torch.manual_seed(0)
-    job = _job(nn.Linear(9, 3), x, y)
-    for name in ("IF", "cos-IF", "FK", "cos-FK"):
-        metric = relevance.metric(name, job, damping=1e-3)
-        inverse = metric.space.inverse(metric.feature)
-        if name.endswith("IF"):
-            matrix = curvature._product(job)(np.eye(job.engine.size))
-        else:
-            gradients = metric.space.train("grad")
-            matrix = gradients.T @ gradients / len(gradients)
-        rows = np.random.default_rng(0).normal(size=(3, job.engine.size))
-        want = rows @ np.linalg.inv(matrix + 1e-3 * np.eye(len(matrix)))
-        np.testing.assert_allclose(inverse.apply(rows), want, rtol=1e-6, atol=1e-8)
+def test_an_index_of_rows_by_ekfac(tmp_path):
+    options = {"exact_limit": 10, "samples": 1}
+    index = gradindex.build(digits_job(), tmp_path / "wide", metric="cos-IF", metric_options=options)
+    assert index.store.header.sketch["kind"] == "countsketch"
+    x, _ = digits()
+    metric = relevance.metric("cos-IF", digits_job(), **options)
+    scores = metric.scores(x[:5])
+    assert metric.solver.startswith("EKFAC")
+    np.testing.assert_allclose(index.explain(x[:5], k=3).scores, -np.sort(-scores, axis=1)[:, :3], rtol=1e-4)

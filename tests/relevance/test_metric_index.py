@@ -69,14 +69,16 @@ def test_certified_answers(tmp_path):
         np.testing.assert_allclose(found.scores, -np.sort(-scores, axis=1)[:, :5], rtol=1e-4)
 
 
-def test_wide_rows_are_sketched(tmp_path):
-    index = gradindex.build(
-        digits_job(), tmp_path / "wide", metric="cos-IF", metric_options={"exact_limit": 10, "samples": 1}
-    )
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cos-FK", {"damping": 0.05}), ("IF", {"solver": "minres", "damping": 5.0})],
+)
+def test_wide_rows_are_sketched(tmp_path, name, options):
+    index = gradindex.build(digits_job(), tmp_path / "wide", metric=name, metric_options=options)
     assert index.store.header.sketch["kind"] == "countsketch"
     assert gradindex.build(digits_job(), tmp_path / "x", metric="cos-x").store.header.dim == 64
     x, _ = digits()
-    scores = relevance.metric("cos-IF", digits_job(), exact_limit=10, samples=1).scores(x[:5])
+    scores = relevance.metric(name, digits_job(), **options).scores(x[:5])
     found = index.explain(x[:5], k=3)
     np.testing.assert_allclose(found.scores, -np.sort(-scores, axis=1)[:, :3], rtol=1e-4)
 

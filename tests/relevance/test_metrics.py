@@ -1,6 +1,8 @@
 """Every metric by value against naive dense NumPy, in both frameworks."""
 
 import copy
+import re
+import sys
 import warnings
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 
 import gradindex
 from gradindex import relevance
+from gradindex.relevance import curvature
+from gradindex.relevance.base import Options
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((40, 4))
@@ -173,3 +177,43 @@ def test_options_are_validated(case):
         relevance.metric("FK", job, fisher="false")
     with pytest.raises(ValueError, match="damping must be None"):
         relevance.metric("FK", job, damping=-1.0)
+
+
+def test_without_curvlinops_another_solver_is_used(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "curvlinops", None)
+    message = r"curvlinops is not installed: pip install 'gradindex\[curvature\]'"
+    with pytest.raises(ValueError, match=f"EKFAC cannot be had: {message}"):
+        relevance.metric("IF", torch_job(), solver="ekfac").scores(Q, QY)
+    assert relevance.metric("IF", torch_job(), exact_limit=5).solver.startswith("MINRES")
+    assert re.search(message, caplog.text)
+    with pytest.raises(ValueError, match="Raise exact_limit"):
+        relevance.metric("cos-IF", torch_job(), exact_limit=5).scores(Q, QY)
+    assert relevance.metric("cos-FK", torch_job(), exact_limit=5).solver.startswith("eigendecomposition")
+
+
+@pytest.mark.parametrize("options", [{"solver": "svd"}, {"samples": -1}, {"exact_limit": 1.5}])
+def test_bad_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Options(**options)
+
+
+def test_unused_inputs_do_not_change_the_inverse():
+    # Pixels that are always 0 give rows of zeros, which are left out of the decomposition.
+    import torch
+
+    x = np.hstack([X, np.zeros((len(X), 3))])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(7, 3).double()
+    job = gradindex.Job(model, torch.nn.functional.cross_entropy, (x, Y))
+    for name in ("IF", "cos-IF", "FK", "cos-FK"):
+        metric = relevance.metric(name, job, damping=1e-3)
+        inverse = metric.space.inverse(metric.feature)
+        if name.endswith("IF"):
+            matrix = curvature._product(job)(np.eye(job.engine.size))
+        else:
+            gradients = metric.space.train("grad")
+            matrix = gradients.T @ gradients / len(gradients)
+        rows = np.random.default_rng(0).normal(size=(3, job.engine.size))
+        want = rows @ np.linalg.inv(matrix + 1e-3 * np.eye(len(matrix)))
+        np.testing.assert_allclose(inverse.apply(rows), want, rtol=1e-6, atol=1e-8)
