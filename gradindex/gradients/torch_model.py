@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
+
+from gradindex.gradients.torch_state import kept
 
 # functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
 # one thread at a time.
@@ -41,6 +44,7 @@ def inference(model: nn.Module, device: torch.device, fused: bool = False) -> It
                 torch.random.fork_rng(devices),
                 eagerly(),
                 nullcontext() if fused else sdpa_kernel(SDPBackend.MATH),
+                kept(model),
             ):
                 yield
         finally:
@@ -49,6 +53,46 @@ def inference(model: nn.Module, device: torch.device, fused: bool = False) -> It
             torch.backends.mha.set_fastpath_enabled(fastpath)
             for module, mode in modes:
                 module.training = mode
+
+
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Within it, what `torch.utils.checkpoint` would compute again in the backward pass is computed once and kept.
+
+    The values are the same. What watches a forward pass could not tell the second call of a layer from the first.
+    """
+    with _one_at_a_time:
+        before = {name: getattr(checkpoint, name) for name in _CHECKPOINTS}
+        try:
+            for name, simple in _CHECKPOINTS.items():
+                setattr(checkpoint, name, simple)
+            yield
+        finally:
+            for name, original in before.items():
+                setattr(checkpoint, name, original)
+
+
+class _Called:
+    """In place of reentrant checkpointing's autograd function."""
+
+    @staticmethod
+    def apply(function: Any, preserve_random_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _watch_nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """In place of the generator around a checkpointed call, which is entered once before and once after it."""
+    yield
+
+
+_CHECKPOINTS = {
+    name: simple
+    for name, simple in {
+        "CheckpointFunction": _Called,
+        "_checkpoint_without_reentrant_generator": _watch_nothing,
+    }.items()
+    if hasattr(checkpoint, name)
+}
 
 
 def eagerly() -> AbstractContextManager[Any]:

@@ -186,6 +186,7 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         self.batch_is_minor = False
         self.expected: Counter[str] = Counter()
         self.anchors: dict[torch.device, Tensor] = {}
+        self.starts: list[Tensor] = []
         self.captured = 0
         self.results: dict[Key, tuple[torch.Size, ...]] = {}
         self.in_shared_call = False
@@ -200,7 +201,10 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         used = [tensor for tensor in tensors((args, kwargs)) if tensor in self.shared]
         if not used:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if func in _MAKE_LEAVES and args[0].requires_grad and args[0].is_leaf:
+                self.starts.append(args[0])  # of the graph, like an anchor: what comes after depends on it
+            return result
         before, outside = self._key, self._dealt_with
         self._key = self._next_key(used)
         key, self._dealt_with = self._key, set()
@@ -314,6 +318,9 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         if rest or not folded:
             raise Changed("a layer's output has no longer a number of rows for each sample")
         return replace_field(layout, folded=folded)
+
+
+_MAKE_LEAVES = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
 
 
 class _Start(torch.autograd.Function):  # type: ignore[misc]
