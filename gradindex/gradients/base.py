@@ -91,6 +91,11 @@ class Engine(ABC):
         self._running = LOOP  # the path last taken
 
     @property
+    def is_half(self) -> bool:
+        """Whether a part of the model computes in half precision."""
+        return any(parameter.dtype in ("bfloat16", "float16") for parameter in self.parameters)
+
+    @property
     def of_queries(self) -> "Engine":
         """The engine of the queries' side of a product, where that is not the training samples'; itself here."""
         return self

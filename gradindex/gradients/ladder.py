@@ -63,8 +63,7 @@ def _wrong(
 
 
 def _differing(engine: "Engine", names: Sequence[str], found: "PerSample", truth: "PerSample") -> Sequence[str]:
-    half = any(parameter.dtype in ("bfloat16", "float16") for parameter in engine.parameters)
-    allowed_all, allowed_one = (_ONE, 2 * _ONE) if half else (_ALL, _ONE)
+    allowed_all, allowed_one = (_ONE, 2 * _ONE) if engine.is_half else (_ALL, _ONE)
     if not np.allclose(found.losses, truth.losses, rtol=allowed_all, atol=allowed_all, equal_nan=True):
         return names
     # Some gradients are zero but for rounding, such as that of attention's key bias.

@@ -1,6 +1,5 @@
 """PyTorch: per-sample gradients factored or by ``vmap(grad)``, directional derivatives by forward mode."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,21 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
-from gradindex.gradients import torch_outputs, torch_parts
+from gradindex.gradients import torch_costs, torch_model, torch_outputs, torch_parts, torch_vmap
 from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
 from gradindex.gradients.call import bind_inputs, select
 from gradindex.gradients.joining import joined
-from gradindex.gradients.ladder import FACTORED
+from gradindex.gradients.ladder import FACTORED, LOOP
 from gradindex.gradients.layers.torch_use import Workspace
 from gradindex.gradients.oracle_torch import TorchOracle
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
 from gradindex.gradients.torch_inputs import Conversion
 from gradindex.gradients.torch_losses import SampleLosses
-from gradindex.gradients.torch_model import channels_last, has_inputs_first, inference, without_checkpoints
-from gradindex.gradients.torch_outputs import as_array, main_tensor, to_numpy
+from gradindex.gradients.torch_model import HALF, Halves, channels_last, inference
+from gradindex.gradients.torch_outputs import as_array, to_numpy
 from gradindex.sketch.countsketch import CountSketch
 
 _COMPARED = 256  # numbers of the sketches that tell whether gradients changed
@@ -83,21 +82,19 @@ class TorchEngine(Engine):
                 position=trainable.index(name),
                 shape=tuple(named[name].shape),
                 dtype=str(named[name].dtype).removeprefix("torch."),
-                outputs_first=not has_inputs_first(self.model, name),
+                outputs_first=not torch_model.has_inputs_first(self.model, name),
             )
             for name in chosen
         )
-        complex_ones = [name for name in chosen if named[name].is_complex()]
-        if complex_ones:
-            raise TypeError(
-                f"Expected real parameters, got complex ones: {', '.join(complex_ones)}. Select others by `parameters`."
-            )
+        torch_model.check_real({name: named[name] for name in chosen})
         first = named[chosen[0]]
         self.device = first.device
         self.deterministic = self.device.type == "cpu"
         double = any(named[name].dtype == torch.float64 for name in chosen)
         self.dtype = np.dtype(np.float64 if double else np.float32)
         self._output_dtype: torch.dtype | None = None
+        self._weighed = False
+        self._half = any(value.dtype in HALF for value in named.values())
         self._conversion = Conversion(self.model, self.device)
         self.oracle = TorchOracle(self.model, loss_fn, chosen, self._conversion)
         self._losses = SampleLosses(loss_fn)
@@ -107,6 +104,11 @@ class TorchEngine(Engine):
         )
         self._workspaces = [Workspace()]
         self._separable: bool | None = None  # whether parts of a batch may be computed at once; None: not tried
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a part of the model, which may be frozen, computes in half precision."""
+        return self._half
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
@@ -139,21 +141,12 @@ class TorchEngine(Engine):
         if length(x) == 0:
             size = sum(parameter.size for parameter in self.parameters if parameter.name in set(names))
             return PerSample(np.empty((0, size), self.dtype), np.empty(0, self.dtype), None)
-        inputs, targets = self._tensors(x), self._targets(y)
-
-        def sample_loss(weights: dict[str, torch.Tensor], one: Tree, target: Tree) -> tuple[Any, Any]:
-            output = self._call(weights, map_leaves(lambda leaf: leaf[None], one))
-            target = None if target is None else map_leaves(lambda leaf: leaf[None], target)
-            loss, main = self._losses.one(output, target), main_tensor(output)
-            whole = main is None or not main.dim() or len(main) != 1
-            return loss, (loss.detach(),) if whole else (loss.detach(), main)  # vmap refuses None
-
         with self._inference():
-            per_sample = vmap(grad(sample_loss, has_aux=True), in_dims=(None, 0, None if y is None else 0))
-            grads, (losses, *outputs) = per_sample(self._weights(names), inputs, targets)
-            rows = to_numpy(torch.cat([grads[name].reshape(length(x), -1) for name in names], dim=1))
-            main = to_numpy(outputs[0][:, 0]) if outputs else None
-            return PerSample(rows.astype(self.dtype, copy=False), to_numpy(losses), main)
+            rows, losses, main = torch_vmap.gradients(
+                self._call, self._losses.one, self._weights(names), self._tensors(x), self._targets(y)
+            )
+        found = to_numpy(rows).astype(self.dtype, copy=False)
+        return PerSample(found, to_numpy(losses), None if main is None else to_numpy(main))
 
     def factored_names(self, x: Tree) -> frozenset[str]:
         """Return the names of parameters all uses of which have a rule."""
@@ -244,10 +237,25 @@ class TorchEngine(Engine):
     def _decide(self, x: Tree, y: Tree) -> None:
         self._look(self._tensors(x), self._targets(y))
         super()._decide(x, y)
+        self._weigh(x, y)
         if self._separable is None and torch.get_num_threads() > 1:
             self._separable = self._find_separable(x, y)
             if self._separable is not None:
                 log.info("parts of a batch are computed %s", "at once" if self._separable else "together")
+
+    def _weigh(self, x: Tree, y: Tree) -> None:
+        """Leave `vmap` for the loop where it does more; decided once."""
+        names = self._groups().get(self.fast_path)
+        if names is None or self._weighed or self.device.type != "cpu":
+            return
+        self._weighed = True
+        heads = slice(0, 8), slice(0, 1)
+        some, one = ((index(x, head), None if y is None else index(y, head)) for head in heads)
+        if not torch_costs.pays(
+            lambda: self.some_gradients(*some, names), length(some[0]), lambda: self.oracle.step(*one)
+        ):
+            self._paths.update(dict.fromkeys(names, LOOP))
+            log.info("the loop is faster than vmap here")
 
     def _find_separable(self, x: Tree, y: Tree) -> bool | None:
         """Return whether parts of a batch may be computed at once; None if these samples cannot tell.
@@ -310,13 +318,7 @@ class TorchEngine(Engine):
 
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every parameter and buffer by name."""
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        return {
-            name: hashlib.sha256(
-                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            ).hexdigest()
-            for name, value in tensors.items()
-        }
+        return torch_model.state_hashes(self.model)
 
     def _selected(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         named = dict(self.model.named_parameters())
@@ -341,10 +343,11 @@ class TorchEngine(Engine):
             rows = torch.arange(samples) % length(inputs)
             return self._call({}, map_leaves(lambda leaf: leaf[rows], inputs))
 
-        with self._inference(fused=True):
+        with self._inference(fused=True), Halves() as seen:
             first = slice(0, 1)
             target = None if targets is None else index(targets, first)
             self._losses.look(run, target, distinct=length(inputs) > 1)
+        self._half = self._half or seen.half
 
     def _call_batch(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
         with self._losses.taken_apart(length(x)):
@@ -379,7 +382,7 @@ class TorchEngine(Engine):
 
     @contextmanager
     def _inference(self, fused: bool = False) -> Iterator[None]:
-        with inference(self.model, self.device, fused), without_checkpoints():
+        with inference(self.model, self.device, fused), torch_model.without_checkpoints():
             yield
 
 

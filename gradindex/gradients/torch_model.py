@@ -1,18 +1,22 @@
 """What an engine has to know of a torch module, and how its inputs had better lie."""
 
+import hashlib
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from gradindex.gradients.torch_state import kept
+
+HALF = torch.bfloat16, torch.float16
 
 # functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
 # one thread at a time.
@@ -95,6 +99,20 @@ _CHECKPOINTS = {
 }
 
 
+class Halves(TorchFunctionMode):  # type: ignore[misc]
+    """Notes whether what runs within it computes with half precision, as autocast does."""
+
+    half = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `func`, and look at what it returns."""
+        result = func(*args, **kwargs or {})
+        self.half = self.half or (isinstance(result, torch.Tensor) and result.dtype in HALF)
+        return result
+
+
 def eagerly() -> AbstractContextManager[Any]:
     """Within it, compiled submodules and functions run as they were written: what they call has to be seen."""
     compiling = "torch._dynamo" in sys.modules  # importing it takes seconds
@@ -105,6 +123,26 @@ def has_inputs_first(model: nn.Module, name: str) -> bool:
     """Whether the weight is stored (in, out): transposed convolutions and Hugging Face's Conv1D."""
     kind = type(dict(model.named_modules(remove_duplicate=False))[name.rpartition(".")[0]]).__name__
     return name.endswith("weight") and (re.match(r"(Lazy)?ConvTranspose\dd$", kind) is not None or kind == "Conv1D")
+
+
+def check_real(named: Mapping[str, torch.Tensor]) -> None:
+    """Raise TypeError naming the complex ones of some parameters."""
+    complex_ones = [name for name, value in named.items() if value.is_complex()]
+    if complex_ones:
+        raise TypeError(
+            f"Expected real parameters, got complex ones: {', '.join(complex_ones)}. Select others by `parameters`."
+        )
+
+
+def state_hashes(model: nn.Module) -> dict[str, str]:
+    """Return the sha256 of every parameter and buffer by name."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        name: hashlib.sha256(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
+        for name, value in tensors.items()
+    }
 
 
 def channels_last(leaf: Any) -> Any:
