@@ -1,7 +1,7 @@
 """PyTorch: per-sample gradients factored or by ``vmap(grad)``, directional derivatives by forward mode."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from gradindex.gradients.oracle_torch import TorchOracle
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
 from gradindex.gradients.torch_inputs import Conversion
 from gradindex.gradients.torch_losses import SampleLosses
-from gradindex.gradients.torch_model import HALF, Halves, channels_last, inference
+from gradindex.gradients.torch_model import HALF, NoLeaves, Seen, channels_last, inference
 from gradindex.gradients.torch_outputs import as_array, to_numpy
 from gradindex.sketch.countsketch import CountSketch
 
@@ -93,7 +93,7 @@ class TorchEngine(Engine):
         double = any(named[name].dtype == torch.float64 for name in chosen)
         self.dtype = np.dtype(np.float64 if double else np.float32)
         self._output_dtype: torch.dtype | None = None
-        self._weighed = False
+        self._weighed = self._makes_leaves = False
         self._half = any(value.dtype in HALF for value in named.values())
         self._conversion = Conversion(self.model, self.device)
         self.oracle = TorchOracle(self.model, loss_fn, chosen, self._conversion)
@@ -341,13 +341,15 @@ class TorchEngine(Engine):
 
         def run(samples: int) -> Any:
             rows = torch.arange(samples) % length(inputs)
-            return self._call({}, map_leaves(lambda leaf: leaf[rows], inputs))
+            with seen:
+                return self._call({}, map_leaves(lambda leaf: leaf[rows], inputs))
 
-        with self._inference(fused=True), Halves() as seen:
+        seen = Seen()
+        with self._inference(fused=True):
             first = slice(0, 1)
             target = None if targets is None else index(targets, first)
             self._losses.look(run, target, distinct=length(inputs) > 1)
-        self._half = self._half or seen.half
+        self._half, self._makes_leaves = self._half or seen.half, seen.makes_leaves
 
     def _call_batch(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
         with self._losses.taken_apart(length(x)):
@@ -357,7 +359,8 @@ class TorchEngine(Engine):
         if not weights:
             return _call(self.model, x)
         args, kwargs = bind_inputs(self.model.forward, x)
-        return functional_call(self.model, weights, args, kwargs)
+        with NoLeaves() if self._makes_leaves else nullcontext():
+            return functional_call(self.model, weights, args, kwargs)
 
     def _laid_out(self, inputs: Tree) -> Tree:
         """Return images with their channels last in memory, which convolutions and pooling are faster with."""

@@ -17,6 +17,7 @@ from torch.utils import checkpoint
 from gradindex.gradients.torch_state import kept
 
 HALF = torch.bfloat16, torch.float16
+MAKE_LEAVES = {torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
 
 # functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
 # one thread at a time.
@@ -99,18 +100,29 @@ _CHECKPOINTS = {
 }
 
 
-class Halves(TorchFunctionMode):  # type: ignore[misc]
-    """Notes whether what runs within it computes with half precision, as autocast does."""
+class Seen(TorchFunctionMode):  # type: ignore[misc]
+    """Notes of what runs within it whether it computes with half precision, as autocast does, and makes leaves."""
 
-    half = False
+    half = makes_leaves = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call `func`, and look at what it returns."""
         result = func(*args, **kwargs or {})
+        self.makes_leaves = self.makes_leaves or func in MAKE_LEAVES
         self.half = self.half or (isinstance(result, torch.Tensor) and result.dtype in HALF)
         return result
+
+
+class NoLeaves(TorchFunctionMode):  # type: ignore[misc]
+    """Lets no output of a layer be made to need gradients, which `torch.func` forbids and has no need of."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call any other `func`."""
+        return args[0] if func in MAKE_LEAVES else func(*args, **kwargs or {})
 
 
 def eagerly() -> AbstractContextManager[Any]:

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from gradindex.gradients.base import PathFailed
 from gradindex.gradients.layers.torch_shared import Shared, replace, tensors
 from gradindex.gradients.layers.torch_use import Use, Workspace
+from gradindex.gradients.torch_model import MAKE_LEAVES
 
 Rule = Callable[["Capture", Callable[..., Any], dict[str, Any]], Any]
 RULES: dict[Callable[..., Any], tuple[Rule, inspect.Signature]] = {}
@@ -202,7 +203,7 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         used = [tensor for tensor in tensors((args, kwargs)) if tensor in self.shared]
         if not used:
             result = func(*args, **kwargs)
-            if func in _MAKE_LEAVES and args[0].requires_grad and args[0].is_leaf:
+            if func in MAKE_LEAVES and args[0].requires_grad and args[0].is_leaf:
                 self.starts.append(args[0])  # of the graph, like an anchor: what comes after depends on it
             return result
         before, outside = self._key, self._dealt_with
@@ -318,9 +319,6 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         if rest or not folded:
             raise Changed("a layer's output has no longer a number of rows for each sample")
         return replace_field(layout, folded=folded)
-
-
-_MAKE_LEAVES = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
 
 
 class _Start(torch.autograd.Function):  # type: ignore[misc]
