@@ -25,7 +25,7 @@ class TouchedRows:
 
     def add_formed(self, first: int, gradients: Floats) -> None:
         """Keep formed gradients (b, rows × width)."""
-        tables = gradients.reshape(len(gradients), -1, self._width)
+        tables = gradients.reshape(len(gradients), gradients.shape[1] // self._width, self._width)
         samples, rows = np.nonzero(tables.any(axis=2))
         self._added.append((rows, samples + first, np.array(tables[samples, rows], np.float32)))
 
@@ -47,6 +47,8 @@ class TouchedRows:
         begins, ends = np.searchsorted(self._rows, flat, "left"), np.searchsorted(self._rows, flat, "right")
         met = np.flatnonzero(ends > begins)
         out = np.zeros(len(numbers) * count)
+        if not len(met):
+            return out.reshape(len(numbers), count)
         each = ends[met] - begins[met]
         bounds = np.searchsorted(np.cumsum(each), np.arange(0, each.sum(), max(1, _NUMBERS_AT_ONCE // self._width)))
         for begin, end in zip(bounds, [*bounds[1:], len(met)], strict=True):
@@ -60,7 +62,7 @@ class TouchedRows:
 
     def formed_dots(self, gradients: Floats, count: int) -> NDArray[np.float64]:
         """Return inner products (b, L) with formed gradients (b, rows × width)."""
-        tables = gradients.reshape(len(gradients), -1, self._width)
+        tables = gradients.reshape(len(gradients), gradients.shape[1] // self._width, self._width)
         distinct = np.unique(self._rows)
         numbers = np.broadcast_to(distinct, (len(tables), len(distinct)))
         return self.dots(numbers, tables[:, distinct], count)
