@@ -12,6 +12,7 @@ memory are as in `gradients.py`.
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -120,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(options.threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.getLogger("gradindex").setLevel(logging.ERROR)  # an LSTM has no forward mode, which every query would say
     from idioms_models import CASES
 
     print(HEAD)
