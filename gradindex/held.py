@@ -105,7 +105,7 @@ class HeldQueries:
     def __init__(self, engine: Engine, queries: Batch, together: bool = False) -> None:
         self._engine, self.queries, self.count = engine, queries, len(queries)
         options = Landmark(landmarks=len(queries), dims=1, memory=1 << 62)
-        self._projector = LandmarkProjector(options, engine.parameters, 0)
+        self._projector = LandmarkProjector(options, engine.parameters, 0, touches=True)
         own = engine.of_queries
         size = min(default_batch_size(engine), _UNSPLIT)
         parts = [queries.select(slice(begin, begin + size)) for begin in range(0, len(queries), size)]
@@ -115,7 +115,7 @@ class HeldQueries:
 
     @property
     def slim(self) -> bool:
-        """Whether every weight matrix is kept as two factors.
+        """Whether every weight matrix is kept as two factors, or as the rows of a table that were looked up.
 
         So it is where layers have one position, as in a multilayer perceptron: a pass then costs about as much as one
         in forward mode, which serves a single query. Other layers' gradients are formed for every candidate.

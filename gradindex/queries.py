@@ -206,7 +206,7 @@ def gradient_chunks(
             check_finite(ids, "loss (queries)", found.losses)
             check_finite(ids, "gradient (queries)", found.gradients)
             parts.append(found.gradients)
-        gradients = np.concatenate(parts)
+        gradients = parts[0] if len(parts) == 1 else np.concatenate(parts)
         norms = exact.norms(gradients)
         _warn_of_zeros(norms, begin)
         yield rows, gradients, norms

@@ -31,13 +31,14 @@ def directional(engine: Engine, x: Tree, y: Tree, direction: Floats) -> tuple[Fl
 def _torch(engine: Any, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
     import torch
 
-    inputs, targets = engine._tensors(x), None if y is None else engine._tensors(y)
+    inputs, targets = engine._tensors(x), engine._targets(y)
+    engine._look(inputs, targets)
     with engine._inference(), torch.enable_grad():
         weights = {name: value.requires_grad_() for name, value in engine._weights().items()}
-        losses = engine._sample_losses(engine._call(weights, inputs), targets)
+        losses = engine._sample_losses(weights, inputs, targets)
         each = torch.zeros_like(losses, requires_grad=True)
         gradients = torch.autograd.grad(losses, list(weights.values()), each, create_graph=True, allow_unused=True)
-        flat = torch.as_tensor(direction, device=engine.device, dtype=losses.dtype)
+        flat = torch.as_tensor(direction, device=engine.device)
         total = sum(
             (gradient.flatten() * flat[place]).sum()
             for gradient, (_, place) in zip(gradients, engine.slices(), strict=True)

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from gradindex.batches import Tree
-from gradindex.gradients.call import bind_inputs
+from gradindex.gradients.call import bind_inputs, call_loss
 from gradindex.gradients.oracle import Oracle, Step
 from gradindex.gradients.parameter import Floats
+from gradindex.gradients.torch_inputs import Conversion
 from gradindex.gradients.torch_model import inference
 from gradindex.gradients.torch_outputs import LABEL_FORMS, label_form
 
@@ -28,7 +29,7 @@ class TorchOracle(Oracle):
     names
         Names of the selected parameters, in the order of the gradient.
     convert
-        Makes what the model and the loss are called with from inputs or labels: tensors on the right device.
+        Makes what the model and the loss are called with from inputs and labels: tensors on the right device.
     """
 
     def __init__(
@@ -36,14 +37,14 @@ class TorchOracle(Oracle):
         model: nn.Module,
         loss_fn: Callable[[Any, Any], Any],
         names: Sequence[str],
-        convert: Callable[[Tree], Tree],
+        convert: Conversion,
     ) -> None:
         self._model, self._loss_fn, self._names, self._convert = model, loss_fn, tuple(names), convert
         self._label_form: str | None = None
 
     def step(self, x: Tree, y: Tree) -> Step:
         """Return the training step of a batch of ONE sample."""
-        inputs, target = self._convert(x), None if y is None else self._convert(y)
+        inputs, target = self._convert.inputs(x), self._convert.labels(y)
         device = next(self._model.parameters()).device
         with inference(self._model, device, fused=True), torch.enable_grad(), _without_gradients(self._model):
             args, kwargs = bind_inputs(self._model.forward, inputs)
@@ -66,7 +67,7 @@ class TorchOracle(Oracle):
             self._label_form = label_form(self._loss_fn, output, target)
         if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
             target = LABEL_FORMS[self._label_form](output, target)
-        loss = self._loss_fn(output, target)
+        loss = call_loss(self._loss_fn, output, target, labels=target)
         if not isinstance(loss, torch.Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         return loss.sum()

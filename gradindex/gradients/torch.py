@@ -1,29 +1,31 @@
 """PyTorch: per-sample gradients factored or by ``vmap(grad)``, directional derivatives by forward mode."""
 
-import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
-from gradindex.gradients import torch_outputs, torch_parts, torch_signals
-from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PathFailed, PerSample, Projector, log
-from gradindex.gradients.call import bind_inputs, call_loss, select
+from gradindex.gradients import torch_costs, torch_model, torch_outputs, torch_parts, torch_signals, torch_vmap
+from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
+from gradindex.gradients.call import bind_inputs, select
 from gradindex.gradients.joining import joined
+from gradindex.gradients.ladder import LOOP
 from gradindex.gradients.layers.torch_use import Workspace
 from gradindex.gradients.oracle_torch import TorchOracle
 from gradindex.gradients.signals import FACTORED, Signal
 from gradindex.gradients.torch_factored import Finish, Plan, Rows, Sketches, backward, plan
-from gradindex.gradients.torch_model import channels_last, has_inputs_first, inference
-from gradindex.gradients.torch_outputs import LABEL_FORMS, as_array, label_form, main_tensor, map_tensors, to_numpy
+from gradindex.gradients.torch_inputs import Conversion
+from gradindex.gradients.torch_losses import SampleLosses
+from gradindex.gradients.torch_model import HALF, NoLeaves, Seen, channels_last, inference
+from gradindex.gradients.torch_outputs import as_array, to_numpy
 from gradindex.sketch.countsketch import CountSketch
 
-_OTHER_INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32)
 _COMPARED = 256  # numbers of the sketches that tell whether gradients changed
 
 
@@ -82,51 +84,54 @@ class TorchEngine(Engine):
                 position=trainable.index(name),
                 shape=tuple(named[name].shape),
                 dtype=str(named[name].dtype).removeprefix("torch."),
-                outputs_first=not has_inputs_first(self.model, name),
+                outputs_first=not torch_model.has_inputs_first(self.model, name),
             )
             for name in chosen
         )
-        complex_ones = [name for name in chosen if named[name].is_complex()]
-        if complex_ones:
-            raise TypeError(
-                f"Expected real parameters, got complex ones: {', '.join(complex_ones)}. Select others by `parameters`."
-            )
+        torch_model.check_real({name: named[name] for name in chosen})
         first = named[chosen[0]]
         self.device = first.device
         self.deterministic = self.device.type == "cpu"
-        self._torch_dtype = first.dtype
-        self.dtype = np.dtype(np.float64 if first.dtype == torch.float64 else np.float32)
-        self.oracle = TorchOracle(self.model, loss_fn, chosen, self._tensors)
-        self._label_form: str | None = None
+        double = any(named[name].dtype == torch.float64 for name in chosen)
+        self.dtype = np.dtype(np.float64 if double else np.float32)
+        self._output_dtype: torch.dtype | None = None
+        self._weighed = self._makes_leaves = False
+        self._half = any(value.dtype in HALF for value in named.values())
+        self._conversion = Conversion(self.model, self.device)
+        self.oracle = TorchOracle(self.model, loss_fn, chosen, self._conversion)
+        self._losses = SampleLosses(loss_fn)
         self._plan: Plan | None = None
         self._channels_last = self.device.type == "cpu" and any(
             isinstance(module, nn.Conv2d) for module in self.model.modules()
         )
-        self._losses_together = True
         self._workspaces = [Workspace()]
         self._separable: bool | None = None  # whether parts of a batch may be computed at once; None: not tried
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a part of the model, which may be frozen, computes in half precision."""
+        return self._half
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
         with self._inference():
-            array = as_array(self._call({}, self._tensors(x)))
+            array = as_array(self._call({}, self._tensors(x)), length(x))
         if array is None:
-            raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
+            raise TypeError("The model's output is not one tensor of samples, so it has no predicted label. Pass Y.")
         return array
 
     def losses(self, outputs: Floats, y: Tree) -> Floats:
         """Return the loss of each sample (b,) given the model's outputs (b, …)."""
         with self._inference():
-            out = torch.as_tensor(outputs, device=self.device, dtype=self._torch_dtype)
-            targets = self._tensors(y)
-            each = [self._loss(out[i : i + 1], index(targets, slice(i, i + 1))) for i in range(len(outputs))]
+            out, targets = self._outputs(outputs), self._targets(y)
+            each = [self._losses.one(out[i : i + 1], index(targets, slice(i, i + 1))) for i in range(len(outputs))]
             return to_numpy(torch.stack(each)) if each else np.empty(0, self.dtype)
 
     def output_gradients(self, outputs: Floats, y: Tree) -> Floats:
         """Return the derivatives (b, …) of each sample's loss by the model's outputs (b, …)."""
         with self._inference(), torch.enable_grad():
-            out = self._tensor(outputs).requires_grad_()
-            losses = self._sample_losses(out, None if y is None else self._tensors(y))
+            out = self._outputs(outputs).requires_grad_()
+            losses = self._losses.of_batch(out, self._targets(y), len(outputs))
             return to_numpy(torch.autograd.grad(losses.sum(), out)[0])
 
     def batched_gradients(self, x: Tree, y: Tree) -> PerSample:
@@ -138,19 +143,12 @@ class TorchEngine(Engine):
         if length(x) == 0:
             size = sum(parameter.size for parameter in self.parameters if parameter.name in set(names))
             return PerSample(np.empty((0, size), self.dtype), np.empty(0, self.dtype), None)
-        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
-
-        def sample_loss(weights: dict[str, torch.Tensor], one: Tree, target: Tree) -> tuple[Any, Any]:
-            output = self._call(weights, map_leaves(lambda leaf: leaf[None], one))
-            target = None if target is None else map_leaves(lambda leaf: leaf[None], target)
-            loss, main = self._loss(output, target), main_tensor(output)
-            return loss, (loss.detach(),) if main is None else (loss.detach(), main)  # vmap refuses None
-
         with self._inference():
-            per_sample = vmap(grad(sample_loss, has_aux=True), in_dims=(None, 0, None if y is None else 0))
-            grads, (losses, *outputs) = per_sample(self._weights(names), inputs, targets)
-            rows = torch.cat([grads[name].reshape(length(x), -1) for name in names], dim=1)
-            return PerSample(to_numpy(rows), to_numpy(losses), to_numpy(outputs[0][:, 0]) if outputs else None)
+            rows, losses, main = torch_vmap.gradients(
+                self._call, self._losses.one, self._weights(names), self._tensors(x), self._targets(y)
+            )
+        found = to_numpy(rows).astype(self.dtype, copy=False)
+        return PerSample(found, to_numpy(losses), None if main is None else to_numpy(main))
 
     def factored_names(self, x: Tree) -> frozenset[str]:
         """Return the names of parameters all uses of which have a rule."""
@@ -158,17 +156,18 @@ class TorchEngine(Engine):
 
         def forward(samples: int) -> Any:
             rows = torch.arange(samples) % length(x)
-            return self._call({}, self._laid_out(map_leaves(lambda leaf: leaf[rows], inputs)))
+            with self._losses.taken_apart(samples):
+                return self._call({}, self._laid_out(map_leaves(lambda leaf: leaf[rows], inputs)))
 
         try:
             with self._inference(fused=True):
                 try:
-                    self._plan = plan(forward, self._selected())
+                    self._plan = plan(forward, self._losses.reads, self._selected())
                 except RuntimeError:  # a `view` that only knows channels first
                     if not self._channels_last:
                         raise
                     self._channels_last = False
-                    self._plan = plan(forward, self._selected())
+                    self._plan = plan(forward, self._losses.reads, self._selected())
         except Exception as error:
             log.warning("no layer is factored: %s", error)
             return frozenset()
@@ -180,11 +179,11 @@ class TorchEngine(Engine):
         wanted = [parameter for parameter in self.parameters if parameter.name in set(names)]
         rows = Rows(length(x), wanted, self.dtype)
         output, losses = self._factored(x, y, names, rows)
-        return PerSample(rows.gradients, to_numpy(losses), as_array(output))
+        return PerSample(rows.gradients, to_numpy(losses), self._main(output, length(x)))
 
     def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> Embedded:
         """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
-        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        inputs, targets = self._tensors(x), self._targets(y)
         threads = torch.get_num_threads() if self._separable else 1
         parts = torch_parts.split(length(x), threads)
         models = [self.model]
@@ -195,7 +194,7 @@ class TorchEngine(Engine):
             found = Sketches(some.stop - some.start, self.parameters, projector, self.device)
             part, labels = index(inputs, some), None if targets is None else index(targets, some)
             output, losses = self._run(part, labels, names, found, models[number], self._workspaces[number])
-            return Embedded(found.sketches, found.norms, to_numpy(losses), as_array(output))
+            return Embedded(found.sketches, found.norms, to_numpy(losses), self._main(output, length(part)))
 
         with self._inference(fused=True):
             if len(parts) == 1:
@@ -205,7 +204,7 @@ class TorchEngine(Engine):
         return joined([(np.arange(some.start, some.stop), one) for some, one in zip(parts, found, strict=True)])
 
     def _factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Any, torch.Tensor]:
-        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        inputs, targets = self._tensors(x), self._targets(y)
         with self._inference(fused=True):
             return self._run(inputs, targets, names, finish, self.model, self._workspaces[0])
 
@@ -220,11 +219,17 @@ class TorchEngine(Engine):
     ) -> tuple[Any, torch.Tensor]:
         if self._plan is None:
             raise RuntimeError("The paths have not been chosen yet: call gradients or embed.")
+        samples = length(inputs)
+
+        def forward() -> Any:
+            with self._losses.taken_apart(samples):
+                return _call(model, self._laid_out(inputs))
+
         return backward(
-            lambda: _call(model, self._laid_out(inputs)),
-            lambda output: self._sample_losses(output, targets),
+            forward,
+            lambda output: self._losses.of_batch(output, targets, samples),
             self._selected(),
-            length(inputs),
+            samples,
             frozenset(names),
             self._plan,
             finish,
@@ -232,11 +237,27 @@ class TorchEngine(Engine):
         )
 
     def _decide(self, x: Tree, y: Tree) -> None:
+        self._look(self._tensors(x), self._targets(y))
         super()._decide(x, y)
+        self._weigh(x, y)
         if self._separable is None and torch.get_num_threads() > 1:
             self._separable = self._find_separable(x, y)
             if self._separable is not None:
                 log.info("parts of a batch are computed %s", "at once" if self._separable else "together")
+
+    def _weigh(self, x: Tree, y: Tree) -> None:
+        """Leave `vmap` for the loop where it does more; decided once."""
+        names = self._groups().get(self.fast_path)
+        if names is None or self._weighed or self.device.type != "cpu":
+            return
+        self._weighed = True
+        heads = slice(0, 8), slice(0, 1)
+        some, one = ((index(x, head), None if y is None else index(y, head)) for head in heads)
+        if not torch_costs.pays(
+            lambda: self.some_gradients(*some, names), length(some[0]), lambda: self.oracle.step(*one)
+        ):
+            self._paths.update(dict.fromkeys(names, LOOP))
+            log.info("the loop is faster than vmap here")
 
     def _find_separable(self, x: Tree, y: Tree) -> bool | None:
         """Return whether parts of a batch may be computed at once; None if these samples cannot tell.
@@ -273,7 +294,7 @@ class TorchEngine(Engine):
         found = self.oracle.step(x, y)
         self.plain_outputs = isinstance(found.output, torch.Tensor)
         loss = np.array([found.loss], self.dtype)
-        return PerSample(found.gradient[None].astype(self.dtype, copy=False), loss, as_array(found.output))
+        return PerSample(found.gradient[None].astype(self.dtype, copy=False), loss, self._main(found.output, 1))
 
     def unused(self, x: Tree, y: Tree) -> list[str]:
         """Return the names of selected parameters on which this sample's loss does not depend."""
@@ -281,62 +302,47 @@ class TorchEngine(Engine):
 
     def find_signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
         """Return what hooks and a watched pass of a batch of ONE sample show."""
-        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
-        selected = self._selected()
+        inputs, target, selected = self._tensors(x), self._targets(y), self._selected()
         found = list(torch_signals.of_hooks(self.model, selected))
         with self._inference(fused=True):
-            found += torch_signals.of_pass(
-                lambda: self._call({}, inputs), lambda output: self._loss(output, targets), selected
-            )
+            loss = partial(self._losses.one, target=target)
+            found += torch_signals.of_pass(lambda: self._call({}, inputs), loss, selected)
         return tuple(found)
 
     def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
         """Return the loss of some samples of a batch together, of outputs that are computed one by one."""
-        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
+        inputs, targets, outputs = self._tensors(x), self._targets(y), []
         try:
-            with self._inference(fused=True):
-                outputs = [self._call({}, index(inputs, slice(row, row + 1))) for row in rows]
-                parts: list[list[torch.Tensor]] = [[] for _ in outputs]
-                for output, found in zip(outputs, parts, strict=True):
-                    map_tensors(found.append, output)
-                joined_parts = iter([torch.cat(some) for some in zip(*parts, strict=True)])
-                output = map_tensors(lambda _: next(joined_parts), outputs[0])
-                target = None if targets is None else index(targets, np.array(rows))
-                if (
-                    self._label_form is not None
-                    and isinstance(output, torch.Tensor)
-                    and isinstance(target, torch.Tensor)
-                ):
-                    target = LABEL_FORMS[self._label_form](output, target)
-                loss = self.loss_fn(output, target)
-                return float(loss) if loss.dim() == 0 else None
+            for row in rows:
+                with self._inference(fused=True):
+                    outputs.append(self._call({}, index(inputs, slice(row, row + 1))))
+            with torch.no_grad():
+                return self._losses.together(outputs, None if targets is None else index(targets, np.array(rows)))
         except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
             log.debug("the loss of a batch cannot be told: %s", error)
             return None
 
     def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
         """Return ⟨direction, g_i⟩ (b,) and losses (b,) by one forward-mode pass over the batch."""
-        inputs, targets = self._tensors(x), None if y is None else self._tensors(y)
-        flat = torch.as_tensor(direction, device=self.device, dtype=self._torch_dtype)
-        tangents = {p.name: flat[place].reshape(p.shape) for p, place in self.slices()}
+        inputs, targets = self._tensors(x), self._targets(y)
+        self._look(inputs, targets)
+        samples, named = length(inputs), self._weights()
+        flat = torch.as_tensor(direction, device=self.device)
+        tangents = {p.name: flat[place].reshape(p.shape).to(named[p.name].dtype) for p, place in self.slices()}
+
+        def rows(weights: dict[str, torch.Tensor]) -> tuple[Sequence[torch.Tensor], Any]:
+            output = self._call_batch(weights, inputs)
+            return self._losses.rows(output, samples), output
+
         with self._inference():
             dots, losses = torch_outputs.along(
-                lambda weights: self._call(weights, inputs),
-                lambda output: self._sample_losses(output, targets),
-                self._weights(),
-                tangents,
+                rows, lambda parts, output: self._losses.of_rows(parts, output, targets, samples), named, tangents
             )
-        return to_numpy(dots.to(self._torch_dtype)), to_numpy(losses)
+        return to_numpy(dots).astype(self.dtype), to_numpy(losses)
 
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every parameter and buffer by name."""
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        return {
-            name: hashlib.sha256(
-                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            ).hexdigest()
-            for name, value in tensors.items()
-        }
+        return torch_model.state_hashes(self.model)
 
     def _selected(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         named = dict(self.model.named_parameters())
@@ -346,73 +352,67 @@ class TorchEngine(Engine):
     def _weights(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         return {name: value.detach() for name, value in self._selected(names).items()}
 
-    def _sample_losses(self, output: Any, targets: Tree) -> torch.Tensor:
-        """Return the loss of each sample (b,) given the outputs of the whole batch."""
-        parts: list[torch.Tensor] = []
-        map_tensors(parts.append, output)
-        if any(part.dim() == 0 for part in parts):
-            raise PathFailed("the model's output has a number that belongs to no one sample")
+    def _sample_losses(self, weights: dict[str, torch.Tensor], inputs: Tree, targets: Tree) -> torch.Tensor:
+        """Return the loss of each sample (b,) of a batch that `_look` knows, with these weights."""
+        output = self._call_batch(weights, inputs)
+        return self._losses.of_batch(output, targets, length(inputs))
 
-        def sample_loss(one: list[torch.Tensor], target: Tree) -> torch.Tensor:
-            rows = iter(one)
-            out = map_tensors(lambda _: next(rows)[None], output)
-            return self._loss(out, None if target is None else map_leaves(lambda leaf: leaf[None], target))
+    def _look(self, inputs: Tree, targets: Tree) -> None:
+        """Find out what the loss reads of the model's outputs, on the first samples that come."""
+        objects = any(isinstance(leaf, list) for leaf in leaves(inputs))
+        if self._losses.known or objects or not length(inputs):
+            return
 
-        if self._losses_together:
-            try:
-                return vmap(sample_loss, in_dims=(0, None if targets is None else 0))(parts, targets)
-            except RuntimeError as error:  # an operation that vmap does not know, such as masked_select
-                log.info("the loss is taken sample by sample: %s", error)
-                self._losses_together = False
-        losses = [
-            sample_loss([part[i] for part in parts], None if targets is None else _one(targets, i))
-            for i in range(len(parts[0]) if parts else 0)
-        ]
-        return torch.stack(losses) if losses else torch.zeros(0, device=self.device)
+        def run(samples: int) -> Any:
+            rows = torch.arange(samples) % length(inputs)
+            with seen:
+                return self._call({}, map_leaves(lambda leaf: leaf[rows], inputs))
+
+        seen = Seen()
+        with self._inference(fused=True):
+            first = slice(0, 1)
+            target = None if targets is None else index(targets, first)
+            self._losses.look(run, target, distinct=length(inputs) > 1)
+        self._half, self._makes_leaves = self._half or seen.half, seen.makes_leaves
+
+    def _call_batch(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
+        with self._losses.taken_apart(length(x)):
+            return self._call(weights, x)
 
     def _call(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
         if not weights:
             return _call(self.model, x)
         args, kwargs = bind_inputs(self.model.forward, x)
-        return functional_call(self.model, weights, args, kwargs)
-
-    def _loss(self, output: Any, target: Any) -> torch.Tensor:
-        """Return the loss of a batch of one, summed to a scalar."""
-        if self._label_form is None:
-            self._label_form = label_form(self.loss_fn, output, target)
-        if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
-            target = LABEL_FORMS[self._label_form](output, target)
-        loss = call_loss(self.loss_fn, output, target, labels=target)
-        if not isinstance(loss, torch.Tensor):
-            raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
-        return loss.sum()
+        with NoLeaves() if self._makes_leaves else nullcontext():
+            return functional_call(self.model, weights, args, kwargs)
 
     def _laid_out(self, inputs: Tree) -> Tree:
         """Return images with their channels last in memory, which convolutions and pooling are faster with."""
         return map_leaves(channels_last, inputs) if self._channels_last else inputs
 
-    def _tensors(self, tree: Tree) -> Tree:
-        return map_leaves(self._tensor, tree)
+    def _tensors(self, x: Tree) -> Tree:
+        return self._conversion.inputs(x)
 
-    def _tensor(self, leaf: Any) -> Any:
-        if isinstance(leaf, list):
-            arrays = all(isinstance(item, np.ndarray | torch.Tensor) for item in leaf)
-            return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
-        value = leaf if isinstance(leaf, torch.Tensor) else torch.tensor(np.asarray(leaf))
-        if value.is_floating_point():
-            return value.detach().to(self.device, self._torch_dtype)
-        if value.dtype in _OTHER_INTEGERS:
-            return value.to(self.device, torch.int64)
-        return value.to(self.device)
+    def _targets(self, y: Tree) -> Tree:
+        return self._conversion.labels(y)
 
-    def _inference(self, fused: bool = False) -> AbstractContextManager[None]:
-        return inference(self.model, self.device, fused)
+    def _main(self, output: Any, samples: int) -> Floats | None:
+        main = self._losses.main(output, samples)
+        if main is None:
+            return None
+        self._output_dtype = main.dtype
+        return to_numpy(main)
+
+    def _outputs(self, outputs: Floats) -> torch.Tensor:
+        """Return the model's outputs, given as an array, as the tensor they were."""
+        return torch.as_tensor(outputs, device=self.device, dtype=self._output_dtype)
+
+    @contextmanager
+    def _inference(self, fused: bool = False) -> Iterator[None]:
+        with inference(self.model, self.device, fused), torch_model.without_checkpoints():
+            yield
 
 
 def _call(model: nn.Module, x: Tree) -> Any:
     args, kwargs = bind_inputs(model.forward, x)
     return model(*args, **kwargs)
-
-
-def _one(tree: Tree, row: int) -> Tree:
-    return map_leaves(lambda leaf: leaf[row], tree)

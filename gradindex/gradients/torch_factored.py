@@ -44,8 +44,8 @@ class Plan:
     """Numbers of a sample's layer outputs."""
 
 
-def plan(forward: Callable[[int], Any], named: Mapping[str, Tensor]) -> Plan:
-    """Return the plan found by running `forward` on 3 samples and on 2.
+def plan(forward: Callable[[int], Any], reads: Callable[[Any], Sequence[Tensor]], named: Mapping[str, Tensor]) -> Plan:
+    """Return the plan found by running `forward` on 3 samples and on 2; `reads` are the tensors the loss reads of it.
 
     A call whose result is as large for 3 as for 2 computes something that all samples share; what is computed
     from that comes into view in the next round.
@@ -58,8 +58,11 @@ def plan(forward: Callable[[int], Any], named: Mapping[str, Tensor]) -> Plan:
         known, before = Known(layouts(three.shapes, two.shapes, three.minor), shared), known.shared
         if shared == before:
             break
-    again = _watch(forward, 2, Capture(names, known, lambda call, g: None, 2))
-    return Plan(known, frozenset(named) - again.without_rule, two.captured // 2)
+    again = Capture(names, known, lambda call, g: None, 2)
+    with torch.enable_grad(), again:
+        output = forward(2)
+    alike = {name for part in reads(output) for name in again.names(part)}  # read as it is, with no sample's rows
+    return Plan(known, frozenset(named) - again.without_rule - alike, two.captured // 2)
 
 
 def _watch(forward: Callable[[int], Any], samples: int, capture: Capture) -> Capture:
@@ -101,7 +104,8 @@ def backward(
             output = forward()
         losses = losses_of(output)
         if losses.requires_grad:
-            torch.autograd.grad(losses.sum(), list(capture.anchors.values()), allow_unused=True)
+            starts = [*capture.anchors.values(), *capture.starts]
+            torch.autograd.grad(losses.sum(), starts, allow_unused=True)
     for name, uses in pending.items():  # a call whose output the loss does not depend on
         finish(name, uses)
     return output, losses.detach()
@@ -121,6 +125,12 @@ class Rows:
     def __call__(self, name: str, uses: Sequence[Use]) -> None:
         """Take the uses of one parameter."""
         out = self.gradients[:, self._places[name]]
+        if all(isinstance(use, Touched) for use in uses):  # most rows of a table stay as they are, and cost nothing
+            for use in uses:
+                numbers, columns = (part.cpu().numpy() for part in use.factors(slice(None)))
+                tables = out.reshape(len(out), -1, columns.shape[2])
+                np.add.at(tables, (np.arange(len(out))[:, None], numbers), columns)
+            return
         for block in _blocks(len(out), _formed_bytes(out.shape[1], uses)):
             out[block] = _formed(uses, block).cpu().numpy()
 

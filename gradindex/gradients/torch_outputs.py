@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,43 +37,58 @@ def label_form(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> 
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], output: Any) -> Any:
-    """Return a copy of `output` with every tensor in it replaced by what `function` makes of it, in order."""
+    """Return a copy of `output` with every tensor in it replaced by what `function` makes of it, in order.
+
+    Tensors are sought in tuples, lists, dicts and attributes of objects, but not within modules.
+    """
+    return _map(function, output, ())
+
+
+def _map(function: Callable[[torch.Tensor], Any], output: Any, within: tuple[int, ...]) -> Any:
     if isinstance(output, torch.Tensor):
         return function(output)
+    if id(output) in within or isinstance(output, type | torch.nn.Module):
+        return output
+    inside = (*within, id(output))
     if isinstance(output, tuple):
-        parts = [map_tensors(function, part) for part in output]
+        parts = [_map(function, part, inside) for part in output]
         return type(output)(*parts) if hasattr(output, "_fields") else tuple(parts)
     if isinstance(output, list):
-        return [map_tensors(function, part) for part in output]
+        return [_map(function, part, inside) for part in output]
     if isinstance(output, dict):
         found = copy.copy(output)
         for key, part in output.items():
-            found[key] = map_tensors(function, part)  # Hugging Face's dicts set the attribute as well
+            found[key] = _map(function, part, inside)  # Hugging Face's dicts set the attribute as well
         return found
-    if hasattr(output, "__dict__") and not isinstance(output, type):
+    if hasattr(output, "__dict__") and not callable(output):
         found = copy.copy(output)
         for name, part in vars(output).items():
-            object.__setattr__(found, name, map_tensors(function, part))
+            object.__setattr__(found, name, _map(function, part, inside))
         return found
     return output
 
 
 def along(
-    outputs_of: Callable[[Any], Any], losses_of: Callable[[Any], torch.Tensor], weights: Any, tangents: Any
+    rows_of: Callable[[Any], tuple[Sequence[torch.Tensor], Any]],
+    losses_of: Callable[[Sequence[torch.Tensor], Any], torch.Tensor],
+    weights: Any,
+    tangents: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the derivatives (b,) float64 of a batch's losses along a change of the weights, and the losses (b,).
 
     Forward mode as far as the outputs, then the product with the losses' derivatives there, which gradients are made
     of, too. Where those are mostly rounding, forward mode through the loss would round otherwise: the cosine of a
     sample's gradient with itself was 1.1.
+
+    `rows_of` returns tensors (b, …) that the losses read, and the outputs that they belong to; `losses_of` is given
+    both.
     """
     shape: list[Any] = []
     kinds: list[bool] = []
 
     def smooth(weights: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        found: list[torch.Tensor] = []
-        shape.append(outputs_of(weights))
-        map_tensors(found.append, shape[0])
+        found, output = rows_of(weights)
+        shape.append(output)
         kinds.extend(_is_smooth(part) for part in found)
         return [part for part in found if _is_smooth(part)], [part for part in found if not _is_smooth(part)]
 
@@ -83,11 +98,10 @@ def along(
     with torch.enable_grad():
         values = [value.detach().requires_grad_() for value in values]
         rest, left = iter(values), iter(others)
-        parts = iter([next(rest if kind else left) for kind in kinds])
-        losses = losses_of(map_tensors(lambda _: next(parts), shape[0]))
+        losses = losses_of([next(rest if kind else left) for kind in kinds], shape[0])
         found = torch.autograd.grad(losses.sum(), values, allow_unused=True, materialize_grads=True)
     products = [(one.conj() * change).real for one, change in zip(found, changes, strict=True)]
-    dots = [product[..., None].flatten(1).sum(1, dtype=torch.float64) for product in products]  # outputs may be (b,)
+    dots = [product[..., None].flatten(1).sum(1, dtype=torch.float64) for product in products]  # rows may be (b,)
     return torch.stack(dots).sum(0), losses.detach()
 
 
@@ -101,10 +115,10 @@ def main_tensor(output: Any) -> torch.Tensor | None:
     return output.detach() if isinstance(output, torch.Tensor) else None
 
 
-def as_array(output: Any) -> Floats | None:
-    """Return the main tensor of an output as an array, None if there is none."""
+def as_array(output: Any, samples: int) -> Floats | None:
+    """Return the main tensor (b, …) of an output of `samples` samples as an array, None if there is none."""
     tensor = main_tensor(output)
-    return None if tensor is None else to_numpy(tensor)
+    return None if tensor is None or not tensor.dim() or len(tensor) != samples else to_numpy(tensor)
 
 
 def to_numpy(tensor: torch.Tensor) -> Floats:

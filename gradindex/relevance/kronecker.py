@@ -179,7 +179,7 @@ class _Batches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         engine: Any = self._job.engine
         for batch in self._job.source.blocks(_BATCH):
-            x, y = engine._tensors(batch.x), engine._tensors(batch.y)
+            x, y = engine._tensors(batch.x), engine._targets(batch.y)
             if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
                 raise Unsupported("inputs or labels are not one tensor")
             yield x, y

@@ -21,9 +21,10 @@ def hessian_product(job: Job) -> Product:
 
     def product(rows: Rows) -> Rows:
         total = np.zeros(rows.shape)
-        vectors = torch.as_tensor(rows, dtype=engine._torch_dtype, device=engine.device)
+        vectors = torch.as_tensor(rows.astype(engine.dtype), device=engine.device)
         for batch in source.blocks(_BATCH):
-            x, y = engine._tensors(batch.x), engine._tensors(batch.y)
+            x, y = engine._tensors(batch.x), engine._targets(batch.y)
+            engine._look(x, y)
             with engine._inference(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)  # torch's own
                 total += _block(engine, x, y, vectors).double().cpu().numpy()
@@ -36,10 +37,10 @@ def _block(engine: Any, x: Any, y: Any, vectors: torch.Tensor) -> torch.Tensor:
     weights = engine._weights()
 
     def loss(values: dict[str, torch.Tensor]) -> torch.Tensor:
-        return engine._sample_losses(engine._call(values, x), y).sum()
+        return engine._sample_losses(values, x, y).sum()
 
     def one(vector: torch.Tensor) -> torch.Tensor:
-        tangents = {p.name: vector[place].reshape(p.shape) for p, place in engine.slices()}
+        tangents = {p.name: vector[place].reshape(p.shape).to(weights[p.name].dtype) for p, place in engine.slices()}
         _, change = jvp(grad(loss), (weights,), (tangents,))
         return torch.cat([change[p.name].flatten() for p in engine.parameters])
 

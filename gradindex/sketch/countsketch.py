@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _SCATTER, _COUNT, _SPECTRUM = 0.1, 0.1, 0.25
 _SLOW_COUNT, _SLOW_SPECTRUM = 0.25, 1.1
 _ROTATE, _FEW_ROWS = 0.06, 4  # a number of a vector added in another rotation: so few rows need no spectrum
+_LONG = 1 << 16  # numbers of a gradient that cost more to copy than several samples at once save
 _HEAP_BYTES = 96 << 10  # malloc maps pages anew for blocks from 128 KiB on
 
 
@@ -90,6 +91,9 @@ class CountSketchProjector(Projector):
 
     def add_measured(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> NDArray[np.float64]:
         """Do `add`, and return the gradients' squared norms (b,) from the same pass over memory."""
+        if not gradients.flags.c_contiguous and parameter.size >= _LONG:  # one parameter's part of whole gradients
+            parts = [self.add_measured(out[i : i + 1], parameter, gradients[i : i + 1]) for i in range(len(out))]
+            return np.concatenate(parts)
         t = self._table(parameter)
         matrix = np.ascontiguousarray(gradients, np.float32).reshape(len(gradients), *parameter.matrix_shape)
         rows, columns = (t.row_buckets, t.row_signs), (t.column_buckets, t.column_signs)

@@ -23,11 +23,12 @@ from gradindex.gradients.base import Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.countsketch import CountSketchProjector
 from gradindex.sketch.hashing import check_seed, stream
+from gradindex.sketch.touched import TouchedRows
 
 if TYPE_CHECKING:
     from gradindex.sketch.recorder import Recorder
 
-SIDES, WHOLE, NONE = "factors", "formed", "none"
+SIDES, WHOLE, TOUCHED, NONE = "factors", "formed", "touched rows", "none"
 _PURPOSE = 1 << 15  # of the stream that draws landmarks; hashes use the small ones
 _PER_NS = 15.0  # multiply-adds in a nanosecond of a matrix product
 _BLOCK_NUMBERS = 1 << 23
@@ -102,17 +103,22 @@ class LandmarkProjector(Projector):
     """Kernel values with L landmarks, (b, L), that `finish` turns into rows (p, ρ), or (p, s) of a residual's sketch.
 
     For the latter, what is added up is (b, L + k): a CountSketch of the gradient follows the kernel values.
+
+    `touches`: embedding tables are kept as the rows that were looked up, whatever the memory. Stores whose landmarks
+    were kept formed, or not at all, need that again.
     """
 
-    def __init__(self, options: Landmark, parameters: Sequence[Parameter], seed: int) -> None:
-        self.options, self.seed, self.parameters = options, seed, tuple(parameters)
+    def __init__(self, options: Landmark, parameters: Sequence[Parameter], seed: int, *, touches: bool = False) -> None:
+        self.options, self.seed, self.parameters, self.touches = options, seed, tuple(parameters), touches
         self.count = options.landmarks
         self._rest = CountSketchProjector(options.residual, parameters, seed) if options.residual else None
         self._directions = self._basis = np.zeros((options.landmarks, options.residual))  # sketches: landmarks', p's
         self.forms: dict[str, str] = {}
-        """How each parameter's landmarks are kept: 'factors', 'formed', or 'none' where it has no coordinates."""
+        """How each parameter's landmarks are kept: 'factors', 'formed', 'touched rows' of a table, or 'none' where it
+        has no coordinates."""
         self._sides: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self._whole: dict[str, NDArray[np.float32]] = {}
+        self._touched: dict[str, TouchedRows] = {}
         self._whitening: Whitening | None = None
 
     @property
@@ -133,13 +139,15 @@ class LandmarkProjector(Projector):
     def adopt(self, recorder: "Recorder") -> NDArray[np.float64]:
         """Take over recorded landmarks, scaled to unit norm; return the norms (L,) of their covered parts."""
         self.count, self.forms = recorder.count, recorder.forms
-        self._sides, self._whole = recorder.sides, recorder.whole
+        self._sides, self._whole, self._touched = recorder.sides, recorder.whole, recorder.touched
         norms: NDArray[np.float64] = np.sqrt(np.maximum(np.diag(self._gram()), 0))
         scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)[:, None]  # beyond float32 for tiny ones
         for rows, _ in self._sides.values():
             np.multiply(rows, scale, out=rows, casting="unsafe")
         for gradients in self._whole.values():
             np.multiply(gradients, scale, out=gradients, casting="unsafe")
+        for table in self._touched.values():
+            table.scale(scale[:, 0])
         self._directions = self._sketched_landmarks()
         return norms
 
@@ -228,6 +236,8 @@ class LandmarkProjector(Projector):
         values = out[:, : self.count]
         if parameter.name in self._whole:
             values += gradients @ self._whole[parameter.name].T
+        if parameter.name in self._touched:
+            values += self._touched[parameter.name].formed_dots(gradients, self.count)
         if parameter.name not in self._sides:
             return
         sides = self._sides[parameter.name]
@@ -241,6 +251,10 @@ class LandmarkProjector(Projector):
 
     def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
         """Add what Σ_t r_t c_tᵀ comes to; for one position the kernel values are (C C_Lᵀ) ∘ (R R_Lᵀ)."""
+        if parameter.name in self._touched and rows.ndim == 2:
+            out[:, : self.count] += self._touched[parameter.name].dots(rows, columns, self.count)
+            self._add_rest(out, lambda part, sketch: sketch.add_factors(part, parameter, rows, columns))
+            return
         sides = self._sides.get(parameter.name)
         if sides is None or rows.ndim == 2 or rows.shape[1] != 1:
             if self.forms.get(parameter.name) != NONE:
@@ -273,7 +287,9 @@ class LandmarkProjector(Projector):
         rest = 0.0 if self._rest is None else self._rest.factor_cost(parameter, positions, touched)
         if form == NONE:
             return rest
-        if form == WHOLE or positions != 1 or touched:
+        if touched and self.touches and form in (None, TOUCHED):
+            return rest + positions * parameter.matrix_shape[1] * self.count / _PER_NS
+        if form in (WHOLE, TOUCHED) or positions != 1 or touched:
             return math.inf
         return rest + sum(parameter.matrix_shape) * self.count / _PER_NS
 
@@ -284,6 +300,8 @@ class LandmarkProjector(Projector):
             total += _squared(rows) * _squared(columns)
         for gradients in self._whole.values():
             total += _squared(gradients)
+        for table in self._touched.values():
+            total += table.gram(self.count)
         return total
 
 

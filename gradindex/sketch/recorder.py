@@ -2,14 +2,22 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.batches import Batch
 from gradindex.gradients.base import Engine, Floats, Parameter, Projector
-from gradindex.sketch.landmark import NONE, SIDES, WHOLE, LandmarkProjector
+from gradindex.sketch.landmark import NONE, SIDES, TOUCHED, WHOLE, LandmarkProjector
+from gradindex.sketch.touched import TouchedRows
+
+
+class _Touched(NamedTuple):
+    """Row numbers (b, T) of a table, and their gradients (b, T, C)."""
+
+    numbers: NDArray[np.int64]
+    columns: Floats
 
 
 class Recorder(Projector):
@@ -26,9 +34,10 @@ class Recorder(Projector):
         self.forms: dict[str, str] = {}
         self._costs = projector
         self._taken = 0
-        self._found: dict[str, list[NDArray[Any] | tuple[NDArray[Any], Floats]]] = {}
+        self._found: dict[str, list[NDArray[Any] | tuple[NDArray[Any], Floats] | _Touched]] = {}
         self.sides: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self.whole: dict[str, NDArray[np.float32]] = {}
+        self.touched: dict[str, TouchedRows] = {}
 
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
         """Keep formed gradients (b, size)."""
@@ -36,8 +45,12 @@ class Recorder(Projector):
             self._found.setdefault(parameter.name, []).append(np.array(gradients, np.float32))
 
     def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
-        """Keep factors of one position."""
+        """Keep factors of one position, or rows of a table."""
         if self.forms.get(parameter.name) == NONE:
+            return
+        if rows.ndim == 2 and self._costs.touches:
+            kept = _Touched(np.array(rows, np.int64), np.array(columns, np.float32))
+            self._found.setdefault(parameter.name, []).append(kept)
             return
         if rows.ndim == 2 or rows.shape[1] != 1:
             super().add_factors(out, parameter, rows, columns)
@@ -58,7 +71,11 @@ class Recorder(Projector):
 
     def scale(self, factors: dict[str, float]) -> None:
         """Multiply what was kept of some parameters' gradients."""
+        for table in self.touched.values():
+            table.sort()
         for name, factor in factors.items():
+            if name in self.touched:
+                self.touched[name].scale(np.full(self.count, factor))
             kept = self.sides[name][0] if name in self.sides else self.whole.get(name)
             if kept is not None:
                 kept *= np.float32(factor)
@@ -73,8 +90,12 @@ class Recorder(Projector):
         here = slice(self._taken, self._taken + count)
         for name, parts in found.items():
             form = self.forms.get(name)
-            single = len(parts) == 1 and isinstance(parts[0], tuple)
+            single = len(parts) == 1 and type(parts[0]) is tuple
             if form is None or (form == SIDES and not single):
+                return False
+            if form == TOUCHED and not self._touch(name, parts):
+                return False
+            if form == WHOLE and any(isinstance(part, _Touched) for part in parts):
                 return False
             if form == SIDES:
                 rows, columns = self.sides[name]
@@ -84,11 +105,25 @@ class Recorder(Projector):
         self._taken += count
         return True
 
+    def _touch(self, name: str, parts: list[Any]) -> bool:
+        for part in parts:
+            if isinstance(part, _Touched):
+                self.touched[name].add(self._taken, *part)
+            elif isinstance(part, np.ndarray):
+                self.touched[name].add_formed(self._taken, part)
+            else:
+                return False
+        return True
+
     def _allot(self, found: dict[str, list[Any]]) -> None:
         """Decide which parameters have coordinates, the smallest first, and make room for them."""
         sizes: dict[str, tuple[int, ...]] = {}
         for name, parts in found.items():
-            single = len(parts) == 1 and isinstance(parts[0], tuple)
+            if all(isinstance(part, _Touched) for part in parts):
+                self.forms[name] = TOUCHED
+                self.touched[name] = TouchedRows(parts[0].columns.shape[2])
+                continue
+            single = len(parts) == 1 and type(parts[0]) is tuple
             sizes[name] = (parts[0][0].shape[1], parts[0][1].shape[1]) if single else (_formed(parts[0]).shape[1],)
         left = self._costs.options.memory
         for name, size in sorted(sizes.items(), key=lambda item: sum(item[1])):
@@ -104,7 +139,7 @@ class Recorder(Projector):
             else:
                 self.forms[name] = WHOLE
                 self.whole[name] = np.zeros((self.count, size[0]), np.float32)
-        if not self.sides and not self.whole:
+        if not self.sides and not self.whole and not self.touched:
             least = min(map(sum, sizes.values()), default=0) * 4 * self.count
             raise ValueError(
                 f"Landmark(memory={self._costs.options.memory}) holds the landmarks' gradients of no parameter; the "
@@ -160,7 +195,7 @@ def _record_batch(recorder: Recorder, engine: Engine, batch: Batch, size: int) -
 
 
 def _rows(part: Any) -> int:
-    return len(part[0] if isinstance(part, tuple) else part)
+    return len(part[0] if isinstance(part, tuple) else part)  # of factors, and of touched rows
 
 
 def _formed(part: Any) -> NDArray[np.float32]:

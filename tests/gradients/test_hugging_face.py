@@ -36,6 +36,9 @@ LANGUAGE_MODELS = {
         transformers.GPT2Config(**GPT2, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     ),
     "Llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)),
+    "Gemma 3": lambda: transformers.Gemma3ForCausalLM(
+        transformers.Gemma3TextConfig(**SMALL, num_key_value_heads=1, head_dim=8, sliding_window=4, pad_token_id=0)
+    ),
 }
 
 
@@ -66,4 +69,13 @@ def test_language_models(name):
     for b in (5, 1):
         x = texts(b)
         assert_as_the_loop(engine, x, x["input_ids"])
+    assert set(engine.paths.values()) == {"factored"}, engine.paths
+
+
+def test_the_loss_that_a_language_model_takes_itself():
+    torch.manual_seed(0)
+    engine = TorchEngine(LANGUAGE_MODELS["Llama"](), lambda out, y: out.loss)
+    x = texts(5)
+    x["labels"] = np.where(x["attention_mask"] > 0, x["input_ids"], -100)  # so that samples have unlike lengths
+    assert_as_the_loop(engine, x, x["input_ids"])
     assert set(engine.paths.values()) == {"factored"}, engine.paths

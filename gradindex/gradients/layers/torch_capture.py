@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from gradindex.gradients.base import PathFailed
 from gradindex.gradients.layers.torch_shared import Shared, replace, tensors
 from gradindex.gradients.layers.torch_use import Use, Workspace
+from gradindex.gradients.torch_model import MAKE_LEAVES
 
 Rule = Callable[["Capture", Callable[..., Any], dict[str, Any]], Any]
 RULES: dict[Callable[..., Any], tuple[Rule, inspect.Signature]] = {}
@@ -186,6 +187,7 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         self.batch_is_minor = False
         self.expected: Counter[str] = Counter()
         self.anchors: dict[torch.device, Tensor] = {}
+        self.starts: list[Tensor] = []
         self.captured = 0
         self.results: dict[Key, tuple[torch.Size, ...]] = {}
         self.in_shared_call = False
@@ -200,7 +202,10 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         used = [tensor for tensor in tensors((args, kwargs)) if tensor in self.shared]
         if not used:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if func in MAKE_LEAVES and args[0].requires_grad and args[0].is_leaf:
+                self.starts.append(args[0])  # of the graph, like an anchor: what comes after depends on it
+            return result
         before, outside = self._key, self._dealt_with
         self._key = self._next_key(used)
         key, self._dealt_with = self._key, set()

@@ -18,9 +18,12 @@ Call = dict[str, Any]
     F.embedding,
 )
 def embedding(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
-    """y_t = W[x_t]: only touched rows have a gradient, and the padding's row has none."""
-    numbers, weight = call["input"], call["weight"]
-    if call["scale_grad_by_freq"]:
+    """y_t = W[x_t]: only touched rows have a gradient, and the padding's row has none.
+
+    With `scale_grad_by_freq` each is divided by how often the sample, not the batch, has looked the row up.
+    """
+    numbers, weight, by_count = call["input"], call["weight"], call["scale_grad_by_freq"]
+    if by_count and capture.in_shared_call:
         raise NoRule
     padding = _padding(call["padding_idx"], weight)
     output = function(numbers, plain(weight), padding, call["max_norm"], call["norm_type"] or 2.0)
@@ -32,6 +35,8 @@ def embedding(capture: Capture, function: Callable[..., Tensor], call: Call) -> 
         columns, rows = at.positions(g), at.positions(numbers, 0)
         if padding is not None:
             columns = columns.masked_fill((rows == padding)[:, :, None], 0)
+        if by_count:
+            columns = columns / (rows[:, :, None] == rows[:, None, :]).sum(2, keepdim=True)
         return Touched(rows, columns, len(weight))
 
     return capture.tap(output, {weight: touched}, [numbers])
