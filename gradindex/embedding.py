@@ -71,8 +71,12 @@ def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: 
 
         prepare(projector, job, projector.draw(len(job.source)))
     size = batch_size or embedding_batch_size(job)
-    compared = watch.RowWatch(job.engine, projector, watch.draw(seed, 0, len(job.source), len(job.source)))
+    question = (type(projector).__name__, projector.dim, seed, size)
+    again = question in job.engine.compared  # the same rows by the same path: nothing new to compare
+    drawn = np.empty(0, np.int64) if again else watch.draw(seed, 0, len(job.source), len(job.source))
+    compared = watch.RowWatch(job.engine, projector, drawn)
     with job.engine.paths_kept():
+        paths = job.engine.paths
         for batch in job.source.blocks(_reading_size(job, size)):
             while True:
                 try:
@@ -82,6 +86,8 @@ def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: 
                     watch.lower(job.engine, error)
                     compared.forget()
             yield block
+        if job.engine.paths == paths:
+            job.engine.compared.add(question)
 
 
 def embed_rows(

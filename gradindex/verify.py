@@ -149,8 +149,8 @@ def verify(
     x, y
         Held-out samples, as `Index.explain` takes them, instead of training samples.
     max_seconds
-        Stop the pass over the training set after so many seconds; its rows then come in an order drawn by `seed`.
-        None: never.
+        Stop the pass over the training set so many seconds after the call; its rows then come in an order drawn by
+        `seed`, and at least one batch is compared. None: never.
 
     Raises
     ------
@@ -182,11 +182,12 @@ def verify(
     }  # what a user gets who asks for so many
     estimates = _answer(index, own, options, max(k, most), 0)
     by_steps = len(rows) <= STEPS
-    truth = _compare(index, asked, own, max(k, most), parsed, rng, max_seconds, by_steps)
+    end = None if max_seconds is None else began + max_seconds
+    truth = _compare(index, asked, own, max(k, most), parsed, rng, end, by_steps)
     checked = spot_check(index, asked, [(truth.rows, truth.values), lists[k], lists[most]], parsed, max_seconds)
     if not by_steps and not ladder.agree(checked.errors[0], index.job.engine):
         log.warning("exact values are off by up to %.2g from training steps, which are taken", checked.error)
-        truth = _compare(index, asked, own, max(k, most), parsed, rng, max_seconds, True)
+        truth = _compare(index, asked, own, max(k, most), parsed, rng, end, True)
     best = [_with_answers(truth, answer) for answer in (lists[k], lists[most])]
     stages = _stages(best, truth, estimates, lists, k, most)
     recall = agreement.share(agreement.recalls(best[0], lists[k][0], k))
@@ -285,7 +286,7 @@ def _compare(
     depth: int,
     kernel: Kernel,
     rng: np.random.Generator,
-    max_seconds: float | None,
+    end: float | None,
     by_steps: bool,
 ) -> _Truth:
     """Compare queries with all rows, exactly and by their sketches, in one pass as long as time allows.
@@ -294,8 +295,8 @@ def _compare(
     """
     store, engine = index.store, index.job.engine
     sample = np.sort(rng.choice(len(store), min(len(store), _CORRELATED_ROWS), replace=False)).astype(np.int64)
-    order = rng.permutation(len(store)) if max_seconds is not None else None
-    parts, end = [], None if max_seconds is None else time.perf_counter() + max_seconds
+    order = rng.permutation(len(store)) if end is not None else None
+    parts = []
     for some, gradients, norms in gradient_chunks(engine, asked, by_steps=True):
         batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
         sketches = index.sketches(gradients, norms)

@@ -96,6 +96,8 @@ class Engine(ABC):
         self._running = LOOP  # the path last taken
         self.signals: tuple[Signal, ...] | None = None
         """What was seen that some way of computing misses; None before the first batch."""
+        self.compared: set[tuple[Any, ...]] = set()
+        """Questions whose rows were compared with training steps before, see `gradindex.embedding.embed`."""
 
     @cached_property
     def ways(self) -> Ways:
