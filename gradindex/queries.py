@@ -19,7 +19,7 @@ from gradindex.store.shard import normalise
 from gradindex.timing import stage
 
 _FORWARD_BATCH = 256
-_FEW = 4  # queries whose gradients are those of training steps, which cost no more then
+_FEW = 8  # queries whose gradients are those of training steps: so few cost little, and need no comparison
 MEMORY_BUDGET = 1 << 30  # bytes for the gradients of the queries handled at once
 
 

@@ -30,6 +30,7 @@ AUDIT = "audit.json"
 DEPTHS = 1, 10, 100
 INDEX, SKETCH, FINAL = "index against store", "sketch against exact", "answer against exact"
 _CORRELATED_ROWS = 10_000  # rank correlation over at most this many rows, drawn by the seed
+_STEPS_AT_ONCE = 16
 _DRAWN = 2000  # pairs of cosines kept for drawing
 
 
@@ -303,7 +304,7 @@ def _compare(
         _, sketched, _ = mips.scan(store, sketches, norms, kernel, depth + 1, selection=select(store, None))
         best, rows = np.full((len(norms), depth), -np.inf), np.full((len(norms), depth), -1, np.int64)
         values, compared = np.full((len(norms), len(sample)), np.nan), 0
-        size = default_batch_size(engine)
+        size = _STEPS_AT_ONCE if by_steps else default_batch_size(engine)
         blocks = None if order is None else _until(end, store.ids[order], size)
         for part, dots, train in exact.scan(engine, index.job.source, batch, gradients, size, blocks, by_steps):
             there = store.holds(part.ids)  # a compaction leaves removed samples out
