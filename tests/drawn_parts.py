@@ -139,12 +139,12 @@ class Middle(nn.Module):
 
 
 SOUND = (
-    "plain", "plain", "plain", "no_grad_target", "detached", "straight_through", "reversal", "tensor_hook_clips", "where",
-    "in_place", "twice", "weights_as_numbers", "normed_weight", "checkpointed",
+    "plain", "plain", "plain", "no_grad_target", "detached", "straight_through", "reversal", "tensor_hook_clips",
+    "where", "in_place", "twice", "weights_as_numbers", "normed_weight", "checkpointed",
 )  # fmt: skip
 OF_BATCHES = (
-    "tensor_hook_normalises", "any_branch", "all_branch", "early_exit", "repeated", "centred", "scaled_by_batch", "counts",
-    "moving_average", "quantised",
+    "tensor_hook_normalises", "any_branch", "all_branch", "early_exit", "repeated", "centred", "scaled_by_batch",
+    "counts", "moving_average", "quantised",
 )  # fmt: skip
 
 STEPS = ("straight_through", "quantised", "any_branch", "all_branch", "early_exit", "repeated", "where")
@@ -310,7 +310,7 @@ def attach(kind: str, model: Network, at: float) -> None:
 
 
 HOOKS = (
-    "none", "none", "none", "none", "none", "none", "none", "parameter clips", "parameter masked", "parameter normalised",
-    "after accumulation", "module scales", "module clips", "module clips before", "module normalises the batch", "forward",
-    "forward before",
+    "none", "none", "none", "none", "none", "none", "none", "parameter clips", "parameter masked",
+    "parameter normalised", "after accumulation", "module scales", "module clips", "module clips before",
+    "module normalises the batch", "forward", "forward before",
 )  # fmt: skip
