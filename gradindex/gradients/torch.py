@@ -285,7 +285,7 @@ class TorchEngine(Engine):
         found = list(torch_signals.of_hooks(self.model, selected))
         with self._inference(fused=True):
             found += torch_signals.of_pass(
-                lambda: self._call({}, inputs), lambda output: self._loss(output, targets), selected
+                lambda: self._call({}, inputs), lambda output: self._loss(output, targets), selected, inputs
             )
         return tuple(found)
 
