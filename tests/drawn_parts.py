@@ -144,9 +144,9 @@ SOUND = (
 )  # fmt: skip
 OF_BATCHES = (
     "tensor_hook_normalises", "any_branch", "all_branch", "early_exit", "repeated", "centred", "scaled_by_batch",
-    "counts", "moving_average", "quantised",
+    "quantised",
 )  # fmt: skip
-
+STATEFUL = "counts", "moving_average"  # which write buffers
 STEPS = ("straight_through", "quantised", "any_branch", "all_branch", "early_exit", "repeated", "where")
 
 
