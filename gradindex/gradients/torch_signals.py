@@ -56,10 +56,18 @@ def of_pass(
         The selected parameters by name.
     inputs
         The tensors that `forward` calls the model with.
+
+    Raises
+    ------
+    ValueError
+        If the output depends on random numbers.
     """
     with torch.enable_grad():
+        before = torch.get_rng_state()
         with _Watch(inputs) as seen:
             output = forward()
+        if not torch.equal(before, torch.get_rng_state()):
+            _check_fixed(output, forward())
         yield from seen.signals()
         yield from _of_graph(output)
         inside = map_tensors(_leaf, output)
@@ -77,6 +85,18 @@ def of_pass(
             "loss reads weights",
             f"the loss depends on {_few(direct)} by another way than the model's output (a penalty?)",
             BATCHED,
+        )
+
+
+def _check_fixed(output: Any, again: Any) -> None:
+    """Raise ValueError if the random numbers that two forward passes of a sample drew show in their outputs."""
+    pairs: list[list[torch.Tensor]] = [[], []]
+    for found, one in zip(pairs, (output, again), strict=True):
+        map_tensors(found.append, one)
+    if not all(torch.equal(first, second) for first, second in zip(*pairs, strict=True)):
+        raise ValueError(
+            "The model draws random numbers in evaluation mode, so its gradients are others each time. Leave them out "
+            "there: F.dropout(..., training=self.training), noise only `if self.training`."
         )
 
 
