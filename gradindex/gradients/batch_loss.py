@@ -13,7 +13,8 @@ def check(loss_of: Callable[[Sequence[int]], float | None], samples: int) -> Non
     """Refuse a loss that compares samples with each other, such as a contrastive one.
 
     The losses of pairs are compared with those of their samples. They may be a sum or a mean of these, up to a constant
-    (a penalty on the weights), or lie between them (a mean with weights, such as the numbers of tokens).
+    (a penalty on the weights), or lie between them (a mean with weights, such as the numbers of tokens). Or a pair's
+    loss is a part for each of its samples, whatever they are alone (a sum of one term and the mean of another).
 
     Parameters
     ----------
@@ -39,7 +40,9 @@ def check(loss_of: Callable[[Sequence[int]], float | None], samples: int) -> Non
     room = _TOLERANCE * max(np.abs(single).max(), np.abs(both).max())
     between = (both >= ones.min(axis=1) - room).all() and (both <= ones.max(axis=1) + room).all()
     constant = min(float(np.ptp(both - made)) for made in (ones.sum(axis=1), ones.mean(axis=1)))
-    if not between and constant > room:
+    # The pairs (0, 1), (0, 2), (0, 3) and their counterparts (2, 3), (1, 3), (1, 2): parts of samples add up alike.
+    parts = len(alone) == _SAMPLES and float(np.ptp(both[:3] + both[:2:-1])) <= room
+    if not between and not parts and constant > room:
         (a, b), value = pairs[0], both[0]
         raise ValueError(
             f"The loss of a batch is not made of the losses of its samples: the first two have {value:.4g} "

@@ -89,10 +89,12 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _weights_kept(model: nn.Module) -> Iterator[None]:
     """Refuse a backward pass that changes weights, as an optimizer's step in a hook does, and undo what it did."""
+    hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()) or any(
+        module._backward_hooks or module._backward_pre_hooks for module in model.modules()
+    )
     watched = [
         (name, parameter, parameter._version, parameter.detach().clone())
-        for name, parameter in model.named_parameters()
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+        for name, parameter in (model.named_parameters() if hooked else ())
     ]
     try:
         yield
@@ -102,7 +104,7 @@ def _weights_kept(model: nn.Module) -> Iterator[None]:
             value.detach().copy_(before)
     if changed:
         raise ValueError(
-            f"A hook of {', '.join(repr(name) for name, *_ in changed[:5])} changes the weights in the backward pass "
+            f"A hook changes the weights of {', '.join(repr(name) for name, *_ in changed[:5])} in the backward pass "
             f"(an optimizer's step?). The weights were put back. Remove the hook: gradients are those of a fixed model."
         )
 

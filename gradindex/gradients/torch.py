@@ -306,7 +306,7 @@ class TorchEngine(Engine):
         found = list(torch_signals.of_hooks(self.model, selected))
         with self._inference(fused=True):
             loss = partial(self._losses.one, target=target)
-            found += torch_signals.of_pass(lambda: self._call({}, inputs), loss, selected)
+            found += torch_signals.of_pass(lambda: self._call({}, inputs), loss, selected, inputs)
         return tuple(found)
 
     def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:

@@ -13,6 +13,7 @@ from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, Signal
 from gradindex.gradients.torch_outputs import map_tensors
 
 _READS = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+_CHECKS = {"isnan", "isinf", "isfinite"}  # which are alike for all samples, or an error is near
 _WEIGHTED = {"cross_entropy", "nll_loss"}  # whose mean divides by the weights
 # Forward mode looks through hooks. Double backward runs them on gradients of size zero, which a hook that clips leaves.
 _ALONG = frozenset({FORWARD, BACKWARD})
@@ -38,7 +39,10 @@ def of_hooks(model: nn.Module, named: Mapping[str, torch.Tensor]) -> Iterator[Si
 
 
 def of_pass(
-    forward: Callable[[], Any], loss_of: Callable[[Any], torch.Tensor], named: Mapping[str, torch.Tensor]
+    forward: Callable[[], Any],
+    loss_of: Callable[[Any], torch.Tensor],
+    named: Mapping[str, torch.Tensor],
+    inputs: Any = None,
 ) -> Iterator[Signal]:
     """Yield signals of one sample's forward pass and loss.
 
@@ -50,10 +54,20 @@ def of_pass(
         Returns the loss, a scalar, of its output.
     named
         The selected parameters by name.
+    inputs
+        The tensors that `forward` calls the model with.
+
+    Raises
+    ------
+    ValueError
+        If the output depends on random numbers.
     """
     with torch.enable_grad():
-        with _Watch() as seen:
+        before = torch.get_rng_state()
+        with _Watch(inputs) as seen:
             output = forward()
+        if not torch.equal(before, torch.get_rng_state()):
+            _check_fixed(output, forward())
         yield from seen.signals()
         yield from _of_graph(output)
         inside = map_tensors(_leaf, output)
@@ -74,17 +88,62 @@ def of_pass(
         )
 
 
+def _check_fixed(output: Any, again: Any) -> None:
+    """Raise ValueError if the random numbers that two forward passes of a sample drew show in their outputs."""
+    pairs: list[list[torch.Tensor]] = [[], []]
+    for found, one in zip(pairs, (output, again), strict=True):
+        map_tensors(found.append, one)
+    if not all(torch.equal(first, second) for first, second in zip(*pairs, strict=True)):
+        raise ValueError(
+            "The model draws random numbers in evaluation mode, so its gradients are others each time. Leave them out "
+            "there: F.dropout(..., training=self.training), noise only `if self.training`."
+        )
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested tuples, lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list | Mapping):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
+
+
 def _leaf(tensor: torch.Tensor) -> torch.Tensor:
     found = tensor.detach()
     return found.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else found
 
 
 class _Watch(TorchFunctionMode):  # type: ignore[misc]
-    """Notes calls of torch functions that say something about the ways of computing gradients."""
+    """Notes calls of torch functions that say something about the ways of computing gradients.
 
-    def __init__(self) -> None:
+    What derives from the `inputs` is told from what derives from weights alone, and of the former what derives from
+    floating numbers, so that a branch on it may go another way in a batch, from masks and lengths.
+    """
+
+    def __init__(self, inputs: Any = None) -> None:
         super().__init__()
-        self.hooks, self.reads, self.hidden, self.weighted = 0, "", "", ""
+        self.hooks, self.reads, self.branches, self.hidden, self.weighted = 0, "", "", "", ""
+        self._of_batch: dict[int, torch.Tensor] = {}  # the tensors are kept, so that ids stay theirs
+        self._of_numbers: set[int] = set()
+        for tensor in _tensors(inputs):
+            self._know(tensor)
+
+    def _know(self, tensor: torch.Tensor, of_numbers: bool = False) -> None:
+        self._of_batch[id(tensor)] = tensor
+        if of_numbers or tensor.is_floating_point():
+            self._of_numbers.add(id(tensor))
+
+    def _follow(self, name: str, args: Any, result: Any) -> None:
+        """Know the result of a call as derived from the batch, if one of the arguments is."""
+        ids = {id(tensor) for tensor in _tensors(args)}
+        if not ids & self._of_batch.keys():
+            return
+        of_numbers = bool(ids & self._of_numbers)
+        if name in _READS and of_numbers:
+            self.branches = self.branches or name
+        for tensor in _tensors(result):
+            self._know(tensor, of_numbers and name not in _CHECKS)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -93,6 +152,7 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         result = func(*args, **kwargs)
+        self._follow(name, (args, tuple(kwargs.values())), result)
         if name == "register_hook":
             self.hooks += 1
         elif name in _READS:
@@ -118,9 +178,12 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
                 f"forward calls {self.hidden} under torch.no_grad(), which forward mode looks through",
                 frozenset({FORWARD}),
             )
-        if self.reads:
+        if self.branches:
+            what = f"forward reads a value of the batch ({self.branches}), and may go another way in another batch"
+            yield Signal("branch", what, BATCHED, True)
+        elif self.reads:
             what = f"forward reads a tensor's value ({self.reads}), which may depend on the batch"
-            yield Signal("branch", what, varies=True)
+            yield Signal("reading", what, varies=True)
 
 
 def _of_graph(output: Any) -> Iterator[Signal]:

@@ -63,6 +63,7 @@ class Ways:
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._errors: dict[str, list[float]] = {}
+        self._begun: set[str] = set()  # ways of which products were compared
         self._wrong: set[str] = set()
         self._saved, self._cost = 0.0, math.inf  # seconds that may be spent, and what a step takes
         self._largest = 0.0  # norm that was seen
@@ -84,7 +85,7 @@ class Ways:
         """Return how many products of this way had better be compared now, of an answer that took so many passes."""
         if way == STEPS:
             return 0
-        if way not in self._errors:
+        if way not in self._begun:
             return _FIRST
         if self._engine.suspect:
             return passes
@@ -109,6 +110,7 @@ class Ways:
         """
         errors = self._errors.setdefault(way, [])
         for query, sample, product in compared:
+            self._begun.add(way)
             began = time.perf_counter()
             errors.append(self._error(query, sample, product))
             self._count(began)

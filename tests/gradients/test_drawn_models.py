@@ -1,0 +1,32 @@
+"""Three hundred torch models drawn at random: no score that is marked exact, and no proof, is wrong."""
+
+import logging
+
+import pytest
+
+from tests.drawn_judge import judge
+from tests.drawn_models import draw
+
+MODELS, AT_ONCE, SAMPLES = 300, 25, 40
+REFUSED = 0.1  # share of models at most
+
+
+@pytest.fixture(scope="module")
+def refused():
+    """The numbers of the models that were refused, and why; most models have to be served."""
+    found = {}
+    yield found
+    assert len(found) <= REFUSED * MODELS, found
+
+
+@pytest.mark.parametrize("first", range(0, MODELS, AT_ONCE))
+def test_what_is_marked_exact_is(first, tmp_path, refused, caplog):
+    caplog.set_level(logging.ERROR, "gradindex")
+    wrong = []
+    for seed in range(first, first + AT_ONCE):
+        found = judge(draw(seed, SAMPLES), tmp_path, thorough=seed % 4 == 0)
+        if found.refused:
+            refused[seed] = found.refused
+        if not found.right:
+            wrong.append(found)
+    assert not wrong
