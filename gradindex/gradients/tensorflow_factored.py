@@ -12,8 +12,9 @@ from gradindex.batches import Tree, leaves, length, map_leaves
 from gradindex.gradients.base import Floats, Parameter, Projector, log
 from gradindex.gradients.layers import tensorflow_conv, tensorflow_rules  # noqa: F401
 from gradindex.gradients.layers.tensorflow_capture import Layout, NoRule, Recipe, Tap, reached, taps
-from gradindex.gradients.layers.tensorflow_use import Outer, Scratch, Touched, Use, squared_norms
+from gradindex.gradients.layers.tensorflow_use import Constant, Outer, Scratch, Touched, Use, squared_norms
 from gradindex.gradients.tensorflow_graph import BatchGraph
+from gradindex.gradients.tensorflow_outputs import main_tensor
 from gradindex.sketch.scatter import squares
 
 _BLOCK_BYTES = 4 << 20  # working memory of formed gradients, so small that it stays in the cache
@@ -64,15 +65,22 @@ class FactoredGraph:
                 log.debug("%s has no rule: no axis of samples", name)
         return frozenset(self._counts)
 
-    def run(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Any, Any]:
-        """Run the graph; call `finish` with each used parameter's name and uses. Returns losses and output."""
+    def run(
+        self, x: Tree, y: Tree, names: Sequence[str], finish: Finish, penalty: Mapping[str, NDArray[Any]]
+    ) -> tuple[Any, Any]:
+        """Run the graph; call `finish` with each used parameter's name and uses. Returns losses and output.
+
+        `penalty`: gradients (size,) that every sample has besides, by the parameters' names.
+        """
         key = tuple(names)
         graph = self._graphs.setdefault(key, BatchGraph(lambda x, y: self._all_factors(x, y, key)))
         if not graph.is_safe(x, y):
             raise NotImplementedError("The model contains a matrix product that TensorFlow gets wrong.")
         traced, (losses, output, factors) = graph.run(x, y)
         for name, uses in _made(self._recipes[traced], factors):
-            finish(name, uses)
+            alike = [Constant(penalty[name], length(x))] if name in penalty else []
+            if uses or alike:
+                finish(name, [*uses, *alike])
         return losses, output
 
     def _shapes(self, x: Tree) -> dict[str, list[tuple[Any, Any]]]:
@@ -98,9 +106,9 @@ class FactoredGraph:
             for name in names
         }
         self._recipes[tf.compat.v1.get_default_graph()] = recipes
-        main = getattr(output, "logits", output)
+        main = main_tensor(output)
         tensors = {name: [recipe.tensors for recipe in some] for name, some in recipes.items()}
-        return losses, main if isinstance(main, tf.Tensor) else None, tensors
+        return losses, main, tensors
 
     def _taps(self, x: Tree, names: Sequence[str]) -> tuple[Any, dict[str, list[Tap]]]:
         """Call the model, and return its output and the taps of those parameters that have rules."""
@@ -141,8 +149,7 @@ def _made(recipes: dict[str, list[Recipe]], factors: dict[str, Any]) -> Iterator
     for name, some in recipes.items():
         parts = factors.pop(name)
         uses = [one.kind(*tensors, **one.options) for one, tensors in zip(some, parts, strict=True)]
-        if uses:
-            yield name, uses
+        yield name, uses
 
 
 class Rows:

@@ -1,7 +1,6 @@
 """A Keras model from outside: names and layout of its weights, and how it is called."""
 
 import inspect
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 from gradindex.batches import Tree, leaves
 from gradindex.gradients.call import bind_inputs
+from gradindex.gradients.tensorflow_state import one_at_a_time
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -140,7 +140,6 @@ def bind_arguments(model: Any, x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]
 
 _RECURRENT = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
 _MOST_STEPS = 256  # a longer loop would make too large a graph
-_one_at_a_time = threading.RLock()
 
 
 def recurrent_layers(model: Any) -> list[Any]:
@@ -156,7 +155,7 @@ def unrolled(model: Any, x: Tree) -> Iterator[None]:
     if not layers or not steps or None in steps or max(steps) > _MOST_STEPS:
         yield
         return
-    with _one_at_a_time:
+    with one_at_a_time:
         before = [(layer, layer.unroll, layer.zero_output_for_mask) for layer in layers]
         try:
             for layer, _, zero in before:

@@ -72,6 +72,17 @@ class Direct(Use):
         return self._gradients[block]
 
 
+class Constant(Use):
+    """A gradient (size,) that all samples have alike."""
+
+    def __init__(self, gradient: NDArray[Any], samples: int) -> None:
+        self._gradients = np.broadcast_to(gradient, (samples, len(gradient)))
+
+    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
+        """Return the per-sample gradients (block, size)."""
+        return np.ascontiguousarray(self._gradients[block])
+
+
 class Outer(Use):
     """Dense factors: rows (b, T, R) and columns (b, T, C)."""
 
