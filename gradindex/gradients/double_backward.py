@@ -68,7 +68,7 @@ def _tensorflow(engine: Any, x: Tree, y: Tree, direction: Floats) -> tuple[Float
             gradients = inner.gradient(weighted, weights)
             total = tf.add_n(
                 [
-                    tf.reduce_sum(tf.reshape(gradient, [-1]) * flat[place])
+                    tf.reduce_sum(tf.cast(tf.reshape(gradient, [-1]), flat.dtype) * flat[place])
                     for gradient, (_, place) in zip(gradients, engine.slices(), strict=True)
                     if gradient is not None
                 ]

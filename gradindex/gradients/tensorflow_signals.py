@@ -5,7 +5,7 @@ and which operations of the model treat a batch otherwise than its samples one b
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ _WHAT = {
     "custom gradient": "a custom gradient need not be the derivative that forward mode takes, nor that of a batch",
     "past the outputs": "the loss reads more of the samples than the model's outputs, such as an activity regularizer",
     "penalty": "the loss reads weights itself: the same gradient for every sample is added to each",
+    "another axis": "the loss reads an output whose first axis is not that of the samples",
     "branch": "the model branches on the data, perhaps on what all samples of a batch have in common",
     "reduction": "the model reduces over the samples of a batch",
     "updated variable": "the model reads a variable that it updates in the same call",
@@ -107,26 +108,32 @@ class Trace:
             output = self._run(x)
         body = graph.get_operations()
         updated = [value for key, value in scope.state_mapping.items() if value is not before.get(key)]
-        self._look_at_model(body, leaves(x), _tensors(output), [one for one in updated if _in(one, graph)])
         one = map_leaves(lambda leaf: tf.ensure_shape(leaf[:1], [1, *leaf.shape[1:]]), x)
         result = self._look_at_loss(one, y)
-        self._look_everywhere(graph, body)
+        if Seen.fits(output):
+            self._look_at_model(body, leaves(x), Seen(output), [value for value in updated if _in(value, graph)])
+        self._look_everywhere(graph)
         return result
 
-    def _look_at_model(self, body: Sequence[Any], data: Sequence[Any], outputs: Sequence[Any], updated: Any) -> None:
+    def _look_at_model(self, body: Sequence[Any], data: Sequence[Any], seen: Seen, updated: Sequence[Any]) -> None:
+        """Look at those of the model's operations that make what the loss reads."""
+        read = [value for value, own in zip(seen.values, self._read or (), strict=True) if own]
+        if any(value.shape.rank is not None and value.shape[:1] != [None] for value in read):
+            self._found["another axis"] = _BATCHED
+        needed = made_of([*read, *seen.masks])
         reach = reached(data) | {id(tensor.op) for tensor in data}
-        ends = {id(tensor.op) for tensor in outputs}
-        if any(_branches(op, reach) for op in body):
+        body = [op for op in body if id(op) in needed]
+        inner = list(_inner(body))
+        if any(_branches(op, reach) for op in body) or any(op.type in _BRANCHES for op in inner):
             self._found["branch"] = _BATCHED
-        if any(id(op) in reach and _reduces_samples(op) for op in body):
+        if any(_reduces_samples(op) for op in (*(op for op in body if id(op) in reach), *inner)):
             self._found["reduction"] = _BATCHED
-        if reached(updated) & ends:
-            self._found["updated variable"] = _BATCHED
-        drawn = [output for op in body if any(name in op.type for name in _DRAWS) for output in op.outputs]
-        if reached(drawn) & ends:
+        if any(id(op) in needed for value in updated for op in (value.op, *value.consumers())):
+            self._found["updated variable"] = _ALL
+        if any(name in op.type for op in (*body, *inner) for name in _DRAWS):
             self._found["random numbers"] = _ALL
 
-    def _look_everywhere(self, graph: Any, body: Sequence[Any]) -> None:
+    def _look_everywhere(self, graph: Any) -> None:
         """Look at operations that matter wherever they are, also inside functions."""
         inner = [op for one in _functions(graph) for op in one.get_operations()]
         every = [*graph.get_operations(), *inner]
@@ -203,9 +210,9 @@ class Looks:
 
     def refuse(self, way: str) -> None:
         """Raise `PathFailed` if this way must not be used."""
-        for signal in self.signals:
-            if way in signal.blocks:
-                raise PathFailed(signal.what)
+        reasons = [signal.what for signal in self.signals if way in signal.blocks]
+        if reasons:
+            raise PathFailed("; ".join(reasons))
 
     def read(self, values: Sequence[Any]) -> list[int]:
         """Return the places of the outputs' values that the loss reads; all of them where that is not known."""
@@ -237,6 +244,18 @@ def reached(tensors: Iterable[Any], without: Iterable[Any] = (), sizes: bool = F
         if id(op) not in found and id(op) not in closed and (sizes or op.type not in _SIZES):
             found.add(id(op))
             stack += [consumer for output in op.outputs for consumer in output.consumers()]
+    return found
+
+
+def made_of(tensors: Iterable[Any]) -> set[int]:
+    """Return the ids of the operations that some tensors are made by."""
+    found: set[int] = set()
+    stack = [tensor.op for tensor in tensors]
+    while stack:
+        op = stack.pop()
+        if id(op) not in found:
+            found.add(id(op))
+            stack += [tensor.op for tensor in op.inputs]
     return found
 
 
@@ -294,13 +313,20 @@ def _custom_gradient(op: Any) -> bool:
     return bool(function.__module__ != _TRUE_DERIVATIVES)
 
 
+def _inner(operations: Iterable[Any]) -> Iterator[Any]:
+    """Yield the operations inside the functions that some operations call, and inside those that these call."""
+    for op in operations:
+        for attribute in op.node_def.attr.values():
+            for function in (attribute.func, *attribute.list.func):
+                if function.name:
+                    body = op.graph._get_function(function.name).graph.get_operations()
+                    yield from body
+                    yield from _inner(body)
+
+
 def _functions(graph: Any) -> list[Any]:
     names = [function.signature.name for function in graph.as_graph_def().library.function]
     return [graph._get_function(name).graph for name in names]
-
-
-def _tensors(output: Any) -> list[Any]:
-    return [part for part in tf.nest.flatten(output) if isinstance(part, tf.Tensor)]
 
 
 def _in(value: Any, graph: Any) -> bool:
