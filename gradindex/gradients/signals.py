@@ -1,16 +1,32 @@
-"""What is known of a model and a loss before the first batch, and which ways of computing it rules out."""
+"""Signals: what can be seen of a model and a loss, before anything is embedded, that some way of computing misses."""
 
 from dataclasses import dataclass
+
+FACTORED, VMAP = "factored", "vmap"
+FORWARD, BACKWARD, FACTORS = "forward mode", "double backward", "factors"
+BATCHED = frozenset({FACTORED, VMAP, FORWARD, BACKWARD, FACTORS})
+"""Every way but the oracle's: one sample, one backward pass."""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """Something found in a model or a loss.
+    """Something in a model or a loss that a way of computing gradients, or products with them, does not see.
 
-    `name`; `what` it means, in plain words; `blocks`, the ways that must not be used: of "factored", "vmap",
-    "forward mode", "double backward", "factors".
+    `name`, such as ``"parameter hook"``; `what`, a clause that says what was found and where; `blocks`, the ways that
+    are not to be used: paths of rows (``"factored"``, ``"vmap"``) and ways of exact products (``"forward mode"``,
+    ``"double backward"``, ``"factors"``); `varies`, whether it may make gradients in a batch depend on the batch, which
+    is a reason to compare more rows with the oracle.
     """
 
     name: str
     what: str
-    blocks: frozenset[str]
+    blocks: frozenset[str] = frozenset()
+    varies: bool = False
+
+    @property
+    def remark(self) -> bool:
+        """Whether users should hear of it: it makes embedding slow, or is no question of ways at all."""
+        return self.blocks == BATCHED or not (self.blocks or self.varies)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.what}"

@@ -9,18 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
-from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
-from gradindex.gradients.call import select
+from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, Projector, log
 from gradindex.gradients.joining import joined
 from gradindex.gradients.oracle_tensorflow import TensorFlowOracle
-from gradindex.gradients.signals import Signal
+from gradindex.gradients.signals import FACTORED, FORWARD, VMAP, Signal
 from gradindex.gradients.tensorflow_factored import FactoredGraph, Finish, Rows, Sketches
 from gradindex.gradients.tensorflow_graph import BatchGraph
 from gradindex.gradients.tensorflow_model import (
     bind_arguments,
     check_device,
     check_model,
-    layout,
+    choose,
+    describe,
     needs_one_matrix,
     unrolled,
     weight_names,
@@ -30,12 +30,13 @@ from gradindex.gradients.tensorflow_outputs import (
     LABEL_FORMS,
     Seen,
     as_array,
+    joined_outputs,
     label_form,
     main_tensor,
     plain,
     to_numpy,
 )
-from gradindex.gradients.tensorflow_signals import FACTORED, FORWARD, VMAP, Looks
+from gradindex.gradients.tensorflow_signals import Looks
 from gradindex.gradients.tensorflow_state import state_kept, stateless
 
 _LEAST_PART = 32  # samples
@@ -86,32 +87,17 @@ class TensorFlowEngine(Engine):
         check_model(model)
         self.model = model
         self.loss_fn = loss_fn
-        names = weight_names(model)
-        trainable = {names[id(variable)]: variable for variable in model.trainable_variables}
-        owners = weight_owners(model)
-        self.frozen = tuple(names[key] for key in owners if names[key] not in trainable)
-        chosen = select(list(trainable), parameters)
-        self._variables = [trainable[name] for name in chosen]
-        positions = {name: position for position, name in enumerate(trainable)}
-        self.parameters = tuple(
-            Parameter(
-                name=name,
-                position=positions[name],
-                shape=tuple(variable.shape),
-                dtype=str(variable.dtype),
-                **layout(owners.get(id(variable)), variable),
-            )
-            for name, variable in zip(chosen, self._variables, strict=True)
-        )
+        chosen, self.frozen = choose(model, parameters)
+        self._variables = list(chosen.values())
+        self.parameters = describe(model, chosen)
         self.dtype = np.dtype(np.float64 if any(v.dtype == "float64" for v in self._variables) else np.float32)
         self._label_form: str | None = None
         self._eager_directional = False
         self._copied: list[Any] = []
         self._graph_gradients: dict[tuple[str, ...], BatchGraph] = {}
-        named = dict(zip(chosen, self._variables, strict=True))
-        self.oracle = TensorFlowOracle(model, loss_fn, named, self._tensors, self._device)
+        self.oracle = TensorFlowOracle(model, loss_fn, chosen, self._tensors, self._device)
         self._looks = Looks(model, self._variables, self._run, self._loss)
-        self._factored = FactoredGraph(named, self._call_unrolled, self._sample_losses)
+        self._factored = FactoredGraph(chosen, self._call_unrolled, self._sample_losses)
         self._graph_directional = BatchGraph(self._all_directional)
         self._graph_outputs = BatchGraph(
             lambda out, y: tf.convert_to_tensor(tf.gradients(self._sample_losses(out, y), [out])[0])
@@ -155,10 +141,8 @@ class TensorFlowEngine(Engine):
 
     def factored_names(self, x: Tree) -> frozenset[str]:
         """Return the names of parameters all uses of which have a rule."""
-        if FACTORED in self._looks.blocked:
-            return frozenset()
         try:
-            with self._on_device():
+            with self._on_device(), state_kept(self.model):
                 found = self._factored.plan(self._tensors(x))
                 self.captured = self._factored.captured
                 return found
@@ -198,11 +182,23 @@ class TensorFlowEngine(Engine):
             losses, output = self._factored.run(inputs, targets, names, finish, penalty)
             return to_numpy(losses), None if output is None else to_numpy(output)
 
-    def signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
-        """Return what a trace of model and loss tells before the first batch, and which ways it rules out."""
+    def find_signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
+        """Return what a trace of model and loss shows."""
         with self._on_device():
             self._ready(x, y)
         return self._looks.signals
+
+    def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
+        """Return the loss of some samples of a batch together, of outputs that are computed one by one."""
+        try:
+            with self._on_device(), state_kept(self.model):
+                output = joined_outputs([self._call({}, self._tensors(index(x, slice(row, row + 1)))) for row in rows])
+                target = None if y is None else self._tensors(index(y, np.array(rows)))
+                loss = self.loss_fn(LABEL_FORMS[self._label_form or "as given"](output, target), output)
+                return float(loss) if loss.shape.rank == 0 else None
+        except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
+            log.debug("the loss of a batch cannot be told: %s", error)
+            return None
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
         """Return the gradient (1, P) of one sample by one training step: the oracle's."""
@@ -237,10 +233,6 @@ class TensorFlowEngine(Engine):
                 self._eager_directional = True  # graphs have none through loops, such as those of RNNs
         with state_kept(self.model):
             return self._all_directional(x, y, direction)
-
-    def _decide(self, x: Tree, y: Tree) -> None:
-        self.signals(x, y)
-        super()._decide(x, y)
 
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every weight and statistic by name."""

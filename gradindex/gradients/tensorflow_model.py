@@ -1,7 +1,7 @@
 """A Keras model from outside: names and layout of its weights, and how it is called."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -10,7 +10,8 @@ import keras
 import tensorflow as tf
 
 from gradindex.batches import Tree, leaves
-from gradindex.gradients.call import bind_inputs
+from gradindex.gradients.call import bind_inputs, select
+from gradindex.gradients.parameter import Parameter
 from gradindex.gradients.tensorflow_state import one_at_a_time
 
 _CONVOLUTIONS = (
@@ -111,6 +112,36 @@ def weight_owners(model: Any) -> dict[int, Any]:
     layers = model._flatten_layers()
     owners = {id(variable): layer for layer in layers for variable in layer._trainable_variables}
     return {id(variable): owners[id(variable)] for variable in model.weights if id(variable) in owners}
+
+
+def choose(model: Any, wanted: str | Sequence[str] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the selected variables by name, and the names of those that are not trainable.
+
+    Raises
+    ------
+    ValueError
+        If nothing is trainable, a name is unknown, or nothing is selected.
+    """
+    names = weight_names(model)
+    trainable = {names[id(variable)]: variable for variable in model.trainable_variables}
+    frozen = tuple(names[key] for key in weight_owners(model) if names[key] not in trainable)
+    return {name: trainable[name] for name in select(list(trainable), wanted)}, frozen
+
+
+def describe(model: Any, chosen: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """Return what is to be known of selected variables, given by name."""
+    owners = weight_owners(model)
+    positions = {id(variable): position for position, variable in enumerate(model.trainable_variables)}
+    return tuple(
+        Parameter(
+            name=name,
+            position=positions[id(variable)],
+            shape=tuple(variable.shape),
+            dtype=str(variable.dtype),
+            **layout(owners.get(id(variable)), variable),
+        )
+        for name, variable in chosen.items()
+    )
 
 
 def bind_arguments(model: Any, x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -151,3 +151,11 @@ class Seen:
             if getattr(original, _MASK, None) is not None:
                 setattr(part, _MASK, next(left))
         return tf.nest.pack_sequence_as(self._output, parts)
+
+
+def joined_outputs(outputs: Sequence[Any]) -> Any:
+    """Return the outputs of several batches as that of one; numbers without an axis of samples are the first's."""
+    seen = [Seen(output) for output in outputs]
+    values = list(zip(*(one.values for one in seen), strict=True))
+    masks = [tf.concat(some, 0) for some in zip(*(one.masks for one in seen), strict=True)]
+    return seen[0].rebuild([some[0] if some[0].shape.rank == 0 else tf.concat(some, 0) for some in values], masks)

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from tensorflow.python.framework import ops
 
 from gradindex.batches import Tree, index, leaves, map_leaves
-from gradindex.gradients.base import PathFailed, log
-from gradindex.gradients.signals import Signal
+from gradindex.gradients.base import PathFailed
+from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, VMAP, Signal
 from gradindex.gradients.tensorflow_outputs import Seen, to_numpy
 from gradindex.gradients.tensorflow_state import stateless
 
-FACTORED, VMAP, FORWARD, BACKWARD, FACTORS = "factored", "vmap", "forward mode", "double backward", "factors"
-_BATCHED = frozenset({FACTORED, FORWARD, BACKWARD, FACTORS})  # the model sees a batch, the loss its samples
-_ALL = _BATCHED | {VMAP}
+_NOT_ALONE = BATCHED - {VMAP}  # ways in which the model sees a batch, and the loss its samples
+_ALONG = frozenset({FORWARD, BACKWARD})
 _SIZES = frozenset({"Shape", "ShapeN", "Size", "Rank"})
 _BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
 _LOOPS = frozenset({"While", "StatelessWhile"})
@@ -30,9 +29,8 @@ _DRAWS = ("Multinomial", "Random", "Rng", "TruncatedNormal")
 _TRUE_DERIVATIVES = "tensorflow.python.ops.nn_impl"  # custom gradients, as silu's, that only save memory
 
 _WHAT = {
-    "custom gradient": "a custom gradient need not be the derivative that forward mode takes, nor that of a batch",
+    "custom gradient": "a custom gradient, which forward mode ignores, need not be the derivative",
     "past the outputs": "the loss reads more of the samples than the model's outputs, such as an activity regularizer",
-    "penalty": "the loss reads weights itself: the same gradient for every sample is added to each",
     "another axis": "the loss reads an output whose first axis is not that of the samples",
     "branch": "the model branches on the data, perhaps on what all samples of a batch have in common",
     "reduction": "the model reduces over the samples of a batch",
@@ -43,6 +41,11 @@ _WHAT = {
     "variable as it is": "the model or the loss reads weights past Keras, which cannot be replaced by values",
     "no graph": "the model or the loss cannot be traced as a graph",
 }
+_LINEAR = "Cast Identity IdentityN Mul Neg RealDiv SelectV2 StopGradient ZerosLike Add AddV2 Sub"
+_OTHER = (
+    "Abs ClipByValue Exp Greater GreaterEqual Less LessEqual LogicalAnd Maximum Minimum Sigmoid Sign Sqrt Square Tanh"
+)
+_ELEMENTWISE = frozenset(f"{_LINEAR} {_OTHER}".split())
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Trace:
             penalty = function.get_concrete_function(*specs)
         except Exception as error:
             what = f"{_WHAT['no graph']} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            return Look((Signal("no graph", what, _ALL),))
+            return Look((Signal("no graph", what, BATCHED),))
         signals = tuple(Signal(name, _WHAT[name], blocks) for name, blocks in self._found.items())
         return Look(signals, self._read, self._penalties, penalty if self._penalties else None)
 
@@ -119,30 +122,32 @@ class Trace:
         """Look at those of the model's operations that make what the loss reads."""
         read = [value for value, own in zip(seen.values, self._read or (), strict=True) if own]
         if any(value.shape.rank is not None and value.shape[:1] != [None] for value in read):
-            self._found["another axis"] = _BATCHED
+            self._found["another axis"] = _NOT_ALONE
         needed = made_of([*read, *seen.masks])
         reach = reached(data) | {id(tensor.op) for tensor in data}
         body = [op for op in body if id(op) in needed]
         inner = list(_inner(body))
         if any(_branches(op, reach) for op in body) or any(op.type in _BRANCHES for op in inner):
-            self._found["branch"] = _BATCHED
+            self._found["branch"] = _NOT_ALONE
         if any(_reduces_samples(op) for op in (*(op for op in body if id(op) in reach), *inner)):
-            self._found["reduction"] = _BATCHED
+            self._found["reduction"] = _NOT_ALONE
         if any(id(op) in needed for value in updated for op in (value.op, *value.consumers())):
-            self._found["updated variable"] = _ALL
+            self._found["updated variable"] = BATCHED
         if any(name in op.type for op in (*body, *inner) for name in _DRAWS):
-            self._found["random numbers"] = _ALL
+            self._found["random numbers"] = BATCHED
 
     def _look_everywhere(self, graph: Any) -> None:
         """Look at operations that matter wherever they are, also inside functions."""
         inner = [op for one in _functions(graph) for op in one.get_operations()]
         every = [*graph.get_operations(), *inner]
-        if any(_custom_gradient(op) for op in every):
-            self._found["custom gradient"] = _BATCHED
+        custom = [op for op in every if _custom_gradient(op) is not None]
+        if custom:
+            apart = all(op.graph is graph and _is_elementwise(op) for op in custom)
+            self._found["custom gradient"] = _ALONG if apart else _NOT_ALONE
         if any("PyFunc" in op.type for op in every):
-            self._found["Python"] = _BATCHED
+            self._found["Python"] = _NOT_ALONE
         if any(op.type.startswith(("Assign", "ResourceScatter", "ResourceApply")) for op in every):
-            self._found["assigned variable"] = _ALL
+            self._found["assigned variable"] = BATCHED
 
     def _look_at_loss(self, x: Tree, y: Tree) -> list[Any]:
         """Return the derivatives of the loss of one sample by the variables that it reads itself."""
@@ -159,9 +164,9 @@ class Trace:
         self._read = tuple(id(loss.op) in reached([value], sizes=True) for value in held)
         held = [*held, *masks]
         if _reads_raw(loss, raw, list(weights.values())):
-            self._found["variable as it is"] = _ALL
+            self._found["variable as it is"] = BATCHED
         if id(loss.op) in reached(leaves(x), without=held):
-            self._found["past the outputs"] = _BATCHED
+            self._found["past the outputs"] = _NOT_ALONE
             return []
         smooth = [value for value in held if value.dtype.is_floating]
         fixed = tf.gradients(loss, [weights[id(v)] for v in self._chosen], stop_gradients=smooth)
@@ -170,10 +175,8 @@ class Trace:
         labels = [] if y is None else leaves(y)
         varying = reached([*held, *leaves(x), *labels])
         if any(id(gradient.op) in varying for gradient in flat):
-            self._found["past the outputs"] = _BATCHED
+            self._found["past the outputs"] = _NOT_ALONE
             return []
-        if own:
-            self._found["penalty"] = frozenset()
         self._penalties = tuple(own)
         return flat
 
@@ -192,21 +195,12 @@ class Looks:
         shape = repr([tuple(leaf.shape[1:]) for leaf in leaves(x)])
         if shape in self._looks:
             return
-        before = {signal.name for signal in self.signals}
         self._looks[shape] = Trace(*self._parts).look(x, y)
-        for signal in self._looks[shape].signals:
-            if signal.blocks and signal.name not in before:
-                log.warning("%s; not used: %s", signal.what, ", ".join(sorted(signal.blocks)))
 
     @property
     def signals(self) -> tuple[Signal, ...]:
         """What was found."""
         return tuple({signal.name: signal for look in self._looks.values() for signal in look.signals}.values())
-
-    @property
-    def blocked(self) -> frozenset[str]:
-        """Ways that must not be used."""
-        return frozenset().union(*(signal.blocks for signal in self.signals))
 
     def refuse(self, way: str) -> None:
         """Raise `PathFailed` if this way must not be used."""
@@ -301,16 +295,29 @@ def _reduces_samples(op: Any) -> bool:
     return axes is None or shape.rank is None or any(int(axis) in (0, -shape.rank) for axis in axes.ravel())
 
 
-def _custom_gradient(op: Any) -> bool:
-    """Whether an operation has a gradient of the user's."""
+def _custom_gradient(op: Any) -> Callable[..., Any] | None:
+    """Return the gradient of an operation that has one of the user's, else None."""
     attributes = op.node_def.attr
     name = attributes["_gradient_op_type"].s.decode() if "_gradient_op_type" in attributes else ""
     if not name.startswith("CustomGradient"):
-        return False
-    function = ops.gradient_registry.lookup(name)
+        return None
+    whole: Callable[..., Any] = ops.gradient_registry.lookup(name)
+    given = whole
     for inner in ("tape_grad_fn", "grad_fn"):
-        function = inspect.getclosurevars(function).nonlocals.get(inner, function)
-    return bool(function.__module__ != _TRUE_DERIVATIVES)
+        given = inspect.getclosurevars(given).nonlocals.get(inner, given)
+    return None if given.__module__ == _TRUE_DERIVATIVES else whole
+
+
+def _is_elementwise(op: Any) -> bool:
+    """Whether a custom gradient treats every number by itself, so that it is the same in a batch."""
+    gradient = _custom_gradient(op)
+    if gradient is None or not all(output.dtype.is_floating for output in op.outputs):
+        return gradient is None
+    given = [tf.zeros_like(output) for output in op.outputs]
+    before = len(op.graph.get_operations())
+    gradient(op, *given)
+    made, reach = op.graph.get_operations()[before:], reached(given)
+    return all(one.type in _ELEMENTWISE for one in made if id(one) in reach)
 
 
 def _inner(operations: Iterable[Any]) -> Iterator[Any]:
