@@ -106,10 +106,9 @@ class TensorFlowEngine(Engine):
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
         with self._on_device(), state_kept(self.model):
-            array = as_array(self._call({}, self._tensors(x)))
-        if array is None:
-            raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
-        return array
+            if (array := as_array(self._call({}, self._tensors(x)))) is not None:
+                return array
+        raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
 
     def losses(self, outputs: Floats, y: Tree) -> Floats:
         """Return the loss of each sample (b,) given the model's outputs (b, …)."""
@@ -134,9 +133,9 @@ class TensorFlowEngine(Engine):
             size = sum(parameter.size for parameter in self.parameters if parameter.name in set(names))
             return PerSample(np.empty((0, size), self.dtype), np.empty(0, self.dtype), None)
         with self._on_device():
-            inputs, targets = self._ready(x, y)
+            ready = self._ready(x, y)
             self._looks.refuse(VMAP)
-            rows, losses, *outputs = self._safe_gradients(inputs, targets, tuple(names))
+            rows, losses, *outputs = self._safe_gradients(*ready, tuple(names))
             return PerSample(to_numpy(rows), to_numpy(losses), to_numpy(outputs[0]) if outputs else None)
 
     def factored_names(self, x: Tree) -> frozenset[str]:
@@ -219,10 +218,9 @@ class TensorFlowEngine(Engine):
             inputs, targets = self._ready(x, y)
             self._looks.refuse(FORWARD)
             dots, losses = self._forward(inputs, targets, tf.convert_to_tensor(np.asarray(direction, self.dtype)))
-            found, places = to_numpy(dots), [place for _, place in self.slices()]
-            for i, gradient in self._looks.penalty(inputs, targets).items():
-                found = found + np.dot(np.asarray(direction, self.dtype)[places[i]], gradient).astype(self.dtype)
-            return found, to_numpy(losses)
+            places = [place for _, place in self.slices()]
+            alike = [direction[places[i]] @ one for i, one in self._looks.penalty(inputs, targets).items()]
+            return to_numpy(dots) + self.dtype.type(sum(alike)), to_numpy(losses)
 
     def _forward(self, x: Tree, y: Tree, direction: Any) -> tuple[Any, Any]:
         if not self._eager_directional:
@@ -247,10 +245,10 @@ class TensorFlowEngine(Engine):
         inputs, targets = self._tensors(x), self._tensors(y)
         if any(isinstance(leaf, list) for leaf in leaves(inputs)):
             raise TypeError("Objects that are not arrays cannot be batched.")
-        first = slice(0, 1)
+        label = None if y is None else index(targets, slice(0, 1))
         if self._label_form is None:
-            self._settle_labels(index(inputs, first), None if y is None else index(targets, first))
-        self._looks.at(inputs, None if y is None else index(targets, first))
+            self._settle_labels(index(inputs, slice(0, 1)), label)
+        self._looks.at(inputs, label)
         return inputs, targets
 
     def _safe_gradients(self, x: Tree, y: Tree, names: tuple[str, ...]) -> tuple[Any, ...]:
@@ -261,8 +259,7 @@ class TensorFlowEngine(Engine):
             self._graph_gradients = {}
         if not self._gradient_graph(names).is_safe(x, y):
             raise NotImplementedError("The model contains a matrix product that TensorFlow gets wrong.")
-        found: tuple[Any, ...] = self._gradient_graph(names)(x, y)
-        return found
+        return self._gradient_graph(names)(x, y)  # type: ignore[no-any-return]
 
     def _gradient_graph(self, names: tuple[str, ...]) -> BatchGraph:
         if names not in self._graph_gradients:
@@ -327,8 +324,7 @@ class TensorFlowEngine(Engine):
             return tf.add_n(dots), loss
 
         parts = (tuple(chosen), tuple(seen.masks), tuple(changes)) + (() if y is None else (y,))
-        dots, losses = tf.vectorized_map(sample, parts, warn=False)
-        return dots, losses
+        return tf.vectorized_map(sample, parts, warn=False)  # type: ignore[no-any-return]
 
     def _backward(
         self, x: Tree, y: Tree, values: dict[int, Any] | None = None, names: set[str] | None = None

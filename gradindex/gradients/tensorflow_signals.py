@@ -41,11 +41,10 @@ _WHAT = {
     "variable as it is": "the model or the loss reads weights past Keras, which cannot be replaced by values",
     "no graph": "the model or the loss cannot be traced as a graph",
 }
-_LINEAR = "Cast Identity IdentityN Mul Neg RealDiv SelectV2 StopGradient ZerosLike Add AddV2 Sub"
-_OTHER = (
-    "Abs ClipByValue Exp Greater GreaterEqual Less LessEqual LogicalAnd Maximum Minimum Sigmoid Sign Sqrt Square Tanh"
-)
-_ELEMENTWISE = frozenset(f"{_LINEAR} {_OTHER}".split())
+_ARITHMETIC = "Add AddV2 Cast Identity IdentityN Mul Neg RealDiv SelectV2 StopGradient Sub ZerosLike"
+_BOUNDS = "Abs ClipByValue Greater GreaterEqual Less LessEqual LogicalAnd Maximum Minimum Sign"
+_CURVES = "Exp Sigmoid Sqrt Square Tanh"
+_ELEMENTWISE = frozenset(f"{_ARITHMETIC} {_BOUNDS} {_CURVES}".split())
 
 
 @dataclass(frozen=True)

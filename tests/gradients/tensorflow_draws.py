@@ -202,7 +202,7 @@ def draw(seed: int) -> Case:
     policy = pick(POLICIES) if random.random() < 0.5 else "float32"
     model, shape = Drawn(stack, twist, output, policy), STACKS[stack][0]
     kind = np.float64 if random.random() < 0.2 else np.float32
-    x = random.integers(0, 9, (SAMPLES, 6)) if shape is None else random.normal(size=(SAMPLES, *shape)).astype(kind)
+    x = random.integers(0, 9, (SAMPLES, 3)) if shape is None else random.normal(size=(SAMPLES, *shape)).astype(kind)
     y = random.integers(0, CLASSES, SAMPLES)
     model(x[:1])
     for variable in model.trainable_variables:
