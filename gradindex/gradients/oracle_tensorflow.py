@@ -18,6 +18,7 @@ class TensorFlowOracle(Oracle):
     """Training steps of single samples of a Keras model.
 
     Model and loss run eagerly under one tape, so that ``model.losses``, custom gradients and penalties are in force.
+    A layer that draws random numbers although ``training=False`` draws from the same seed in every step.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """TensorFlow (Keras 3): per-sample gradients factored or by ``vectorized_map``, directional ones by forward mode."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from gradindex.gradients.tensorflow_outputs import (
     to_numpy,
 )
 from gradindex.gradients.tensorflow_signals import Looks
-from gradindex.gradients.tensorflow_state import state_kept, stateless
+from gradindex.gradients.tensorflow_state import state_kept, stateless, unknown_variables
 
 _LEAST_PART = 32  # samples
 # By `bytes_per_sample`, of the parts a batch is computed in, one after the other. TensorFlow spreads its operations
@@ -94,6 +94,7 @@ class TensorFlowEngine(Engine):
         self._label_form: str | None = None
         self._eager_directional = False
         self._copied: list[Any] = []
+        self._unknown = unknown_variables(model)
         self._graph_gradients: dict[tuple[str, ...], BatchGraph] = {}
         self.oracle = TensorFlowOracle(model, loss_fn, chosen, self._tensors, self._device)
         self._looks = Looks(model, self._variables, self._run, self._loss)
@@ -105,7 +106,7 @@ class TensorFlowEngine(Engine):
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
-        with self._on_device(), state_kept(self.model):
+        with self._on_device(), state_kept(self.model, self._unknown):
             if (array := as_array(self._call({}, self._tensors(x)))) is not None:
                 return array
         raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
@@ -141,7 +142,7 @@ class TensorFlowEngine(Engine):
     def factored_names(self, x: Tree) -> frozenset[str]:
         """Return the names of parameters all uses of which have a rule."""
         try:
-            with self._on_device(), state_kept(self.model):
+            with self._on_device(), state_kept(self.model, self._unknown):
                 found = self._factored.plan(self._tensors(x))
                 self.captured = self._factored.captured
                 return found
@@ -177,7 +178,7 @@ class TensorFlowEngine(Engine):
         with self._on_device():
             inputs, targets = self._ready(x, y)
             self._looks.refuse(FACTORED)
-            penalty = {self.parameters[i].name: one for i, one in self._looks.penalty(inputs, targets).items()}
+            penalty = {self.parameters[i].name: one for i, one in self._looks.penalty().items()}
             losses, output = self._factored.run(inputs, targets, names, finish, penalty)
             return to_numpy(losses), None if output is None else to_numpy(output)
 
@@ -190,7 +191,7 @@ class TensorFlowEngine(Engine):
     def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
         """Return the loss of some samples of a batch together, of outputs that are computed one by one."""
         try:
-            with self._on_device(), state_kept(self.model):
+            with self._on_device(), state_kept(self.model, self._unknown):
                 output = joined_outputs([self._call({}, self._tensors(index(x, slice(row, row + 1)))) for row in rows])
                 target = None if y is None else self._tensors(index(y, np.array(rows)))
                 loss = self.loss_fn(LABEL_FORMS[self._label_form or "as given"](output, target), output)
@@ -219,7 +220,7 @@ class TensorFlowEngine(Engine):
             self._looks.refuse(FORWARD)
             dots, losses = self._forward(inputs, targets, tf.convert_to_tensor(np.asarray(direction, self.dtype)))
             places = [place for _, place in self.slices()]
-            alike = [direction[places[i]] @ one for i, one in self._looks.penalty(inputs, targets).items()]
+            alike = [direction[places[i]] @ one for i, one in self._looks.penalty().items()]
             return to_numpy(dots) + self.dtype.type(sum(alike)), to_numpy(losses)
 
     def _forward(self, x: Tree, y: Tree, direction: Any) -> tuple[Any, Any]:
@@ -229,7 +230,7 @@ class TensorFlowEngine(Engine):
             except (TypeError, ValueError, NotImplementedError, LookupError, tf.errors.OpError) as error:
                 log.debug("no forward mode in a graph, running eagerly: %s", error)
                 self._eager_directional = True  # graphs have none through loops, such as those of RNNs
-        with state_kept(self.model):
+        with state_kept(self.model, self._unknown):
             return self._all_directional(x, y, direction)
 
     def state_hashes(self) -> dict[str, str]:
@@ -376,7 +377,7 @@ class TensorFlowEngine(Engine):
         return tf.cast(tf.reduce_sum(loss), self.dtype)
 
     def _settle_labels(self, x: Tree, y: Tree) -> None:
-        with state_kept(self.model), stateless(self.model, {}):
+        with state_kept(self.model, self._unknown), stateless(self.model, {}):
             output = self._run(x)
             self.plain_outputs = isinstance(output, tf.Tensor)
             self._loss(output, y)
@@ -390,10 +391,8 @@ class TensorFlowEngine(Engine):
             return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
         return leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(np.asarray(leaf))
 
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        with nullcontext() if self._device is None else tf.device(self._device):
-            yield
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._device is None else tf.device(self._device)  # type: ignore[no-any-return]
 
 
 def _each(function: Callable[[Any], Any], tree: Tree) -> Tree:

@@ -6,14 +6,15 @@ and which operations of the model treat a batch otherwise than its samples one b
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.framework import ops
 
-from gradindex.batches import Tree, index, leaves, map_leaves
+from gradindex.batches import Tree, leaves, map_leaves
 from gradindex.gradients.base import PathFailed
 from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, VMAP, Signal
 from gradindex.gradients.tensorflow_outputs import Seen, to_numpy
@@ -28,9 +29,10 @@ _REDUCTIONS = frozenset({"All", "Any", "ArgMax", "ArgMin", "EuclideanNorm", "Max
 _DRAWS = ("Multinomial", "Random", "Rng", "TruncatedNormal")
 _TRUE_DERIVATIVES = "tensorflow.python.ops.nn_impl"  # custom gradients, as silu's, that only save memory
 
+_PAST = "past the outputs"
 _WHAT = {
     "custom gradient": "a custom gradient, which forward mode ignores, need not be the derivative",
-    "past the outputs": "the loss reads more of the samples than the model's outputs, such as an activity regularizer",
+    _PAST: "the loss reads more of the samples than the model's outputs, such as an activity regularizer",
     "another axis": "the loss reads an output whose first axis is not that of the samples",
     "branch": "the model branches on the data, perhaps on what all samples of a batch have in common",
     "reduction": "the model reduces over the samples of a batch",
@@ -52,14 +54,14 @@ class Look:
     """What a trace told.
 
     `signals`; `read`, for each of the outputs' values whether the loss reads it (None: unknown); `penalties`, the
-    places of the selected variables that the loss reads itself, alike for every sample; `penalty`, the derivatives of
-    the loss by these alone, given one sample and its label.
+    places of the selected variables that the loss reads itself, alike for every sample; `penalty` returns the
+    derivatives of the loss by these alone.
     """
 
     signals: tuple[Signal, ...]
     read: tuple[bool, ...] | None = None
     penalties: tuple[int, ...] = ()
-    penalty: Callable[[Tree, Tree], Sequence[Any]] | None = None
+    penalty: Callable[[], Sequence[Any]] | None = None
 
 
 class Trace:
@@ -94,12 +96,13 @@ class Trace:
         function = tf.function(self._traced, autograph=False)
         specs = (map_leaves(_batch_of(None), x), None if y is None else map_leaves(_batch_of(1), y))
         try:
-            penalty = function.get_concrete_function(*specs)
+            traced = function.get_concrete_function(*specs)
         except Exception as error:
             what = f"{_WHAT['no graph']} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             return Look((Signal("no graph", what, BATCHED),))
         signals = tuple(Signal(name, _WHAT[name], blocks) for name, blocks in self._found.items())
-        return Look(signals, self._read, self._penalties, penalty if self._penalties else None)
+        one = map_leaves(lambda leaf: leaf[:1], x)
+        return Look(signals, self._read, self._penalties, partial(traced, one, y) if self._penalties else None)
 
     def _traced(self, x: Tree, y: Tree) -> list[Any]:
         """Trace the model for any number of samples, then model and loss for one; return what is a penalty's."""
@@ -165,7 +168,7 @@ class Trace:
         if _reads_raw(loss, raw, list(weights.values())):
             self._found["variable as it is"] = BATCHED
         if id(loss.op) in reached(leaves(x), without=held):
-            self._found["past the outputs"] = _NOT_ALONE
+            self._found[_PAST] = _NOT_ALONE
             return []
         smooth = [value for value in held if value.dtype.is_floating]
         fixed = tf.gradients(loss, [weights[id(v)] for v in self._chosen], stop_gradients=smooth)
@@ -174,7 +177,7 @@ class Trace:
         labels = [] if y is None else leaves(y)
         varying = reached([*held, *leaves(x), *labels])
         if any(id(gradient.op) in varying for gradient in flat):
-            self._found["past the outputs"] = _NOT_ALONE
+            self._found[_PAST] = _NOT_ALONE
             return []
         self._penalties = tuple(own)
         return flat
@@ -194,7 +197,10 @@ class Looks:
         shape = repr([tuple(leaf.shape[1:]) for leaf in leaves(x)])
         if shape in self._looks:
             return
-        self._looks[shape] = Trace(*self._parts).look(x, y)
+        look = Trace(*self._parts).look(x, y)
+        if any(other.penalties != look.penalties for other in self._looks.values()):
+            look = replace(look, signals=(*look.signals, Signal(_PAST, _WHAT[_PAST], _NOT_ALONE)))
+        self._looks[shape] = look
 
     @property
     def signals(self) -> tuple[Signal, ...]:
@@ -214,15 +220,12 @@ class Looks:
             return list(range(len(values)))
         return [i for i in range(len(values)) if any(one[i] for one in known)]
 
-    def penalty(self, x: Tree, y: Tree) -> dict[int, NDArray[Any]]:
+    def penalty(self) -> dict[int, NDArray[Any]]:
         """Return the derivatives of what the loss reads of weights itself, by the places of the selected variables."""
-        found = {}
         for look in self._looks.values():
             if look.penalty is not None:
-                first = slice(0, 1)
-                values = look.penalty(index(x, first), None if y is None else index(y, first))
-                found = dict(zip(look.penalties, map(to_numpy, values), strict=True))
-        return found
+                return dict(zip(look.penalties, map(to_numpy, look.penalty()), strict=True))
+        return {}
 
 
 def reached(tensors: Iterable[Any], without: Iterable[Any] = (), sizes: bool = False) -> set[int]:

@@ -44,13 +44,18 @@ def variables(model: Any) -> list[Any]:
 
     The seed of Keras's own random numbers is among them.
     """
-    shared = get_global_attribute("global_seed_generator")
-    found = [*model.variables, *tf.train.TrackableView(model).descendants(), getattr(shared, "state", None)]
+    shared = getattr(get_global_attribute("global_seed_generator"), "state", None)
+    return [one._value for one in (*model.variables, shared) if one is not None] + unknown_variables(model)
+
+
+def unknown_variables(model: Any) -> list[Any]:
+    """Return the variables of a model that are TensorFlow's own, which Keras does not know."""
+    found = [*tf.train.TrackableView(model).descendants()]
     for layer in model._flatten_layers():
         for value in vars(layer).values():
             found += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    inner = [one._value if isinstance(one, keras.Variable) else one for one in found]
-    return list({id(one): one for one in inner if isinstance(one, tf.Variable)}.values())
+    known = {id(one._value) for one in model.variables}
+    return list({id(one): one for one in found if isinstance(one, tf.Variable) and id(one) not in known}.values())
 
 
 class Kept:
@@ -71,10 +76,10 @@ class Kept:
 
 
 @contextmanager
-def state_kept(model: Any, of: Iterable[Any] | None = None) -> Iterator[None]:
-    """Put back, at the end, what a call of the model changes; `of`: its `variables`, where they are known."""
+def state_kept(model: Any, of: Iterable[Any]) -> Iterator[None]:
+    """Put back, at the end, the values of some variables, and the losses that layers hold from the last call."""
     with one_at_a_time, losses_kept(model):
-        kept = Kept(variables(model) if of is None else of)
+        kept = Kept(of)
         try:
             yield
         finally:
