@@ -91,7 +91,7 @@ def images():
 
 
 def texts():
-    return [L.Embedding(9, 4, mask_zero=True), L.GRU(WIDTH, recurrent_initializer="glorot_uniform")]
+    return [L.Embedding(9, 4, mask_zero=True), L.SimpleRNN(WIDTH, recurrent_initializer="glorot_uniform")]
 
 
 # Shape of a sample (None: texts), and layers that end with (b, WIDTH).
@@ -103,7 +103,7 @@ STACKS: dict[str, tuple[Any, Callable[[], list[Any]]]] = {
     ),
     "active": ((4,), lambda: [L.Dense(6, "tanh", activity_regularizer="l2"), L.Dense(WIDTH, kernel_regularizer="l2")]),
     "conv": ((4, 4, 2), images),
-    "gru": (None, texts),
+    "recurrent": (None, texts),
     "sequence": ((3, 4), lambda: [L.Dense(4, "relu"), L.LayerNormalization(), L.Flatten(), L.Dense(WIDTH)]),
 }
 
