@@ -51,22 +51,25 @@ def _torch(engine: Any, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Fl
 def _tensorflow(engine: Any, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
     import tensorflow as tf
 
+    from gradindex.gradients.tensorflow_state import stateless
+
     with engine._on_device():
-        inputs, targets = engine._tensors(x), None if y is None else engine._tensors(y)
+        inputs, targets = engine._ready(x, y)
+        engine._looks.refuse("double backward")
         weights = [tf.convert_to_tensor(variable.value) for variable in engine._variables]
         flat = tf.convert_to_tensor(np.asarray(direction, engine.dtype))
         with tf.GradientTape(watch_accessed_variables=False) as outer:
             with tf.GradientTape(watch_accessed_variables=False) as inner:
                 inner.watch(weights)
-                output = engine._call(dict(zip(map(id, engine._variables), weights, strict=True)), inputs)
-                losses = engine._sample_losses(output, targets)
+                with stateless(engine.model, dict(zip(map(id, engine._variables), weights, strict=True))):
+                    losses = engine._sample_losses(engine._run(inputs), targets)
                 each = tf.zeros_like(losses)
                 outer.watch(each)
                 weighted = tf.reduce_sum(each * losses)
             gradients = inner.gradient(weighted, weights)
             total = tf.add_n(
                 [
-                    tf.reduce_sum(tf.reshape(gradient, [-1]) * flat[place])
+                    tf.reduce_sum(tf.cast(tf.reshape(gradient, [-1]), flat.dtype) * flat[place])
                     for gradient, (_, place) in zip(gradients, engine.slices(), strict=True)
                     if gradient is not None
                 ]

@@ -17,6 +17,8 @@ class Projector(ABC):
     dim: int
     any_order: ClassVar[bool] = False
     """Whether a parameter may come with another order of its axes, as its `input_order` says."""
+    one_row: ClassVar[bool] = True
+    """Whether what all samples' gradients have in common may be given as one row, outside the batch."""
 
     @property
     def width(self) -> int:

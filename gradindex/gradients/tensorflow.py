@@ -1,39 +1,45 @@
 """TensorFlow (Keras 3): per-sample gradients factored or by ``vectorized_map``, directional ones by forward mode."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from gradindex.batches import Tree, index, leaves, length, map_leaves
 from gradindex.forms import as_numpy
-from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
-from gradindex.gradients.call import call_loss, select
+from gradindex.gradients.base import Embedded, Engine, Floats, PerSample, Projector, log
+from gradindex.gradients.call import call_loss
 from gradindex.gradients.joining import joined
+from gradindex.gradients.oracle_tensorflow import TensorFlowOracle
+from gradindex.gradients.signals import FACTORED, FORWARD, VMAP, Signal
 from gradindex.gradients.tensorflow_factored import FactoredGraph, Finish, Rows, Sketches
 from gradindex.gradients.tensorflow_graph import BatchGraph
 from gradindex.gradients.tensorflow_model import (
     bind_arguments,
     check_device,
     check_model,
-    layout,
+    choose,
+    describe,
     needs_one_matrix,
     unrolled,
     weight_names,
     weight_owners,
 )
-from gradindex.gradients.tensorflow_outputs import Seen, as_array, main_tensor, plain, to_numpy
-
-# In the order they are tried: the label as given; shaped and typed like the output; (b, 1) as (b,).
-_LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
-    "as given": lambda output, y: y,
-    "like output": lambda output, y: tf.cast(tf.reshape(y, tf.shape(output)), output.dtype),
-    "squeezed": lambda output, y: tf.squeeze(y, -1),
-}
+from gradindex.gradients.tensorflow_outputs import (
+    LABEL_FORMS,
+    Seen,
+    as_array,
+    joined_outputs,
+    label_form,
+    main_tensor,
+    plain,
+    to_numpy,
+)
+from gradindex.gradients.tensorflow_signals import Looks
+from gradindex.gradients.tensorflow_state import state_kept, stateless, unknown_variables
 
 _LEAST_PART = 32  # samples
 # By `bytes_per_sample`, of the parts a batch is computed in, one after the other. TensorFlow spreads its operations
@@ -83,30 +89,18 @@ class TensorFlowEngine(Engine):
         check_model(model)
         self.model = model
         self.loss_fn = loss_fn
-        names = weight_names(model)
-        trainable = {names[id(variable)]: variable for variable in model.trainable_variables}
-        owners = weight_owners(model)
-        self.frozen = tuple(names[key] for key in owners if names[key] not in trainable)
-        chosen = select(list(trainable), parameters)
-        self._variables = [trainable[name] for name in chosen]
-        positions = {name: position for position, name in enumerate(trainable)}
-        self.parameters = tuple(
-            Parameter(
-                name=name,
-                position=positions[name],
-                shape=tuple(variable.shape),
-                dtype=str(variable.dtype),
-                **layout(owners.get(id(variable)), variable),
-            )
-            for name, variable in zip(chosen, self._variables, strict=True)
-        )
-        self.dtype = np.dtype(np.float64 if self._variables[0].dtype == "float64" else np.float32)
+        chosen, self.frozen = choose(model, parameters)
+        self._variables = list(chosen.values())
+        self.parameters = describe(model, chosen)
+        self.dtype = np.dtype(np.float64 if any(v.dtype == "float64" for v in self._variables) else np.float32)
         self._label_form: str | None = None
         self._eager_directional = False
         self._copied: list[Any] = []
+        self._unknown = unknown_variables(model)
         self._graph_gradients: dict[tuple[str, ...], BatchGraph] = {}
-        named = dict(zip(chosen, self._variables, strict=True))
-        self._factored = FactoredGraph(named, self._call_unrolled, self._sample_losses)
+        self.oracle = TensorFlowOracle(model, loss_fn, chosen, self._tensors, self._device)
+        self._looks = Looks(model, self._variables, self._run, self._loss)
+        self._factored = FactoredGraph(chosen, self._call_unrolled, self._sample_losses)
         self._graph_directional = BatchGraph(self._all_directional)
         self._graph_outputs = BatchGraph(
             lambda out, y: tf.convert_to_tensor(tf.gradients(self._sample_losses(out, y), [out])[0])
@@ -114,11 +108,10 @@ class TensorFlowEngine(Engine):
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
-        with self._on_device():
-            array = as_array(self._call({}, self._tensors(x)))
-        if array is None:
-            raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
-        return array
+        with self._on_device(), state_kept(self.model, self._unknown):
+            if (array := as_array(self._call({}, self._tensors(x)))) is not None:
+                return array
+        raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
 
     def losses(self, outputs: Floats, y: Tree) -> Floats:
         """Return the loss of each sample (b,) given the model's outputs (b, …)."""
@@ -143,13 +136,15 @@ class TensorFlowEngine(Engine):
             size = sum(parameter.size for parameter in self.parameters if parameter.name in set(names))
             return PerSample(np.empty((0, size), self.dtype), np.empty(0, self.dtype), None)
         with self._on_device():
-            rows, losses, *outputs = self._safe_gradients(*self._ready(x, y), tuple(names))
+            ready = self._ready(x, y)
+            self._looks.refuse(VMAP)
+            rows, losses, *outputs = self._safe_gradients(*ready, tuple(names))
             return PerSample(to_numpy(rows), to_numpy(losses), to_numpy(outputs[0]) if outputs else None)
 
     def factored_names(self, x: Tree) -> frozenset[str]:
         """Return the names of parameters all uses of which have a rule."""
         try:
-            with self._on_device():
+            with self._on_device(), state_kept(self.model, self._unknown):
                 found = self._factored.plan(self._tensors(x))
                 self.captured = self._factored.captured
                 return found
@@ -183,37 +178,62 @@ class TensorFlowEngine(Engine):
 
     def _run_factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Floats, Floats | None]:
         with self._on_device():
-            losses, output = self._factored.run(*self._ready(x, y), names, finish)
+            inputs, targets = self._ready(x, y)
+            self._looks.refuse(FACTORED)
+            penalty = {self.parameters[i].name: one for i, one in self._looks.penalty().items()}
+            losses, output = self._factored.run(inputs, targets, names, finish, penalty)
             return to_numpy(losses), None if output is None else to_numpy(output)
 
-    def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
-        """Return the gradient (1, P) of one sample by one backward pass."""
+    def find_signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
+        """Return what a trace of model and loss shows."""
         with self._on_device():
-            output, loss, grads = self._backward(self._tensors(x), self._tensors(y))
-            row = tf.concat(self._flat(grads), axis=0)
-            return PerSample(to_numpy(row)[None], to_numpy(loss)[None], as_array(output))
+            self._ready(x, y)
+        return self._looks.signals
+
+    def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
+        """Return the loss of some samples of a batch together, of outputs that are computed one by one."""
+        try:
+            with self._on_device(), state_kept(self.model, self._unknown):
+                output = joined_outputs([self._call({}, self._tensors(index(x, slice(row, row + 1)))) for row in rows])
+                target = None if y is None else self._tensors(index(y, np.array(rows)))
+                loss = self.loss_fn(LABEL_FORMS[self._label_form or "as given"](output, target), output)
+                return float(loss) if loss.shape.rank == 0 else None
+        except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
+            log.debug("the loss of a batch cannot be told: %s", error)
+            return None
+
+    def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
+        """Return the gradient (1, P) of one sample by one training step: the oracle's."""
+        found = self.oracle.step(x, y)
+        self.plain_outputs = isinstance(found.output, tf.Tensor)
+        loss = np.array([found.loss], self.dtype)
+        return PerSample(found.gradient[None].astype(self.dtype, copy=False), loss, as_array(found.output))
 
     def unused(self, x: Tree, y: Tree) -> list[str]:
         """Return the names of selected parameters on which this sample's loss does not depend."""
-        with self._on_device():
-            _, _, grads = self._backward(self._tensors(x), self._tensors(y))
-        return [p.name for p, g in zip(self.parameters, grads, strict=True) if g is None]
+        return list(self.oracle.step(x, y).unused)
 
     def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
         """Return ⟨direction, g_i⟩ (b,) and losses (b,) by one forward-mode pass over the batch."""
         if length(x) == 0:
             return np.empty(0, self.dtype), np.empty(0, self.dtype)
         with self._on_device():
-            flat = tf.convert_to_tensor(np.asarray(direction, self.dtype))
-            if not self._eager_directional:
-                try:
-                    dots, losses = self._graph_directional(*self._ready(x, y), flat)
-                    return to_numpy(dots), to_numpy(losses)
-                except (TypeError, ValueError, NotImplementedError, LookupError, tf.errors.OpError) as error:
-                    log.debug("no forward mode in a graph, running eagerly: %s", error)
-                    self._eager_directional = True  # graphs have none through loops, such as those of RNNs
-            dots, losses = self._all_directional(self._tensors(x), self._tensors(y), flat)
-            return to_numpy(dots), to_numpy(losses)
+            inputs, targets = self._ready(x, y)
+            self._looks.refuse(FORWARD)
+            dots, losses = self._forward(inputs, targets, tf.convert_to_tensor(np.asarray(direction, self.dtype)))
+            places = [place for _, place in self.slices()]
+            alike = [direction[places[i]] @ one for i, one in self._looks.penalty().items()]
+            return to_numpy(dots) + self.dtype.type(sum(alike)), to_numpy(losses)
+
+    def _forward(self, x: Tree, y: Tree, direction: Any) -> tuple[Any, Any]:
+        if not self._eager_directional:
+            try:
+                return self._graph_directional(x, y, direction)  # type: ignore[no-any-return]
+            except (TypeError, ValueError, NotImplementedError, LookupError, tf.errors.OpError) as error:
+                log.debug("no forward mode in a graph, running eagerly: %s", error)
+                self._eager_directional = True  # graphs have none through loops, such as those of RNNs
+        with state_kept(self.model, self._unknown):
+            return self._all_directional(x, y, direction)
 
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every weight and statistic by name."""
@@ -228,9 +248,10 @@ class TensorFlowEngine(Engine):
         inputs, targets = self._tensors(x), self._tensors(y)
         if any(isinstance(leaf, list) for leaf in leaves(inputs)):
             raise TypeError("Objects that are not arrays cannot be batched.")
+        label = None if y is None else index(targets, slice(0, 1))
         if self._label_form is None:
-            first = slice(0, 1)
-            self._backward(index(inputs, first), None if y is None else index(targets, first))
+            self._settle_labels(index(inputs, slice(0, 1)), label)
+        self._looks.at(inputs, label)
         return inputs, targets
 
     def _safe_gradients(self, x: Tree, y: Tree, names: tuple[str, ...]) -> tuple[Any, ...]:
@@ -241,8 +262,7 @@ class TensorFlowEngine(Engine):
             self._graph_gradients = {}
         if not self._gradient_graph(names).is_safe(x, y):
             raise NotImplementedError("The model contains a matrix product that TensorFlow gets wrong.")
-        found: tuple[Any, ...] = self._gradient_graph(names)(x, y)
-        return found
+        return self._gradient_graph(names)(x, y)  # type: ignore[no-any-return]
 
     def _gradient_graph(self, names: tuple[str, ...]) -> BatchGraph:
         if names not in self._graph_gradients:
@@ -270,12 +290,13 @@ class TensorFlowEngine(Engine):
     def _sample_losses(self, output: Any, y: Tree) -> Any:
         """Return the loss of each sample (b,), given the outputs of a batch, with batches of one."""
         seen = Seen(output)
+        read = self._looks.read(seen.values)
 
         def sample(parts: tuple[Any, ...]) -> Any:
             values, masks, *target = _each(lambda leaf: leaf[None], parts)
-            return self._loss(seen.rebuild(values, masks), target[0] if target else None)
+            return self._loss(seen.rebuild(seen.put(values, read), masks), target[0] if target else None)
 
-        parts = (tuple(seen.values), tuple(seen.masks)) + (() if y is None else (y,))
+        parts = (tuple(seen.values[i] for i in read), tuple(seen.masks)) + (() if y is None else (y,))
         return tf.vectorized_map(sample, parts, warn=False)
 
     def _all_directional(self, x: Tree, y: Tree, direction: Any) -> tuple[Any, Any]:
@@ -292,20 +313,21 @@ class TensorFlowEngine(Engine):
             output = self._call(dict(zip(map(id, self._variables), weights, strict=True)), x)
         seen = Seen(output)
         zero = {"unconnected_gradients": tf.UnconnectedGradients.ZERO}
-        changes = [accumulator.jvp(value, **zero) for value in seen.smooth(seen.values)]
+        read = self._looks.read(seen.values)
+        chosen = [seen.values[i] for i in read]
+        changes = [accumulator.jvp(value, **zero) for value in seen.smooth(chosen)]
 
         def sample(parts: tuple[Any, ...]) -> tuple[Any, Any]:
             values, masks, ways, *target = _each(lambda leaf: leaf[None], parts)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(seen.smooth(values))
-                loss = self._loss(seen.rebuild(values, masks), target[0] if target else None)
+                loss = self._loss(seen.rebuild(seen.put(values, read), masks), target[0] if target else None)
             grads = tape.gradient(loss, seen.smooth(values), **zero)
             dots = [tf.reduce_sum(tf.cast(g * w, self.dtype)) for g, w in zip(grads, ways, strict=True)]
             return tf.add_n(dots), loss
 
-        parts = (tuple(seen.values), tuple(seen.masks), tuple(changes)) + (() if y is None else (y,))
-        dots, losses = tf.vectorized_map(sample, parts, warn=False)
-        return dots, losses
+        parts = (tuple(chosen), tuple(seen.masks), tuple(changes)) + (() if y is None else (y,))
+        return tf.vectorized_map(sample, parts, warn=False)  # type: ignore[no-any-return]
 
     def _backward(
         self, x: Tree, y: Tree, values: dict[int, Any] | None = None, names: set[str] | None = None
@@ -319,9 +341,9 @@ class TensorFlowEngine(Engine):
         weights = [values[id(variable)] for variable in wanted]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            output = self._call(values, x)
-            self.plain_outputs = isinstance(output, tf.Tensor)
-            loss = self._loss(tf.nest.map_structure(plain, output), y)
+            with stateless(self.model, values):
+                output = self._run(x)
+                loss = self._loss(tf.nest.map_structure(plain, output), y)
         return output, loss, tape.gradient(loss, weights)
 
     def _flat(self, grads: list[Any], names: set[str] | None = None) -> list[Any]:
@@ -336,41 +358,32 @@ class TensorFlowEngine(Engine):
 
     def _call(self, values: dict[int, Any], x: Tree) -> Any:
         """Call the model with other values for some variables, by their ids; nothing of it is assigned to."""
-        args, kwargs = bind_arguments(self.model, x)
-        mapping = [(v, values[id(v)]) for v in self.model.weights if id(v) in values]
-        with keras.StatelessScope(mapping):
-            return self.model(*args, **kwargs)
+        with stateless(self.model, values):
+            return self._run(x)
 
     def _call_unrolled(self, values: dict[int, Any], x: Tree) -> Any:
         with unrolled(self.model, x):
             return self._call(values, x)
 
+    def _run(self, x: Tree) -> Any:
+        args, kwargs = bind_arguments(self.model, x)
+        return self.model(*args, **kwargs)
+
     def _loss(self, output: Any, target: Any) -> Any:
         """Return the loss of a batch of one, summed to a scalar."""
         if self._label_form is None:
-            self._label_form = self._find_label_form(output, target)
-        if isinstance(output, tf.Tensor) and isinstance(target, tf.Tensor):
-            target = _LABEL_FORMS[self._label_form](output, target)
+            self._label_form = label_form(self.loss_fn, output, target)
+        target = LABEL_FORMS[self._label_form](output, target)
         loss = call_loss(self.loss_fn, target, output, labels=target)
         if not isinstance(loss, tf.Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         return tf.cast(tf.reduce_sum(loss), self.dtype)
 
-    def _find_label_form(self, output: Any, target: Any) -> str:
-        """Return the first form of the labels that the loss takes without an error."""
-        if not (isinstance(output, tf.Tensor) and isinstance(target, tf.Tensor)):
-            return "as given"
-        for form, shape in _LABEL_FORMS.items():
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                probe = tf.identity(tf.stop_gradient(output))
-                tape.watch(probe)
-                try:
-                    loss = tf.reduce_sum(self.loss_fn(shape(probe, target), probe))
-                    if tape.gradient(loss, probe) is not None:
-                        return form
-                except Exception as error:
-                    log.debug("labels %s: %s", form, error)
-        return "as given"  # the loss itself will say what is wrong
+    def _settle_labels(self, x: Tree, y: Tree) -> None:
+        with state_kept(self.model, self._unknown), stateless(self.model, {}):
+            output = self._run(x)
+            self.plain_outputs = isinstance(output, tf.Tensor)
+            self._loss(output, y)
 
     def _tensors(self, tree: Tree) -> Tree:
         return _each(self._tensor, tree)
@@ -379,13 +392,10 @@ class TensorFlowEngine(Engine):
         if isinstance(leaf, list) and not all(isinstance(item, int | float) for item in leaf):
             arrays = all(isinstance(item, np.ndarray | np.generic) or tf.is_tensor(item) for item in leaf)
             return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
-        value = leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(np.asarray(as_numpy(leaf)))
-        return tf.cast(value, self._variables[0].dtype) if value.dtype.is_floating else value
+        return leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(np.asarray(as_numpy(leaf)))
 
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        with nullcontext() if self._device is None else tf.device(self._device):
-            yield
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._device is None else tf.device(self._device)  # type: ignore[no-any-return]
 
 
 def _each(function: Callable[[Any], Any], tree: Tree) -> Tree:

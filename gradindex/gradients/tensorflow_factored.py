@@ -12,11 +12,13 @@ from gradindex.batches import Tree, leaves, length, map_leaves
 from gradindex.gradients.base import Floats, Parameter, Projector, log
 from gradindex.gradients.layers import tensorflow_conv, tensorflow_rules  # noqa: F401
 from gradindex.gradients.layers.tensorflow_capture import Layout, NoRule, Recipe, Tap, reached, taps
-from gradindex.gradients.layers.tensorflow_use import Outer, Scratch, Touched, Use, squared_norms
+from gradindex.gradients.layers.tensorflow_use import Constant, Outer, Scratch, Touched, Use, squared_norms
 from gradindex.gradients.tensorflow_graph import BatchGraph
+from gradindex.gradients.tensorflow_outputs import main_tensor
 from gradindex.sketch.scatter import squares
 
 _BLOCK_BYTES = 4 << 20  # working memory of formed gradients, so small that it stays in the cache
+_CANCELS = 0.1  # share of the squares' sum below which a sum of two gradients is formed
 _LANES = 16  # samples that the sketch takes at once, in two threads
 
 Finish = Callable[[str, Sequence[Use]], None]
@@ -64,15 +66,22 @@ class FactoredGraph:
                 log.debug("%s has no rule: no axis of samples", name)
         return frozenset(self._counts)
 
-    def run(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Any, Any]:
-        """Run the graph; call `finish` with each used parameter's name and uses. Returns losses and output."""
+    def run(
+        self, x: Tree, y: Tree, names: Sequence[str], finish: Finish, penalty: Mapping[str, NDArray[Any]]
+    ) -> tuple[Any, Any]:
+        """Run the graph; call `finish` with each used parameter's name and uses. Returns losses and output.
+
+        `penalty`: gradients (size,) that every sample has besides, by the parameters' names.
+        """
         key = tuple(names)
         graph = self._graphs.setdefault(key, BatchGraph(lambda x, y: self._all_factors(x, y, key)))
         if not graph.is_safe(x, y):
             raise NotImplementedError("The model contains a matrix product that TensorFlow gets wrong.")
         traced, (losses, output, factors) = graph.run(x, y)
         for name, uses in _made(self._recipes[traced], factors):
-            finish(name, uses)
+            alike = [Constant(penalty[name])] if name in penalty else []
+            if uses or alike:
+                finish(name, [*uses, *alike])
         return losses, output
 
     def _shapes(self, x: Tree) -> dict[str, list[tuple[Any, Any]]]:
@@ -98,9 +107,9 @@ class FactoredGraph:
             for name in names
         }
         self._recipes[tf.compat.v1.get_default_graph()] = recipes
-        main = getattr(output, "logits", output)
+        main = main_tensor(output)
         tensors = {name: [recipe.tensors for recipe in some] for name, some in recipes.items()}
-        return losses, main if isinstance(main, tf.Tensor) else None, tensors
+        return losses, main, tensors
 
     def _taps(self, x: Tree, names: Sequence[str]) -> tuple[Any, dict[str, list[Tap]]]:
         """Call the model, and return its output and the taps of those parameters that have rules."""
@@ -141,8 +150,7 @@ def _made(recipes: dict[str, list[Recipe]], factors: dict[str, Any]) -> Iterator
     for name, some in recipes.items():
         parts = factors.pop(name)
         uses = [one.kind(*tensors, **one.options) for one, tensors in zip(some, parts, strict=True)]
-        if uses:
-            yield name, uses
+        yield name, uses
 
 
 class Rows:
@@ -177,23 +185,46 @@ class Sketches:
     def __call__(self, name: str, uses: Sequence[Use]) -> None:
         """Take the uses of one parameter."""
         parameter = self._parameters[name]
-        by_factors, ghost = self._cheapest(parameter, uses)
-        needed = sum(use.bytes_per_sample for use in uses) if by_factors else 0
+        own = [use for use in uses if not isinstance(use, Constant)]
+        alike = next((use for use in uses if isinstance(use, Constant)), None)
+        whole = not own or (alike is not None and not self._projector.one_row)
+        by_factors, ghost = (False, False) if whole else self._cheapest(parameter, own)
+        needed = sum(use.bytes_per_sample for use in own) if by_factors else 0
         if not (by_factors and ghost):
             needed += _formed_bytes(parameter.size, uses)
         for block in _blocks(len(self.squares), needed):
             out = self.sketches[block]
-            if ghost:
-                self.squares[block] += squared_norms(uses, block)
             if by_factors:
-                for use in uses:
+                for use in own:
                     self._projector.add_factors(out, parameter, *use.factors(block, self._scratch))
-                if not ghost:
-                    self.squares[block] += squares(_formed(uses, block, self._scratch))
+                found = squared_norms(own, block) if ghost else squares(_formed(own, block, self._scratch))
+                if alike is not None:
+                    found = self._with_penalty(out, parameter, own, alike, block, found)
+                self.squares[block] += found
             else:
                 formed = _formed(uses, block, self._scratch)
                 measured = self._projector.add_measured(out, parameter, formed)
                 self.squares[block] += measured if formed.dtype == np.float32 else squares(formed)
+
+    def _with_penalty(
+        self,
+        out: NDArray[np.float32],
+        parameter: Parameter,
+        own: Sequence[Use],
+        alike: Constant,
+        block: slice,
+        found: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Add the sketch of a gradient c that all samples have; return ‖g + c‖² (b,), given ‖g‖² from the factors."""
+        row = np.zeros((1, self._projector.dim), np.float32)
+        self._projector.add(row, parameter, alike.gradient[None])
+        out += row
+        products = sum(use.along(alike.gradient.reshape(parameter.matrix_shape), block, self._scratch) for use in own)
+        both = found + squares(alike.gradient[None])
+        total: NDArray[np.float64] = both + 2 * products
+        if (total < _CANCELS * both).any():  # rounding would show
+            return squares(_formed([*own, alike], block, self._scratch))
+        return total
 
     def _cheapest(self, parameter: Parameter, uses: Sequence[Use]) -> tuple[bool, bool]:
         """Return whether the sketch, and whether the norm, had better come from the factors."""

@@ -1,8 +1,7 @@
 """A Keras model from outside: names and layout of its weights, and how it is called."""
 
 import inspect
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,7 +10,9 @@ import keras
 import tensorflow as tf
 
 from gradindex.batches import Tree, leaves
-from gradindex.gradients.call import bind_inputs
+from gradindex.gradients.call import bind_inputs, select
+from gradindex.gradients.parameter import Parameter
+from gradindex.gradients.tensorflow_state import one_at_a_time
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -113,6 +114,36 @@ def weight_owners(model: Any) -> dict[int, Any]:
     return {id(variable): owners[id(variable)] for variable in model.weights if id(variable) in owners}
 
 
+def choose(model: Any, wanted: str | Sequence[str] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the selected variables by name, and the names of those that are not trainable.
+
+    Raises
+    ------
+    ValueError
+        If nothing is trainable, a name is unknown, or nothing is selected.
+    """
+    names = weight_names(model)
+    trainable = {names[id(variable)]: variable for variable in model.trainable_variables}
+    frozen = tuple(names[key] for key in weight_owners(model) if names[key] not in trainable)
+    return {name: trainable[name] for name in select(list(trainable), wanted)}, frozen
+
+
+def describe(model: Any, chosen: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """Return what is to be known of selected variables, given by name."""
+    owners = weight_owners(model)
+    positions = {id(variable): position for position, variable in enumerate(model.trainable_variables)}
+    return tuple(
+        Parameter(
+            name=name,
+            position=positions[id(variable)],
+            shape=tuple(variable.shape),
+            dtype=str(variable.dtype),
+            **layout(owners.get(id(variable)), variable),
+        )
+        for name, variable in chosen.items()
+    )
+
+
 def bind_arguments(model: Any, x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and keyword arguments to call the model with.
 
@@ -140,7 +171,6 @@ def bind_arguments(model: Any, x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]
 
 _RECURRENT = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
 _MOST_STEPS = 256  # a longer loop would make too large a graph
-_one_at_a_time = threading.RLock()
 
 
 def recurrent_layers(model: Any) -> list[Any]:
@@ -156,7 +186,7 @@ def unrolled(model: Any, x: Tree) -> Iterator[None]:
     if not layers or not steps or None in steps or max(steps) > _MOST_STEPS:
         yield
         return
-    with _one_at_a_time:
+    with one_at_a_time:
         before = [(layer, layer.unroll, layer.zero_output_for_mask) for layer in layers]
         try:
             for layer, _, zero in before:

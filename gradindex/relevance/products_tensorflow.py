@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from gradindex.gradients.tensorflow_state import stateless
 from gradindex.job import Job
 from gradindex.relevance.base import Rows
 from gradindex.relevance.curvature import Product
@@ -36,7 +37,8 @@ def _block(engine: Any, x: Any, y: Any, vectors: Any) -> Any:
         outer.watch(weights)
         with tf.GradientTape(watch_accessed_variables=False) as inner:
             inner.watch(weights)
-            loss = tf.reduce_sum(engine._sample_losses(engine._call(values, x), y))
+            with stateless(engine.model, values):  # what the loss reads of weights itself has a Hessian, too
+                loss = tf.reduce_sum(engine._sample_losses(engine._run(x), y))
         gradient = tf.concat(engine._flat(inner.gradient(loss, weights)), 0)
         dots = [tf.reduce_sum(gradient * vector) for vector in tf.unstack(vectors)]
     return tf.stack([tf.concat(engine._flat(outer.gradient(dot, weights)), 0) for dot in dots])

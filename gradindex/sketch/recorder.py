@@ -28,6 +28,7 @@ class Recorder(Projector):
     """
 
     dim = 1
+    one_row = False
 
     def __init__(self, projector: LandmarkProjector, count: int) -> None:
         self.count = count

@@ -8,6 +8,7 @@ tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
 
 from gradindex.gradients import loop  # noqa: E402
+from gradindex.gradients.base import PathFailed  # noqa: E402
 from gradindex.gradients.tensorflow import TensorFlowEngine  # noqa: E402
 
 L = keras.layers
@@ -252,7 +253,8 @@ def test_what_updates_itself_in_inference_does_not():
     engine = TensorFlowEngine(model, loss_of(model))
     engine.gradients(X, Y)
     engine.outputs(X)
-    engine.directional(X, Y, way(engine))
+    with pytest.raises(PathFailed, match="draws random numbers in evaluation mode"):
+        engine.directional(X, Y, way(engine))
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.variables, strict=True))
     assert engine.frozen == ()  # a statistic is not a frozen parameter
 

@@ -52,6 +52,14 @@ class Use(ABC):
         """Return row factors (block, T, rows), or (block, T) of row numbers, and column factors."""
         raise NotImplementedError
 
+    def along(self, matrix: NDArray[Any], block: slice, scratch: Scratch) -> NDArray[np.float64]:
+        """Return ⟨Σ_t r_t c_tᵀ, matrix⟩ (block,) from the factors, for a matrix (R, C)."""
+        rows, columns = self.factors(block, scratch)
+        found: NDArray[np.float64] = np.einsum(
+            "btc,btc->b", matrix[rows] if rows.ndim == 2 else rows @ matrix, columns, dtype=np.float64
+        )
+        return found
+
     def ghost_cost(self) -> float:
         """Return about how many nanoseconds one sample's squared norm takes from the factors."""
         return np.inf
@@ -70,6 +78,17 @@ class Direct(Use):
     def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
         """Return the per-sample gradients (block, size)."""
         return self._gradients[block]
+
+
+class Constant(Use):
+    """A gradient (size,) that all samples have alike."""
+
+    def __init__(self, gradient: NDArray[Any]) -> None:
+        self.gradient = gradient
+
+    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
+        """Return the per-sample gradients (block, size)."""
+        return np.tile(self.gradient, (block.stop - block.start, 1))
 
 
 class Outer(Use):
