@@ -355,7 +355,7 @@ def test_a_hook_that_steps_is_refused_and_undone():
         optimizer.zero_grad()
 
     model.a.weight.register_post_accumulate_grad_hook(step)
-    with pytest.raises(ValueError, match=r"hook of 'a\.weight' changes the weights in the backward pass"):
+    with pytest.raises(ValueError, match=r"hook changes the weights of 'a\.weight' in the backward pass"):
         list(gradindex.embed(gradindex.Job(model, torch.nn.CrossEntropyLoss(), (x, y))))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
