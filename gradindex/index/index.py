@@ -113,7 +113,8 @@ class Index(Changing):
             With `scores` (m, k) float64 descending, `ordered_indices` (m, k) int64 ids, `exact` (m, k) bool;
             the same with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both
             sides where known; `query_predictions` (m,) and, where given, `query_labels`; the user's own `columns` and
-            `opponent_columns`, dicts of arrays (m, k). A missing result has id −1 and score NaN. For each side
+            `opponent_columns`, by name arrays (m, k) (`gradindex.store.table.Columns`; `to_arrow` keeps their types). A
+            missing result has id −1, score NaN and nothing in its columns. For each side
             `proved` (m,) bool: whether this is the answer of the true, unprojected kernel; `checked` (m,) rows
             evaluated exactly (with `certify`, for this side's sake); `scanned` (m,) rows looked at, −1 where FAISS
             does not tell; `bound_left` (m,): where not proved, a bound that the kernel values of all rows not

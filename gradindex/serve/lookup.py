@@ -227,6 +227,8 @@ class Lookup:
 
     def _side(self, data: dict[str, Any], prefix: str, indices: str, row: int, render: bool) -> list[models.Neighbour]:
         found = []
+        own = data.get(f"{prefix}columns")
+        table = {} if own is None else own.line(row).to_json()
         for place, i in enumerate(data[indices][row].tolist()):
             if i < 0:
                 continue
@@ -235,7 +237,7 @@ class Lookup:
                 for name in ("label", "prediction")
                 if f"{prefix}{name}s" in data
             }
-            columns = {name: plain(values[row, place]) for name, values in (data.get(f"{prefix}columns") or {}).items()}
+            columns = {name: values[place] for name, values in table.items()}
             found.append(
                 models.Neighbour(
                     id=i,
@@ -251,12 +253,13 @@ class Lookup:
     def _item(self, i: int, row: int) -> models.Item:
         columns = self.store.columns
         known: dict[str, Any] = {name: columns[name][row] for name in ("label", "prediction") if name in columns}
+        own = columns.take(np.array([row]), self.store.header.columns).to_json()
         return models.Item(
             id=i,
             loss=float(columns["loss"][row]) if "loss" in columns else None,
             norm=float(self.store.norms[row]),
             removed=self.store.alive is not None and not self.store.alive[row],
-            columns={name: plain(columns[name][row]) for name in self.store.header.columns},
+            columns={name: values[0] for name, values in own.items()},
             rendered=self.rendered(i),
             **self._named(known),
         )

@@ -95,6 +95,8 @@ def test_what_is_not_a_filter(built):
     with pytest.raises(ValueError, match=r"no column 'colour'; expected one of .*label.*word"):
         select(store, {"colour": 1})
     with pytest.raises(ValueError, match=r"matches none of the \d+ samples. 'label' holds 0, 1, 2, 3, 4, ..."):
+        select(store, {"label": 77})
+    with pytest.raises(TypeError, match=r"Column 'label' holds int64, with which '3' \(str\) cannot be compared"):
         select(store, {"label": "3"})
     with pytest.raises(ValueError, match="matches none"):
         select(store, [])
