@@ -13,8 +13,9 @@ from gradindex.batches import is_ragged, is_tensor
 from gradindex.index.index import Index
 from gradindex.kernels import Kernel
 from gradindex.labels import as_array
+from gradindex.plots.rows import class_name
 from gradindex.rendering import Rendered as Shown
-from gradindex.rendering import Renderer, data_uri
+from gradindex.rendering import Renderer, data_uri, printable
 from gradindex.serve import models
 from gradindex.serve.inputs import concatenate
 from gradindex.serve.worker import Task
@@ -183,7 +184,7 @@ class Lookup:
             backend=header.backend,
             columns=sorted(columns),
             classes=plain(classes.tolist()) if len(classes) <= _CLASSES else [],
-            class_names=None if names is None else [str(name) for name in names],
+            class_names=None if names is None else [printable(str(name)) for name in names],
             input=self._input(),
             metric=metric,
             kernels=[default] if default == metric else [kernel.value for kernel in Kernel],
@@ -198,7 +199,7 @@ class Lookup:
         x = self.index.example.x
         if isinstance(x, dict | tuple):
             parts = x.items() if isinstance(x, dict) else enumerate(x)
-            return {"kind": "parts", "parts": [str(name) for name, _ in parts]}
+            return {"kind": "parts", "parts": [printable(str(name)) for name, _ in parts]}
         if is_ragged(x):
             return {"kind": "array", "shape": [None, *as_array(x[0]).shape[1:]]}
         if isinstance(x, list):
@@ -269,9 +270,8 @@ class Lookup:
         out: dict[str, Any] = {}
         for kind, value in known.items():
             out[kind] = plain(value)
-            number = out[kind]
-            if names is not None and isinstance(number, int | float) and 0 <= number < len(names):
-                out[f"{kind}_name"] = str(names[int(number)])
+            if names is not None and (name := class_name(names, value)) != class_name(None, value):
+                out[f"{kind}_name"] = name
         return out
 
     def rendered(self, i: int) -> models.Rendered | None:
@@ -303,5 +303,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return printable(value)
     return value if value is None or isinstance(value, bool | int) else str(value)
