@@ -51,7 +51,8 @@ def from_outputs(
     outputs
         Model outputs, shape (m, c, …).
     like
-        A sample of training labels: classes (n,) or (n, 1), or one-hot rows (n, c).
+        A sample of training labels: classes (n,) or (n, 1), one-hot rows (n, c), or several labels at once, rows
+        (n, c) of two values such as 0 and 1.
     losses
         ``losses(outputs, y) -> (m,)``. With a single output per sample the predicted label is the one of the
         two training labels with the smaller loss, which is right for logits, probabilities and margins alike.
@@ -61,12 +62,16 @@ def from_outputs(
     Raises
     ------
     ValueError
-        If a single-output model has other than two distinct training labels, or labels are not one array.
+        If a single-output model has other than two distinct training labels, or labels are not one array; for several
+        labels at once, if they have more than two values or the loss does not say from where on one is predicted.
     """
     array = _array(like)
     if array is None or array.dtype.kind not in "biuf":
         raise ValueError("The training labels are not numbers in one array, so none can be predicted. Pass Y.")
     like = array
+    parts = int(np.prod(like.shape[1:]))  # of a sample's label
+    if parts > 1 and like.shape[1:] == outputs.shape[1:] and outputs.shape[class_axis] == 1:
+        return _several(outputs, like, losses)
     if outputs.ndim == 1 or outputs.shape[class_axis] == 1:
         options = np.unique(like)
         if len(options) != 2:
@@ -80,11 +85,33 @@ def from_outputs(
         return np.broadcast_to(column, shape).copy()
     classes = outputs.argmax(axis=class_axis)
     if like.ndim == outputs.ndim and like.shape[1:] == outputs.shape[1:]:
+        if like.any() and not np.allclose(like.sum(axis=class_axis), 1, atol=1e-3):
+            return _several(outputs, like, losses)
         one_hot = np.eye(outputs.shape[class_axis], dtype=like.dtype)[classes]
         return np.moveaxis(one_hot, -1, class_axis)
     dtype = like.dtype if like.dtype.kind in "iuf" else np.dtype(np.int64)
     found: NDArray[Any] = classes.astype(dtype)
     return found[:, None] if like.shape[1:] == (1,) else found
+
+
+def _several(
+    outputs: NDArray[Any], like: NDArray[Any], losses: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+) -> NDArray[Any]:
+    """Return labels of which any number may hold at once: the larger of two values from a threshold on.
+
+    The threshold is 0 (logits, margins) or one half (probabilities): the one at which the loss of both is the same.
+    """
+    options = np.unique(like)
+    if len(options) == 2:
+        for threshold in (0.0, 0.5):
+            output = np.full((1, *outputs.shape[1:]), threshold, outputs.dtype)
+            low, high = (losses(output, np.full((1, *like.shape[1:]), option, like.dtype)) for option in options)
+            if np.isfinite(low).all() and np.allclose(low, high, rtol=1e-5):
+                return options[(outputs > threshold).astype(int)]  # type: ignore[no-any-return]
+    raise ValueError(
+        "The training labels are several at once, and neither 0 nor 0.5 is where the loss turns from one value to the "
+        "other, so the predicted ones are not defined. Pass the labels (Y)."
+    )
 
 
 def as_array(value: Any) -> NDArray[Any]:

@@ -39,6 +39,5 @@ def table_bytes(factory: str) -> int:
     It holds a float for each list, part of a vector and code. It is not in the file, and larger than one of few rows.
     """
     lists = [int(count) * _SUFFIX[suffix] for count, suffix in re.findall(r"IVF(\d+)([kM]?)", factory)]
-    lists += [1 << (int(parts) * int(bits)) for parts, bits in re.findall(r"IMI(\d+)x(\d+)", factory)]
     codes = [int(parts) << int(bits or 8) for parts, bits in re.findall(r"PQ(\d+)(?:x(\d+))?", factory)]
     return 4 * max(lists, default=0) * max(codes, default=0) + 4

@@ -166,6 +166,7 @@ class Index(Changing):
             "selected": len(self) if selection is None else len(selection),
             "rows": len(self),
             "index": self.searcher.factory,
+            "searched": "scan of the store" if certify else cascade.searched(self, wanted),
             "sketch": self.store.header.sketch,
         }
         return Explanation(meta("Index", params), data, view=(self.job, asked.x, ids))

@@ -74,12 +74,29 @@ def to_arrow(values: Any) -> pa.Array:
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         if values.dtype.kind in "mM" and np.datetime_data(values.dtype)[0] in ("h", "m"):
             values = values.astype(f"{values.dtype.kind}8[s]")  # Arrow has no hours and minutes
-    try:
-        array = pa.array(values)
-    except OverflowError:
-        array = pa.array(values, pa.uint64())
-    array = one_chunk(array)
+    array = one_chunk(_inferred(values))
+    if str(getattr(values, "dtype", "object")) != "object":
+        return array
     _refuse_mixtures(values, array.type)
+    return _with_nanoseconds(values, array)
+
+
+def _inferred(values: Any) -> pa.Array | pa.ChunkedArray:
+    try:
+        return pa.array(values)
+    except OverflowError:  # above 2**63
+        return pa.array(values, pa.uint64())
+    except (pa.ArrowException, TypeError, ValueError):  # NaN or NaT among texts or times
+        return pa.array(values, from_pandas=True)
+
+
+def _with_nanoseconds(values: Any, array: pa.Array) -> pa.Array:
+    """Return times and durations with the nanoseconds that pandas' have, and that Arrow takes off those in a list."""
+    kind = array.type
+    if pa.types.is_timestamp(kind) and any(getattr(value, "nanosecond", 0) for value in values):
+        return pa.array(values, pa.timestamp("ns", kind.tz), from_pandas=True)
+    if pa.types.is_duration(kind) and any(getattr(value, "nanoseconds", 0) for value in values):
+        return pa.array(values, pa.duration("ns"), from_pandas=True)
     return array
 
 
@@ -93,7 +110,7 @@ def one_chunk(array: pa.Array | pa.ChunkedArray) -> pa.Array:
 def _refuse_mixtures(values: Any, kind: pa.DataType) -> None:
     """Raise ValueError where Arrow makes one type of several: a time's date, bytes of a text, UTC of a local time."""
     temporal = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
-    if str(getattr(values, "dtype", "object")) != "object" or not (temporal or pa.types.is_binary(kind)):
+    if not (temporal or pa.types.is_binary(kind)):
         return
     kinds = {_kind(value) for value in values if not is_missing(value)}
     if len(kinds) > 1:
