@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 
 
 def from_json_values(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Return the array of which `json_values` made a list.
+    """Return the array of which `json_values` made a list; an order of categories is not kept.
 
     Raises
     ------
@@ -56,6 +56,8 @@ def from_json_values(values: list[Any], kind: pa.DataType) -> pa.Array:
     """
     if is_bytes(kind):
         return pa.array([None if value is None else base64.b64decode(value) for value in values], kind)
+    if pa.types.is_dictionary(kind):
+        kind = pa.dictionary(kind.index_type, kind.value_type)
     array = pa.array(values, json_type(kind))
     if pa.types.is_time(kind):  # Arrow reads times with their date only
         dated = pc.binary_join_element_wise("1970-01-01", array, " ")

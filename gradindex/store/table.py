@@ -84,7 +84,7 @@ class Columns(Mapping[str, NDArray[Any]]):
             shape = tuple(map(int, sizes.split(",")))
             fields = list(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema))))
             arrays = [from_json_values(_flat(saved[field.name], len(shape)), field.type) for field in fields]
-            return cls(pa.table(arrays, schema=pa.schema(fields)), shape)
+            return cls(pa.table(arrays, [field.name for field in fields]), shape)
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:
             raise ValueError(f"columns that are not of their types: {error}") from None
 
