@@ -5,7 +5,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import uvicorn
@@ -15,6 +15,7 @@ from gradindex.serve.app import make
 from gradindex.serve.settings import Settings
 
 log = logging.getLogger(__name__)
+_TICK = 0.5  # seconds
 _GRACE = 60  # seconds for what was accepted, once asked to stop
 
 
@@ -52,10 +53,11 @@ def _run(server: "Server", listening: socket.socket) -> None:
     with ThreadPoolExecutor(1, "gradindex-serve") as beside:
         done = beside.submit(server.run, sockets=[listening])
         try:
-            done.result()
-        except KeyboardInterrupt:  # uvicorn sees signals in the main thread alone
-            server.should_exit = True
-            raise
+            while not wait([done], timeout=_TICK).done:
+                pass  # a signal that another thread was given is seen between two waits only
+        finally:
+            server.should_exit = True  # uvicorn sees signals in the main thread alone
+        done.result()
 
 
 class Server(uvicorn.Server):
