@@ -93,7 +93,7 @@ class RemotePath:
         return bool(self.fs.isdir(self.key))
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Make a directory on file systems that have some; object stores, whose interface is asynchronous, have none."""
+        """Make a directory where there are some; object stores, whose interface is asynchronous, have none."""
         fs = getattr(self.fs, "fs", self.fs)  # behind a cache
         if not fs.async_impl:
             self.fs.makedirs(self.key, exist_ok=True)
