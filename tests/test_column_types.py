@@ -90,6 +90,14 @@ def same(name, got, ids):
         assert got.equals(want)
 
 
+@pytest.mark.parametrize("name", set(GIVEN) - {"float"})
+def test_arrow_has_the_values_that_were_given(name):
+    given = GIVEN[name]
+    plain = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    nested = name in NESTED
+    assert values(name, range(ROWS)).to_pylist() == [v if nested else None if pandas.isna(v) else v for v in plain]
+
+
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_result_keeps_type_and_values(result, name):
     table = result.to_arrow()

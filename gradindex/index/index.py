@@ -104,7 +104,8 @@ class Index(Changing):
             With `certify`: give up after this many exact checks for a query and side, at least k; None: never.
         where
             Which samples may be found: a mapping of columns to a value or list of values, such as
-            ``{"label": 3}`` (also a user's own columns; several must all hold), or ids; None: all. Few are found
+            ``{"label": 3}`` (also a user's own columns, where None finds missing entries; several must all hold), or
+            ids; None: all. Few are found
             by an exact scan of the store, many by FAISS over all lists.
 
         Returns
@@ -127,6 +128,8 @@ class Index(Changing):
             a wrong shape, NaN, missing labels, a bad `max_checks`, an unknown column, or if nothing matches `where`.
         IndexError
             If an id is out of range.
+        TypeError
+            If a value of `where` is of another kind than its column's.
         """
         parsed = relevance.kernel_of(self.store.header.metric, kernel)
         check_k(k, len(self))

@@ -137,6 +137,9 @@ def test_nan_is_no_value_and_none_is_no_nan():
     np.testing.assert_array_equal(matches("x", floats, np.float32("nan")), [False, True, True])
     np.testing.assert_array_equal(matches("x", floats, None), [False, False, True])
     np.testing.assert_array_equal(matches("x", floats, [1.0, None]), [True, False, True])
+    half = pa.chunked_array([pa.array(np.array([np.inf, 1], np.float16))])
+    np.testing.assert_array_equal(matches("x", half, np.inf), [True, False])
+    assert not matches("x", half, 1e30).any()  # which is infinite in half precision
     nothing = pa.chunked_array([pa.nulls(2)])
     assert matches("x", nothing, None).all() and not matches("x", nothing, 3).any()
 

@@ -89,6 +89,28 @@ def test_faiss_gets_a_filter_only_where_it_finds_all(built):
     assert len(chosen) == 17
 
 
+@pytest.mark.parametrize(
+    ("options", "searched"),
+    [
+        ({}, "FAISS"),
+        ({"where": {"label": 3}}, "scan of the store"),
+        ({"kernel": "grad_dot"}, "scan of the store"),
+        ({"kernel": "grad_asym_dot"}, "scan of the store"),
+        ({"certify": True, "max_checks": ROWS}, "scan of the store"),
+    ],
+)
+def test_a_result_says_what_was_searched(built, options, searched):
+    assert built[0].explain(ids=[3], k=2, **options).meta["params"]["searched"] == searched
+
+
+def test_ids_of_any_form(built):
+    import torch
+
+    store = built[0].store
+    for ids in ([3, 8], {3, 8}, range(3, 9, 5), np.array([3, 8], ">i4"), torch.tensor([3, 8]), {3: 0, 8: 0}.keys()):
+        np.testing.assert_array_equal(np.flatnonzero(select(store, ids).mask), [3, 8])
+
+
 def test_what_is_not_a_filter(built):
     store = built[0].store
     assert select(store, None) is None
