@@ -13,7 +13,8 @@ from rich.text import Text
 from gradindex.explanation import Explanation
 from gradindex.verify import Audit
 
-_WIDEST, _NARROWEST = 32, 8  # places of a user's column or a label
+_WIDEST, _LEGIBLE, _NARROWEST = 32, 12, 8  # places of a user's column or a label
+_FOLDED = 5  # places of a title that is longer
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class _Column:
     @property
     def least(self) -> int:
         """Places without which it is not shown, or is not to be understood."""
-        return min(self.width, _NARROWEST) if self.elastic else self.width
+        if self.elastic:
+            return min(self.width, _NARROWEST)
+        return max(map(cell_len, (*self.cells, self.title[:_FOLDED])))  # the title folds
 
 
 def explanation_tables(
@@ -83,10 +86,12 @@ def _needed(columns: Sequence[_Column]) -> int:
 def _table(title: str, columns: Sequence[_Column], width: int, left_out: Sequence[str]) -> Table:
     """Return columns as a table, the elastic ones as wide as there is room for."""
     widths, spare = [column.least for column in columns], width - _needed(columns)
-    while spare > 0 and (short := [i for i, column in enumerate(columns) if widths[i] < column.width]):
-        for i in short[:spare]:
-            widths[i] += 1
-        spare -= len(short[:spare])
+    for elastic, most in ((True, _LEGIBLE), (False, _WIDEST), (True, _WIDEST)):  # titles of ids and scores in between
+        some = [i for i, column in enumerate(columns) if column.elastic == elastic]
+        while spare > 0 and (short := [i for i in some if widths[i] < min(columns[i].width, most)][:spare]):
+            for i in short:
+                widths[i] += 1
+            spare -= len(short)
     table = Table(title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD)
     wide = not any(column.own for column in columns) and spare >= 2 * len(columns)
     table.padding = (0, 1 if wide else 0)
@@ -94,7 +99,7 @@ def _table(title: str, columns: Sequence[_Column], width: int, left_out: Sequenc
     for column, places in zip(columns, widths, strict=True):
         justify: Any = "left" if column.own else "right"
         style = "dim" if column.title == "#" else ""
-        heading = Text(column.title, no_wrap=column.elastic, overflow="ellipsis")
+        heading = Text(column.title, no_wrap=column.elastic, overflow="ellipsis" if column.elastic else "fold")
         table.add_column(heading, justify=justify, style=style, width=places, no_wrap=True, overflow="ellipsis")
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*map(Text, cells))
