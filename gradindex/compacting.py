@@ -84,13 +84,9 @@ def _rows(store: Store, rows: np.ndarray) -> Rows:
     for shard in store.shards:
         here = rows[(rows >= shard.start) & (rows < shard.stop)]
         if len(here):
-            table = shard.table()
-            tables.append(table.take(pa.array(here - shard.start)) if table.column_names else table)
-    names = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
-    columns = {}
-    if names:
-        table = pa.concat_tables([table.select(names) for table in tables], promote_options="permissive")
-        columns = dict(zip(names, table.combine_chunks().columns, strict=True))
+            tables.append(store.table(shard).take(pa.array(here - shard.start)))
+    table = pa.concat_tables(tables)
+    columns = dict(zip(table.column_names, table.columns, strict=True))
     return Rows(store.gather(rows, np.float16), store.norms[rows], store.ids[rows], columns)
 
 

@@ -23,6 +23,7 @@ from gradindex.kernels import Kernel, Task
 from gradindex.labels import as_array
 from gradindex.progress import progress_bar
 from gradindex.sketch import Sketch, widest
+from gradindex.store.location import Location, locate, on_disk
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -226,13 +227,13 @@ class GradientSimilarity:
         Raises
         ------
         ValueError
-            Before `fit`.
+            Before `fit`, or if `path` is a URL.
         TypeError
             If the training data are objects that JSON cannot hold.
         """
         from gradindex.persistence import save
 
-        save(self, Path(path))
+        save(self, on_disk(path, "GradientSimilarity.save"))
 
     @classmethod
     def load(
@@ -256,11 +257,11 @@ class GradientSimilarity:
         MismatchError
             If gradients or an index were saved for a model with other weights.
         ValueError
-            If `loss_fn` is needed.
+            If `loss_fn` is needed, or `path` is a URL.
         """
         from gradindex.persistence import load
 
-        explainer: GradientSimilarity = load(cls, Path(path), predictor, loss_fn)
+        explainer: GradientSimilarity = load(cls, on_disk(path, "GradientSimilarity.load"), predictor, loss_fn)
         return explainer
 
     def _set_predictor(self, predictor: Any) -> None:
@@ -306,7 +307,7 @@ class GradientSimilarity:
 
     def _build_index(self, factory: str) -> "Index":
         if self.index_path is not None:
-            index = self._build_index_at(Path(self.index_path), factory, overwrite=self._built_at_path)
+            index = self._build_index_at(locate(self.index_path), factory, overwrite=self._built_at_path)
             self._built_at_path = True
             return index
         folder = tempfile.mkdtemp(prefix="gradindex-")
@@ -318,7 +319,7 @@ class GradientSimilarity:
         weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)
         return index
 
-    def _build_index_at(self, out: Path, factory: str, overwrite: bool) -> "Index":
+    def _build_index_at(self, out: Location, factory: str, overwrite: bool) -> "Index":
         assert self._source is not None
         return gradindex.build(
             self._job(),

@@ -1,6 +1,7 @@
 """The answer to a query: who, how much, and whether that was computed exactly."""
 
 import json
+import sys
 import warnings
 from typing import Any
 
@@ -56,7 +57,10 @@ class Explanation:
         return explanation_html(self)
 
     def to_json(self) -> str:
-        """Return meta and data as JSON; arrays become lists, NaN becomes null, and `dtypes` keeps their types."""
+        """Return meta and data as JSON; arrays become lists, NaN becomes null, and `dtypes` keeps their types.
+
+        Of the user's columns, dates, times and decimals become texts, durations counts of their unit, bytes base64.
+        """
         dtypes = {name: found for name, value in self.data.items() if (found := _dtypes(value)) is not None}
         saved = {"meta": self.meta, "data": _plain(self.data), "dtypes": dtypes}
         return json.dumps(saved, allow_nan=False)
@@ -70,8 +74,8 @@ class Explanation:
         import pyarrow as pa
 
         sides = [("", "proponent", "ordered_indices"), ("opponent_", "opponent", "opponent_indices")]
-        parts = [self._side(*side) for side in sides if side[2] in self.data]
-        return pa.concat_tables([pa.table(part) for part in parts]).sort_by([("query", "ascending")])
+        parts = [pa.table(self._side(*side)) for side in sides if side[2] in self.data]
+        return pa.concat_tables(parts, promote_options="permissive").sort_by([("query", "ascending")])
 
     def to_pandas(self) -> Any:
         """Return `to_arrow` as a ``pandas.DataFrame``; needs pandas."""
@@ -84,8 +88,11 @@ class Explanation:
         columns = {"query": queries, "side": [side] * len(queries), "rank": ranks + 1, "id": ids[found]}
         names = {"score": "scores", "exact": "exact", "label": "labels", "prediction": "predictions"}
         more = {name: self.data.get(prefix + key) for name, key in names.items()}
-        more |= self.data.get(f"{prefix}columns") or {}
-        return columns | {name: np.asarray(values)[found] for name, values in more.items() if values is not None}
+        columns |= {name: np.asarray(values)[found] for name, values in more.items() if values is not None}
+        own: Any = self.data.get(f"{prefix}columns") or {}
+        if _is_columns(own):
+            return columns | {name: own.table.column(name).filter(found.ravel()) for name in own}
+        return columns | {name: np.asarray(values)[found] for name, values in own.items()}  # of an earlier version
 
     @classmethod
     def from_json(cls, text: str) -> "Explanation":
@@ -107,12 +114,19 @@ class Explanation:
         return cls(saved["meta"], data)
 
 
+def _is_columns(value: Any) -> bool:
+    module = sys.modules.get("gradindex.store.table")  # whoever has columns has imported it
+    return module is not None and isinstance(value, module.Columns)
+
+
 def _dtypes(value: Any) -> Any:
     """Return the type of an array, or those of a dict or tuple of arrays; None for anything else."""
     if isinstance(value, dict):
         return {str(key): _dtypes(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_dtypes(item) for item in value]
+    if _is_columns(value):
+        return value.types
     return str(value.dtype) if isinstance(value, np.ndarray) else None
 
 
@@ -123,12 +137,18 @@ def _restored(value: Any, dtype: Any) -> Any:
         return tuple(_restored(*pair) for pair in zip(value, dtype, strict=True))
     if dtype is None:
         return value
+    if dtype.startswith("arrow:"):
+        from gradindex.store.table import Columns
+
+        return Columns.from_json(value, dtype)
     if dtype == "object":
         return np.array(value, dtype=object)
     return np.asarray(value, dtype=np.float64 if dtype.startswith("float") else None).astype(dtype)
 
 
 def _plain(value: Any) -> Any:
+    if _is_columns(value):
+        return value.to_json()
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -5,14 +5,16 @@ the gradients. Removed samples are left out.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gradindex.errors import IndexExistsError
 from gradindex.store import Store
+from gradindex.store.location import Location, listing, locate, move, size, temporary
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -39,7 +41,7 @@ class Exported:
 
 
 def export(
-    path: Any, *, parquet: str | Path | None = None, faiss: str | Path | None = None, dtype: str = "float32"
+    path: Any, *, parquet: str | Location | None = None, faiss: str | Location | None = None, dtype: str = "float32"
 ) -> Exported:
     """Write an index's embeddings for other programs.
 
@@ -48,11 +50,12 @@ def export(
     path
         Directory of the index.
     parquet
-        A new or empty directory, for one Parquet file a shard: ``id`` int64, ``vector`` a list of `dim` numbers of
-        unit norm, ``norm`` float32 of the unprojected gradient, and the store's columns.
+        A new or empty directory or a URL, for one Parquet file a shard: ``id`` int64, ``vector`` a list of `dim`
+        numbers of unit norm, ``norm`` float32 of the unprojected gradient, and the store's columns, all files with the
+        same types. A user's column that is itself called ``vector`` becomes ``user_vector``.
     faiss
-        A new file, for the FAISS index with the samples' ids. Its vectors may be narrower than the stored ones: a
-        query's is ``index.searcher``'s folded and scaled to unit norm, see `query_vectors`.
+        A new file or a URL, for the FAISS index with the samples' ids. Its vectors may be narrower than the stored
+        ones: a query's is ``index.searcher``'s folded and scaled to unit norm, see `query_vectors`.
     dtype
         Of the Parquet vectors: ``'float32'``, or ``'float16'`` as they are stored, which fewer programs read.
 
@@ -71,22 +74,23 @@ def export(
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}.")
     index = load(path)
-    folder, file = (None if one is None else Path(one) for one in (parquet, faiss))
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder, file = (None if one is None else locate(one) for one in (parquet, faiss))
+    if folder is not None and folder.exists() and (not folder.is_dir() or listing(folder)):
         raise IndexExistsError(f"{folder} is there already; give a new or an empty directory.")
     if file is not None and file.exists():
         raise IndexExistsError(f"{file} is there already; give a new file.")
     files = []
     if file is not None:  # first, since it may be refused
+        file.parent.mkdir(parents=True, exist_ok=True)
         _write_faiss(index, file)
         files.append(file)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         files += [_write_shard(index.store, number, folder, dtype) for number in range(len(index.store.shards))]
-    size, kind = sum(one.stat().st_size for one in files), index.searcher
+    bytes_, kind = sum(map(size, files)), index.searcher
     alive = len(index.store) if index.store.alive is None else int(index.store.alive.sum())
     about = (None, None) if file is None else (kind.factory, kind.dim)
-    return Exported(alive, tuple(map(str, files)), size, *about)
+    return Exported(alive, tuple(map(str, files)), bytes_, *about)
 
 
 def query_vectors(index: "Index", x: Any = None, y: Any = None, *, ids: Any = None) -> NDArray[np.float32]:
@@ -109,37 +113,43 @@ def faiss_vectors(index: "Index", vectors: NDArray[np.float32]) -> NDArray[np.fl
     return as_vectors(vectors, index.searcher.dim)
 
 
-def _write_shard(store: Store, number: int, folder: Path, dtype: str) -> Path:
+def _write_shard(store: Store, number: int, folder: Location, dtype: str) -> Location:
     """Write one shard's rows as a Parquet file, a block at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    shard, columns = store.shards[number], store.shards[number].columns()
-    alive = np.ones(len(shard), bool) if store.alive is None else store.alive[shard.start : shard.start + len(shard)]
-    names = [name for name in columns if name in store.columns]
-    kind = pa.list_(pa.from_numpy_dtype(_DTYPES[dtype]), store.header.dim)
+    shard = store.shards[number]
+    alive = np.ones(len(shard), bool) if store.alive is None else store.alive[shard.start : shard.stop]
+    schema, columns = _schema(store, dtype), store.table(shard)
     path = folder / f"{number:06d}.parquet"
-    writer = None
-    for begin in range(0, len(shard), _ROW_GROUP):
-        stop = min(begin + _ROW_GROUP, len(shard))
-        keep = np.flatnonzero(alive[begin:stop])
-        vectors = np.ascontiguousarray(shard.read(begin, stop)[keep], _DTYPES[dtype])
-        table = {
-            "id": pa.array(shard.ids[begin:stop][keep]),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=kind),
-            "norm": pa.array(shard.norms[begin:stop][keep]),
-            **{name: pa.array(columns[name][begin:stop][keep]) for name in names},
-        }
-        part = pa.table(table)
-        if writer is None:
-            writer = pq.ParquetWriter(path, part.schema)
-        writer.write_table(part)
-    if writer is not None:
-        writer.close()
+    with temporary(folder) as part:
+        with pq.ParquetWriter(part, schema) as writer:
+            for begin in range(0, len(shard), _ROW_GROUP):
+                keep = begin + np.flatnonzero(alive[begin : begin + _ROW_GROUP])
+                block = shard.read(begin, min(begin + _ROW_GROUP, len(shard)))
+                vectors = np.ascontiguousarray(block[keep - begin], _DTYPES[dtype])
+                arrays = [
+                    pa.array(shard.ids[keep]),
+                    pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=schema.field("vector").type),
+                    pa.array(shard.norms[keep]),
+                    *columns.take(pa.array(keep)).columns,
+                ]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        move(part, path)
     return path
 
 
-def _write_faiss(index: "Index", path: Path) -> None:
+def _schema(store: Store, dtype: str) -> pa.Schema:
+    """Return names and types of what is written: the same in all files, whatever a shard holds."""
+    vector = pa.list_(pa.from_numpy_dtype(_DTYPES[dtype]), store.header.dim)
+    own = [("id", pa.int64()), ("vector", vector), ("norm", pa.float32())]
+    taken = {name for name, _ in own} | set(store.schema.names)
+    for name, kind in zip(store.schema.names, store.schema.types, strict=True):
+        new = name
+        while new in {one for one, _ in own} or (new != name and new in taken):  # a user's own "vector"
+            new = f"user_{new}"
+        own.append((new, kind))
+    return pa.schema(own)
+
+
+def _write_faiss(index: "Index", path: Location) -> None:
     """Write the FAISS index with ids for rows, and without removed rows."""
     import faiss
 
@@ -166,8 +176,9 @@ def _write_faiss(index: "Index", path: Path) -> None:
         named.ntotal = found.ntotal
         named.construct_rev_map()
         found = named
-    path.parent.mkdir(parents=True, exist_ok=True)
-    faiss.write_index(found, str(path))
+    with temporary(path.parent) as part:
+        faiss.write_index(found, str(part))
+        move(part, path)
 
 
 def _renumber(lists: Any, ids: NDArray[np.int64], alive: NDArray[np.bool_] | None) -> None:

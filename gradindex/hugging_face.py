@@ -138,7 +138,7 @@ def with_embeddings(dataset: Any, index: "Index", column: str = "gradient", path
     if path is None:
         embeddings = datasets.Dataset(datasets.table.InMemoryTable(pa.Table.from_batches(batches(), schema)))
     else:
-        path = Path(path)
+        path = location.on_disk(path, "with_embeddings")
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         with location.temporary(path.parent) as part:

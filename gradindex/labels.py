@@ -18,12 +18,6 @@ def is_one_hot(y: Any) -> bool:
     )
 
 
-def is_multi_hot(y: Any) -> bool:
-    """Whether `y` (n, c) holds rows of zeros and ones, not one 1 in each: several labels at once, c > 1."""
-    y = _array(y)
-    return bool(y is not None and y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all()) and not is_one_hot(y)
-
-
 def as_classes(y: Any) -> NDArray[Any] | None:
     """Return labels (n,) for display and filters: classes of one-hot rows, scalars as they are, else None."""
     array = _array(y)
@@ -58,24 +52,27 @@ def from_outputs(
     outputs
         Model outputs, shape (m, c, …).
     like
-        A sample of training labels: classes (n,) or (n, 1), one-hot rows (n, c), or rows (n, c) of several ones.
+        A sample of training labels: classes (n,) or (n, 1), one-hot rows (n, c), or several labels at once, rows
+        (n, c) of two values such as 0 and 1.
     losses
         ``losses(outputs, y) -> (m,)``. With a single output per sample the predicted label is the one of the
-        two training labels with the smaller loss, which is right for logits, probabilities and margins alike; and so
-        is each of several labels at once, of a loss that adds up over them.
+        two training labels with the smaller loss, which is right for logits, probabilities and margins alike.
     class_axis
         Axis of `outputs` that holds the classes.
 
     Raises
     ------
     ValueError
-        If a single-output model has other than two distinct training labels, labels are not one array, or a loss is
-        zero without any of several labels.
+        If a single-output model has other than two distinct training labels, or labels are not one array; for several
+        labels at once, if they have more than two values or the loss does not say from where on one is predicted.
     """
     array = _array(like)
     if array is None or array.dtype.kind not in "biuf":
         raise ValueError("The training labels are not numbers in one array, so none can be predicted. Pass Y.")
     like = array
+    parts = int(np.prod(like.shape[1:]))  # of a sample's label
+    if parts > 1 and like.shape[1:] == outputs.shape[1:] and outputs.shape[class_axis] == 1:
+        return _several(outputs, like, losses)
     if outputs.ndim == 1 or outputs.shape[class_axis] == 1:
         options = np.unique(like)
         if len(options) != 2:
@@ -87,10 +84,10 @@ def from_outputs(
         tried = [losses(outputs, np.full(shape, option, like.dtype)) for option in options]
         column = options[(tried[1] < tried[0]).astype(int)].reshape(-1, *[1] * (like.ndim - 1))
         return np.broadcast_to(column, shape).copy()
-    if is_multi_hot(like) and like.shape[1:] == outputs.shape[1:]:
-        return _several(outputs, like.dtype, losses)
     classes = outputs.argmax(axis=class_axis)
     if like.ndim == outputs.ndim and like.shape[1:] == outputs.shape[1:]:
+        if like.any() and not np.allclose(like.sum(axis=class_axis), 1, atol=1e-3):
+            return _several(outputs, like, losses)
         one_hot = np.eye(outputs.shape[class_axis], dtype=like.dtype)[classes]
         return np.moveaxis(one_hot, -1, class_axis)
     dtype = like.dtype if like.dtype.kind in "iuf" else np.dtype(np.int64)
@@ -98,17 +95,24 @@ def from_outputs(
     return found[:, None] if like.shape[1:] == (1,) else found
 
 
-def _several(outputs: NDArray[Any], dtype: np.dtype[Any], losses: Callable[..., NDArray[Any]]) -> NDArray[Any]:
-    """Return the labels (m, c) of which each alone makes the loss of having none smaller."""
-    found = np.zeros(outputs.shape, dtype)
-    none = losses(outputs, found.copy())
-    if not none.any():
-        raise ValueError("The loss without any label is zero, so several labels at once are not predicted. Pass Y.")
-    for label in range(outputs.shape[1]):
-        one = np.zeros(outputs.shape, dtype)
-        one[:, label] = 1
-        found[:, label] = losses(outputs, one) < none
-    return found
+def _several(
+    outputs: NDArray[Any], like: NDArray[Any], losses: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+) -> NDArray[Any]:
+    """Return labels of which any number may hold at once: the larger of two values from a threshold on.
+
+    The threshold is 0 (logits, margins) or one half (probabilities): the one at which the loss of both is the same.
+    """
+    options = np.unique(like)
+    if len(options) == 2:
+        for threshold in (0.0, 0.5):
+            output = np.full((1, *outputs.shape[1:]), threshold, outputs.dtype)
+            low, high = (losses(output, np.full((1, *like.shape[1:]), option, like.dtype)) for option in options)
+            if np.isfinite(low).all() and np.allclose(low, high, rtol=1e-5):
+                return options[(outputs > threshold).astype(int)]  # type: ignore[no-any-return]
+    raise ValueError(
+        "The training labels are several at once, and neither 0 nor 0.5 is where the loss turns from one value to the "
+        "other, so the predicted ones are not defined. Pass the labels (Y)."
+    )
 
 
 def as_array(value: Any) -> NDArray[Any]:

@@ -47,9 +47,9 @@ def as_rendered(value: Any) -> Rendered:
     if isinstance(value, Rendered):
         return value
     if isinstance(value, str):
-        return Rendered("text", value)
+        return Rendered("text", printable(value))
     if isinstance(value, Mapping):
-        return Rendered("table", {str(name): _entry(entry) for name, entry in value.items()})
+        return Rendered("table", {printable(str(name)): _entry(entry) for name, entry in value.items()})
     if hasattr(value, "convert") and hasattr(value, "mode"):  # a PIL image
         value = np.asarray(value.convert("L" if value.mode in ("1", "L", "I", "F") else "RGB"))
     array = as_array(value)
@@ -126,7 +126,7 @@ class Renderer:
     def _plain(self, x: Tree, row: int) -> Rendered | None:
         if isinstance(x, dict | tuple):
             parts = x.items() if isinstance(x, dict) else enumerate(x)
-            shown = {str(name): self._plain(part, row) for name, part in parts}
+            shown = {printable(str(name)): self._plain(part, row) for name, part in parts}
             pictures = [one for one in shown.values() if one is not None and one.kind in ("image", "text")]
             if len(pictures) == 1:
                 return pictures[0]
@@ -135,7 +135,7 @@ class Renderer:
         try:
             return as_rendered(sample)
         except (TypeError, ValueError):
-            return Rendered("text", str(sample)[:2000])
+            return Rendered("text", printable(str(sample)[:2000]))
 
 
 def shade_range(pictures: list[NDArray[np.float64]]) -> tuple[float, float]:
@@ -166,10 +166,15 @@ def data_uri(picture: NDArray[np.float64], low: float, high: float) -> str:
     return "data:image/png;base64," + base64.b64encode(png(picture, low, high)).decode()
 
 
+def printable(text: str) -> str:
+    """Return a text that can be written as UTF-8: half a surrogate pair, of broken data, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _entry(value: Any) -> Any:
     if isinstance(value, np.generic) or (hasattr(value, "item") and getattr(value, "size", None) == 1):
         value = value.item()
-    return value if isinstance(value, bool | int | float | str) else str(value)
+    return value if isinstance(value, bool | int | float) else printable(str(value))
 
 
 def _short(shown: Rendered | None) -> str:

@@ -115,6 +115,36 @@ class TestFromOutputs:
         assert found.dtype == like.dtype
         assert_array_equal(found.ravel(), [like.min(), like.max(), like.max()])
 
+    @pytest.mark.parametrize(
+        ("loss", "outputs"),
+        [
+            (lambda o, y: np.logaddexp(0, -(2 * y - 1) * o), LOGITS),
+            (lambda o, y: -np.log(np.where(y == 1, o, 1 - o) + 1e-9), 1 / (1 + np.exp(-LOGITS))),
+            (lambda o, y: np.maximum(0, 1 - (2 * y - 1) * o), LOGITS),
+        ],
+    )
+    @pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1)])
+    def test_several_labels_at_once(self, loss, outputs, shape):
+        """All that are above the loss's threshold are predicted, and maps of one class by place."""
+        like = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]], np.uint8).reshape(3, *shape)
+
+        def losses(out, y):
+            return loss(out.astype(float), y.astype(float)).reshape(len(out), -1).sum(1)
+
+        found = labels.from_outputs(outputs.reshape(2, *shape), like, losses, 1)
+        assert_array_equal(found, np.array([[1, 1, 0], [1, 0, 0]], np.uint8).reshape(2, *shape), strict=True)
+
+    def test_several_labels_need_a_threshold(self):
+        like = np.array([[1, 0, 1], [0, 0, 0]], np.float32)
+
+        def weighted(out, y):
+            return (np.where(y == 1, 3, 1) * np.logaddexp(0, -(2 * y - 1) * out)).sum(1)
+
+        with pytest.raises(ValueError, match=r"several at once, and neither 0 nor 0.5 is where.*Pass the labels"):
+            labels.from_outputs(LOGITS, like, weighted, 1)
+        with pytest.raises(ValueError, match="several at once"):
+            labels.from_outputs(LOGITS, np.array([[1, 0, 2], [0, 0, 0]]), no_losses, 1)
+
     @pytest.mark.parametrize(("like", "count"), [(np.array([0, 1, 2]), 3), (np.array([1, 1]), 1)])
     def test_a_single_output_needs_two_labels(self, like, count):
         with pytest.raises(ValueError, match=rf"labels {count} distinct values.*Pass Y"):
@@ -139,12 +169,3 @@ class TestSeveralLabels:
         found = labels.from_outputs(logits, self.LIKE, self.losses, 1)
         assert_array_equal(found, [[1, 0, 1], [0, 0, 0]])
         assert found.dtype == np.float32
-
-    def test_one_hot_rows_are_one_label(self):
-        assert not labels.is_multi_hot(np.eye(3))
-        assert not labels.is_multi_hot(np.array([[0.5, 0.5]]))
-        assert labels.is_multi_hot(self.LIKE)
-
-    def test_a_loss_that_is_zero_without_labels(self):
-        with pytest.raises(ValueError, match=r"without any label is zero.*Pass Y"):
-            labels.from_outputs(LOGITS, self.LIKE, lambda outputs, y: (y * outputs).sum(1), 1)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import sys
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,11 @@ from rich.logging import RichHandler
 
 from gradindex.cli import distributed
 from gradindex.cli.changes import add, compact, remove
+from gradindex.cli.console import err, out
 from gradindex.cli.doctor import doctor
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.influence import self_influence
-from gradindex.cli.options import JobName, Json, Out
+from gradindex.cli.options import FILE, JobName, Json, Out
 from gradindex.cli.plan import export, plan
 from gradindex.cli.report import report
 from gradindex.cli.serve import serve
@@ -41,8 +43,6 @@ app.command()(plan)
 app.command()(export)
 app.command()(report)
 app.command()(doctor)
-out = Console()
-err = Console(stderr=True)
 
 KernelOption = Annotated[
     Kernel | None, typer.Option(help="Which kernel.  [default: grad_cos, or the index's own metric]")
@@ -54,6 +54,9 @@ def run(arguments: list[str]) -> int:
     """Run a command line; return its exit code."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal has no letters for should not end a command
+            stream.reconfigure(errors="replace")
     handler = RichHandler(console=err, show_time=False, show_path=False, markup=False)
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s", handlers=[handler])
     logging.captureWarnings(True)
@@ -138,7 +141,7 @@ def explain(
     path: Out,
     job: JobName,
     rows: Annotated[
-        Path | None, typer.Option("--rows", help="FILE.npz with inputs x and, optionally, labels y.")
+        Path | None, typer.Option("--rows", help="FILE.npz with inputs x and, optionally, labels y.", **FILE)
     ] = None,
     ids: Annotated[str | None, typer.Option("--ids", help="Training rows as queries, such as 3,14.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many proponents and opponents.")] = 10,
@@ -167,8 +170,8 @@ def explain(
         typer.echo(result.to_json())
         return
     names = [f"sample {i}" for i in wanted] if wanted is not None else None
-    for table in explanation_tables(result, names, loaded.class_names):
-        out.print(table)
+    for table in explanation_tables(result, names, loaded.class_names, width=out.width):
+        out.print(table, crop=False)  # rather a line that wraps than one without its end
 
 
 @app.command()
@@ -183,12 +186,12 @@ def verify(
     min_recall: Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 below this recall.")] = 0.0,
     rows: Annotated[
         Path | None,
-        typer.Option("--rows", help="FILE.npz with held-out queries x and labels y."),
+        typer.Option("--rows", help="FILE.npz with held-out queries x and labels y.", **FILE),
     ] = None,
     max_seconds: Annotated[
         float | None, typer.Option(min=0, help="Stop comparing rows after so long; recalls are then upper limits.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the audit into this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the audit into this file.", **FILE)] = None,
     as_json: Json = False,
 ) -> None:
     """Audit the index: recall and rank correlation against the exact kernel."""
@@ -278,7 +281,7 @@ def repair(
 @app.command()
 def demo(
     backend: Annotated[Backend, typer.Option(help="Framework of the model.")] = Backend.TORCH,
-    path: Annotated[Path, typer.Option("--out", help="Where to save index, model and picture.")] = Path(
+    path: Annotated[Path, typer.Option("--out", help="Where to save index, model and picture.", **FILE)] = Path(
         "gradindex-demo"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,

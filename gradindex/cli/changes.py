@@ -4,8 +4,8 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from gradindex.cli.console import out
 from gradindex.cli.options import Json, Out
 
 
@@ -61,4 +61,4 @@ def _say(text: str, found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        Console().print(text, highlight=False)
+        out.print(text, highlight=False)

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from gradindex.cli.console import out
 from gradindex.cli.options import Json
 
 _PACKAGES = (
@@ -53,7 +53,6 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        out = Console()
         out.print(_table("Environment", found["environment"]))
         if "job" in found:
             out.print(_table("Job", {name: value for name, value in found["job"].items() if name != "paths"}))

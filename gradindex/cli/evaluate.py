@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 
-from gradindex.cli.options import Json
+from gradindex.cli.console import out
+from gradindex.cli.options import FILE, Json
 
 
 def evaluate(
@@ -21,7 +21,7 @@ def evaluate(
     tests: Annotated[str, typer.Option(help="Some of class,subclass,randomization.")] = "class,randomization",
     metrics: Annotated[str, typer.Option(help="Names of metrics, or all.")] = "l2-x,cos-x,dot-x,GD,GC,l2-grad",
     rows: Annotated[
-        Path | None, typer.Option("--rows", help="FILE.npz with test inputs x and classes y, for a Job.")
+        Path | None, typer.Option("--rows", help="FILE.npz with test inputs x and classes y, for a Job.", **FILE)
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often to train; 1 for a Job.")] = 10,
     k: Annotated[int, typer.Option("-k", min=1, help="Of the top-k tests.")] = 10,
@@ -35,8 +35,8 @@ def evaluate(
         int | None, typer.Option(min=1, help="Randomize only so many layers, from the output down.  [default: all]")
     ] = None,
     index: Annotated[bool, typer.Option("--index", help="Answer through a FAISS index as well.")] = False,
-    json_path: Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.")] = None,
-    chart: Annotated[Path | None, typer.Option("--chart", help="Draw the bar chart into this picture.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.", **FILE)] = None,
+    chart: Annotated[Path | None, typer.Option("--chart", help="Draw the bar chart into this picture.", **FILE)] = None,
     as_json: Json = False,
 ) -> None:
     """Ask which relevance metric makes sense for a model: the three tests of Hanawa et al."""
@@ -61,7 +61,6 @@ def evaluate(
     if as_json:
         print(text)  # noqa: T201
     else:
-        out = Console()
         out.print(result.table())
         for what, values in result.accuracy.items():
             out.print(f"Test accuracy ({what} labels): {np.mean(values):.3f}", highlight=False)

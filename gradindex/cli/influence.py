@@ -7,17 +7,17 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from gradindex.cli.options import Json
+from gradindex.cli.console import out
+from gradindex.cli.options import FILE, Json
 
 
 def self_influence(
     path: Annotated[str, typer.Argument(metavar="OUT", help="Directory of the index, or a URL.")],
     top: Annotated[int, typer.Option(min=1, help="How many samples, most influential first.")] = 50,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the distribution, and its relation to the loss.")
+        Path | None, typer.Option("--plot", help="Draw the distribution, and its relation to the loss.", **FILE)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -42,7 +42,7 @@ def self_influence(
     if as_json:
         typer.echo(json.dumps(lines))
     else:
-        Console().print(_table(lines, len(index), columns))
+        out.print(_table(lines, len(index), columns))
 
 
 def _table(lines: list[dict[str, Any]], samples: int, columns: dict[str, Any]) -> Table:

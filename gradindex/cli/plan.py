@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from gradindex.cli.options import Json
+from gradindex.cli.console import err, out
+from gradindex.cli.options import Json, Out
 from gradindex.plan import Prediction, Rates
 
 
@@ -24,7 +23,7 @@ def plan(
 ) -> None:
     """Measure a job here, and say what a build of many rows would take: hours, bytes, memory, queries a second."""
     import gradindex
-    from gradindex.cli.app import _job, err, out
+    from gradindex.cli.app import _job
     from gradindex.measure import measure
     from gradindex.plan import predict
 
@@ -37,18 +36,17 @@ def plan(
         every = {"rates": vars(rates), "plan": found.to_json(), "growth": [one.to_json() for one in growth]}
         typer.echo(json.dumps(every))
         return
-    _print(out, rates, found, growth)
+    _print(rates, found, growth)
 
 
 def export(
-    path: Annotated[str, typer.Argument(metavar="OUT", help="Directory of the index.")],
-    parquet: Annotated[Path | None, typer.Option(help="New directory for Parquet files.")] = None,
-    faiss: Annotated[Path | None, typer.Option(help="New file for the FAISS index with ids.")] = None,
+    path: Out,
+    parquet: Annotated[str | None, typer.Option(help="New directory for Parquet files, or a URL.")] = None,
+    faiss: Annotated[str | None, typer.Option(help="New file for the FAISS index with ids, or a URL.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the Parquet vectors: 'float32' or 'float16'.")] = "float32",
     as_json: Json = False,
 ) -> None:
     """Write the embeddings for other programs: Parquet for vector databases, FAISS for its readers."""
-    from gradindex.cli.app import out
     from gradindex.exporting import export as write
 
     done = write(path, parquet=parquet, faiss=faiss, dtype=dtype)
@@ -58,7 +56,7 @@ def export(
         out.print(str(done), markup=False, highlight=False)
 
 
-def _print(out: Console, rates: Rates, found: Prediction, growth: list[Prediction]) -> None:
+def _print(rates: Rates, found: Prediction, growth: list[Prediction]) -> None:
     out.print(
         f"Measured: {1 / rates.embed:,.0f} rows/s embedded, {1 / rates.check:,.0f} exact evaluations/s, "
         f"{rates.row_bytes:,.0f} bytes a stored row, {_bytes(rates.base_bytes)} a process.",

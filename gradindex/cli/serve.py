@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from gradindex.cli.options import Json
+from gradindex.cli.options import FILE, Json, Out
 
 
 def serve(
-    path: Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the index.")],
+    path: Out,
     job: Annotated[
         str,
         typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns the gradindex.Job it was built from."),
@@ -23,7 +23,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="File with the bearer token that clients must send.  [default: $GRADINDEX_TOKEN]"),
+        typer.Option(help="File with the bearer token that clients must send.  [default: $GRADINDEX_TOKEN]", **FILE),
     ] = None,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 8 << 20,
     max_queries: Annotated[int, typer.Option(min=1, help="Queries of a request.")] = 64,

@@ -1,22 +1,52 @@
 """Tables for people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich import box
-from rich.markup import escape
+from rich.cells import cell_len
 from rich.table import Table
+from rich.text import Text
 
 from gradindex.explanation import Explanation
 from gradindex.verify import Audit
 from gradindex.watch import Compared
 
-_WIDEST = 32  # characters of a user's column
+_WIDEST, _LEGIBLE, _NARROWEST = 32, 12, 8  # places of a user's column or a label
+_FOLDED = 5  # places of a title that is longer
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of a table on a query: `own` is one of the user's, an `elastic` one may be cut short."""
+
+    title: str
+    cells: list[str]
+    own: bool = False
+    elastic: bool = False
+
+    @property
+    def width(self) -> int:
+        """Places it likes to have; titles break into words, what is not elastic does not break."""
+        words = [self.title] if self.elastic else self.title.split()
+        found = max(map(cell_len, (*self.cells, *words)), default=1)
+        return min(found, _WIDEST) if self.elastic else found
+
+    @property
+    def least(self) -> int:
+        """Places without which it is not shown, or is not to be understood."""
+        if self.elastic:
+            return min(self.width, _NARROWEST)
+        return max(map(cell_len, (*self.cells, self.title[:_FOLDED])))  # the title folds
 
 
 def explanation_tables(
-    result: Explanation, names: Sequence[str] | None = None, class_names: Sequence[str] | None = None
+    result: Explanation,
+    names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    width: int = 80,
 ) -> Iterator[Table]:
     """Yield one table per query: its proponents and opponents with id, label, the user's own columns and score.
 
@@ -28,6 +58,9 @@ def explanation_tables(
         What to call the queries; numbered when None.
     class_names
         Names of the classes.
+    width
+        Places of a line. Where they are too few, the user's columns are left out, the last ones first; ids and scores
+        never are: such a table is wider.
     """
     data = result.data
     for line in range(len(data["scores"])):
@@ -35,23 +68,46 @@ def explanation_tables(
         for title, key in (("label", "query_labels"), ("predicted", "query_predictions")):
             if key in data:
                 facts.append(f"{title} {_class(data[key][line], class_names)}")
-        table = Table(title=", ".join(facts), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
-        table.padding = (0, 0 if data.get("columns") else 1)  # a terminal has 80 places
-        table.add_column("#", justify="right", style="dim")
-        for side in ("proponent", "opponent"):
-            table.add_column(side, justify="right")
-            if "labels" in data:
-                table.add_column("label", justify="right")
-            for name in data.get("columns") or ():
-                table.add_column(escape(name), no_wrap=True, max_width=_WIDEST)
-            table.add_column(_score_title(data, side, line), justify="right")
-        for rank in range(data["scores"].shape[1]):
-            table.add_row(
-                str(rank + 1),
-                *_cells(data, "", line, rank, class_names),
-                *_cells(data, "opponent_", line, rank, class_names),
-            )
-        yield table
+        sides = [_side(data, "", line, class_names), _side(data, "opponent_", line, class_names)]
+        ranks = _Column("#", [str(rank + 1) for rank in range(data["scores"].shape[1])])
+        own = [column.title for column in sides[0] if column.own]
+        shown = [ranks, *sides[0], *sides[1]]
+        left_out: list[str] = []
+        while own and _needed(shown) > width:
+            left_out.insert(0, own.pop())
+            shown = [column for column in shown if not (column.own and column.title == left_out[0])]
+        yield _table(", ".join(facts), shown, width, left_out)
+
+
+def _needed(columns: Sequence[_Column]) -> int:
+    """Return the least places of a table of these columns, with one between two of them and one at each end."""
+    return sum(column.least for column in columns) + len(columns) + 1
+
+
+def _table(title: str, columns: Sequence[_Column], width: int, left_out: Sequence[str]) -> Table:
+    """Return columns as a table, the elastic ones as wide as there is room for."""
+    widths, spare = [column.least for column in columns], width - _needed(columns)
+    for elastic, most in ((True, _LEGIBLE), (False, _WIDEST), (True, _WIDEST)):  # titles of ids and scores in between
+        some = [i for i, column in enumerate(columns) if column.elastic == elastic]
+        while spare > 0 and (short := [i for i in some if widths[i] < min(columns[i].width, most)][:spare]):
+            for i in short:
+                widths[i] += 1
+            spare -= len(short)
+    table = Table(title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    wide = not any(column.own for column in columns) and spare >= 2 * len(columns)
+    table.padding = (0, 1 if wide else 0)
+    table.width = sum(widths) + len(columns) + 1 + (2 * len(columns) if wide else 0)
+    for column, places in zip(columns, widths, strict=True):
+        justify: Any = "left" if column.own else "right"
+        style = "dim" if column.title == "#" else ""
+        heading = Text(column.title, no_wrap=column.elastic, overflow="ellipsis" if column.elastic else "fold")
+        table.add_column(heading, justify=justify, style=style, width=places, no_wrap=True, overflow="ellipsis")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*map(Text, cells))
+    if left_out:
+        table.caption = Text(f"no room for {', '.join(left_out)}", "dim")
+        table.caption_justify = "left"
+    return table
 
 
 def audit_table(audit: Audit) -> Table:
@@ -116,28 +172,37 @@ def info_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _cells(data: dict[str, Any], prefix: str, line: int, rank: int, class_names: Sequence[str] | None) -> list[str]:
-    indices = data["opponent_indices" if prefix else "ordered_indices"]
-    identifier = int(indices[line, rank])
-    missing = identifier < 0
-    cells = ["–" if missing else str(identifier)]
+def _side(data: dict[str, Any], prefix: str, line: int, class_names: Sequence[str] | None) -> list[_Column]:
+    """Return the columns of one side of a query's answer."""
+    side = "opponent" if prefix else "proponent"
+    ids = data["opponent_indices" if prefix else "ordered_indices"][line].tolist()
+
+    def column(title: str, values: Iterable[Any], text: Callable[[Any], str], **how: bool) -> _Column:
+        return _Column(title, ["" if i < 0 else text(value) for i, value in zip(ids, values, strict=True)], **how)
+
+    found = [_Column(side, ["–" if i < 0 else str(i) for i in ids])]
     if "labels" in data:
-        cells.append("" if missing else _class(data[f"{prefix}labels"][line, rank], class_names))
-    own = (data.get(f"{prefix}columns") or {}).values()
-    cells += ["" if missing else escape(_class(values[line, rank], None)) for values in own]
-    cells.append("" if missing else f"{data[f'{prefix}scores'][line, rank]:.4g}")
-    return cells
+        labels = data[f"{prefix}labels"][line]
+        found.append(column("label", labels, lambda value: _class(value, class_names), elastic=True))
+    own = data.get(f"{prefix}columns")
+    for name, values in ({} if own is None else own.line(line).to_json()).items():
+        found.append(column(name, values, _own, own=True, elastic=True))
+    exact = data[f"{prefix}exact"][line].all()
+    scores = data[f"{prefix}scores"][line]
+    found.append(column("exact score" if exact else "estimate", scores, lambda value: f"{value:.4g}"))
+    return found
 
 
-def _score_title(data: dict[str, Any], side: str, line: int) -> str:
-    is_exact = data["opponent_exact" if side == "opponent" else "exact"][line].all()
-    return "exact score" if is_exact else "estimate"
+def _own(value: Any) -> str:
+    """Return an entry of a user's column."""
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _class(value: Any, names: Sequence[str] | None) -> str:
-    if names is not None and float(value).is_integer():
-        return str(names[int(value)])
-    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+    """Return the name of a class, or its number."""
+    from gradindex.plots.rows import class_name
+
+    return class_name(names, value) if float(value).is_integer() else f"{value:g}"
 
 
 def _bytes(size: float) -> str:

@@ -45,7 +45,9 @@ class Result:
         """Return the JSON text; write it to `path` if one is given."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            from gradindex.store.location import on_disk
+
+            on_disk(path, "to_json").write_text(text + "\n", encoding="utf-8")
         return text
 
     @classmethod

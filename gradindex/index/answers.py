@@ -26,7 +26,7 @@ def describe(store: Store, engine: Engine, asked: queries.Queries, data: dict[st
             if column in store.columns:
                 found[f"{prefix}{column}s"] = store.columns[column][rows]
         if store.header.columns:
-            found[f"{prefix}columns"] = {n: store.columns[n][rows] for n in store.header.columns}
+            found[f"{prefix}columns"] = store.columns.take(np.where(ids < 0, -1, rows), store.header.columns)
     return {name: value for name, value in found.items() if value is not None}
 
 

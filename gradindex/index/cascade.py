@@ -24,6 +24,7 @@ from gradindex.store import Store
 from gradindex.timing import stage
 
 if TYPE_CHECKING:
+    from gradindex.index.factory import Searcher
     from gradindex.index.index import Index
 
 RERANK = 50
@@ -176,14 +177,24 @@ def nearest(
     searcher = index.searcher
     if selection is None:
         return *searcher.search(sketches, k, point=point), searcher.scanned(sketches, point)
-    by_faiss = (len(selection) > SCAN_ROWS or not selection.everywhere) and searcher.filters
-    if not by_faiss:
+    if not by_faiss(searcher, selection):
         ones = np.ones(len(sketches))
         scores, rows, scanned = mips.scan(index.store, sketches, ones, Kernel.COS, k, selection=selection)
         return scores.astype(np.float32), rows, scanned
     found, rows = searcher.search(sketches, k, selection, point)
     scanned = np.full(len(sketches), len(selection))
     return found, rows, scanned if selection.everywhere else searcher.scanned(sketches, point)
+
+
+def by_faiss(searcher: "Searcher", selection: Selection | None) -> bool:
+    """Whether FAISS finds the nearest of some rows (None: of all), rather than a scan of the store."""
+    return selection is None or ((len(selection) > SCAN_ROWS or not selection.everywhere) and searcher.filters)
+
+
+def searched(index: "Index", asked: Question) -> str:
+    """Return what finds the candidates of a question: FAISS, or a scan of the store in the order of the norms."""
+    faiss = asked.kernel is Kernel.COS and by_faiss(index.searcher, asked.selection)
+    return "FAISS" if faiss else "scan of the store"
 
 
 def rescored(store: Store, sketches: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -2,11 +2,9 @@
 
 import contextlib
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -17,6 +15,7 @@ from gradindex.errors import DamagedIndexError
 from gradindex.index import parameters, products
 from gradindex.index.choice import FLAT_ROWS as FLAT_ROWS
 from gradindex.index.choice import choose_index
+from gradindex.index.files import read
 from gradindex.index.parameters import Point
 from gradindex.index.selection import Selection
 from gradindex.sketch import from_json
@@ -29,7 +28,6 @@ from gradindex.store.shard import normalise
 library: Any = faiss
 _FOLD = re.compile(r"Fold(\d+),(.+)", re.DOTALL)
 _TRAIN_ROWS_PER_LIST, _TRAIN_BLOCK = 64, 16384
-_READING = threading.Lock()
 DIRECTORY, MANIFEST = "index", "index.json"
 
 
@@ -151,9 +149,16 @@ def unfold(factory: str, dim: int) -> tuple[int, str]:
 
 def add(index: Any, store: Store, dim: int, advance: Callable[[int], None], first: int = 0) -> None:
     """Add the rows of a store from `first` on, folded to `dim` numbers, to a trained index."""
+    at_once: list[NDArray[np.float32]] = []
     for _, rows in store.blocks(first=first):
-        index.add(as_vectors(rows, dim))
+        vectors = as_vectors(rows, dim)
+        if parameters.grows(index):
+            index.add(vectors)
+        else:
+            at_once.append(vectors)
         advance(len(rows))
+    if at_once:
+        index.add(np.concatenate(at_once))
 
 
 def build(
@@ -200,9 +205,11 @@ def extend(before: Store, after: Store) -> None:
         If the index of `before` is damaged.
     """
     searcher = load(before, mapped=False)
-    for _, rows in after.blocks(first=len(before)):
-        searcher.index.add(as_vectors(rows, searcher.dim))
-    _save(after, searcher.index, searcher.factory)
+    if parameters.grows(searcher.index):
+        add(searcher.index, after, searcher.dim, lambda rows: None, len(before))
+        _save(after, searcher.index, searcher.factory)
+    else:
+        build(after, searcher.factory, after.header.seed)
 
 
 def _save(store: Store, built: Any, factory: str) -> None:
@@ -289,7 +296,7 @@ def load(store: Store, *, mapped: bool = True) -> Searcher:
     while True:
         saved, entry = _read(store)
         try:
-            index = _open(entry.local(directory, once=mapped), mapped)
+            index = read(entry.local(directory, once=mapped), str(saved.get("factory")), mapped=mapped)
             break
         except DamagedIndexError:
             if _read(store)[1] == entry:  # else it was replaced while it was read
@@ -302,18 +309,6 @@ def load(store: Store, *, mapped: bool = True) -> Searcher:
         )
     _set_probes(index)
     return Searcher(index, str(saved.get("factory")), index.d, entry.bytes, entry.name)
-
-
-def _open(path: Path, mapped: bool) -> Any:
-    with _READING:  # FAISS has one limit for all: no array may be larger than the file
-        limit = faiss.get_deserialization_vector_byte_limit()
-        try:
-            faiss.set_deserialization_vector_byte_limit(max(path.stat().st_size, 1 << 16))
-            return library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
-        except (RuntimeError, OSError, MemoryError) as error:  # its sha256 is right, or was until it was deleted
-            raise DamagedIndexError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
-        finally:
-            faiss.set_deserialization_vector_byte_limit(limit)
 
 
 def _read(store: Store) -> tuple[dict[str, Any], FileEntry]:

@@ -107,7 +107,8 @@ class Index(Changing):
             With `certify`: give up after this many exact checks for a query and side, at least k; None: never.
         where
             Which samples may be found: a mapping of columns to a value or list of values, such as
-            ``{"label": 3}`` (also a user's own columns; several must all hold), or ids; None: all. Few are found
+            ``{"label": 3}`` (also a user's own columns, where None finds missing entries; several must all hold), or
+            ids; None: all. Few are found
             by an exact scan of the store, many by FAISS over all lists.
 
         Returns
@@ -116,7 +117,8 @@ class Index(Changing):
             With `scores` (m, k) float64 descending, `ordered_indices` (m, k) int64 ids, `exact` (m, k) bool;
             the same with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both
             sides where known; `query_predictions` (m,) and, where given, `query_labels`; the user's own `columns` and
-            `opponent_columns`, dicts of arrays (m, k). A missing result has id −1 and score NaN. For each side
+            `opponent_columns`, by name arrays (m, k) (`gradindex.store.table.Columns`; `to_arrow` keeps their types). A
+            missing result has id −1, score NaN and nothing in its columns. For each side
             `proved` (m,) bool: whether this is the answer of the true, unprojected kernel; `checked` (m,) rows
             evaluated exactly (with `certify`, for this side's sake); `scanned` (m,) rows looked at, −1 where FAISS
             does not tell; `bound_left` (m,): where not proved, a bound that the kernel values of all rows not
@@ -129,6 +131,8 @@ class Index(Changing):
             a wrong shape, NaN, missing labels, a bad `max_checks`, an unknown column, or if nothing matches `where`.
         IndexError
             If an id is out of range.
+        TypeError
+            If a value of `where` is of another kind than its column's.
         """
         parsed = relevance.kernel_of(self.store.header.metric, kernel)
         check_k(k, len(self))
@@ -172,6 +176,7 @@ class Index(Changing):
             "selected": len(self) if selection is None else len(selection),
             "rows": len(self),
             "index": self.searcher.factory,
+            "searched": "scan of the store" if certify else cascade.searched(self, wanted),
             "sketch": self.store.header.sketch,
         }
         return Explanation(meta("Index", params), data, view=(self.job, asked.x, ids))

@@ -35,6 +35,16 @@ def filters(index: Any) -> bool:
     return isinstance(index, (*flat, _library.IndexIVF)) and not isinstance(index, _library.IndexIVFPQFastScan)
 
 
+def grows(index: Any) -> bool:
+    """Whether rows can be added to an index that has some; FAISS's NSG graphs take all of them at once."""
+    index = _library.downcast_index(index)
+    if isinstance(index, _library.IndexPreTransform):
+        return grows(index.index)
+    if isinstance(index, _library.IndexRefine):
+        return grows(index.base_index)
+    return not isinstance(index, _library.IndexNSG)
+
+
 def build(index: Any, point: Point | None = None, selector: Any = None, everywhere: bool = False) -> Any:
     """Return FAISS's ``SearchParameters`` of an operating point; None if there is nothing to say.
 

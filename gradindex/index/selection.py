@@ -1,14 +1,18 @@
 """Filters: which rows a search may find."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gradindex.index.conditions import listed, matches, parse_text
 from gradindex.store import Store
+from gradindex.store.table import objects
 
 SCAN_ROWS = 50_000
 """Up to so many selected rows the store is scanned: exact, and no slower than FAISS over all lists."""
@@ -42,8 +46,8 @@ def select(store: Store, where: Any) -> Selection | None:
     store
         The store.
     where
-        None; ids of samples, (c,) integers; or a mapping of columns to the value, or the list of values, that a
-        sample must have; with several columns, in all of them.
+        None; ids of samples, c integers in any form; or a mapping of columns to the value, or the values, that a
+        sample must have; with several columns, in all of them. See `gradindex.index.conditions.matches`.
 
     Raises
     ------
@@ -52,20 +56,18 @@ def select(store: Store, where: Any) -> Selection | None:
     IndexError
         If an id is not in the store.
     TypeError
-        If `where` is something else.
+        If `where` is something else, or a value of another kind than its column's.
     """
     if where is None:
         return None if store.alive is None else Selection(store.alive, everywhere=False)
     mask = np.ones(len(store), bool)
     if isinstance(where, Mapping):
+        where = {name: listed(wanted) for name, wanted in where.items()}
         for name, wanted in where.items():
-            mask &= _matches(_column(store, name), wanted)
+            mask &= matches(name, _column(store, name), wanted)
     else:
-        ids = np.asarray(where)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise TypeError(f"Expected where={{column: value}} or a list of ids, got {where!r}.")
         mask[:] = False
-        mask[store.rows_of(ids.astype(np.int64))] = True
+        mask[store.rows_of(_ids(where))] = True
     if store.alive is not None:
         mask &= store.alive
     if not mask.any():
@@ -84,36 +86,41 @@ def parse(store: Store, conditions: Sequence[str]) -> dict[str, list[Any]] | Non
     found: dict[str, list[Any]] = {}
     for condition in conditions:
         name, equals, values = condition.partition("=")
+        for column in store.columns:  # whose own name may hold "="
+            if condition.startswith(f"{column}=") and len(column) > len(name):
+                name, values = column, condition[len(column) + 1 :]
         if not equals:
             raise ValueError(f"Expected COLUMN=VALUE[,VALUE], got {condition!r}.")
-        kind = _column(store, name).dtype
-        texts: Any = values.split(",")
-        try:
-            found[name] = texts if kind.kind in "OUST" else [kind.type(text) for text in texts]
-        except ValueError:
-            raise ValueError(f"Column {name!r} holds {kind} numbers, got {values!r}.") from None
+        kind = _column(store, name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        found[name] = [parse_text(name, text, kind) for text in values.split(",")]
     return found or None
 
 
-def _column(store: Store, name: str) -> NDArray[Any]:
+def _ids(where: Any) -> NDArray[np.int64]:
+    ids = np.asarray(where if isinstance(where, np.ndarray) else listed(where) if _is_several(where) else where)
+    if ids.dtype.kind == "O":
+        ids = np.array(ids.tolist())
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise TypeError(f"Expected where={{column: value}} or a list of ids, got {where!r}.")
+    return ids.astype(np.int64)
+
+
+def _is_several(where: Any) -> bool:
+    return hasattr(where, "shape") or (isinstance(where, Iterable) and not isinstance(where, str | bytes))
+
+
+def _column(store: Store, name: str) -> pa.ChunkedArray:
     if name not in store.columns:
         raise ValueError(f"There is no column {name!r}; expected one of {', '.join(sorted(store.columns))}.")
-    return np.asarray(store.columns[name])
-
-
-def _matches(column: NDArray[Any], wanted: Any) -> NDArray[np.bool_]:
-    several = isinstance(wanted, list | tuple | set | frozenset | range | np.ndarray)
-    values = list(wanted) if several else [wanted]
-    if column.dtype.kind == "O":
-        return np.array([value in values for value in column.tolist()], bool)
-    return np.any([column == value for value in values], axis=0) if values else np.zeros(len(column), bool)
+    return store.columns.table.column(name)
 
 
 def _hint(store: Store, where: Any) -> str:
     """Return what values there are, for the first column that has none of those asked for."""
     for name, wanted in where.items() if isinstance(where, Mapping) else ():
         column = _column(store, name)
-        if not _matches(column, wanted).any():
-            there = sorted(set(column.tolist()), key=str)
+        if not matches(name, column, wanted).any():
+            there = sorted(objects(pa.chunked_array([pc.unique(column)])), key=str)
             return f" {name!r} holds {', '.join(map(repr, there[:5]))}{', ...' if len(there) > 5 else ''}."
     return ""

@@ -138,9 +138,11 @@ def check_checkpoints(model: Any, checkpoints: Any) -> list[Checkpoint]:
         raise TypeError("checkpoints must be a sequence of (state, learning_rate).")
     if not checkpoints:
         raise ValueError("There are no checkpoints: give at least one (state, learning_rate).")
+    from gradindex.store.location import on_disk
+
     found = []
     for place, (state, rate, factors) in enumerate(Checkpoint(*given) for given in checkpoints):
-        state = _read_file(model, Path(state)) if isinstance(state, str | Path) else state
+        state = _read_file(model, on_disk(state, "a checkpoint")) if isinstance(state, str | Path) else state
         difference = _difference(model, state)
         if difference:
             raise ValueError(f"Checkpoint {place} is not of this model: {difference}.")

@@ -176,7 +176,9 @@ def plot_distributions(
             axes = figure.add_subplot(grid[row, column], label=f"{chart.name} {row}")
             draw_bars(axes, chart, row, class_names, named=column == first)
             if not queries.pictures and column == first:
-                axes.set_ylabel(caption, fontsize=FONT, rotation=0, ha="right", va="center", labelpad=8)
+                axes.set_ylabel(
+                    caption, fontsize=FONT, rotation=0, ha="right", va="center", labelpad=8, parse_math=False
+                )
             if row == 0:
                 axes.set_title(f"Mean {kernel_title(result)}, by {chart.name} class", fontsize=FONT + 1)
     return figure

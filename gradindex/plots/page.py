@@ -132,7 +132,7 @@ def annotate(axes: "Axes", above: str, below: str, font: float, colour: str, sty
     """Write above and below a cell and draw its frame."""
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(above, fontsize=font, pad=4, linespacing=1.1)
+    axes.set_title(above, fontsize=font, pad=4, linespacing=1.1, parse_math=False)  # "$" in a class's name
     axes.set_xlabel(below, fontsize=font, labelpad=3)
     for spine in axes.spines.values():
         spine.set(color=colour, linestyle=style, linewidth=0.8 if colour == NEUTRAL else width)
@@ -158,7 +158,7 @@ def draw_bars(axes: "Axes", chart: Chart, row: int, names: Sequence[str] | None,
             color=_SAME,
             fontweight="bold",
         )
-    axes.set_yticks(places, [class_name(names, c) for c in classes] if named else [""] * len(places))
+    axes.set_yticks(places, [class_name(names, c) for c in classes] if named else [""] * len(places), parse_math=False)
     axes.set_ylim(len(classes) - 0.4, -0.6)
     axes.set_xlim(*chart.limits[row])
     axes.tick_params(labelsize=FONT - 1, length=0, axis="y", pad=2)

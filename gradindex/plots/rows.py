@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gradindex.explanation import Explanation
 from gradindex.labels import as_array, as_classes
+from gradindex.rendering import printable
 
 _KERNELS = {
     "grad_cos": "gradient cosine",
@@ -290,11 +291,11 @@ def _wrapped(captions: list[str], wrap: bool = False) -> list[str]:
 
 
 def class_name(names: Sequence[str] | None, value: Any) -> str:
-    """Return the name of a class, or its number."""
+    """Return the name of a class; its number where it has none (there are fewer names, or −1 stands for no class)."""
     integral = not isinstance(value, str) and float(value).is_integer()
     if names is not None and integral and 0 <= int(value) < len(names):
-        return str(names[int(value)])
-    return str(int(value)) if integral else str(value)
+        return printable(str(names[int(value)]))
+    return str(int(value)) if integral else printable(str(value))
 
 
 def short_number(value: float) -> str:

@@ -1,7 +1,8 @@
 """A report on an index and on some queries: one HTML file that needs nothing else."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gradindex.store.location import Location, locate, replace
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -65,8 +66,8 @@ def report(
     )
 
 
-def write_report(index: "Index", path: str | Path, *arguments: Any, **options: Any) -> Path:
-    """Write `report` into a file; return its path."""
-    path = Path(path)
-    path.write_text(report(index, *arguments, **options), encoding="utf-8")
-    return path
+def write_report(index: "Index", path: str | Location, *arguments: Any, **options: Any) -> Location:
+    """Write `report` into a file, on this machine or behind a URL; return where it lies."""
+    place = locate(path)
+    replace(place, report(index, *arguments, **options).encode())
+    return place

@@ -42,6 +42,8 @@ def serve(
 ) -> None:
     """Serve an index until SIGINT or SIGTERM; requests that were accepted are answered first.
 
+    In a notebook, it serves until the cell is interrupted.
+
     Parameters
     ----------
     index

@@ -14,8 +14,9 @@ from gradindex.forms import is_tensor
 from gradindex.index.index import Index
 from gradindex.kernels import Kernel
 from gradindex.labels import as_array
+from gradindex.plots.rows import class_name
 from gradindex.rendering import Rendered as Shown
-from gradindex.rendering import Renderer, data_uri
+from gradindex.rendering import Renderer, data_uri, printable
 from gradindex.serve import models
 from gradindex.serve.inputs import concatenate
 from gradindex.serve.worker import Task
@@ -184,7 +185,7 @@ class Lookup:
             backend=header.backend,
             columns=sorted(columns),
             classes=plain(classes.tolist()) if len(classes) <= _CLASSES else [],
-            class_names=None if names is None else [str(name) for name in names],
+            class_names=None if names is None else [printable(str(name)) for name in names],
             input=self._input(),
             metric=metric,
             kernels=[default] if default == metric else [kernel.value for kernel in Kernel],
@@ -199,7 +200,7 @@ class Lookup:
         x = self.index.example.x
         if isinstance(x, dict | tuple):
             parts = x.items() if isinstance(x, dict) else enumerate(x)
-            return {"kind": "parts", "parts": [str(name) for name, _ in parts]}
+            return {"kind": "parts", "parts": [printable(str(name)) for name, _ in parts]}
         if is_ragged(x):
             return {"kind": "array", "shape": [None, *as_array(x[0]).shape[1:]]}
         if isinstance(x, list):
@@ -228,6 +229,8 @@ class Lookup:
 
     def _side(self, data: dict[str, Any], prefix: str, indices: str, row: int, render: bool) -> list[models.Neighbour]:
         found = []
+        own = data.get(f"{prefix}columns")
+        table = {} if own is None else own.line(row).to_json()
         for place, i in enumerate(data[indices][row].tolist()):
             if i < 0:
                 continue
@@ -236,7 +239,7 @@ class Lookup:
                 for name in ("label", "prediction")
                 if f"{prefix}{name}s" in data
             }
-            columns = {name: plain(values[row, place]) for name, values in (data.get(f"{prefix}columns") or {}).items()}
+            columns = {name: values[place] for name, values in table.items()}
             found.append(
                 models.Neighbour(
                     id=i,
@@ -252,12 +255,13 @@ class Lookup:
     def _item(self, i: int, row: int) -> models.Item:
         columns = self.store.columns
         known: dict[str, Any] = {name: columns[name][row] for name in ("label", "prediction") if name in columns}
+        own = columns.take(np.array([row]), self.store.header.columns).to_json()
         return models.Item(
             id=i,
             loss=float(columns["loss"][row]) if "loss" in columns else None,
             norm=float(self.store.norms[row]),
             removed=self.store.alive is not None and not self.store.alive[row],
-            columns={name: plain(columns[name][row]) for name in self.store.header.columns},
+            columns={name: values[0] for name, values in own.items()},
             rendered=self.rendered(i),
             **self._named(known),
         )
@@ -267,9 +271,8 @@ class Lookup:
         out: dict[str, Any] = {}
         for kind, value in known.items():
             out[kind] = plain(value)
-            number = out[kind]
-            if names is not None and isinstance(number, int | float) and 0 <= number < len(names):
-                out[f"{kind}_name"] = str(names[int(number)])
+            if names is not None and (name := class_name(names, value)) != class_name(None, value):
+                out[f"{kind}_name"] = name
         return out
 
     def rendered(self, i: int) -> models.Rendered | None:
@@ -301,5 +304,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return printable(value)
     return value if value is None or isinstance(value, bool | int) else str(value)

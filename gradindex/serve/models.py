@@ -7,10 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from gradindex.kernels import Kernel
 
 Id = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="Position in the training set.")]
-Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr | None
 Where = Annotated[
     dict[str, Scalar | list[Scalar]] | list[Id] | None,
-    Field(description='Find only these: ids, or columns with the value or values they must have, {"label": [3, 8]}.'),
+    Field(
+        description='Find only these: ids, or columns with what they must have, {"label": [3, 8]}; null: a missing one.'
+    ),
 ]
 K = Annotated[int, Field(ge=1, strict=True, description="Neighbours of each side.")]
 

@@ -1,9 +1,11 @@
 """Listening, and stopping without losing what was accepted."""
 
+import asyncio
 import ipaddress
 import logging
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import uvicorn
@@ -13,6 +15,7 @@ from gradindex.serve.app import make
 from gradindex.serve.settings import Settings
 
 log = logging.getLogger(__name__)
+_TICK = 0.5  # seconds
 _GRACE = 60  # seconds for what was accepted, once asked to stop
 
 
@@ -33,11 +36,28 @@ def run(index: Index, settings: Settings, host: str, port: int, ready: Callable[
     )
     server = Server(config, f"http://{name}:{address[1]}", ready)
     try:
-        server.run(sockets=[listening])
+        _run(server, listening)
     finally:
         listening.close()
     if not server.started:
         raise RuntimeError("The service did not start; the log says why.")
+
+
+def _run(server: "Server", listening: socket.socket) -> None:
+    """Run until the end; in a thread of its own where this one's event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        server.run(sockets=[listening])
+        return
+    with ThreadPoolExecutor(1, "gradindex-serve") as beside:
+        done = beside.submit(server.run, sockets=[listening])
+        try:
+            while not wait([done], timeout=_TICK).done:
+                pass  # a signal that another thread was given is seen between two waits only
+        finally:
+            server.should_exit = True  # uvicorn sees signals in the main thread alone
+        done.result()
 
 
 class Server(uvicorn.Server):

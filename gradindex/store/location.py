@@ -27,13 +27,17 @@ _TEMPORARY = ".tmp-"
 _CHUNK = 8 << 20
 _ATTEMPTS = 4
 _CACHE_BYTES = 20 << 30
+_CACHING = ("blockcache", "filecache", "simplecache")  # protocols of fsspec whose path is that of what they cache
 _IN_USE = 600  # seconds for which the cache keeps what was asked for, however full it is
 _exclusive: set[tuple[Any, str]] = set()  # file systems and buckets that were seen to refuse a second creation
 
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A place on a file system of fsspec; `url` has no slash at its end."""
+    """A place on a file system of fsspec; `url` has no slash at its end.
+
+    URLs may be chained, such as ``zip://folder::s3://bucket/archive.zip``: what lies below is below the folder.
+    """
 
     url: str
 
@@ -60,7 +64,8 @@ class RemotePath:
         return self._found[1]
 
     def __truediv__(self, name: str) -> "RemotePath":
-        return RemotePath(f"{self.url}/{name}")
+        before, place, behind = _chained(self.url)
+        return RemotePath(f"{before}{place}{'' if place.endswith('/') else '/'}{name}{behind}")
 
     def __str__(self) -> str:
         return self.url
@@ -71,12 +76,13 @@ class RemotePath:
     @property
     def name(self) -> str:
         """The last part."""
-        return self.url.rpartition("/")[2]
+        return _chained(self.url)[1].rpartition("/")[2]
 
     @property
     def parent(self) -> "RemotePath":
         """Everything but the last part."""
-        return RemotePath(self.url.rpartition("/")[0])
+        before, place, behind = _chained(self.url)
+        return RemotePath(f"{before}{place.rpartition('/')[0]}{behind}")
 
     def exists(self) -> bool:
         """Whether a file is here, or anything below."""
@@ -87,7 +93,10 @@ class RemotePath:
         return bool(self.fs.isdir(self.key))
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing: object stores have no directories."""
+        """Make a directory where there are some; object stores, whose interface is asynchronous, have none."""
+        fs = getattr(self.fs, "fs", self.fs)  # behind a cache
+        if not fs.async_impl:
+            self.fs.makedirs(self.key, exist_ok=True)
 
     def read_bytes(self) -> bytes:
         """Return the file's contents; raises FileNotFoundError."""
@@ -102,18 +111,50 @@ class RemotePath:
                 raise
 
 
+def _chained(url: str) -> tuple[str, str, str]:
+    """Return the part of a URL that holds the path, with what is before it and behind it in a chain."""
+    before = ""
+    while True:
+        head, chain, rest = url.partition("::")
+        if not chain or head not in _CACHING:
+            break
+        before, url = f"{before}{head}::", rest
+    if chain and "://" not in head:
+        head += "://"
+    return before, head if head.endswith("://") else head.rstrip("/"), chain + rest
+
+
 Location = Path | RemotePath
 
 
 def locate(path: Any) -> Location:
-    """Return where a path or URL leads: ``protocol://…`` to a `RemotePath`, except ``file://…``."""
-    if isinstance(path, Path | RemotePath):
+    """Return where a path or URL leads: ``protocol://…`` to a `RemotePath`, except ``file://…``.
+
+    Raises
+    ------
+    ValueError
+        If a URL was made a `pathlib.Path`, which takes one of its slashes.
+    """
+    if isinstance(path, RemotePath):
+        return path
+    if isinstance(path, Path):
+        first = path.parts[0] if path.parts else ""
+        if first.endswith(":") and len(first) > 2 and not Path(first).exists():
+            raise ValueError(f"{str(path)!r} was a URL before it became a pathlib.Path: give the URL as a string.")
         return path
     text = os.fspath(path)
     protocol, found, rest = text.partition("://")
     if found and protocol != "file":
         return RemotePath(text.rstrip("/"))
     return Path(rest if found else text)
+
+
+def on_disk(path: Any, what: str) -> Path:
+    """Return a path of this machine; raises ValueError for a URL, saying that `what` takes none."""
+    found = locate(path)
+    if not isinstance(found, Path):
+        raise ValueError(f"{what} takes a path on this machine, got {found}. Give a path, and copy from or to there.")
+    return found
 
 
 def size(path: Location) -> int:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import mmap
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError
+from gradindex.store.columns import to_arrow
 from gradindex.store.location import Location, sync, temporary
 from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json
 
@@ -30,13 +31,13 @@ _CHECKED = 1 << 19  # bytes compared before they are converted, so that they are
 class Rows:
     """Embeddings of n samples: `sketches` (n, dim) float16 of unit norm, `norms` (n,) float32, `ids` (n,) int64.
 
-    `columns` maps names to arrays (n,).
+    `columns` maps names to arrays (n,), of NumPy's or Arrow's.
     """
 
     sketches: NDArray[np.float16]
     norms: NDArray[np.float32]
     ids: Ids
-    columns: dict[str, NDArray[Any]]
+    columns: Mapping[str, Any]
 
 
 def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
@@ -79,7 +80,7 @@ def _write_array(directory: Location, name: str, array: NDArray[Any], beside: Ex
 
 def _write_columns(directory: Location, name: str, columns: Mapping[str, Any]) -> FileEntry:
     with temporary(directory) as part:
-        pq.write_table(pa.table(dict(columns)), part)
+        pq.write_table(pa.table({name: to_arrow(values) for name, values in columns.items()}), part)
         return keep(part, directory, name)
 
 
@@ -188,8 +189,17 @@ class Shard:
         """Names of the shard's files, its manifest's included."""
         return {self._manifest.name, *(entry.name for entry in self._entries.values())}
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns; raises DamagedIndexError."""
+        return self._read_columns(lambda file: file.schema_arrow)
+
     def table(self) -> pa.Table:
-        """Read the Parquet columns."""
+        """Read the Parquet columns; raises DamagedIndexError."""
+        # Arrow's threads may let go of the mapped bytes after Python ends: abort
+        return self._read_columns(lambda file: file.read(use_threads=False))
+
+    def _read_columns(self, read: Callable[[pq.ParquetFile], Any]) -> Any:
         path, data = self._directory / self._entries["columns"].name, self._columns
         if hashlib.sha256(data.data).hexdigest() != self._entries["columns"].sha256:
             raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
@@ -197,14 +207,9 @@ class Shard:
             file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
             if file.metadata.num_columns and file.metadata.num_rows != len(self):
                 raise ValueError(f"expected {len(self)} rows, found {file.metadata.num_rows}")
-            return file.read(use_threads=False)  # Arrow's threads may let go of `data` after Python ends: abort
+            return read(file)
         except (pa.ArrowException, ValueError, OSError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the columns as arrays (rows,)."""
-        table = self.table()
-        return {name: table.column(name).to_numpy() for name in table.column_names}
 
     def check(self) -> None:
         """Compare the sha256 of every file; raises DamagedIndexError naming the first that differs."""

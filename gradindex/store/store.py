@@ -5,16 +5,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.store import assets, changes
 from gradindex.store.changes import Part, State
+from gradindex.store.columns import common_schema
 from gradindex.store.differences import compare, model_differences
 from gradindex.store.location import Location, is_temporary, listing, locate
 from gradindex.store.manifest import Header, publish, read_json, refuse_extra
 from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
+from gradindex.store.table import Columns
 
 HEADER = "store.json"
 SHARDS = "shards"
@@ -243,11 +246,18 @@ class Store:
         return np.concatenate([shard.ids for shard in self.shards])
 
     @cached_property
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns that every shard has (loss; label and prediction where they are scalars), each (rows,)."""
-        parts = [shard.columns() for shard in self.shards]
-        names = [name for name in parts[0] if all(name in part for part in parts)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns that every shard has (loss; label and prediction where they are scalars)."""
+        return common_schema([shard.schema for shard in self.shards])
+
+    def table(self, shard: Shard) -> pa.Table:
+        """Return a shard's columns, in the types that those of all shards have."""
+        return shard.table().select(self.schema.names).cast(self.schema)
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The columns that every shard has, each (rows,) when it is asked for; `Columns.table` has them as stored."""
+        return Columns(pa.concat_tables(map(self.table, self.shards)).combine_chunks(), (len(self),))
 
     @property
     def bytes(self) -> int:

@@ -89,12 +89,36 @@ def test_faiss_gets_a_filter_only_where_it_finds_all(built):
     assert len(chosen) == 17
 
 
+@pytest.mark.parametrize(
+    ("options", "searched"),
+    [
+        ({}, "FAISS"),
+        ({"where": {"label": 3}}, "scan of the store"),
+        ({"kernel": "grad_dot"}, "scan of the store"),
+        ({"kernel": "grad_asym_dot"}, "scan of the store"),
+        ({"certify": True, "max_checks": ROWS}, "scan of the store"),
+    ],
+)
+def test_a_result_says_what_was_searched(built, options, searched):
+    assert built[0].explain(ids=[3], k=2, **options).meta["params"]["searched"] == searched
+
+
+def test_ids_of_any_form(built):
+    import torch
+
+    store = built[0].store
+    for ids in ([3, 8], {3, 8}, range(3, 9, 5), np.array([3, 8], ">i4"), torch.tensor([3, 8]), {3: 0, 8: 0}.keys()):
+        np.testing.assert_array_equal(np.flatnonzero(select(store, ids).mask), [3, 8])
+
+
 def test_what_is_not_a_filter(built):
     store = built[0].store
     assert select(store, None) is None
     with pytest.raises(ValueError, match=r"no column 'colour'; expected one of .*label.*word"):
         select(store, {"colour": 1})
     with pytest.raises(ValueError, match=r"matches none of the \d+ samples. 'label' holds 0, 1, 2, 3, 4, ..."):
+        select(store, {"label": 77})
+    with pytest.raises(TypeError, match=r"Column 'label' holds int64, with which '3' \(str\) cannot be compared"):
         select(store, {"label": "3"})
     with pytest.raises(ValueError, match="matches none"):
         select(store, [])

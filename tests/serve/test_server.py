@@ -1,8 +1,10 @@
 """The service as a command, on loopback: it starts, loses nothing when told to stop, and refuses to be open."""
 
+import asyncio
 import json
 import re
 import signal
+import socket
 import threading
 import time
 from http.client import HTTPConnection
@@ -105,3 +107,47 @@ def test_what_is_loopback(host, loopback):
     from gradindex.serve.server import is_loopback
 
     assert is_loopback(host) == loopback
+
+
+def test_it_serves_beside_a_notebooks_event_loop(index):
+    """A cell runs within the kernel's loop: serve answers until the cell is interrupted, and the loop goes on."""
+    from gradindex.serve import serve
+
+    answers = []
+
+    def ready(address):
+        def ask():
+            connection = connect(address)
+            connection.request("GET", "/healthz")
+            answers.append(connection.getresponse().status)
+            connection.close()
+            signal.raise_signal(signal.SIGINT)  # as a kernel does for "interrupt"
+
+        threading.Thread(target=ask).start()
+
+    async def cell():
+        with pytest.raises(KeyboardInterrupt):
+            serve(index, ready=ready)
+        await asyncio.sleep(0)
+        return "the loop goes on"
+
+    loop = asyncio.new_event_loop()  # asyncio.run would make a cancellation of the signal
+    try:
+        assert loop.run_until_complete(cell()) == "the loop goes on"
+    finally:
+        loop.close()
+    assert answers == [200]
+
+
+def test_a_port_that_is_taken_is_said_within_a_loop_too(index):
+    from gradindex.serve import serve
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+
+        async def cell():
+            serve(index, port=taken.getsockname()[1])
+
+        with pytest.raises(OSError, match=r"Cannot listen on 127\.0\.0\.1"):
+            asyncio.run(cell())

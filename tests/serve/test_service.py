@@ -178,7 +178,7 @@ def test_rendered_neighbours_come_with_the_answer(client):
         ({"ids": [1], "nonsense": 1}, 422, "body.nonsense"),
         ({"ids": [1], "where": {"label": 77}}, 422, "matches none of the 240 samples"),
         ({"ids": [1], "where": {"colour": 1}}, 422, "There is no column 'colour'"),
-        ({"ids": [1], "where": {"label": "3"}}, 422, "matches none"),
+        ({"ids": [1], "where": {"label": "3"}}, 422, "Column 'label' holds int64, with which '3' (str) cannot"),
         ({"ids": [1], "where": [240]}, 404, "out of range"),
         ({"ids": [1], "max_checks": 20}, 422, "max_checks limits a proof"),
         ({"inputs": [[0.5] * 63]}, 422, "expected numbers of shape (64), got (63,)"),
