@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "idioms.py"
 def test_every_model_is_factored(tmp_path):
     pytest.importorskip("transformers")
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--quick", "--threads", "1", "--json", tmp_path / "found.json"],
+        [sys.executable, SCRIPT, "--quick", "--json", tmp_path / "found.json"],
         capture_output=True,
         text=True,
         timeout=600,
