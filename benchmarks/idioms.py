@@ -6,8 +6,9 @@
 Contenders, in turns in one process: `plain` (one forward and backward pass of a batch with the gradients of the
 trainable weights: a training step without the optimiser), `loop` (the same, one sample at a time) and `engine`
 (CountSketch of 1,024 and exact norms); each has the batch size at which its median is best. And, of an index of the
-model, the time of eight queries asked together over that of the same asked one by one. Threads and the C library's
-memory are as in `gradients.py`.
+model, the time of eight queries asked together over that of the same asked one by one. One thread, and the processor's
+time rather than the clock's, so that what else runs on the machine counts for little; the C library keeps its memory,
+as in `gradients.py`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gradients import KEPT, Case, speeds
+from gradients import KEPT, best
 
 FLOOR = 0.7  # of engine/plain
 HEAD = (
@@ -38,7 +39,7 @@ def rows_of(case: Any, options: argparse.Namespace) -> dict[str, Any]:
     from gradindex.gradients.torch import TorchEngine
     from gradindex.sketch import CountSketch
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     model, loss = case.model.eval(), case.loss
     engine = TorchEngine(model, loss)
     projector = CountSketch(1024).bind(engine.parameters, 0)
@@ -53,7 +54,10 @@ def rows_of(case: Any, options: argparse.Namespace) -> dict[str, Any]:
 
     contenders = {"plain": plain, "engine": lambda x, y: engine.embed(x, y, projector), "loop": loop}
     sizes = (2,) if options.quick else (8, 32)
-    found = speeds(Case(case.data, sizes, contenders, {"loop": sizes[0]}), options.repeats)
+    runs = [(name, *case.data(size)) for name in contenders for size in (sizes[:1] if name == "loop" else sizes)]
+    times = in_turns([lambda name=name, x=x, y=y: contenders[name](x, y) for name, x, y in runs], options.repeats)
+    rates = {(name, len(y)): len(y) / taken for (name, _, y), taken in zip(runs, times, strict=True)}
+    found = {name: best(rates, name) for name in contenders}
     model.zero_grad()
     result = {"model": case.name, "parameters": engine.size, "paths": sorted(set(engine.paths.values()))}
     result |= {"contenders": found, "floor": FLOOR}
@@ -74,14 +78,20 @@ def together(case: Any, options: argparse.Namespace) -> float:
             lambda: index.explain(ids=range(8), k=5),
             lambda: [index.explain(ids=[query], k=5) for query in range(8)],
         ]
-        times: list[list[float]] = [[], []]
-        for turn in range(-1, min(3, options.repeats)):
-            for taken, way in zip(times, ways, strict=True):
-                begin = time.perf_counter()
-                way()
-                if turn >= 0:
-                    taken.append(time.perf_counter() - begin)
-    return float(np.median(times[0]) / np.median(times[1]))
+        at_once, in_turn = in_turns(ways, min(3, options.repeats))
+    return at_once / in_turn
+
+
+def in_turns(works: list[Callable[[], Any]], repeats: int) -> list[float]:
+    """Return the median seconds of processor time of each work, done in turns; the first turn does not count."""
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(-1, repeats):
+        for taken, work in zip(times, works, strict=True):
+            begin = time.process_time()
+            work()
+            if turn >= 0:
+                taken.append(time.process_time() - begin)
+    return [float(np.median(taken)) for taken in times]
 
 
 def _rows(tree: Any, rows: slice) -> Any:
@@ -106,7 +116,6 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--models", nargs="*", help="names of models; all by default")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="small models, once: whether it runs, not how fast")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "idioms.json")
     options = parser.parse_args(arguments)
@@ -119,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not KEPT.items() <= os.environ.items():  # read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT})
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[name] = str(options.threads)
+        os.environ[name] = "1"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.getLogger("gradindex").setLevel(logging.ERROR)  # an LSTM has no forward mode, which every query would say
     from idioms_models import CASES
@@ -129,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.models or CASES:
         results.append(rows_of(CASES[name](options.quick), options))
         print(line(results[-1]), flush=True)
-        about = {name: getattr(options, name) for name in ("threads", "repeats", "quick")}
+        about = {name: getattr(options, name) for name in ("repeats", "quick")}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**about, "rows": results}, indent=1) + "\n")
 

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 import gradindex
 from gradindex import exact
@@ -132,3 +133,32 @@ def test_without_an_index_no_gradient_is_kept(kit, monkeypatch):
     np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :4], atol=1e-5)
     np.testing.assert_allclose(found.opponent_scores, np.sort(cosines, axis=1)[:, :4], atol=1e-5)
     assert found.ordered_indices.base is None or found.ordered_indices.base.shape[1] == 4
+
+
+class Words(torch.nn.Module):
+    def __init__(self, rows):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.head = torch.nn.Embedding(rows, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.words(x)).mean(1))
+
+
+@pytest.mark.parametrize("length", [6, 200])  # of which the latter is formed for some
+def test_queries_keep_of_a_table_what_they_looked_up(length):
+    random = np.random.default_rng(0)
+    rows = 5000
+    x, y = random.integers(0, rows, (30, length)), random.integers(0, 3, 30)
+    x[:, 0] = 7  # of all samples
+    job = gradindex.Job(Words(rows), torch.nn.CrossEntropyLoss(), (x, y))
+    found = job.engine.gradients(x, y)
+    held = exact.HeldQueries(job.engine, Batch(np.arange(5), x[:5], y[:5]), together=True)
+    assert held.slim
+    tracemalloc.start()
+    dots, _ = held.dots(Batch(np.arange(30), x, y))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    norms = np.linalg.norm(found.gradients, axis=1)
+    assert (np.abs(dots - found.gradients[:5] @ found.gradients.T) <= 1e-6 * norms[:5, None] * norms).all()
+    assert peak < rows * 4 * 4 * 30 / 4  # a quarter of the gradients formed

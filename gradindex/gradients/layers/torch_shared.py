@@ -46,7 +46,9 @@ class Shared:
         self._derived: dict[int, Derived] = {}
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return isinstance(tensor, torch.nn.Parameter) or id(tensor) in self._leaves or id(tensor) in self._derived
+        if type(tensor) is not Tensor and isinstance(tensor, torch.nn.Parameter):  # which is slow to ask
+            return True
+        return id(tensor) in self._leaves or id(tensor) in self._derived
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether `tensor` is a parameter or rows of one, rather than computed from some."""
@@ -154,15 +156,22 @@ def _chained(make: Make, leaf: Leaf, derived: Derived | None) -> Make:
     return lambda g, at: leaf.finish(Pulled(make(g, at), derived, leaf))
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested arguments."""
+def tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in nested arguments."""
+    found: list[Tensor] = []
+    _gather(value, found)
+    return found
+
+
+def _gather(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from tensors(tuple(value.values()))
+        found.append(value)
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from tensors(item)
+            _gather(item, found)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _gather(item, found)
 
 
 def replace(function: Callable[[Tensor], Any], value: Any) -> Any:
