@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.embedding import check_batch, check_finite, default_batch_size
-from gradindex.gradients import double_backward
+from gradindex.gradients import double_backward, loop
 from gradindex.gradients.base import Engine, Floats, PerSample, log
 from gradindex.gradients.ladder import LOOP, is_out_of_memory
 from gradindex.gradients.signals import BACKWARD, FACTORED, FACTORS, FORWARD
@@ -47,9 +47,12 @@ def gradients_of(engine: Engine, batch: Batch) -> PerSample:
     """
     check_batch(batch)
     while True:
-        found = engine.gradients(batch.x, batch.y)
+        steps = engine.ways.distrusted
+        found = loop.gradients(engine, batch.x, batch.y) if steps else engine.gradients(batch.x, batch.y)
         check_finite(batch.ids, "loss", found.losses)
         check_finite(batch.ids, "gradient", found.gradients)
+        if steps:
+            return found
         try:
             engine.ways.check_rows(batch, found.gradients)
             return found
@@ -247,7 +250,7 @@ def _shared(
                 every[:, begin : begin + len(batch)] = dots(gradients, formed.gradients)
                 losses.update(zip(batch.ids.tolist(), formed.losses.tolist(), strict=True))
                 begin += len(batch)
-        method = STEPS if set(engine.paths.values()) == {LOOP} else FORMED
+        method = STEPS if engine.ways.distrusted or set(engine.paths.values()) == {LOOP} else FORMED
     place = np.minimum(np.searchsorted(wanted, candidates), len(wanted) - 1)
     out: NDArray[Any] = np.where(candidates >= 0, np.take_along_axis(every, place, 1), -np.inf)
     return Evaluated(out, losses, method)

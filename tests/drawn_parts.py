@@ -123,7 +123,7 @@ class Middle(nn.Module):
         return self.other(h + (torch.round(h / scale) * scale - h).detach())
 
     def in_place(self, h):
-        return self.other(h).mul_(0.5).add_(h)
+        return (self.other(h) - 0.1).mul_(0.5).add_(h)
 
     def checkpointed(self, h):
         return checkpoint(lambda x: torch.tanh(self.other(x)), h, use_reentrant=False) + h

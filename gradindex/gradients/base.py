@@ -337,7 +337,7 @@ class Engine(ABC):
             return
         first = slice(0, 1)
         self.signals = self.find_signals(index(x, first), None if y is None else index(y, first))
-        batch_loss.check(lambda rows: self.batch_loss(x, y, rows), length(x))
+        batch_loss.check(lambda rows: self.batch_loss(x, y, rows), length(x), ladder.tolerances(self)[0])
         for signal in self.signals:
             log.log(logging.WARNING if signal.remark else logging.INFO, "%s", signal)
 

@@ -6,10 +6,9 @@ from itertools import combinations
 import numpy as np
 
 _SAMPLES = 4
-_TOLERANCE = 1e-3
 
 
-def check(loss_of: Callable[[Sequence[int]], float | None], samples: int) -> None:
+def check(loss_of: Callable[[Sequence[int]], float | None], samples: int, tolerance: float = 1e-3) -> None:
     """Refuse a loss that compares samples with each other, such as a contrastive one.
 
     The losses of pairs are compared with those of their samples. They may be a sum or a mean of these, up to a constant
@@ -22,6 +21,8 @@ def check(loss_of: Callable[[Sequence[int]], float | None], samples: int) -> Non
         Returns the loss of some samples as one batch; None if it gives no single number, or fails.
     samples
         How many there are to try.
+    tolerance
+        What rounding may do to a loss, relative to the largest.
 
     Raises
     ------
@@ -37,7 +38,7 @@ def check(loss_of: Callable[[Sequence[int]], float | None], samples: int) -> Non
         return
     single, both = np.array(alone, np.float64), np.array(together, np.float64)
     ones = np.array([[single[a], single[b]] for a, b in pairs])
-    room = _TOLERANCE * max(np.abs(single).max(), np.abs(both).max())
+    room = tolerance * max(np.abs(single).max(), np.abs(both).max())
     between = (both >= ones.min(axis=1) - room).all() and (both <= ones.max(axis=1) + room).all()
     constant = min(float(np.ptp(both - made)) for made in (ones.sum(axis=1), ones.mean(axis=1)))
     # The pairs (0, 1), (0, 2), (0, 3) and their counterparts (2, 3), (1, 3), (1, 2): parts of samples add up alike.

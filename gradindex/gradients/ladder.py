@@ -29,13 +29,13 @@ def tolerances(engine: "Engine") -> tuple[float, float]:
     return (_HALF_ALL, _HALF_ONE) if engine.is_half else (ALL, ONE)
 
 
-def agree(errors: NDArray[np.float64], engine: "Engine") -> bool:
+def agree(errors: NDArray[np.float64], engine: "Engine", least: int = 1) -> bool:
     """Whether relative errors (n,) of the gradients of some samples are those of rounding.
 
-    All but one in sixteen (one at least, if there are three or more) are small, and none is large.
+    All but one in sixteen (`least` at least, if there are three or more) are small, and none is large.
     """
     every, one = tolerances(engine)
-    excused = max(1, len(errors) // 16) if len(errors) > 2 else 0
+    excused = max(least, len(errors) // 16) if len(errors) > 2 else 0
     return bool((errors > every).sum() <= excused and (errors <= one).all())
 
 

@@ -124,6 +124,8 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
     def __init__(self, inputs: Any = None) -> None:
         super().__init__()
         self.hooks, self.reads, self.branches, self.hidden, self.weighted = 0, "", "", "", ""
+        self.scaled, self._padded = False, set[int]()  # embeddings' weights
+        self._used: set[int] = set()  # by anything else
         self._of_batch: dict[int, torch.Tensor] = {}  # the tensors are kept, so that ids stay theirs
         self._of_numbers: set[int] = set()
         for tensor in _tensors(inputs):
@@ -153,6 +155,10 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
         name = getattr(func, "__name__", "")
         result = func(*args, **kwargs)
         self._follow(name, (args, tuple(kwargs.values())), result)
+        if name in ("embedding", "embedding_bag"):
+            self._look_up(args, kwargs)
+        elif name != "__get__":
+            self._used |= {id(one) for one in (*args, *kwargs.values()) if isinstance(one, torch.nn.Parameter)}
         if name == "register_hook":
             self.hooks += 1
         elif name in _READS:
@@ -168,8 +174,20 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
                 self.hidden = self.hidden or name
         return result
 
+    def _look_up(self, args: Any, kwargs: Any) -> None:
+        """Note what the backward pass of an embedding does to its gradient, which forward mode does not know of."""
+        self.scaled = self.scaled or bool(kwargs.get("scale_grad_by_freq"))
+        if kwargs.get("padding_idx") is not None:
+            self._padded |= {id(one) for one in (*args, *kwargs.values()) if isinstance(one, torch.nn.Parameter)}
+
     def signals(self) -> Iterator[Signal]:
         """Yield what was noted of a forward pass."""
+        if self._padded & self._used:
+            what = "an embedding with a padding_idx shares its weight, and forward mode gives the padding a gradient"
+            yield Signal("tied padding", what, frozenset({FORWARD}))
+        if self.scaled:
+            what = "an embedding scales its gradient by frequency, which forward mode does not know of"
+            yield Signal("scale_grad_by_freq", what, _ALONG)
         if self.hooks:
             yield Signal("tensor hook", "forward registers a hook on a tensor", _ALONG, True)
         if self.hidden:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gradindex.gradients.base import Engine
 
 FORMED, STEPS = "formed gradients", "training steps"
-_FIRST = 4  # products compared before the first answer of a way
+_FIRST = 8  # products compared before the first answer of a way
 _ROWS, _EVERY = 8, 2000  # rows of formed gradients: compared at first, and one in so many later
 _RECENT = 64  # comparisons of a way that are judged together
 _SECONDS = 1e-3  # of comparing, for an answer
@@ -70,6 +70,8 @@ class Ways:
         self._rows = 0  # of formed gradients, since the last that was compared
         self.compared = 0
         """Products and rows that were compared with training steps."""
+        self.distrusted = False
+        """Whether rows were found that are not those of training steps, so that nothing but these is trusted."""
 
     @property
     def error(self) -> float:
@@ -79,7 +81,7 @@ class Ways:
 
     def usable(self, way: str) -> bool:
         """Whether a way has not been seen to disagree, and nothing is known that it misses."""
-        return way not in self._wrong and way not in self._engine.blocked
+        return not self.distrusted and way not in self._wrong and way not in self._engine.blocked
 
     def due(self, way: str, passes: int = 1) -> int:
         """Return how many products of this way had better be compared now, of an answer that took so many passes."""
@@ -161,7 +163,7 @@ class Ways:
 
     def _judge(self, way: str, errors: list[float]) -> None:
         recent = np.array(errors[-_RECENT:])
-        if not ladder.agree(recent, self._engine):
+        if not ladder.agree(recent, self._engine, least=0):  # to give up a way costs little
             self._wrong.add(way)
             raise WayDiffers(way, float(recent.max()))
 

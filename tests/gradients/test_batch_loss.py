@@ -38,6 +38,13 @@ def test_losses_that_compare_samples_are_refused(loss):
         batch_loss.check(of(loss), len(Z))
 
 
+def test_losses_in_half_precision_pass():
+    rounded = of(lambda z: np.round(8 * (z**2).sum()) / 8)
+    batch_loss.check(rounded, len(Z), tolerance=5e-2)
+    with pytest.raises(ValueError, match="not made of"):
+        batch_loss.check(rounded, len(Z))
+
+
 def test_what_cannot_be_told_passes():
     batch_loss.check(lambda rows: None, 5)
     batch_loss.check(of(np.std), 2)
