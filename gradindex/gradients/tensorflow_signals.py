@@ -95,11 +95,7 @@ class Trace:
         """Return what the trace for samples like these (tensors) tells."""
         function = tf.function(self._traced, autograph=False)
         specs = (map_leaves(_batch_of(None), x), None if y is None else map_leaves(_batch_of(1), y))
-        try:
-            traced = function.get_concrete_function(*specs)
-        except Exception as error:
-            what = f"{_WHAT['no graph']} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            return Look((Signal("no graph", what, BATCHED),))
+        traced = function.get_concrete_function(*specs)
         signals = tuple(Signal(name, _WHAT[name], blocks) for name, blocks in self._found.items())
         one = map_leaves(lambda leaf: leaf[:1], x)
         return Look(signals, self._read, self._penalties, partial(traced, one, y) if self._penalties else None)
@@ -197,7 +193,13 @@ class Looks:
         shape = repr([tuple(leaf.shape[1:]) for leaf in leaves(x)])
         if shape in self._looks:
             return
-        look = Trace(*self._parts).look(x, y)
+        try:
+            look = Trace(*self._parts).look(x, y)
+        except Exception as error:
+            if self._looks:  # what could be traced before: the ways of a batch fail with the same error
+                raise
+            reason = f"{_WHAT['no graph']} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            look = Look((Signal("no graph", reason, BATCHED),))
         if any(other.penalties != look.penalties for other in self._looks.values()):
             look = replace(look, signals=(*look.signals, Signal(_PAST, _WHAT[_PAST], _NOT_ALONE)))
         self._looks[shape] = look
