@@ -81,7 +81,7 @@ def embed_shard(
     start, stop = (header.first + place for place in header.span(number))
     some = {name: values[start:stop] for name, values in extra.items()}
     drawn = watch.draw(header.seed, start, stop, header.rows)
-    advanced = 0
+    advanced = differed = 0
 
     def blocks(compared: watch.RowWatch) -> Iterator[Block]:
         nonlocal advanced
@@ -99,7 +99,8 @@ def embed_shard(
                 break
             except watch.RowsDiffer as error:
                 watch.lower(job.engine, error)
-    watch.save(store.path, number, compared.compared)
+                differed = 1
+    watch.save(store.path, number, replace(compared.compared, differed=differed))
     store.write(number, rows if ids is None else replace(rows, ids=ids[start:stop]))
     return stop - start
 

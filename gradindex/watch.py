@@ -9,7 +9,7 @@ with 99 %; with the 500 of a million rows, what touches .9 %.
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -42,21 +42,26 @@ class RowsDiffer(Exception):
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison of some rows with training steps found: how many, and the largest relative error."""
+    """What a comparison of some rows with training steps found: how many, and the largest relative error.
+
+    `differed` counts the shards of which rows differed at first, and were made again by a slower path.
+    """
 
     rows: int = 0
     error: float = 0.0
+    differed: int = 0
 
     def __bool__(self) -> bool:
         return self.rows > 0
 
     def __add__(self, other: "Compared") -> "Compared":
-        return Compared(self.rows + other.rows, max(self.error, other.error))
+        return Compared(self.rows + other.rows, max(self.error, other.error), self.differed + other.differed)
 
     def __str__(self) -> str:
         if not self.rows:
             return "no rows"
-        return f"{self.rows:,} rows, largest error {'below ' if self.error else ''}{self.error:.0e}"
+        again = f"; {self.differed} shards made again, more slowly" if self.differed else ""
+        return f"{self.rows:,} rows, largest error {'below ' if self.error else ''}{self.error:.0e}{again}"
 
 
 def draw(seed: int, start: int, stop: int, rows: int) -> Ids:
@@ -159,7 +164,7 @@ def save(store: Location, number: int, found: Compared) -> None:
     """Write what was compared of a shard beside it, outside of what is sealed."""
     directory = store / WATCH
     directory.mkdir(exist_ok=True)
-    publish(directory / name(number), {"rows": found.rows, "error": found.error}, replace=True)
+    publish(directory / name(number), asdict(found), replace=True)
 
 
 def name(number: int) -> str:
@@ -178,7 +183,7 @@ def read(store: Location, shards: int) -> Compared:
     for number in range(shards):
         with contextlib.suppress(FileNotFoundError, DamagedIndexError):
             saved = read_json(store / WATCH / name(number))
-            total += Compared(int(saved["rows"]), float(saved["error"]))
+            total += Compared(int(saved["rows"]), float(saved["error"]), int(saved["differed"]))
     return total
 
 

@@ -168,6 +168,9 @@ def test_a_fault_in_a_few_batches_changes_these_shards_alone(tmp_path, caplog):
     assert np.abs(index.store.norms / np.linalg.norm(g, axis=1) - 1).max() < 1e-4
     assert caplog.text.count("so the next way is taken: ['vmap']") == 4
     assert set(engine.paths.values()) == {"factored"}  # as the header says
+    assert "4 shards made again" in str(watch.of_store(index.store))
+    later = gradindex.load(tmp_path / "index", gradindex.Job(model, loss, (x, y)))
+    assert later.explain(ids=[5], k=3).meta["params"]["exact_method"] == STEPS
 
 
 def test_records_stand_beside_shards_and_are_shown(tmp_path):
@@ -391,9 +394,9 @@ def test_the_watch_costs_a_millisecond_of_a_warm_answer():
     job = gradindex.Job(model, loss, (x, y))
     list(gradindex.embed(job))
     ways = job.engine.ways
-    assert ways.due(FORWARD) == 4
+    assert ways.due(FORWARD) == 8
     one = ways.truth(Batch(np.arange(1), x[:1], y[:1]))
-    ways.check(FORWARD, [(one, one, one.norm**2)] * 4)
+    ways.check(FORWARD, [(one, one, one.norm**2)] * 16)
     ways._cost = 0.004
     assert [ways.due(FORWARD) for _ in range(9)] == [0, 0, 0, 1, 0, 0, 0, 1, 0]
     assert ways.due(STEPS) == 0

@@ -155,7 +155,7 @@ def info_table(found: dict[str, Any]) -> Table:
         "search": f"{found['index']} on {found['index_dim']} numbers",
         "on disk": f"store {_bytes(found['store_bytes'])}, index {_bytes(found['index_bytes'])} "
         f"({(found['store_bytes'] + found['index_bytes']) / found['samples']:,.0f} bytes a sample)",
-        "compared": str(Compared(found["compared"]["rows"], found["compared"]["error"])) + " (with training steps)",
+        "compared": f"{Compared(**found['compared'])} (with training steps)",
         "columns": ", ".join(found["columns"]),
         "made with": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }

@@ -52,8 +52,14 @@ class AtHand:
 
     @cached_property
     def compared(self) -> watch.Compared:
-        """How many stored rows were compared with training steps: in the build, or else now."""
-        return watch.of_store(self._store) or self._comparison[0]
+        """How many stored rows were compared with training steps: in the build, or else now.
+
+        Where some differed in the build, what made them differ may make exact products wrong, too: these are then taken
+        from training steps alone.
+        """
+        found = watch.of_store(self._store)
+        self._job.engine.ways.distrusted |= bool(found.differed)
+        return found or self._comparison[0]
 
     @cached_property
     def rows_hold(self) -> bool:

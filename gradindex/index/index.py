@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import exact, queries, relevance
+from gradindex import exact, queries, relevance, watch
 from gradindex.batches import Batch, Ids
 from gradindex.batches import index as take
 from gradindex.embedding import as_ids
@@ -141,6 +141,7 @@ class Index(Changing):
         point = None if recall is None else tuning.pick(self.store, recall)
         wanted = cascade.ask(len(self), parsed, k, rerank, candidates, eps, selection, point)
         asked = self.labelled(x, y, ids)
+        compared = self.at_hand.compared if rerank or certify else watch.Compared()
         parts, methods = [], set()
         most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
         formed = rerank and not certify
@@ -170,7 +171,7 @@ class Index(Changing):
             "point": None if point is None else dict(point),
             "width": self.searcher.dim,
             "exact_method": " + ".join(sorted(methods)),
-            "compared": {"rows": self.at_hand.compared.rows, "products": self.job.engine.ways.compared},
+            "compared": {"rows": compared.rows, "products": self.job.engine.ways.compared},
             "certify": certify,
             "max_checks": max_checks,
             "selected": len(self) if selection is None else len(selection),
