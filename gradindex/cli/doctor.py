@@ -94,7 +94,10 @@ def _devices(versions: dict[str, Any]) -> dict[str, Any]:
 
 
 def examine(job: Any, samples: int) -> dict[str, Any]:
-    """Return how a job's gradients are computed, whether they agree with the loop's, and how many rows a second."""
+    """Return how a job's gradients are computed, whether they agree with training steps, and how many rows a second.
+
+    Also, how exact products are computed, and what was seen of the model that some ways miss.
+    """
     from gradindex import exact
     from gradindex.embedding import check_finite, embedding_batch_size
     from gradindex.gradients import loop
@@ -107,6 +110,8 @@ def examine(job: Any, samples: int) -> dict[str, Any]:
     truth = loop.gradients(engine, batch.x, batch.y)
     lengths = np.maximum(exact.norms(truth.gradients), 1e-30)
     errors = exact.norms(found.gradients - truth.gradients) / lengths
+    others = np.arange(1, min(samples, len(source)), dtype=np.int64)[None]
+    products = exact.candidate_dots(engine, source, batch.select(slice(0, 1)), truth.gradients[:1], others)
     size = embedding_batch_size(job)
     rate = _rate(job, CountSketch().bind(engine.parameters, 0), size)
     return {
@@ -118,6 +123,8 @@ def examine(job: Any, samples: int) -> dict[str, Any]:
         "compared": len(batch),
         "largest_error": float(errors.max()),
         "gradients_agree": bool(errors.max() <= _TOLERANCE),
+        "exact_products": products.method,
+        "seen": [str(signal) for signal in engine.signals or ()],
         "batch_size": size,
         "rows_per_second": rate,
         "whole_dataset_seconds": len(source) / rate,

@@ -20,6 +20,7 @@ from gradindex.batches import Tree, has_ragged, index, leaves, length, rectangle
 from gradindex.gradients import batch_loss, ladder, loop
 from gradindex.gradients.joining import joined
 from gradindex.gradients.ladder import LOOP
+from gradindex.gradients.oracle import Oracle
 from gradindex.gradients.parameter import Floats as Floats
 from gradindex.gradients.parameter import Parameter as Parameter
 from gradindex.gradients.projector import Projector as Projector
@@ -82,6 +83,8 @@ class Engine(ABC):
     dtype: np.dtype[Any]
     """The model's floating type, which is that of gradients, losses and outputs."""
 
+    oracle: Oracle
+    """The training steps of a framework's model, which faster paths are compared with."""
     deterministic: bool = True
     """Whether the same batch gives the same bits again; not promised on accelerators."""
     plain_outputs: bool = False
@@ -171,9 +174,9 @@ class Engine(ABC):
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
         """Return the gradient of a batch of ONE sample, (1, P), by one plain backward pass."""
 
-    @abstractmethod
     def unused(self, x: Tree, y: Tree) -> list[str]:
         """Return the names of selected parameters on which the loss of this one sample does not depend."""
+        return list(self.oracle.step(x, y).unused)
 
     @abstractmethod
     def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:

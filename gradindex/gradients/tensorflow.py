@@ -209,10 +209,6 @@ class TensorFlowEngine(Engine):
         loss = np.array([found.loss], self.dtype)
         return PerSample(found.gradient[None].astype(self.dtype, copy=False), loss, as_array(found.output))
 
-    def unused(self, x: Tree, y: Tree) -> list[str]:
-        """Return the names of selected parameters on which this sample's loss does not depend."""
-        return list(self.oracle.step(x, y).unused)
-
     def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
         """Return ⟨direction, g_i⟩ (b,) and losses (b,) by one forward-mode pass over the batch."""
         if length(x) == 0:

@@ -63,10 +63,7 @@ class TorchEngine(Engine):
         device: Any = None,
     ) -> None:
         super().__init__()
-        if device is not None and not isinstance(device, str | int | torch.device):
-            raise TypeError(
-                f"`device` must be None, a string, an integer or a torch.device, got {type(device).__name__}."
-            )
+        torch_model.check_device(device)
         model = getattr(model, "_orig_mod", model)
         if not isinstance(model, nn.Module):
             raise TypeError(f"Expected a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}.")
@@ -253,9 +250,8 @@ class TorchEngine(Engine):
         self._weighed = True
         heads = slice(0, 8), slice(0, 1)
         some, one = ((index(x, head), None if y is None else index(y, head)) for head in heads)
-        if not torch_costs.pays(
-            lambda: self.some_gradients(*some, names), length(some[0]), lambda: self.oracle.step(*one)
-        ):
+        batched = partial(self.some_gradients, *some, names)
+        if not torch_costs.pays(batched, length(some[0]), partial(self.oracle.step, *one)):
             self._paths.update(dict.fromkeys(names, LOOP))
             log.info("the loop is faster than vmap here")
 
@@ -269,9 +265,8 @@ class TorchEngine(Engine):
             return False
         head = slice(0, 3)
         x, y = index(x, head), None if y is None else index(y, head)
-        inputs = self._tensors(x)
-        others = map_leaves(lambda leaf: leaf.flip(0) * 0.5 if leaf.is_floating_point() else leaf.flip(0), inputs)
-        if all(torch.equal(one, other) for one, other in zip(leaves(inputs), leaves(others), strict=True)):
+        others = torch_parts.others(self._tensors(x))
+        if others is None:
             return None
         projector = CountSketch(_COMPARED).bind(self.parameters, 0)
 
@@ -282,11 +277,7 @@ class TorchEngine(Engine):
 
         with self._inference(fused=True):
             other = torch_parts.replica(self.model)
-
-            def interrupt() -> None:
-                with torch.no_grad():
-                    _call(other, self._laid_out(others))
-
+            interrupt = torch.no_grad()(lambda: _call(other, self._laid_out(others)))
             return torch_parts.is_undisturbed(sketches, interrupt)
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
@@ -296,18 +287,13 @@ class TorchEngine(Engine):
         loss = np.array([found.loss], self.dtype)
         return PerSample(found.gradient[None].astype(self.dtype, copy=False), loss, self._main(found.output, 1))
 
-    def unused(self, x: Tree, y: Tree) -> list[str]:
-        """Return the names of selected parameters on which this sample's loss does not depend."""
-        return list(self.oracle.step(x, y).unused)
-
     def find_signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
         """Return what hooks and a watched pass of a batch of ONE sample show."""
         inputs, target, selected = self._tensors(x), self._targets(y), self._selected()
         found = list(torch_signals.of_hooks(self.model, selected))
         with self._inference(fused=True):
-            loss = partial(self._losses.one, target=target)
-            found += torch_signals.of_pass(lambda: self._call({}, inputs), loss, selected, inputs)
-        return tuple(found)
+            forward, loss = partial(self._call, {}, inputs), partial(self._losses.one, target=target)
+            return (*found, *torch_signals.of_pass(forward, loss, selected, inputs))
 
     def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
         """Return the loss of some samples of a batch together, of outputs that are computed one by one."""
@@ -317,7 +303,7 @@ class TorchEngine(Engine):
                 with self._inference(fused=True):
                     outputs.append(self._call({}, index(inputs, slice(row, row + 1))))
             with torch.no_grad():
-                return self._losses.together(outputs, None if targets is None else index(targets, np.array(rows)))
+                return self._losses.together(outputs, targets if targets is None else index(targets, np.array(rows)))
         except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
             log.debug("the loss of a batch cannot be told: %s", error)
             return None

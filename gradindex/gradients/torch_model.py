@@ -125,6 +125,12 @@ class NoLeaves(TorchFunctionMode):  # type: ignore[misc]
         return args[0] if func in MAKE_LEAVES else func(*args, **kwargs or {})
 
 
+def check_device(device: Any) -> None:
+    """Raise TypeError unless `device` is None or something that names a device."""
+    if device is not None and not isinstance(device, str | int | torch.device):
+        raise TypeError(f"`device` must be None, a string, an integer or a torch.device, got {type(device).__name__}.")
+
+
 def eagerly() -> AbstractContextManager[Any]:
     """Within it, compiled submodules and functions run as they were written: what they call has to be seen."""
     compiling = "torch._dynamo" in sys.modules  # importing it takes seconds

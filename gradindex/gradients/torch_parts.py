@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from gradindex.batches import Tree, leaves, map_leaves
 from gradindex.gradients.base import Floats, log
 from gradindex.sketch import scatter
 
@@ -93,6 +94,13 @@ def replica(model: nn.Module) -> nn.Module:
 
 def _own(value: Any) -> Any:
     return value.copy() if type(value) in (dict, list, set) else value
+
+
+def others(inputs: Tree) -> Tree | None:
+    """Return other samples of the same shapes, for `is_undisturbed`; None if these are all alike."""
+    found = map_leaves(lambda leaf: leaf.flip(0) * 0.5 if leaf.is_floating_point() else leaf.flip(0), inputs)
+    same = all(torch.equal(one, other) for one, other in zip(leaves(inputs), leaves(found), strict=True))
+    return None if same else found
 
 
 def can_be_copied(model: nn.Module) -> bool:
