@@ -53,7 +53,7 @@ def rows_of(case: Any, options: argparse.Namespace) -> dict[str, Any]:
             plain(_rows(x, slice(i, i + 1)), y[i : i + 1])
 
     contenders = {"plain": plain, "engine": lambda x, y: engine.embed(x, y, projector), "loop": loop}
-    sizes = (2,) if options.quick else (8, 32)
+    sizes = (2,) if options.quick else (8, 32, 128)
     runs = [(name, *case.data(size)) for name in contenders for size in (sizes[:1] if name == "loop" else sizes)]
     times = in_turns([lambda name=name, x=x, y=y: contenders[name](x, y) for name, x, y in runs], options.repeats)
     rates = {(name, len(y)): len(y) / taken for (name, _, y), taken in zip(runs, times, strict=True)}

@@ -248,8 +248,7 @@ class TorchEngine(Engine):
         if names is None or self._weighed or self.device.type != "cpu":
             return
         self._weighed = True
-        heads = slice(0, 8), slice(0, 1)
-        some, one = ((index(x, head), None if y is None else index(y, head)) for head in heads)
+        some, one = ((index(x, head), y if y is None else index(y, head)) for head in (slice(0, 8), slice(0, 1)))
         batched = partial(self.some_gradients, *some, names)
         if not torch_costs.pays(batched, length(some[0]), partial(self.oracle.step, *one)):
             self._paths.update(dict.fromkeys(names, LOOP))
@@ -263,8 +262,7 @@ class TorchEngine(Engine):
         names = self._groups().get(FACTORED)
         if self.device.type != "cpu" or names is None or not torch_parts.can_be_copied(self.model):
             return False
-        head = slice(0, 3)
-        x, y = index(x, head), None if y is None else index(y, head)
+        x, y = index(x, slice(0, 3)), None if y is None else index(y, slice(0, 3))
         others = torch_parts.others(self._tensors(x))
         if others is None:
             return None
@@ -284,8 +282,8 @@ class TorchEngine(Engine):
         """Return the gradient (1, P) of one sample by one training step: the oracle's."""
         found = self.oracle.step(x, y)
         self.plain_outputs = isinstance(found.output, torch.Tensor)
-        loss = np.array([found.loss], self.dtype)
-        return PerSample(found.gradient[None].astype(self.dtype, copy=False), loss, self._main(found.output, 1))
+        row, loss = found.gradient[None].astype(self.dtype, copy=False), np.array([found.loss], self.dtype)
+        return PerSample(row, loss, self._main(found.output, 1))
 
     def find_signals(self, x: Tree, y: Tree) -> tuple[Signal, ...]:
         """Return what hooks and a watched pass of a batch of ONE sample show."""
@@ -340,8 +338,7 @@ class TorchEngine(Engine):
 
     def _sample_losses(self, weights: dict[str, torch.Tensor], inputs: Tree, targets: Tree) -> torch.Tensor:
         """Return the loss of each sample (b,) of a batch that `_look` knows, with these weights."""
-        output = self._call_batch(weights, inputs)
-        return self._losses.of_batch(output, targets, length(inputs))
+        return self._losses.of_batch(self._call_batch(weights, inputs), targets, length(inputs))
 
     def _look(self, inputs: Tree, targets: Tree) -> None:
         """Find out what the loss reads of the model's outputs, on the first samples that come."""
@@ -356,8 +353,7 @@ class TorchEngine(Engine):
 
         seen = Seen()
         with self._inference(fused=True):
-            first = slice(0, 1)
-            target = None if targets is None else index(targets, first)
+            target = None if targets is None else index(targets, slice(0, 1))
             self._losses.look(run, target, distinct=length(inputs) > 1)
         self._half, self._makes_leaves = self._half or seen.half, seen.makes_leaves
 
