@@ -7,7 +7,7 @@ import pytest
 from tests.drawn_judge import judge
 from tests.drawn_models import draw
 
-MODELS, AT_ONCE, SAMPLES = 300, 25, 40
+MODELS, AT_ONCE, SAMPLES = 300, 25, 24
 REFUSED = 0.1  # share of models at most
 
 
