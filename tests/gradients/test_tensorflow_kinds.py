@@ -12,7 +12,7 @@ import keras  # noqa: E402
 from gradindex.gradients import double_backward  # noqa: E402
 from gradindex.gradients.base import PathFailed  # noqa: E402
 from gradindex.gradients.tensorflow import TensorFlowEngine  # noqa: E402
-from gradindex.sketch import Identity  # noqa: E402
+from gradindex.sketch import CountSketch, Identity  # noqa: E402
 
 L = keras.layers
 CLASSES, N = 3, 8
@@ -120,6 +120,31 @@ def with_losses(model, of=CE):
 def test_weight_penalties_are_one_vector_for_all_samples():
     model = mlp(kernel_regularizer=keras.regularizers.L1L2(1e-2, 3e-2))
     check(model, with_losses(model), path="factored")
+
+
+@pytest.mark.parametrize("strength", [1e-2, 1.0])
+def test_a_penalty_is_added_to_sketches_that_are_made_of_factors(strength):
+    penalty = keras.regularizers.L2(strength)
+    layers = [L.Embedding(9, 48, embeddings_regularizer=penalty), L.Flatten(), L.Dense(200, "relu")]
+    layers += [L.Dense(200, "relu", kernel_regularizer=penalty), L.Dense(CLASSES)]
+    model, x = keras.Sequential([L.Input((2,), dtype="int32"), *layers]), np.arange(2 * N).reshape(N, 2) % 9
+    want, _ = plain(model, with_losses(model), x, Y)
+    engine = TensorFlowEngine(model, with_losses(model))
+    projector = CountSketch(64).bind(engine.parameters, seed=0)
+    found = engine.embed(x, Y, projector)
+    norms = np.linalg.norm(want, axis=1)
+    np.testing.assert_allclose(found.norms, norms, rtol=1e-5)
+    assert np.abs(found.sketches - projector(engine.parameters, want.astype(np.float32))).max() <= 1e-5 * norms.max()
+    assert set(engine.paths.values()) == {"factored"}
+
+
+def test_a_loss_that_has_no_gradient_counts_as_a_value():
+    def call(self, x):
+        self.add_loss(tf.reduce_mean(tf.stop_gradient(x) ** 2))
+        return self.out(self.hidden(x))
+
+    model = lifted(call)
+    check(model, with_losses(model), path="vmap", signals=["past the outputs"])
 
 
 def test_a_penalty_follows_the_weights():
