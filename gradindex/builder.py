@@ -24,7 +24,7 @@ from gradindex.sketch.hashing import check_seed
 from gradindex.stopping import explain_full_disk, stop_on_sigterm
 from gradindex.store import Header, Store
 from gradindex.store.columns import as_columns
-from gradindex.store.location import Location, locate
+from gradindex.store.location import Location, exists, locate
 from gradindex.store.store import HEADER, SHARD_BYTES, model_differences
 from gradindex.summary import BuildSummary, count_paths, peak_bytes
 
@@ -109,9 +109,8 @@ def build(
     wanted = header(job, sketch, check_seed(seed), batch_size, shard_rows, begun(target))
     index, _ = factory.plan(wanted, index, memory=index_memory)  # a mistake here should not cost an embedding
     if replaced:
-        new = replacing.beside(out, wanted)
-        summary = _fill(job, new, index, progress, engine)
-        replacing.finish(out)
+        with replacing.replacement(Path(out), wanted) as new:
+            summary = _fill(job, new, index, progress, engine)
         return _opened(Store.open(out), job, summary)
     store = Store.create(out, wanted)
     if not store.missing() and factory.exists(store):
@@ -168,7 +167,7 @@ def load(path: str | Location, job: Any = None, *, engine: Ray | None = None, **
     from gradindex.explainer import MANIFEST, GradientSimilarity
 
     path = locate(path)
-    if isinstance(path, Path) and (path / MANIFEST).exists():
+    if isinstance(path, Path) and exists(path / MANIFEST):
         return GradientSimilarity.load(path, job, **options)
     if engine is not None:
         from gradindex.distributed.search import ClusterIndex
@@ -205,7 +204,7 @@ def _default_sketch(job: Job) -> Sketch:
 
 def begun(path: Location) -> Header | None:
     """Return the header of an unfinished build at `path`, if there is one."""
-    if not (path / HEADER).exists():
+    if not exists(path / HEADER):
         return None
     store = Store(path, Header.read(path / HEADER))
     return store.header if store.missing() else None

@@ -183,7 +183,7 @@ class Index(Changing):
         ValueError
             For a wrong width, NaN, a bad k, or a `where` that matches nothing.
         """
-        vectors = np.asarray(vectors, np.float32)
+        vectors = np.asarray(vectors, np.float64)  # float32 takes 1e-50 for zero
         check_k(k, len(self))
         if vectors.ndim != 2 or vectors.shape[1] != self.store.header.dim:
             raise ValueError(f"Expected vectors of shape (m, {self.store.header.dim}), got {vectors.shape}.")

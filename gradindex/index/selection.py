@@ -65,7 +65,7 @@ def select(store: Store, where: Any) -> Selection | None:
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise TypeError(f"Expected where={{column: value}} or a list of ids, got {where!r}.")
         mask[:] = False
-        mask[store.rows_of(ids.astype(np.int64))] = True
+        mask[store.rows_of(ids if ids.size else ids.astype(np.int64))] = True
     if store.alive is not None:
         mask &= store.alive
     if not mask.any():

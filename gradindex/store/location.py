@@ -2,7 +2,9 @@
 
 The one module that knows the difference. A directory is a `pathlib.Path`; anything else is a `RemotePath`, which has
 the few methods of Path that a store needs. What differs is in the functions: publishing is a hard link here and a
-create-if-absent there; files are mapped where they lie here, and from a local cache there.
+create-if-absent there; files are mapped where they lie here, and from a local cache (`gradindex.store.cache`) there.
+
+Only what is not there is missing: every other error of the machine is raised as it came.
 """
 
 import contextlib
@@ -10,32 +12,36 @@ import errno
 import hashlib
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gradindex.errors import DamagedIndexError
+from gradindex.store import disk
 
 NO_FILE = "not a plain file"
+CHUNK = 8 << 20
 _TEMPORARY = ".tmp-"
-_CHUNK = 8 << 20
 _ATTEMPTS = 4
-_CACHE_BYTES = 20 << 30
-_IN_USE = 600  # seconds for which the cache keeps what was asked for, however full it is
+_WAIT = 0.1  # seconds before a remote file system is asked again; doubled each time
+_FINAL = FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError
+T = TypeVar("T")
 _exclusive: set[tuple[Any, str]] = set()  # file systems and buckets that were seen to refuse a second creation
 
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A place on a file system of fsspec; `url` has no slash at its end."""
+    """A place on a file system of fsspec: `below` the one that `url` names, both without a slash at the end.
+
+    A URL may be a chain, such as ``zip://index::s3://bucket/index.zip``: what is below does not stand at its end.
+    """
 
     url: str
+    below: str = ""
 
     @cached_property
     def _found(self) -> tuple[Any, str]:
@@ -57,63 +63,102 @@ class RemotePath:
     @property
     def key(self) -> str:
         """The path on that file system."""
-        return self._found[1]
+        found: str = self._found[1].rstrip("/")
+        return f"{found}/{self.below}" if self.below else found
 
     def __truediv__(self, name: str) -> "RemotePath":
-        return RemotePath(f"{self.url}/{name}")
+        return RemotePath(self.url, f"{self.below}/{name}" if self.below else name)
 
     def __str__(self) -> str:
-        return self.url
+        return f"{self.url}/{self.below}" if self.below else self.url
 
     def __fspath__(self) -> str:
-        raise TypeError(f"{self.url} is not on this machine.")
+        raise TypeError(f"{self} is not on this machine.")
 
     @property
     def name(self) -> str:
         """The last part."""
-        return self.url.rpartition("/")[2]
+        return (self.below or self.url).rpartition("/")[2]
 
     @property
     def parent(self) -> "RemotePath":
         """Everything but the last part."""
+        if self.below:
+            return RemotePath(self.url, self.below.rpartition("/")[0])
         return RemotePath(self.url.rpartition("/")[0])
-
-    def exists(self) -> bool:
-        """Whether a file is here, or anything below."""
-        return bool(self.fs.exists(self.key))
-
-    def is_dir(self) -> bool:
-        """Whether anything is below."""
-        return bool(self.fs.isdir(self.key))
-
-    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing: object stores have no directories."""
 
     def read_bytes(self) -> bytes:
         """Return the file's contents; raises FileNotFoundError."""
-        return bytes(self.fs.cat_file(self.key))
-
-    def unlink(self, missing_ok: bool = False) -> None:
-        """Delete the file."""
-        try:
-            self.fs.rm_file(self.key)
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
+        return bytes(_again(lambda: self.fs.cat_file(self.key)))
 
 
 Location = Path | RemotePath
 
 
 def locate(path: Any) -> Location:
-    """Return where a path or URL leads: ``protocol://…`` to a `RemotePath`, except ``file://…``."""
-    if isinstance(path, Path | RemotePath):
+    """Return where a path or URL leads: ``protocol://…`` to a `RemotePath`, except ``file://…``.
+
+    Paths are made absolute, so that they lead to the same place when the working directory is another one.
+    """
+    if isinstance(path, RemotePath):
         return path
     text = os.fspath(path)
     protocol, found, rest = text.partition("://")
-    if found and protocol != "file":
+    if found and not isinstance(path, Path) and protocol != "file":
         return RemotePath(text.rstrip("/"))
-    return Path(rest if found else text)
+    return Path(rest if found and not isinstance(path, Path) else text).absolute()
+
+
+def exists(path: Location) -> bool:
+    """Whether there is a file or directory; raises OSError if that cannot be told."""
+    return _kind(path) is not None
+
+
+def is_directory(path: Location) -> bool:
+    """Whether there is a directory, or anything below; raises OSError if that cannot be told."""
+    return _kind(path) == "directory"
+
+
+def _kind(path: Location) -> str | None:
+    try:
+        if isinstance(path, Path):
+            return "directory" if stat.S_ISDIR(path.stat().st_mode) else "file"
+        return str(_again(lambda: path.fs.info(path.key))["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def make_directory(path: Location) -> None:
+    """Make a directory and those above it, durably, where they are missing; object stores have none.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a file.
+    """
+    if not isinstance(path, Path):
+        return
+    if not is_directory(path.parent):
+        make_directory(path.parent)
+    try:
+        disk.mkdir(path)
+    except FileExistsError:
+        if not is_directory(path):
+            raise
+    else:
+        disk.sync(path.parent)
+
+
+def _again(work: Callable[[], T]) -> T:
+    """Ask a remote file system, several times if it fails in a way that may pass."""
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return work()
+        except _FINAL:
+            raise
+        except OSError:
+            time.sleep(_WAIT * 2**attempt)
+    return work()
 
 
 def size(path: Location) -> int:
@@ -123,7 +168,7 @@ def size(path: Location) -> int:
         if not stat.S_ISREG(status.st_mode):
             raise FileNotFoundError(errno.ENOENT, NO_FILE, str(path))
         return status.st_size
-    found = path.fs.info(path.key)
+    found = _again(lambda: path.fs.info(path.key))
     if found["type"] != "file":
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     return int(found["size"])
@@ -132,9 +177,12 @@ def size(path: Location) -> int:
 def listing(directory: Location) -> list[Location]:
     """Return what is directly below a directory, sorted; nothing where there is none."""
     if isinstance(directory, Path):
-        return [*sorted(directory.iterdir())] if directory.is_dir() else []
+        try:
+            return sorted(directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     try:
-        keys = directory.fs.ls(directory.key, detail=False)
+        keys = _again(lambda: directory.fs.ls(directory.key, detail=False))
     except FileNotFoundError:
         return []
     names = {key.rstrip("/").rpartition("/")[2] for key in keys}
@@ -149,13 +197,13 @@ def create(path: Location, data: bytes) -> None:
     FileExistsError
         If it is there already.
     OSError
-        If the remote file system does not keep to that.
+        If the file system does not keep to that.
     """
     if isinstance(path, Path):
         with temporary(path.parent) as part:
             _write(part, data)
-            os.link(part, path)
-        sync(path.parent)
+            _name_new(part, path)
+        disk.sync(path.parent)
         return
     _create_remote(path, data)
     _require_exclusive(path, data)
@@ -166,24 +214,50 @@ def replace(path: Location, data: bytes) -> None:
     if isinstance(path, Path):
         with temporary(path.parent) as part:
             _write(part, data)
-            os.replace(part, path)
-        sync(path.parent)
+            disk.rename(part, path)
+        disk.sync(path.parent)
     else:
-        path.fs.pipe_file(path.key, data)
+        _again(lambda: path.fs.pipe_file(path.key, data))
+
+
+def _name_new(part: Path, path: Path) -> None:
+    """Give a flushed file a name that no other has: by a hard link, or else by a renaming that replaces nothing."""
+    try:
+        disk.link(part, path)
+        return
+    except OSError as error:
+        if error.errno not in disk.UNSUPPORTED:
+            raise
+    try:
+        disk.rename_new(part, path)
+    except OSError as error:
+        if error.errno not in disk.UNSUPPORTED:
+            raise
+        raise OSError(
+            error.errno,
+            "This file system has neither hard links nor renaming that replaces nothing, without which builders could "
+            "destroy each other's work. Build on another disk, and copy the finished index there",
+            str(path),
+        ) from None
 
 
 def _create_remote(path: RemotePath, data: bytes) -> None:
+    """Create a file that is not there; where an error leaves open whether it was created, see who created it."""
     for attempt in range(_ATTEMPTS):
         try:
             return path.fs.pipe_file(path.key, data, mode="create")  # type: ignore[no-any-return]
-        except FileExistsError:
-            raise
-        except OSError as error:  # servers differ in how they say it, and some ask to try again while others write
-            if path.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        except FileExistsError as error:
+            if attempt and path.read_bytes() == data:  # an attempt that failed after it had written
+                return
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        except OSError:  # servers differ in how they say it, and some ask to try again while others write
+            if exists(path):
+                if path.read_bytes() == data:
+                    return
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             if attempt == _ATTEMPTS - 1:
                 raise
-            time.sleep(0.1 * 2**attempt)
+            time.sleep(_WAIT * 2**attempt)
     raise AssertionError  # unreachable: the last attempt returns or raises
 
 
@@ -196,9 +270,11 @@ def _require_exclusive(path: RemotePath, data: bytes) -> None:
     if place in _exclusive:
         return
     try:
-        _create_remote(path, data)
+        _again(lambda: path.fs.pipe_file(path.key, data, mode="create"))
     except FileExistsError:
         _exclusive.add(place)
+        return
+    except OSError:  # servers differ in how they say it
         return
     raise OSError(
         f"{path.parent}: this file system overwrites where a file should only be created if it is absent, so builders "
@@ -214,7 +290,7 @@ def temporary(directory: Location) -> Iterator[Path]:
         try:
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            unlink(path)
     else:
         with tempfile.TemporaryDirectory(prefix="gradindex-") as folder:
             yield Path(folder) / "part"
@@ -228,97 +304,45 @@ def is_temporary(path: Location) -> bool:
 def move(written: Path, path: Location) -> None:
     """Put a finished file of `temporary` at `path`, durably; what is there is replaced."""
     if isinstance(path, Path):
-        sync(written)
-        os.replace(written, path)
+        disk.sync(written)
+        disk.rename(written, path)
+        disk.sync(path.parent)
     else:
-        path.fs.put_file(str(written), path.key)
+        _again(lambda: path.fs.put_file(str(written), path.key))
+
+
+def unlink(path: Location) -> None:
+    """Delete a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        if isinstance(path, Path):
+            disk.unlink(path)
+        else:
+            _again(lambda: path.fs.rm_file(path.key))
 
 
 def remove_tree(path: Location) -> None:
-    """Delete a directory and what is below, if it is there."""
-    if isinstance(path, Path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            path.fs.rm(path.key, recursive=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Delete a directory and what is below, if it is there; others may be deleting it, too."""
+    with contextlib.suppress(FileNotFoundError):
+        if isinstance(path, Path):
+            for one in os.scandir(path):
+                if one.is_dir(follow_symlinks=False):
+                    remove_tree(path / one.name)
+                else:
+                    unlink(path / one.name)
+            disk.rmdir(path)
+        else:
+            _again(lambda: path.fs.rm(path.key, recursive=True))
 
 
 def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    sync(path)
+    disk.write(path, [data])
+    disk.sync(path)
 
 
 def digest(path: Location) -> str:
     """Return the sha256 of a file's contents."""
     with path.open("rb") if isinstance(path, Path) else path.fs.open(path.key, "rb", cache_type="none") as file:
         sha256 = hashlib.sha256()
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(CHUNK):
             sha256.update(chunk)
     return sha256.hexdigest()
-
-
-def cache() -> Path:
-    """Return the directory of what this machine keeps, ``$GRADINDEX_CACHE`` or ``~/.cache/gradindex``."""
-    return Path(os.environ.get("GRADINDEX_CACHE") or Path.home() / ".cache" / "gradindex")
-
-
-def local(path: Location, size: int, sha256: str) -> Path:
-    """Return a path of this machine with the file's contents, of which size and sha256 are known.
-
-    A remote file is copied once into the `cache`, under its sha256. It holds ``$GRADINDEX_CACHE_BYTES`` (20 GiB),
-    and more only of what was asked for in the last ten minutes.
-
-    Raises
-    ------
-    DamagedIndexError
-        If a remote file is not what it should be.
-    """
-    if isinstance(path, Path):
-        return path
-    cached = cache() / sha256
-    with contextlib.suppress(FileNotFoundError):
-        if cached.stat().st_size == size:
-            os.utime(cached)
-            return cached
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    _make_room(cached.parent, size)
-    with temporary(cached.parent) as part:
-        _download(path, part, size, sha256)
-        os.replace(part, cached)
-    return cached
-
-
-def _download(path: RemotePath, part: Path, size: int, sha256: str) -> None:
-    found, left = hashlib.sha256(), size
-    with path.fs.open(path.key, "rb", cache_type="none") as source, part.open("wb") as target:
-        while left and (chunk := source.read(min(_CHUNK, left))):
-            found.update(chunk)
-            target.write(chunk)
-            left -= len(chunk)
-    if left or found.hexdigest() != sha256:
-        raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
-
-
-def _make_room(cache: Path, size: int) -> None:
-    """Delete what was not asked for the longest, until `size` more bytes fit."""
-    room = int(os.environ.get("GRADINDEX_CACHE_BYTES") or _CACHE_BYTES) - size
-    files = []
-    for file in cache.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if file.is_file():
-                files.append((file.stat().st_mtime, file.stat().st_size, file))
-    used = sum(bytes_ for _, bytes_, _ in files)
-    for asked, bytes_, file in sorted(files):
-        if used <= room or time.time() - asked < _IN_USE:
-            break
-        file.unlink(missing_ok=True)
-        used -= bytes_

@@ -13,7 +13,7 @@ import pytest
 import gradindex
 from gradindex.cli.app import run
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import Store, location
+from gradindex.store import Store, cache, location
 from gradindex.store.location import RemotePath, locate
 from tests.jobs import ROWS, digits, digits_job, longer_job, other_model_job
 from tests.store.remote import s3  # noqa: F401
@@ -284,16 +284,16 @@ def test_the_cache_is_bounded_and_used(url, monkeypatch, tmp_path):
     monkeypatch.setenv("GRADINDEX_CACHE", str(tmp_path / "c"))
     gradindex.load(url)
     held = {path: path.stat().st_size for path in (tmp_path / "c").iterdir()}
-    monkeypatch.setattr(location, "_download", lambda *_: pytest.fail("downloaded again"))
+    monkeypatch.setattr(cache, "_download", lambda *_: pytest.fail("downloaded again"))
     index = gradindex.load(url)
     monkeypatch.undo()
     monkeypatch.setenv("GRADINDEX_CACHE", str(tmp_path / "c"))
     monkeypatch.setenv("GRADINDEX_CACHE_BYTES", "1")
-    location._make_room(tmp_path / "c", 1)
+    cache._make_room(tmp_path / "c", 1)
     assert len(list((tmp_path / "c").iterdir())) == len(held)  # all were asked for just now
     later = time.time() + 3600
-    monkeypatch.setattr(location.time, "time", lambda: later)
-    location._make_room(tmp_path / "c", 1)
+    monkeypatch.setattr(cache.time, "time", lambda: later)
+    cache._make_room(tmp_path / "c", 1)
     assert not list((tmp_path / "c").iterdir())
     assert len(list(index.store.blocks())) == 5  # what is mapped stays readable
 
