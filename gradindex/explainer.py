@@ -23,6 +23,7 @@ from gradindex.kernels import Kernel, Task
 from gradindex.labels import as_array
 from gradindex.progress import progress_bar
 from gradindex.sketch import Sketch, widest
+from gradindex.store.location import Location, locate
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -109,7 +110,7 @@ class GradientSimilarity:
         self.device = device
         self.verbose = verbose
         self.index_factory = index
-        self.index_path = index_path
+        self.index_path = None if index_path is None else locate(index_path)
         self.sketch = sketch
         self.seed = seed
         self.batch_size = batch_size
@@ -232,7 +233,7 @@ class GradientSimilarity:
         """
         from gradindex.persistence import save
 
-        save(self, Path(path))
+        save(self, Path(path).absolute())
 
     @classmethod
     def load(
@@ -260,7 +261,7 @@ class GradientSimilarity:
         """
         from gradindex.persistence import load
 
-        explainer: GradientSimilarity = load(cls, Path(path), predictor, loss_fn)
+        explainer: GradientSimilarity = load(cls, Path(path).absolute(), predictor, loss_fn)
         return explainer
 
     def _set_predictor(self, predictor: Any) -> None:
@@ -306,7 +307,7 @@ class GradientSimilarity:
 
     def _build_index(self, factory: str) -> "Index":
         if self.index_path is not None:
-            index = self._build_index_at(Path(self.index_path), factory, overwrite=self._built_at_path)
+            index = self._build_index_at(self.index_path, factory, overwrite=self._built_at_path)
             self._built_at_path = True
             return index
         folder = tempfile.mkdtemp(prefix="gradindex-")
@@ -318,7 +319,7 @@ class GradientSimilarity:
         weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)
         return index
 
-    def _build_index_at(self, out: Path, factory: str, overwrite: bool) -> "Index":
+    def _build_index_at(self, out: Location, factory: str, overwrite: bool) -> "Index":
         assert self._source is not None
         return gradindex.build(
             self._job(),

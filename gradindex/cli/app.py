@@ -203,8 +203,9 @@ def verify(
         )
     if plot is not None:
         from gradindex import plots
+        from gradindex.plots.page import save_figure
 
-        plots.plot_audit(audit, index.curve).savefig(plot)
+        save_figure(plots.plot_audit(audit, index.curve), plot, dpi=100)
     if as_json:
         typer.echo(json.dumps(audit.to_json()))
     else:

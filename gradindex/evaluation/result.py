@@ -45,7 +45,9 @@ class Result:
         """Return the JSON text; write it to `path` if one is given."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            from gradindex.store import location
+
+            location.save(path, (text + "\n").encode())
         return text
 
     @classmethod

@@ -66,7 +66,9 @@ def report(
 
 
 def write_report(index: "Index", path: str | Path, *arguments: Any, **options: Any) -> Path:
-    """Write `report` into a file; return its path."""
-    path = Path(path)
-    path.write_text(report(index, *arguments, **options), encoding="utf-8")
-    return path
+    """Write `report` into a file; return its path. A file that is there is replaced when the new one is whole."""
+    from gradindex.store import location
+
+    text = report(index, *arguments, **options)
+    location.save(path, text.encode("utf-8", "replace"))  # half a surrogate pair has no place in a file
+    return Path(path)

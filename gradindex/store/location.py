@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 import time
@@ -220,6 +221,18 @@ def replace(path: Location, data: bytes) -> None:
         _again(lambda: path.fs.pipe_file(path.key, data))
 
 
+def save(path: Any, data: bytes) -> None:
+    """Write a file that a user asked for: the one there is replaced when the new one is whole. Links are followed."""
+    place = locate(path)
+    if not isinstance(place, Path):
+        replace(place, data)
+    elif exists(place) and not place.is_file():
+        place.write_bytes(data)  # a pipe or a device
+    else:
+        make_directory(place.resolve().parent)
+        replace(place.resolve(), data)
+
+
 def _name_new(part: Path, path: Path) -> None:
     """Give a flushed file a name that no other has: by a hard link, or else by a renaming that replaces nothing."""
     try:
@@ -332,6 +345,25 @@ def remove_tree(path: Location) -> None:
             disk.rmdir(path)
         else:
             _again(lambda: path.fs.rm(path.key, recursive=True))
+
+
+def copy_tree(source: Location, target: Path) -> None:
+    """Copy a directory of files and what is below, durably, into one that is not there."""
+    make_directory(target)
+    for one in listing(source):
+        if is_directory(one):
+            copy_tree(one, target / one.name)
+        else:
+            with temporary(target) as part:
+                _copy(one, part)
+                move(part, target / one.name)
+
+
+def _copy(source: Location, target: Path) -> None:
+    if isinstance(source, Path):
+        shutil.copyfile(source, target)
+    else:
+        _again(lambda: source.fs.get_file(source.key, str(target)))
 
 
 def _write(path: Path, data: bytes) -> None:
