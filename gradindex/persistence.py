@@ -145,9 +145,7 @@ def load(kind: type["GradientSimilarity"], path: Path, predictor: Any, loss_fn: 
     if saved["has_gradients"]:
         explainer._adopt_gradients(_load_array(path / _plain(path, saved.get("gradients", _GRADIENTS))))
     if saved["has_index"]:
-        explainer.index = gradindex.load(
-            path / _plain(path, saved.get("index_directory", _INDEX)), explainer._job()
-        )
+        explainer.index = gradindex.load(path / _plain(path, saved.get("index_directory", _INDEX)), explainer._job())
     return explainer
 
 

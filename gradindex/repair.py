@@ -45,10 +45,9 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
 
     Contents of all files are compared with their manifests. Damaged or missing shards are embedded again (their
     rows are the same bits where the header says that the device is deterministic), a damaged or missing FAISS index is
-    built from the store, and files that belong to nothing, such as those of killed builds, are removed, with them a last
-    change that removes what is no id, and which no reader ever accepted. Do not run it beside a build of the same index. Errors
-    of the machine (permissions, an unreachable file system, too many open files) end it, and nothing is taken for
-    damaged.
+    built from the store, and files that belong to nothing, such as those of killed builds, are removed; so is a last
+    change that removes what is no id, which no reader ever accepted. Do not run it beside a build of the same index.
+    Errors of the machine (permissions, an unreachable file system, too many open files) end it: they are no damage.
 
     Parameters
     ----------

@@ -99,8 +99,8 @@ def _put(new: Path, place: Path) -> None:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"The index cannot be renamed ({error.strerror}), as if it were a mount point. It is as it was; the new "
-                f"one is in {new}",
+                f"The index cannot be renamed ({error.strerror}), as if it were a mount point. It is as it was; the "
+                f"new one is in {new}",
                 str(place),
             ) from error
         disk.sync(place.parent)

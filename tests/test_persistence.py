@@ -68,9 +68,13 @@ class TestSavedAgain:
         expected = saved(torch_kit, tmp_path, model, precompute_grads=True, index="Flat").explain(X, Y, k=3)
         before = sorted(tmp_path.rglob("*"))
         again = torch_kit.explainer(model, torch_kit.named_loss("classes"), "grad_cos", index="Flat").fit(X[:6], Y[:6])
+
+        def full(*_, **__):
+            raise OSError(28, "full")
+
         for broken in ("_save_index", "publish"):
             with monkeypatch.context() as patch:
-                patch.setattr(f"gradindex.persistence.{broken}", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+                patch.setattr(f"gradindex.persistence.{broken}", full)
                 with pytest.raises(OSError, match="full"):
                     again.save(tmp_path)
             assert sorted(tmp_path.rglob("*")) == before

@@ -15,6 +15,7 @@ from gradindex.store.store import HEADER, SHARD_BYTES, Store
 _END = 1 << 63  # of int64
 _NORMS = np.finfo(np.float32)
 
+
 def write(
     sketch: NDArray[Any],
     ids: NDArray[Any],
@@ -88,7 +89,7 @@ def _check_arrays(sketch: NDArray[Any], ids: NDArray[Any], norms: NDArray[Any]) 
     if ids.dtype.kind not in "iu" or (ids < 0).any() or len(np.unique(ids)) < len(ids):
         raise ValueError("ids must be distinct integers ≥ 0.")
     if ids.max() >= _END:
-        raise ValueError(f"ids must be less than 2**63 (int64), got {ids.max()}: number the rows, and keep yours in a column.")
+        raise ValueError(f"ids must be less than 2**63, got {ids.max()}: number the rows, and keep yours in a column.")
     if not (np.isfinite(sketch).all() and np.isfinite(norms).all()) or (norms < 0).any():
         raise ValueError("sketch and norms must be finite, and norms not negative.")
     kept = norms[norms > 0]

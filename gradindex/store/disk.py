@@ -11,16 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
 UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EMLINK}
 """How file systems say that they have no such operation."""
 
 
-def write(path: Path, pieces: Iterable[bytes | memoryview | NDArray[Any]]) -> None:
-    """Write a new file."""
+def write(path: Path, pieces: Iterable[Any]) -> None:
+    """Write a new file of bytes, or of anything that holds some."""
     with path.open("wb") as file:
         file.writelines(pieces)
 

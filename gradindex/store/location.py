@@ -179,7 +179,7 @@ def listing(directory: Location) -> list[Location]:
     """Return what is directly below a directory, sorted; nothing where there is none."""
     if isinstance(directory, Path):
         try:
-            return sorted(directory.iterdir())
+            return [*sorted(directory.iterdir())]
         except (FileNotFoundError, NotADirectoryError):
             return []
     try:
@@ -261,12 +261,12 @@ def _create_remote(path: RemotePath, data: bytes) -> None:
             return path.fs.pipe_file(path.key, data, mode="create")  # type: ignore[no-any-return]
         except FileExistsError as error:
             if attempt and path.read_bytes() == data:  # an attempt that failed after it had written
-                return
+                return None
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         except OSError:  # servers differ in how they say it, and some ask to try again while others write
             if exists(path):
                 if path.read_bytes() == data:
-                    return
+                    return None
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             if attempt == _ATTEMPTS - 1:
                 raise

@@ -20,8 +20,8 @@ from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError
 from gradindex.store import disk
 from gradindex.store.location import Location, temporary
-from gradindex.store.mapping import advise, map_file
 from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json
+from gradindex.store.mapping import advise, map_file
 
 _ARRAYS = ("sketch", "norm", "id")
 _BLOCK_BYTES = 1 << 14
@@ -196,7 +196,7 @@ class Shard:
     def table(self) -> pa.Table:
         """Read the Parquet columns."""
         path, data = self._directory / self._entries["columns"].name, self._columns
-        if hashlib.sha256(data).hexdigest() != self._entries["columns"].sha256:
+        if hashlib.sha256(data.data).hexdigest() != self._entries["columns"].sha256:
             raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
         try:
             file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
@@ -222,7 +222,8 @@ class Shard:
         data = _mapped(path)  # one opening: a compaction may delete the file at any moment
         if data[: len(header)].tobytes() != header or len(data) != len(header) + np.dtype(dtype).itemsize * prod(shape):
             raise DamagedIndexError(f"{path} is damaged: expected the .npy header of {np.dtype(dtype)} {shape}.")
-        return data[len(header) :].view(dtype).reshape(shape)
+        found: NDArray[Any] = data[len(header) :].view(dtype).reshape(shape)
+        return found
 
 
 def _mapped(path: Path) -> NDArray[np.uint8]:
