@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gradindex import precision, relevance, replacing
+from gradindex import forking, precision, relevance, replacing
 from gradindex.distributed.options import Ray
 from gradindex.embedding import embedding_batch_size
 from gradindex.errors import IndexExistsError, MismatchError
@@ -99,6 +99,7 @@ def build(
         If the disk is full; what is published is kept.
     """
     out = locate(out)
+    forking.settle(job.backend)
     if metric is not None:
         job = replace(job, metric=relevance.spec(metric, metric_options))
     elif metric_options:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.batches import Tree, index, is_ragged
+from gradindex.gradients.base import log
 from gradindex.job import Job
 from gradindex.labels import as_array
 
@@ -28,6 +29,8 @@ class Rendered:
 
     kind: str
     value: Any
+    failed: bool = False
+    """Whether `value` says why there is nothing to see."""
 
 
 def as_rendered(value: Any) -> Rendered:
@@ -47,9 +50,9 @@ def as_rendered(value: Any) -> Rendered:
     if isinstance(value, Rendered):
         return value
     if isinstance(value, str):
-        return Rendered("text", value)
+        return Rendered("text", _printable(value))
     if isinstance(value, Mapping):
-        return Rendered("table", {str(name): _entry(entry) for name, entry in value.items()})
+        return Rendered("table", {_printable(str(name)): _entry(entry) for name, entry in value.items()})
     if hasattr(value, "convert") and hasattr(value, "mode"):  # a PIL image
         value = np.asarray(value.convert("L" if value.mode in ("1", "L", "I", "F") else "RGB"))
     array = as_array(value)
@@ -91,10 +94,14 @@ class Renderer:
         self.job = job
 
     def __call__(self, i: int) -> Rendered | None:
-        """Return training sample `i`; None where it has no form to show."""
-        if self.job.render is not None:
-            return as_rendered(self.job.render(int(i)))
-        return self._plain(self.job.source.take(np.array([i], np.int64)).x, 0)
+        """Return training sample `i`; None where it has no form to show. Where making one fails, the sample says so."""
+        try:
+            value = None if self.job.render is None else self.job.render(int(i))
+            x = None if self.job.render is not None else self.job.source.take(np.array([i], np.int64)).x
+        except Exception as error:  # the user's function or dataset: one file that is gone is not to take down the rest
+            log.warning("sample %d cannot be shown: %s: %s", i, type(error).__name__, error)
+            return Rendered("text", f"sample {i} cannot be shown ({type(error).__name__})", failed=True)
+        return self._plain(x, 0) if self.job.render is None else as_rendered(value)
 
     def query(self, x: Tree, row: int) -> Rendered | None:
         """Return row `row` of inputs `x` that are not in the dataset.
@@ -113,15 +120,17 @@ class Renderer:
         """The shape of the pictures that `Job.render` makes; None if it makes none."""
         if self.job.render is None:
             return None
-        shown = as_rendered(self.job.render(0))
-        return shown.value.shape if shown.kind == "image" else None
+        shown = next((one for one in self._first if one is not None and not one.failed), None)
+        return shown.value.shape if shown is not None and shown.kind == "image" else None
 
     @cached_property
     def shades(self) -> tuple[float, float]:
         """The values drawn black and white, the same for all pictures: the range of the first 64 samples."""
-        few = [self(i) for i in range(min(_SHADED_BY, len(self.job.source)))]
-        pictures = [one.value for one in few if one is not None and one.kind == "image"]
-        return shade_range(pictures)
+        return shade_range([one.value for one in self._first if one is not None and one.kind == "image"])
+
+    @property
+    def _first(self) -> Iterator[Rendered | None]:
+        return map(self, range(min(_SHADED_BY, len(self.job.source))))
 
     def _plain(self, x: Tree, row: int) -> Rendered | None:
         if isinstance(x, dict | tuple):
@@ -135,7 +144,7 @@ class Renderer:
         try:
             return as_rendered(sample)
         except (TypeError, ValueError):
-            return Rendered("text", str(sample)[:2000])
+            return Rendered("text", _printable(str(sample)[:2000]))
 
 
 def shade_range(pictures: list[NDArray[np.float64]]) -> tuple[float, float]:
@@ -169,7 +178,12 @@ def data_uri(picture: NDArray[np.float64], low: float, high: float) -> str:
 def _entry(value: Any) -> Any:
     if isinstance(value, np.generic) or (hasattr(value, "item") and getattr(value, "size", None) == 1):
         value = value.item()
-    return value if isinstance(value, bool | int | float | str) else str(value)
+    return value if isinstance(value, bool | int | float) else _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which no file, page or figure can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _short(shown: Rendered | None) -> str:

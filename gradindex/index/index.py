@@ -44,6 +44,10 @@ class Index(Changing):
             f"Index({str(self.store.path)!r}: {len(self)} samples, {self.searcher.factory}, {self.store.header.sketch})"
         )
 
+    def __reduce__(self) -> Any:
+        """Pickle the path and the job: what is unpickled is opened there, in the store's last state."""
+        return Index.open, (self.store.path, self._job)
+
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
         from gradindex.html import table_html

@@ -1,9 +1,11 @@
 """Listening, and stopping without losing what was accepted."""
 
+import asyncio
 import ipaddress
 import logging
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import uvicorn
@@ -33,11 +35,27 @@ def run(index: Index, settings: Settings, host: str, port: int, ready: Callable[
     )
     server = Server(config, f"http://{name}:{address[1]}", ready)
     try:
-        server.run(sockets=[listening])
+        _run(server, listening)
     finally:
         listening.close()
     if not server.started:
         raise RuntimeError("The service did not start; the log says why.")
+
+
+def _run(server: "Server", listening: socket.socket) -> None:
+    """Run until a signal comes; in a notebook, whose event loop runs in this thread, in a thread beside it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        server.run(sockets=[listening])
+        return
+    with ThreadPoolExecutor(1, "gradindex-serve") as beside:
+        done = beside.submit(server.run, sockets=[listening])
+        try:
+            done.result()
+        except KeyboardInterrupt:
+            server.should_exit = True
+            done.result()
 
 
 class Server(uvicorn.Server):
