@@ -11,7 +11,7 @@ from typing import Any
 from gradindex import forking, precision, relevance, replacing
 from gradindex.distributed.options import Ray
 from gradindex.embedding import embedding_batch_size
-from gradindex.errors import IndexExistsError, MismatchError
+from gradindex.errors import FinishedError, IndexExistsError, MismatchError
 from gradindex.gradients import threads
 from gradindex.gradients.base import log
 from gradindex.index import factory
@@ -115,7 +115,8 @@ def build(
         return _opened(Store.open(out), job, summary)
     store = Store.create(out, wanted)
     if not store.missing() and factory.exists(store):
-        raise IndexExistsError(
+        same = not store.state.number and factory.saved_factory(store) == index
+        raise (FinishedError if same else IndexExistsError)(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
@@ -167,13 +168,13 @@ def load(path: str | Location, job: Any = None, *, engine: Ray | None = None, **
     """
     from gradindex.explainer import MANIFEST, GradientSimilarity
 
-    path = locate(path)
-    if isinstance(path, Path) and exists(path / MANIFEST):
-        return GradientSimilarity.load(path, job, **options)
+    place = locate(path)
+    if isinstance(place, Path) and exists(place / MANIFEST):
+        return GradientSimilarity.load(place, job, **options)
     if engine is not None:
         from gradindex.distributed.search import ClusterIndex
 
-        return ClusterIndex.connect(path, job, engine)
+        return ClusterIndex.connect(place, job, engine)
     index = Index.open(path, job)
     if job is not None:
         check_job(index.store, job)

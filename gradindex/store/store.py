@@ -89,9 +89,9 @@ class Store:
             If it is incomplete, or a file is missing or of another size than its manifest says; `check` compares
             contents.
         """
-        path = locate(path)
+        given, path = path, locate(path)
         if not location.exists(path / HEADER):
-            raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
+            raise FileNotFoundError(f"{given} holds no gradindex index ({HEADER} is missing).")
         header = Header.read(path / HEADER)
         while True:
             store = cls(path, header)
