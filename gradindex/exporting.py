@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.errors import IndexExistsError
-from gradindex.store import Store
+from gradindex.store import Store, location
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -81,8 +81,12 @@ def export(
         _write_faiss(index, file)
         files.append(file)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        files += [_write_shard(index.store, number, folder, dtype) for number in range(len(index.store.shards))]
+        location.make_directory(folder)
+        for number in range(len(index.store.shards)):
+            files.append(folder / f"{number:06d}.parquet")
+            with location.temporary(folder) as part:
+                _write_shard(index.store, number, part, dtype)
+                location.move(part, files[-1])
     size, kind = sum(one.stat().st_size for one in files), index.searcher
     alive = len(index.store) if index.store.alive is None else int(index.store.alive.sum())
     about = (None, None) if file is None else (kind.factory, kind.dim)
@@ -109,7 +113,7 @@ def faiss_vectors(index: "Index", vectors: NDArray[np.float32]) -> NDArray[np.fl
     return as_vectors(vectors, index.searcher.dim)
 
 
-def _write_shard(store: Store, number: int, folder: Path, dtype: str) -> Path:
+def _write_shard(store: Store, number: int, path: Path, dtype: str) -> None:
     """Write one shard's rows as a Parquet file, a block at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -118,7 +122,6 @@ def _write_shard(store: Store, number: int, folder: Path, dtype: str) -> Path:
     alive = np.ones(len(shard), bool) if store.alive is None else store.alive[shard.start : shard.start + len(shard)]
     names = [name for name in columns if name in store.columns]
     kind = pa.list_(pa.from_numpy_dtype(_DTYPES[dtype]), store.header.dim)
-    path = folder / f"{number:06d}.parquet"
     writer = None
     for begin in range(0, len(shard), _ROW_GROUP):
         stop = min(begin + _ROW_GROUP, len(shard))
@@ -136,7 +139,6 @@ def _write_shard(store: Store, number: int, folder: Path, dtype: str) -> Path:
         writer.write_table(part)
     if writer is not None:
         writer.close()
-    return path
 
 
 def _write_faiss(index: "Index", path: Path) -> None:
@@ -166,8 +168,10 @@ def _write_faiss(index: "Index", path: Path) -> None:
         named.ntotal = found.ntotal
         named.construct_rev_map()
         found = named
-    path.parent.mkdir(parents=True, exist_ok=True)
-    faiss.write_index(found, str(path))
+    location.make_directory(path.parent)
+    with location.temporary(path.parent) as part:
+        faiss.write_index(found, str(part))
+        location.move(part, path)
 
 
 def _renumber(lists: Any, ids: NDArray[np.int64], alive: NDArray[np.bool_] | None) -> None:
