@@ -92,14 +92,13 @@ class Store:
         given, path = path, locate(path)
         if not location.exists(path / HEADER):
             raise FileNotFoundError(f"{given} holds no gradindex index ({HEADER} is missing).")
-        header = Header.read(path / HEADER)
         while True:
-            store = cls(path, header)
+            store = cls(path, Header.read(path / HEADER))
             try:
                 store._map()
                 return store
             except DamagedIndexError:
-                if store.is_last():  # else a compaction deleted what this state was made of
+                if store.is_last():  # else a compaction deleted what this state was made of, or the store was replaced
                     raise
 
     def _map(self) -> None:
@@ -118,7 +117,9 @@ class Store:
         return self._given or changes.read(self.path, self.header)
 
     def is_last(self) -> bool:
-        """Whether nothing was changed since this was opened."""
+        """Whether nothing was changed since this was opened, and no other store took its place."""
+        if Header.read(self.path / HEADER).seal != self.header.seal:
+            return False
         return changes.read(self.path, self.header).number == self.state.number
 
     def __len__(self) -> int:
