@@ -105,3 +105,30 @@ def test_what_is_loopback(host, loopback):
     from gradindex.serve.server import is_loopback
 
     assert is_loopback(host) == loopback
+
+
+def test_it_serves_from_a_notebook_cell(index):
+    """A cell runs inside an event loop; interrupting it stops the service."""
+    import asyncio
+    import os
+
+    from gradindex.serve import serve
+
+    codes = []
+
+    def ask(address):
+        connection = connect(address)
+        connection.request("GET", "/healthz")
+        codes.append(connection.getresponse().status)
+        connection.close()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    async def cell():
+        serve(index, ready=lambda address: threading.Thread(target=ask, args=(address,)).start())
+
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(cell())
+    finally:
+        loop.close()
+    assert codes == [200]
