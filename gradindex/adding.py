@@ -17,7 +17,7 @@ from gradindex.sketch import from_json
 from gradindex.stopping import explain_full_disk, stop_on_sigterm
 from gradindex.store import Store, changes
 from gradindex.store.changes import Part, State
-from gradindex.store.location import Location
+from gradindex.store.location import Location, exists
 from gradindex.store.store import HEADER, PARTS
 from gradindex.summary import BuildSummary, count_paths, peak_bytes
 
@@ -108,7 +108,7 @@ def _part(store: Store, job: Job, first: int, batch_size: int | None, shard_rows
     origin = fingerprint(job.source, first, first + rows)
     name = dataclasses.replace(saved, rows=rows, first=first, origin=origin).part
     path = store.path / PARTS / name
-    before = begun(path) if (path / HEADER).exists() else None
+    before = begun(path) if exists(path / HEADER) else None
     wanted = header(
         job,
         from_json(saved.sketch),

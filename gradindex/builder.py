@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gradindex import precision, relevance, replacing
+from gradindex import forking, precision, relevance, replacing
 from gradindex.distributed.options import Ray
 from gradindex.embedding import embedding_batch_size
-from gradindex.errors import IndexExistsError, MismatchError
+from gradindex.errors import FinishedError, IndexExistsError, MismatchError
 from gradindex.gradients import threads
 from gradindex.gradients.base import log
 from gradindex.index import factory
@@ -24,7 +24,7 @@ from gradindex.sketch.hashing import check_seed
 from gradindex.stopping import explain_full_disk, stop_on_sigterm
 from gradindex.store import Header, Store
 from gradindex.store.columns import as_columns
-from gradindex.store.location import Location, locate
+from gradindex.store.location import Location, exists, locate
 from gradindex.store.store import HEADER, SHARD_BYTES, model_differences
 from gradindex.summary import BuildSummary, count_paths, peak_bytes
 
@@ -99,6 +99,7 @@ def build(
         If the disk is full; what is published is kept.
     """
     out = locate(out)
+    forking.settle(job.backend)
     if metric is not None:
         job = replace(job, metric=relevance.spec(metric, metric_options))
     elif metric_options:
@@ -109,13 +110,13 @@ def build(
     wanted = header(job, sketch, check_seed(seed), batch_size, shard_rows, begun(target))
     index, _ = factory.plan(wanted, index, memory=index_memory)  # a mistake here should not cost an embedding
     if replaced:
-        new = replacing.beside(out, wanted)
-        summary = _fill(job, new, index, progress, engine)
-        replacing.finish(out)
+        with replacing.replacement(Path(out), wanted) as new:
+            summary = _fill(job, new, index, progress, engine)
         return _opened(Store.open(out), job, summary)
     store = Store.create(out, wanted)
     if not store.missing() and factory.exists(store):
-        raise IndexExistsError(
+        same = not store.state.number and factory.saved_factory(store) == index
+        raise (FinishedError if same else IndexExistsError)(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
@@ -167,13 +168,13 @@ def load(path: str | Location, job: Any = None, *, engine: Ray | None = None, **
     """
     from gradindex.explainer import MANIFEST, GradientSimilarity
 
-    path = locate(path)
-    if isinstance(path, Path) and (path / MANIFEST).exists():
-        return GradientSimilarity.load(path, job, **options)
+    place = locate(path)
+    if isinstance(place, Path) and exists(place / MANIFEST):
+        return GradientSimilarity.load(place, job, **options)
     if engine is not None:
         from gradindex.distributed.search import ClusterIndex
 
-        return ClusterIndex.connect(path, job, engine)
+        return ClusterIndex.connect(place, job, engine)
     index = Index.open(path, job)
     if job is not None:
         check_job(index.store, job)
@@ -205,7 +206,7 @@ def _default_sketch(job: Job) -> Sketch:
 
 def begun(path: Location) -> Header | None:
     """Return the header of an unfinished build at `path`, if there is one."""
-    if not (path / HEADER).exists():
+    if not exists(path / HEADER):
         return None
     store = Store(path, Header.read(path / HEADER))
     return store.header if store.missing() else None

@@ -1,5 +1,6 @@
 """The main job in one go, on scikit-learn's digits: train, index, explain, audit, draw."""
 
+import io
 import json
 import os
 import time
@@ -48,6 +49,7 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
     """
     from gradindex import plots
     from gradindex.cli.tables import audit_table, explanation_tables
+    from gradindex.plots.page import save_figure
 
     require(backend)
     x_train, y_train, x_test, y_test = digits(backend, seed)
@@ -73,7 +75,7 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
         audit = index.verify(queries=200, k=10, seed=seed)
     out.print(audit_table(audit))
     figure = plots.plot_similar(result, x_test[chosen], x_train)
-    figure.savefig(path / PICTURE, dpi=120)
+    save_figure(figure, path / PICTURE)
     out.print(f"Index    {path / 'index'}\nPicture  {path / PICTURE}\n", highlight=False, soft_wrap=True)
     where = "" if path == Path("gradindex-demo") else f"GRADINDEX_DEMO={path} "
     out.print(
@@ -147,7 +149,11 @@ def _save_weights(path: Path, backend: Backend, model: Any, seed: int) -> None:
     else:
         weights = model.get_weights()
     named = {f"weight{number:02d}": value for number, value in enumerate(weights)}
-    np.savez(path, backend=np.array(backend.value), seed=np.array(seed), **named)
+    from gradindex.store import location
+
+    file = io.BytesIO()
+    np.savez(file, backend=np.array(backend.value), seed=np.array(seed), **named)
+    location.save(path, file.getvalue())
 
 
 def _job(backend: Backend, model: Any, x: NDArray[Any], y: NDArray[Any]) -> Job:

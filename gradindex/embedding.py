@@ -187,10 +187,14 @@ def as_ids(ids: Any) -> Ids:
     ------
     TypeError
         If they are not integers.
+    IndexError
+        If one is 2**63 or more, which no dataset has.
     """
     array = np.atleast_1d(np.asarray(ids))
     if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"Ids must be integers, got {array.dtype}.")
+    if array.size and int(array.max()) >= 1 << 63:
+        raise IndexError(f"Ids up to {array.max()} are out of range: they go to 2**63 - 1.")
     return array.astype(np.int64).ravel()
 
 

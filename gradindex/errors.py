@@ -11,3 +11,7 @@ class DamagedIndexError(ValueError):
 
 class IndexExistsError(FileExistsError):
     """The output directory already holds an index that this build may not touch."""
+
+
+class FinishedError(IndexExistsError):
+    """The output directory already holds the very index that was asked for, and nothing is left to do."""

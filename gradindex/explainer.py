@@ -110,7 +110,7 @@ class GradientSimilarity:
         self.device = device
         self.verbose = verbose
         self.index_factory = index
-        self.index_path = index_path
+        self.index_path = None if index_path is None else locate(index_path)
         self.sketch = sketch
         self.seed = seed
         self.batch_size = batch_size
@@ -307,7 +307,7 @@ class GradientSimilarity:
 
     def _build_index(self, factory: str) -> "Index":
         if self.index_path is not None:
-            index = self._build_index_at(locate(self.index_path), factory, overwrite=self._built_at_path)
+            index = self._build_index_at(self.index_path, factory, overwrite=self._built_at_path)
             self._built_at_path = True
             return index
         folder = tempfile.mkdtemp(prefix="gradindex-")

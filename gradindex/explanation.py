@@ -33,6 +33,10 @@ class Explanation:
             return self.data[name]
         raise AttributeError(f"Explanation has no {name!r}; it has {', '.join(self.data)}.")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what `to_json` saves: neither the model nor the data."""
+        return {"meta": self.meta, "data": self.data, "view": None}
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self.data})
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gradindex.errors import IndexExistsError
-from gradindex.store import Store
-from gradindex.store.location import Location, listing, locate, move, size, temporary
+from gradindex.store import Store, location
+from gradindex.store.location import Location
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -74,20 +74,23 @@ def export(
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}.")
     index = load(path)
-    folder, file = (None if one is None else locate(one) for one in (parquet, faiss))
-    if folder is not None and folder.exists() and (not folder.is_dir() or listing(folder)):
+    folder, file = (None if one is None else location.locate(one) for one in (parquet, faiss))
+    if (
+        folder is not None
+        and location.exists(folder)
+        and (not location.is_directory(folder) or location.listing(folder))
+    ):
         raise IndexExistsError(f"{folder} is there already; give a new or an empty directory.")
-    if file is not None and file.exists():
+    if file is not None and location.exists(file):
         raise IndexExistsError(f"{file} is there already; give a new file.")
     files = []
     if file is not None:  # first, since it may be refused
-        file.parent.mkdir(parents=True, exist_ok=True)
         _write_faiss(index, file)
         files.append(file)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        location.make_directory(folder)
         files += [_write_shard(index.store, number, folder, dtype) for number in range(len(index.store.shards))]
-    bytes_, kind = sum(map(size, files)), index.searcher
+    bytes_, kind = sum(map(location.size, files)), index.searcher
     alive = len(index.store) if index.store.alive is None else int(index.store.alive.sum())
     about = (None, None) if file is None else (kind.factory, kind.dim)
     return Exported(alive, tuple(map(str, files)), bytes_, *about)
@@ -119,7 +122,7 @@ def _write_shard(store: Store, number: int, folder: Location, dtype: str) -> Loc
     alive = np.ones(len(shard), bool) if store.alive is None else store.alive[shard.start : shard.stop]
     schema, columns = _schema(store, dtype), store.table(shard)
     path = folder / f"{number:06d}.parquet"
-    with temporary(folder) as part:
+    with location.temporary(folder) as part:
         with pq.ParquetWriter(part, schema) as writer:
             for begin in range(0, len(shard), _ROW_GROUP):
                 keep = begin + np.flatnonzero(alive[begin : begin + _ROW_GROUP])
@@ -132,7 +135,7 @@ def _write_shard(store: Store, number: int, folder: Location, dtype: str) -> Loc
                     *columns.take(pa.array(keep)).columns,
                 ]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-        move(part, path)
+        location.move(part, path)
     return path
 
 
@@ -176,9 +179,10 @@ def _write_faiss(index: "Index", path: Location) -> None:
         named.ntotal = found.ntotal
         named.construct_rev_map()
         found = named
-    with temporary(path.parent) as part:
+    location.make_directory(path.parent)
+    with location.temporary(path.parent) as part:
         faiss.write_index(found, str(part))
-        move(part, path)
+        location.move(part, path)
 
 
 def _renumber(lists: Any, ids: NDArray[np.int64], alive: NDArray[np.bool_] | None) -> None:

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,10 @@ class Job:
         object.__setattr__(self, "task", kernels.parse(kernels.Task, self.task, "task"))
         backend = backend_of(self.model) if self.backend is None else self.backend
         object.__setattr__(self, "backend", kernels.parse(Backend, backend, "backend"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what was given, and nothing that was computed from it."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def with_metric(self, metric: Mapping[str, Any] | None) -> "Job":
         """Return the job with the rows of this metric, or with gradients for None; itself if that is so already."""

@@ -1,9 +1,10 @@
 """Saving and opening an explainer: JSON and NumPy files only, nothing that could run code."""
 
+import contextlib
 import importlib
 import json
 import re
-import shutil
+import secrets
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from gradindex.explainer import MANIFEST
 from gradindex.gradients.base import Engine
 from gradindex.labels import as_array
 from gradindex.sketch import from_json
+from gradindex.store import location
+from gradindex.store.location import Location
 from gradindex.store.manifest import publish, read_json
 from gradindex.store.store import model_differences
 
@@ -24,21 +27,36 @@ if TYPE_CHECKING:
     from gradindex.explainer import GradientSimilarity
 
 FORMAT = "gradindex explainer"
-VERSION = 1
-_INDEX = "index"
+VERSION = 2  # version 1, whose files had fixed names, is read, too
+_INDEX, _GRADIENTS = "index", "gradients.npy"
 _OPTIONS = ("precompute_grads", "verbose", "seed", "batch_size", "parameters", "eps")
 # The only names that a saved loss may refer to.
 _OWN_LOSSES = re.compile(r"(torch\.nn\.modules\.loss|torch\.nn\.functional|keras\.src\.losses\.losses):[A-Za-z_]+$")
 
 
 def save(explainer: "GradientSimilarity", path: Path) -> None:
-    """Save `explainer` into the directory `path`; see `GradientSimilarity.save`."""
+    """Save `explainer` into the directory `path`; see `GradientSimilarity.save`.
+
+    Every save has files of its own, and is there when the manifest names them. Then those of the last one are deleted.
+    """
     if explainer._source is None:
         raise ValueError("There is nothing to save yet: call fit first.")
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
+    if location.listing(path) and not location.exists(path / MANIFEST):
         raise FileExistsError(f"{path} is not empty and holds no explainer; give another directory.")
-    path.mkdir(parents=True, exist_ok=True)
-    (path / MANIFEST).unlink(missing_ok=True)
+    location.make_directory(path)
+    before, tag = _files_of_last_save(path), f".{secrets.token_hex(4)}"
+    try:
+        saved = _write(explainer, path, tag)
+        publish(path / MANIFEST, saved, replace=True)
+    except BaseException:
+        _delete(path, {one.name for one in location.listing(path) if tag in one.name})
+        raise
+    _delete(path, before - _files(saved))
+
+
+def _write(explainer: "GradientSimilarity", path: Path, tag: str) -> dict[str, Any]:
+    """Write all files of a save, with `tag` in their names; return its manifest."""
+    assert explainer._source is not None
     saved: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -49,8 +67,8 @@ def save(explainer: "GradientSimilarity", path: Path) -> None:
         "sketch": explainer.sketch and explainer.sketch.to_json(),
         "loss": _reference(explainer.loss_fn),
         "options": {name: getattr(explainer, name) for name in _OPTIONS},
-        "X_train": _save_tree(path, "X_train", explainer._source.x),
-        "Y_train": _save_tree(path, "Y_train", explainer._source.y),
+        "X_train": _save_tree(path, "X_train", explainer._source.x, tag),
+        "Y_train": _save_tree(path, "Y_train", explainer._source.y, tag),
         "X_is_list": isinstance(explainer.X_train, list),
         "parameters": [asdict(parameter) for parameter in explainer._engine.parameters],
         "state": list(explainer._engine.state_hashes().items()),
@@ -58,20 +76,56 @@ def save(explainer: "GradientSimilarity", path: Path) -> None:
         "has_index": explainer.index is not None,
     }
     if explainer.grad_X_train is not None:
-        np.save(path / "gradients.npy", explainer.grad_X_train, allow_pickle=False)
-    if explainer.index is not None and explainer.index.store.path != path / _INDEX:
-        shutil.rmtree(path / _INDEX, ignore_errors=True)
-        shutil.copytree(explainer.index.store.path, path / _INDEX)
-    publish(path / MANIFEST, saved, replace=True)
+        saved["gradients"] = _save_array(path / f"gradients{tag}.npy", explainer.grad_X_train)
+    if explainer.index is not None:
+        saved["index_directory"] = _save_index(explainer.index.store.path, path, tag)
+    return saved
+
+
+def _save_index(source: Location, path: Path, tag: str) -> str:
+    """Copy an index into a save, unless it is there; return the name of its directory."""
+    if isinstance(source, Path) and source.parent.resolve() == path.resolve():
+        return source.name
+    name = f"{_INDEX}{tag}"
+    location.copy_tree(source, path / name)
+    return name
+
+
+def _files(saved: dict[str, Any]) -> set[str]:
+    """Return the names of the files and directories that a manifest names."""
+    found = {saved.get("gradients", _GRADIENTS)} if saved["has_gradients"] else set()
+    found |= {saved.get("index_directory", _INDEX)} if saved["has_index"] else set()
+    trees = [saved["X_train"], saved["Y_train"]]
+    while trees:
+        ((kind, value),) = trees.pop().items()
+        if kind in ("dict", "tuple"):
+            trees += value.values() if kind == "dict" else value
+        else:
+            found.add(value)
+    return found
+
+
+def _files_of_last_save(path: Path) -> set[str]:
+    with contextlib.suppress(DamagedIndexError, KeyError, AttributeError, TypeError, ValueError):
+        return {name for name in _files(read_json(path / MANIFEST)) if Path(name).name == name}
+    return set()  # of a damaged save nothing is deleted
+
+
+def _delete(path: Path, names: set[str]) -> None:
+    for name in names:
+        if location.is_directory(path / name):
+            location.remove_tree(path / name)
+        else:
+            location.unlink(path / name)
 
 
 def load(kind: type["GradientSimilarity"], path: Path, predictor: Any, loss_fn: Any) -> Any:
     """Open the explainer in the directory `path`; see `GradientSimilarity.load`."""
-    if not (path / MANIFEST).exists():
+    if not location.exists(path / MANIFEST):
         raise FileNotFoundError(f"{path} holds no explainer ({MANIFEST} is missing).")
     saved = read_json(path / MANIFEST)
-    if saved.get("format") != FORMAT or saved.get("version") != VERSION:
-        raise DamagedIndexError(f"{path / MANIFEST} is not an explainer of format version {VERSION}.")
+    if saved.get("format") != FORMAT or saved.get("version") not in (1, VERSION):
+        raise DamagedIndexError(f"{path / MANIFEST} is not an explainer of format version 1 or {VERSION}.")
     if loss_fn is None:
         loss_fn = _loss(saved["loss"])
     explainer = kind(
@@ -89,9 +143,9 @@ def load(kind: type["GradientSimilarity"], path: Path, predictor: Any, loss_fn: 
     if saved["has_gradients"] or saved["has_index"]:
         _check_model(explainer._engine, saved, path)
     if saved["has_gradients"]:
-        explainer._adopt_gradients(_load_array(path / "gradients.npy"))
+        explainer._adopt_gradients(_load_array(path / _plain(path, saved.get("gradients", _GRADIENTS))))
     if saved["has_index"]:
-        explainer.index = gradindex.load(path / _INDEX, explainer._job())
+        explainer.index = gradindex.load(path / _plain(path, saved.get("index_directory", _INDEX)), explainer._job())
     return explainer
 
 
@@ -113,20 +167,28 @@ def _check_model(engine: Engine, saved: dict[str, Any], path: Path) -> None:
         )
 
 
-def _save_tree(path: Path, name: str, tree: Any) -> Any:
+def _save_tree(path: Path, name: str, tree: Any, tag: str = "") -> Any:
     """Write the leaves of a tree; return its structure with file names in their place."""
     if isinstance(tree, dict):
-        return {"dict": {key: _save_tree(path, f"{name}.{i}", tree[key]) for i, key in enumerate(tree)}}
+        return {"dict": {key: _save_tree(path, f"{name}.{i}", tree[key], tag) for i, key in enumerate(tree)}}
     if isinstance(tree, tuple):
-        return {"tuple": [_save_tree(path, f"{name}.{i}", part) for i, part in enumerate(tree)]}
+        return {"tuple": [_save_tree(path, f"{name}.{i}", part, tag) for i, part in enumerate(tree)]}
     if isinstance(tree, list):
         try:
-            (path / f"{name}.json").write_text(json.dumps(tree), encoding="utf-8")
+            text = json.dumps(tree)
         except TypeError as error:
             raise TypeError(f"Cannot save {name}: {error}. Only JSON-ready objects and arrays can be saved.") from None
-        return {"json": f"{name}.json"}
-    np.save(path / f"{name}.npy", as_array(tree), allow_pickle=False)
-    return {"npy": f"{name}.npy"}
+        location.replace(path / f"{name}{tag}.json", text.encode())
+        return {"json": f"{name}{tag}.json"}
+    return {"npy": _save_array(path / f"{name}{tag}.npy", as_array(tree))}
+
+
+def _save_array(path: Path, array: Any) -> str:
+    with location.temporary(path.parent) as part:
+        with part.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+        location.move(part, path)
+    return path.name
 
 
 def _load_tree(path: Path, name: str, saved: Any) -> Any:
@@ -143,15 +205,22 @@ def _load_tree(path: Path, name: str, saved: Any) -> Any:
     if kind == "json":
         try:
             return json.loads((path / value).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             raise DamagedIndexError(f"{path / value} is damaged: {error}") from None
     return _load_array(path / value)
+
+
+def _plain(path: Path, name: Any) -> str:
+    """Return a file's name from a manifest; raises DamagedIndexError if it leads elsewhere."""
+    if not isinstance(name, str) or Path(name).name != name:
+        raise DamagedIndexError(f"{path / MANIFEST} is damaged: {name!r} is not a plain file name.")
+    return name
 
 
 def _load_array(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (FileNotFoundError, ValueError, EOFError) as error:
         raise DamagedIndexError(f"{path} is damaged: {error}") from None
 
 

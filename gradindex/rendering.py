@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.batches import Tree, index, is_ragged
+from gradindex.gradients.base import log
 from gradindex.job import Job
 from gradindex.labels import as_array
 
@@ -28,6 +29,8 @@ class Rendered:
 
     kind: str
     value: Any
+    failed: bool = False
+    """Whether `value` says why there is nothing to see."""
 
 
 def as_rendered(value: Any) -> Rendered:
@@ -91,10 +94,14 @@ class Renderer:
         self.job = job
 
     def __call__(self, i: int) -> Rendered | None:
-        """Return training sample `i`; None where it has no form to show."""
-        if self.job.render is not None:
-            return as_rendered(self.job.render(int(i)))
-        return self._plain(self.job.source.take(np.array([i], np.int64)).x, 0)
+        """Return training sample `i`; None where it has no form to show. Where making one fails, the sample says so."""
+        try:
+            value = None if self.job.render is None else self.job.render(int(i))
+            x = None if self.job.render is not None else self.job.source.take(np.array([i], np.int64)).x
+        except Exception as error:  # the user's function or dataset: one file that is gone is not to take down the rest
+            log.warning("sample %d cannot be shown: %s: %s", i, type(error).__name__, error)
+            return Rendered("text", f"sample {i} cannot be shown ({type(error).__name__})", failed=True)
+        return self._plain(x, 0) if self.job.render is None else as_rendered(value)
 
     def query(self, x: Tree, row: int) -> Rendered | None:
         """Return row `row` of inputs `x` that are not in the dataset.
@@ -113,15 +120,17 @@ class Renderer:
         """The shape of the pictures that `Job.render` makes; None if it makes none."""
         if self.job.render is None:
             return None
-        shown = as_rendered(self.job.render(0))
-        return shown.value.shape if shown.kind == "image" else None
+        shown = next((one for one in self._first if one is not None and not one.failed), None)
+        return shown.value.shape if shown is not None and shown.kind == "image" else None
 
     @cached_property
     def shades(self) -> tuple[float, float]:
         """The values drawn black and white, the same for all pictures: the range of the first 64 samples."""
-        few = [self(i) for i in range(min(_SHADED_BY, len(self.job.source)))]
-        pictures = [one.value for one in few if one is not None and one.kind == "image"]
-        return shade_range(pictures)
+        return shade_range([one.value for one in self._first if one is not None and one.kind == "image"])
+
+    @property
+    def _first(self) -> Iterator[Rendered | None]:
+        return map(self, range(min(_SHADED_BY, len(self.job.source))))
 
     def _plain(self, x: Tree, row: int) -> Rendered | None:
         if isinstance(x, dict | tuple):

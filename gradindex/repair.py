@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from gradindex import landmarks, relevance
+from gradindex import landmarks, relevance, watch
 from gradindex.builder import check_job
 from gradindex.chain import Picked
 from gradindex.errors import DamagedIndexError
@@ -17,10 +17,10 @@ from gradindex.shards import embed_missing
 from gradindex.store import Header, Store, changes
 from gradindex.store.changes import Part, State
 from gradindex.store.columns import as_columns
-from gradindex.store.location import Location, listing, locate, remove_tree
+from gradindex.store.location import Location, exists, is_directory, listing, locate, remove_tree, unlink
 from gradindex.store.manifest import read_json
 from gradindex.store.shard import Shard, manifest_path
-from gradindex.store.store import AUDIT, HEADER, KNOWN, PARTS, SHARDS
+from gradindex.store.store import AUDIT, HEADER, KNOWN, PARTS, SHARDS, WATCH
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
 
     Contents of all files are compared with their manifests. Damaged or missing shards are embedded again (their
     rows are the same bits where the header says that the device is deterministic), a damaged or missing FAISS index is
-    built from the store, and files that belong to nothing, such as those of killed builds, are removed. Do not
-    run it beside a build of the same index.
+    built from the store, and files that belong to nothing, such as those of killed builds, are removed; so is a last
+    change that removes what is no id, which no reader ever accepted. Do not run it beside a build of the same index.
+    Errors of the machine (permissions, an unreachable file system, too many open files) end it: they are no damage.
 
     Parameters
     ----------
@@ -67,11 +68,15 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
         If shards are damaged and no job is given; names them.
     MismatchError
         If the job is not that of the index.
+    OSError
+        If a file cannot be read; it is not damaged then.
     """
     path = locate(path)
-    if not (path / HEADER).exists():
+    if not exists(path / HEADER):
         raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
-    store = Store(path, Header.read(path / HEADER))
+    header = Header.read(path / HEADER)
+    dropped = changes.drop_invalid(path, header)
+    store = Store(path, header)
     state = store.state  # nothing else says what was added or removed: if it is damaged, say so
     found = [(part, one, *_inspect(one)) for part, one in zip(state.parts, map(store.part, state.parts), strict=True)]
     said = [why for *_, damaged in found for why in damaged.values()]
@@ -82,14 +87,14 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
         job = job.with_metric(store.header.metric)
         check_job(store, job)
     wanted = factory.saved_factory(store)
-    removed = _sweep_store(store)
+    removed = dropped + _sweep_store(store)
     for part, one, known, damaged in found:
         removed += _sweep(one.path / SHARDS, known)
+        removed += _sweep(one.path / WATCH, set(map(watch.name, range(one.header.shards))))
         for number in damaged:
-            manifest_path(one.path / SHARDS, number).unlink(missing_ok=True)
+            unlink(manifest_path(one.path / SHARDS, number))
         if damaged and job is not None:
             _embed_again(store, part, one, job, progress)
-    _ = store.alive  # raises if a removed sample is none of this store
     rebuild = not _sound(store)
     if rebuild:
         remove_tree(path / factory.DIRECTORY)
@@ -163,18 +168,18 @@ def _sweep(directory: Location, known: set[str]) -> list[str]:
     removed = []
     for path in listing(directory):
         if path.name not in known:
-            if path.is_dir():
+            if is_directory(path):
                 raise ValueError(f"{path} is a directory that does not belong to the index; move it away.")
-            path.unlink()
+            unlink(path)
             removed.append(path.name)
     return removed
 
 
 def _bad_audit(path: Location) -> list[str]:
     try:
-        if path.exists():
+        if exists(path):
             read_json(path)
     except DamagedIndexError:
-        path.unlink()
+        unlink(path)
         return [path.name]
     return []

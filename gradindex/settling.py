@@ -2,7 +2,7 @@
 
 from gradindex.index import factory
 from gradindex.store import Store, changes
-from gradindex.store.location import remove_tree
+from gradindex.store.location import exists, remove_tree
 from gradindex.store.store import PARTS, SHARDS
 
 
@@ -18,7 +18,7 @@ def settle(store: Store) -> list[str]:
             factory.delete(Store(store.path, store.header, state))
     for part in dict.fromkeys(part for state in states for part in state.parts):
         place = store.path / PARTS / part.name if part.name else store.path / SHARDS
-        if part not in last.parts and place.exists():
+        if part not in last.parts and exists(place):
             remove_tree(place)
             deleted.append(f"{PARTS}/{part.name}" if part.name else SHARDS)
     changes.count(store.path, store.header, last)

@@ -1,4 +1,4 @@
-"""SIGTERM and full disks: a build that is stopped says so and loses nothing."""
+"""SIGTERM, full and read-only disks: what is stopped says so and loses nothing."""
 
 import errno
 import signal
@@ -32,6 +32,15 @@ def stop_on_sigterm() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def kept_if_possible(place: object, what: str) -> Iterator[None]:
+    """Let a result that was measured be returned where it cannot be kept: on a read-only mount, or a full disk."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s could not be kept in %s: %s", what, place, error)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from gradindex.index.selection import select
 from gradindex.kernels import Kernel
 from gradindex.queries import Queries, gradient_chunks
 from gradindex.spot_check import STEPS, spot_check
+from gradindex.stopping import kept_if_possible
 from gradindex.store.manifest import publish
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def verify(
 
     Queries are training samples drawn by `seed`, with their own labels; each one is left out of its own answer
     (a sample's cosine with itself is 1, which would flatter). Or give held-out samples. Costs one pass over the
-    training set. The audit is saved beside the index.
+    training set. The audit is saved beside the index, where that is possible; else it is logged that it was not.
 
     Parameters
     ----------
@@ -215,7 +216,8 @@ def verify(
         steps=checked.count,
         steps_error=checked.error,
     )
-    publish(index.store.path / AUDIT, audit.to_json(), replace=True)
+    with kept_if_possible(index.store.path, "the audit"):
+        publish(index.store.path / AUDIT, audit.to_json(), replace=True)
     return audit
 
 

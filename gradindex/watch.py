@@ -19,7 +19,7 @@ from gradindex.errors import DamagedIndexError
 from gradindex.gradients import ladder
 from gradindex.gradients.base import Embedded, Engine, Projector, log
 from gradindex.job import Job
-from gradindex.store.location import Location
+from gradindex.store.location import Location, make_directory
 from gradindex.store.manifest import publish, read_json
 from gradindex.store.shard import normalise
 from gradindex.store.store import WATCH, Store
@@ -163,7 +163,7 @@ def lower(engine: Engine, why: RowsDiffer) -> None:
 def save(store: Location, number: int, found: Compared) -> None:
     """Write what was compared of a shard beside it, outside of what is sealed."""
     directory = store / WATCH
-    directory.mkdir(exist_ok=True)
+    make_directory(directory)
     publish(directory / name(number), asdict(found), replace=True)
 
 

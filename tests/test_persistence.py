@@ -44,6 +44,62 @@ def saved(kit, path, model=None, **options):
     return explainer
 
 
+class TestSavedAgain:
+    """A save over another one: there is always one that loads."""
+
+    def names(self, path):
+        return sorted(re.sub(r"\.[0-9a-f]{8}", "", one.name) for one in path.iterdir())
+
+    def test_an_explainer_saved_onto_its_own_files(self, torch_kit, tmp_path, monkeypatch):
+        model, out = torch_kit.mlp(), tmp_path / "save"
+        expected = saved(torch_kit, out, model, index="Flat").explain(X, Y, k=3)
+        names = self.names(out)
+        (out / "notes.txt").write_text("the user's own")
+        (tmp_path / "link").symlink_to(out)
+        monkeypatch.chdir(tmp_path)
+        for spelling in ("save", out, "link", "link/../save"):
+            GradientSimilarity.load(spelling, model).save(out)
+            found = GradientSimilarity.load(out, model).explain(X, Y, k=3)
+            assert_array_equal(found.scores, expected.scores)
+        assert self.names(out) == sorted([*names, "notes.txt"])
+
+    def test_a_save_that_fails_leaves_the_last_one(self, torch_kit, tmp_path, monkeypatch):
+        model = torch_kit.mlp()
+        expected = saved(torch_kit, tmp_path, model, precompute_grads=True, index="Flat").explain(X, Y, k=3)
+        before = sorted(tmp_path.rglob("*"))
+        again = torch_kit.explainer(model, torch_kit.named_loss("classes"), "grad_cos", index="Flat").fit(X[:6], Y[:6])
+
+        def full(*_, **__):
+            raise OSError(28, "full")
+
+        for broken in ("_save_index", "publish"):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"gradindex.persistence.{broken}", full)
+                with pytest.raises(OSError, match="full"):
+                    again.save(tmp_path)
+            assert sorted(tmp_path.rglob("*")) == before
+            assert_array_equal(GradientSimilarity.load(tmp_path, model).explain(X, Y, k=3).scores, expected.scores)
+        again.save(tmp_path)
+        assert len(GradientSimilarity.load(tmp_path, model).X_train) == 6
+
+    def test_a_save_of_version_1_opens(self, torch_kit, tmp_path):
+        """Written here as version 1 wrote it: files of fixed names, which the manifest does not tell."""
+        model = torch_kit.mlp()
+        expected = saved(torch_kit, tmp_path, model, precompute_grads=True, index="Flat").explain(X, Y, k=3)
+        manifest = json.loads((tmp_path / "explainer.json").read_text())
+        for name in ("seal", "gradients", "index_directory"):
+            del manifest[name]
+        for one in list(tmp_path.iterdir()):
+            one.rename(tmp_path / re.sub(r"\.[0-9a-f]{8}", "", one.name))
+        old = {"version": 1, "X_train": {"npy": "X_train.npy"}, "Y_train": {"npy": "Y_train.npy"}}
+        publish(tmp_path / "explainer.json", manifest | old, replace=True)
+        opened = GradientSimilarity.load(tmp_path, model)
+        assert_array_equal(opened.explain(X, Y, k=3).scores, expected.scores)
+        opened.save(tmp_path)
+        assert_array_equal(GradientSimilarity.load(tmp_path, model).explain(X, Y, k=3).scores, expected.scores)
+        assert not (tmp_path / "X_train.npy").exists()
+
+
 class TestRoundTrip:
     @pytest.mark.parametrize("kept", KEPT)
     def test_answers_are_equal(self, kit, tmp_path, kept):
@@ -242,21 +298,22 @@ class TestRefusals:
         found = GradientSimilarity.load(tmp_path / "saved", other).explain(QUERIES, LABELS)
         assert_array_equal(found.scores, expected.scores)
 
-    @pytest.mark.parametrize("name", ["explainer.json", "X_train.npy", "Y_train.npy", "gradients.npy"])
+    @pytest.mark.parametrize("name", ["explainer*.json", "X_train*.npy", "Y_train*.npy", "gradients*.npy"])
     @pytest.mark.parametrize("how", ["cut", "empty", "gone"])
     def test_damage_names_the_file(self, torch_kit, tmp_path, name, how):
         saved(torch_kit, tmp_path, precompute_grads=True)
-        path = tmp_path / name
+        (path,) = tmp_path.glob(name)
         whole = path.read_bytes()
         path.unlink() if how == "gone" else path.write_bytes(whole[: len(whole) // 2] if how == "cut" else b"")
-        expected = FileNotFoundError if (name, how) == ("explainer.json", "gone") else DamagedIndexError
-        with pytest.raises(expected, match=re.escape(name)):
+        expected = FileNotFoundError if (name, how) == ("explainer*.json", "gone") else DamagedIndexError
+        with pytest.raises(expected, match=re.escape(path.name)):
             GradientSimilarity.load(tmp_path, torch_kit.mlp())
 
     def test_a_pickled_array_is_refused(self, torch_kit, tmp_path):
         saved(torch_kit, tmp_path)
-        np.save(tmp_path / "X_train.npy", np.array([object()] * 12), allow_pickle=True)
-        with pytest.raises(DamagedIndexError, match=r"X_train\.npy is damaged"):
+        (path,) = tmp_path.glob("X_train*.npy")
+        np.save(path, np.array([object()] * 12), allow_pickle=True)
+        with pytest.raises(DamagedIndexError, match=r"X_train.*\.npy is damaged"):
             GradientSimilarity.load(tmp_path, torch_kit.mlp())
 
     @pytest.mark.parametrize(
@@ -269,10 +326,11 @@ class TestRefusals:
             ("X_train", {"npy": "../../etc/passwd"}, "is damaged"),
             ("X_train", {"npy": "Y_train.npy"}, "is damaged"),
             ("X_train", [], "is damaged"),
+            ("gradients", "../gradients.npy", "not a plain file name"),
         ],
     )
     def test_a_manifest_that_asks_for_more_is_refused(self, torch_kit, tmp_path, key, value, words):
-        saved(torch_kit, tmp_path)
+        saved(torch_kit, tmp_path, precompute_grads=True)
         manifest = json.loads((tmp_path / "explainer.json").read_text())
         del manifest["seal"]
         manifest[key] = value

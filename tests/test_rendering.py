@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from torch import nn
 
 import gradindex
 from gradindex.explanation import Explanation
@@ -132,3 +133,35 @@ def test_notebooks_show_tables_and_run_nothing(index):
     assert "<script>" not in explanation_html(result)
     assert "&lt;script&gt;" in explanation_html(result)
     object.__setattr__(result.view[0], "class_names", list("abcdefghij"))
+
+
+def test_a_sample_that_is_gone_says_so_and_spares_the_others(caplog):
+    def render(i):
+        if i in (0, 2):
+            raise FileNotFoundError(2, "No such file or directory", f"/secret/{i}.png")
+        return np.full((4, 4), i / 8)
+
+    model, loss = nn.Linear(4, 2), nn.CrossEntropyLoss()
+    renderer = Renderer(gradindex.Job(model, loss, (np.eye(8, 4, dtype="f4"), np.arange(8) % 2), render=render))
+    gone = renderer(2)
+    assert (gone.kind, gone.value, gone.failed) == ("text", "sample 2 cannot be shown (FileNotFoundError)", True)
+    assert "/secret/2.png" in caplog.text
+    assert renderer(3).value.shape == renderer.picture_shape == (4, 4)
+    assert renderer.shades == (0.0, 1.0)
+
+    class Files:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            if i == 1:
+                raise OSError(5, "Input/output error")
+            return np.ones(4, "f4"), 0
+
+    renderer = Renderer(gradindex.Job(model, loss, Files()))
+    assert renderer(1).value == "sample 1 cannot be shown (OSError)" and renderer(2).kind == "table"
+
+
+def test_half_a_surrogate_pair_is_printable():
+    assert as_rendered("a\ud800b").value == "a?b"
+    assert as_rendered({"\udc00": "\ud800", "n": 1}).value == {"?": "?", "n": 1}

@@ -113,27 +113,32 @@ def build(
     """Embed a job's dataset into OUT and index it; continues an interrupted build."""
     import gradindex
     from gradindex.cli.tables import info_table
+    from gradindex.errors import FinishedError
 
-    index_ = gradindex.build(
-        _job(job, device),
-        out_path,
-        sketch=None if dim is None else gradindex.CountSketch(dim),
-        metric=metric,
-        metric_options=_metric_options(metric_option or []),
-        index=index,
-        index_memory=index_memory,
-        seed=seed,
-        batch_size=batch_size,
-        shard_rows=shard_rows,
-        overwrite=overwrite,
-        engine=distributed.engine_of(engine, address, workers, resources, working_dir),
-    )
+    made = _job(job, device)
+    try:
+        index_ = gradindex.build(
+            made,
+            out_path,
+            sketch=None if dim is None else gradindex.CountSketch(dim),
+            metric=metric,
+            metric_options=_metric_options(metric_option or []),
+            index=index,
+            index_memory=index_memory,
+            seed=seed,
+            batch_size=batch_size,
+            shard_rows=shard_rows,
+            overwrite=overwrite,
+            engine=distributed.engine_of(engine, address, workers, resources, working_dir),
+        )
+    except FinishedError:  # the last build was stopped in its last moment, or its end was not seen
+        index_ = gradindex.load(out_path, made)
     if as_json:
         summary = None if index_.summary is None else index_.summary.to_json()
         typer.echo(json.dumps(describe(index_) | {"summary": summary}))
         return
     out.print(info_table(describe(index_)))
-    out.print(str(index_.summary), highlight=False)
+    out.print(str(index_.summary or "All of it was there already; nothing was left to do."), highlight=False)
 
 
 @app.command()
@@ -206,8 +211,9 @@ def verify(
         )
     if plot is not None:
         from gradindex import plots
+        from gradindex.plots.page import save_figure
 
-        plots.plot_audit(audit, index.curve).savefig(plot)
+        save_figure(plots.plot_audit(audit, index.curve), plot, dpi=100)
     if as_json:
         typer.echo(json.dumps(audit.to_json()))
     else:

@@ -41,6 +41,7 @@ def evaluate(
 ) -> None:
     """Ask which relevance metric makes sense for a model: the three tests of Hanawa et al."""
     from gradindex import evaluation, relevance
+    from gradindex.plots.page import save_figure
 
     experiment, once = _experiment(subject, rows)
     names = relevance.METRICS if metrics == "all" else _words(metrics)
@@ -57,7 +58,7 @@ def evaluate(
     )
     text = result.to_json(json_path)
     if chart is not None:
-        result.chart().savefig(chart, dpi=120)
+        save_figure(result.chart(), chart)
     if as_json:
         print(text)  # noqa: T201
     else:

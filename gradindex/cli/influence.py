@@ -33,8 +33,9 @@ def self_influence(
     if plot is not None:
         from gradindex.influence.plots import plot_self_influence
         from gradindex.influence.self_influence import self_influence as every
+        from gradindex.plots.page import save_figure
 
-        plot_self_influence(every(index.store), index.store.columns["loss"]).savefig(plot, dpi=120)
+        save_figure(plot_self_influence(every(index.store), index.store.columns["loss"]), plot)
     lines = [
         {"id": int(one), "self_influence": float(value)} | {name: _plain(column[i]) for name, column in columns.items()}
         for i, (one, value) in enumerate(zip(ids, values, strict=True))

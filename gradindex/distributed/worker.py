@@ -45,13 +45,13 @@ class Worker:
         from gradindex.shards import check_versions
         from gradindex.store import Header, Store
         from gradindex.store.columns import as_columns
-        from gradindex.store.location import locate
+        from gradindex.store.location import exists, locate
         from gradindex.store.store import HEADER
 
         threads.fix(self._backend, self._threads)
         path = locate(self._path)
         where = ray.util.get_node_ip_address()
-        if not (path / HEADER).exists():
+        if not exists(path / HEADER):
             raise FileNotFoundError(
                 f"{path} holds no {HEADER} on {where}. All machines of the cluster must see the index's directory: "
                 "give a shared file system or a URL."

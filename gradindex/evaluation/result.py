@@ -45,9 +45,9 @@ class Result:
         """Return the JSON text; write it to `path` if one is given."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         if path is not None:
-            from gradindex.store.location import on_disk
+            from gradindex.store import location
 
-            on_disk(path, "to_json").write_text(text + "\n", encoding="utf-8")
+            location.save(location.on_disk(path, "to_json"), (text + "\n").encode())
         return text
 
     @classmethod

@@ -9,13 +9,13 @@ of patches, and 50 for OpenBLAS.
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from gradindex.compiling import compiled
 from gradindex.sketch.scatter import for_samples
 from gradindex.sketch.vectors import LANES, Emit
 
@@ -71,7 +71,7 @@ _tall, _tall4, _tall1 = (_block(height, 1) for height in (_TALL, 4, 1))
 _last, _last4, _last1 = (_block(height, 1, True) for height in (_TALL, 4, 1))
 
 
-@numba.njit(nogil=True, cache=True, inline="never")  # type: ignore[untyped-decorator]
+@compiled(inline="never")
 def add_products(
     x: int, xi: int, xj: int, length: int, d: int, di: int, dj: int, width: int, rows: int, columns: int, out: int,
     step: int,
@@ -118,7 +118,7 @@ def add_products(
         v += 2 * LANES if left >= 2 * LANES else LANES
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _outer(x: Any, d: Any, out: Any) -> None:
     positions, length, width = x.shape[1], x.shape[2], d.shape[2]
     for sample in range(len(out)):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gradindex import forking
 from gradindex.gradients import Backend
 
 
@@ -24,6 +25,12 @@ def using(backend: str, threads: int) -> Iterator[None]:
     if backend != Backend.TORCH or threads == count(backend):
         yield
         return
+    forking.settle(backend)
+    if threads > count(backend) == 1 and forking.forked():
+        raise RuntimeError(
+            f"This was begun with {threads} threads, which fix the bits of its rows, and a process that was forked has "
+            "one. Continue it in a process of its own (multiprocessing.get_context('spawn'))."
+        )
     import torch
 
     before = torch.get_num_threads()

@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
 
-from gradindex import landmarks, watch
+from gradindex import forking, landmarks, watch
 from gradindex.batches import Batch, Ids
 from gradindex.embedding import embedding_batch_size
 from gradindex.errors import DamagedIndexError
@@ -29,6 +29,7 @@ def pinned(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
 
     @functools.wraps(method)
     def run(self: S, *args: P.args, **options: P.kwargs) -> R:
+        forking.settle()
         return method(copy.copy(self), *args, **options)
 
     return cast(Callable[Concatenate[S, P], R], run)
@@ -80,6 +81,7 @@ class Changing:
     """A state of a store with its FAISS index, and the ways to the next one."""
 
     def __init__(self, store: Store, job: Job | None = None, *, searcher: factory.Searcher | None = None) -> None:
+        forking.settle()
         self.store = store
         self.searcher = searcher or factory.load(store)
         self.summary: BuildSummary | None = None
@@ -97,11 +99,18 @@ class Changing:
                 if store.is_last():  # else its rows changed while their index was being opened
                     raise
 
+    def __copy__(self) -> Self:
+        """Return an index that shares everything, until one of the two changes."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
     @property
     def job(self) -> Job:
-        """The job; raises ValueError if the index was opened without one."""
+        """The job; raises ValueError if the index was opened without one, RuntimeError where it cannot be used."""
         if self._job is None:
             raise ValueError("This needs the model and the data: open the index with gradindex.load(path, job).")
+        forking.settle(self._job.backend)
         return self._job
 
     @property

@@ -21,7 +21,8 @@ from gradindex.index.selection import Selection
 from gradindex.sketch import from_json
 from gradindex.sketch.countsketch import fold
 from gradindex.store import Header, Store
-from gradindex.store.location import Location, listing, temporary
+from gradindex.store.location import Location, listing, make_directory, temporary, unlink
+from gradindex.store.location import exists as present
 from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json, refuse_extra
 from gradindex.store.shard import normalise
 
@@ -214,7 +215,7 @@ def extend(before: Store, after: Store) -> None:
 
 def _save(store: Store, built: Any, factory: str) -> None:
     directory = store.path / DIRECTORY
-    directory.mkdir(exist_ok=True)
+    make_directory(directory)
     with temporary(directory) as part:
         faiss.write_index(built, str(part))
         entry = keep(part, directory, "<tag>.faiss")
@@ -223,7 +224,7 @@ def _save(store: Store, built: Any, factory: str) -> None:
     before = saved_entry(store)
     publish(manifest_path(store), saved, replace=True)
     if before is not None and before.name != entry.name:
-        (directory / before.name).unlink(missing_ok=True)  # open indexes hold it in memory
+        unlink(directory / before.name)  # open indexes hold it in memory
 
 
 def saved_entry(store: Store) -> FileEntry | None:
@@ -252,7 +253,7 @@ def foldable(header: Header) -> bool:
 
 def exists(store: Store) -> bool:
     """Whether the store has an index."""
-    return manifest_path(store).exists()
+    return present(manifest_path(store))
 
 
 def manifest_path(store: Store) -> Location:
@@ -272,9 +273,9 @@ def names(store: Store) -> set[str]:
 def delete(store: Store) -> None:
     """Delete the index over a store's rows, when they are no longer the last."""
     entry = saved_entry(store)
-    manifest_path(store).unlink(missing_ok=True)
+    unlink(manifest_path(store))
     if entry is not None and entry.name not in files(store):  # the same rows in other parts have the same index
-        (store.path / DIRECTORY / entry.name).unlink(missing_ok=True)
+        unlink(store.path / DIRECTORY / entry.name)
 
 
 def load(store: Store, *, mapped: bool = True) -> Searcher:

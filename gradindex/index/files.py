@@ -20,14 +20,19 @@ def read(path: Path, factory: str, *, mapped: bool) -> Any:
     Raises
     ------
     DamagedIndexError
-        If it is none, or claims arrays that are larger than the file.
+        If it is missing or none, or claims arrays that are larger than the file.
+    OSError
+        If the machine cannot read it.
     """
     with _READING:  # FAISS has one limit for all
         limit = faiss.get_deserialization_vector_byte_limit()
         try:
+            path.open("rb").close()  # says what the machine refuses, which FAISS does not
             faiss.set_deserialization_vector_byte_limit(max(path.stat().st_size, 1 << 16, table_bytes(factory)))
             return library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
-        except (RuntimeError, OSError, MemoryError) as error:  # its sha256 is right, or was until it was deleted
+        except FileNotFoundError:
+            raise DamagedIndexError(f"{path} is missing.") from None
+        except (RuntimeError, MemoryError) as error:  # its sha256 is right, or was until it was deleted
             raise DamagedIndexError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
         finally:
             faiss.set_deserialization_vector_byte_limit(limit)

@@ -47,6 +47,10 @@ class Index(Changing):
             f"Index({str(self.store.path)!r}: {len(self)} samples, {self.searcher.factory}, {self.store.header.sketch})"
         )
 
+    def __reduce__(self) -> Any:
+        """Pickle the path and the job: what is unpickled is opened there, in the store's last state."""
+        return Index.open, (self.store.path, self._job)
+
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
         from gradindex.html import table_html
@@ -207,7 +211,7 @@ class Index(Changing):
         ValueError
             For a wrong width, NaN, a bad k, or a `where` that matches nothing.
         """
-        vectors = np.asarray(vectors, np.float32)
+        vectors = np.asarray(vectors, np.float64)  # float32 takes 1e-50 for zero
         check_k(k, len(self))
         if vectors.ndim != 2 or vectors.shape[1] != self.store.header.dim:
             raise ValueError(f"Expected vectors of shape (m, {self.store.header.dim}), got {vectors.shape}.")

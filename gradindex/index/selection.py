@@ -97,13 +97,13 @@ def parse(store: Store, conditions: Sequence[str]) -> dict[str, list[Any]] | Non
     return found or None
 
 
-def _ids(where: Any) -> NDArray[np.int64]:
+def _ids(where: Any) -> NDArray[Any]:
     ids = np.asarray(where if isinstance(where, np.ndarray) else listed(where) if _is_several(where) else where)
     if ids.dtype.kind == "O":
         ids = np.array(ids.tolist())
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise TypeError(f"Expected where={{column: value}} or a list of ids, got {where!r}.")
-    return ids.astype(np.int64)
+    return ids if ids.size else ids.astype(np.int64)
 
 
 def _is_several(where: Any) -> bool:

@@ -17,6 +17,7 @@ from gradindex.index import cascade, factory, mips, parameters
 from gradindex.index.answers import check_k
 from gradindex.index.parameters import Point
 from gradindex.kernels import Kernel
+from gradindex.stopping import kept_if_possible
 from gradindex.store import Store
 from gradindex.store.shard import normalise
 
@@ -88,7 +89,7 @@ def tune(
     candidates: int | None = None,
     seed: int = 0,
 ) -> Curve:
-    """Measure the operating points of an index, and save the curve with it.
+    """Measure the operating points of an index, and save the curve with it (where that is possible: else it is logged).
 
     Parameters
     ----------
@@ -130,7 +131,8 @@ def tune(
     found = [_measure(index, key, vectors, own, truth, depth) for key in _keys(index.searcher.index)]
     found.sort(key=lambda point: point.seconds)
     curve = Curve(k, len(vectors), depth, tuple(_marked(found)))
-    factory.annotate(store, KEY, curve.to_json())
+    with kept_if_possible(store.path, "the curve"):
+        factory.annotate(store, KEY, curve.to_json())
     return curve
 
 

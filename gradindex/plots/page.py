@@ -1,12 +1,15 @@
 """How it is drawn: a page of picture cells and bar charts, in inches."""
 
+import io
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradindex.plots.rows import Chart, Picture, Side, class_name, short_number
+from gradindex.store import location
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +20,14 @@ _SAME, _OTHER, NEUTRAL, _PALE = "#0072B2", "#D55E00", "#444444", "#C4C4C4"
 _CELL, _GAP, _GROUP_GAP, _LINE, _HEAD, _FOOT = 1.0, 0.2, 0.44, 0.14, 0.3, 0.34
 FONT = 8.0
 _COLUMNS, _LINES = 22, 8  # of a text in a cell
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 120) -> None:
+    """Draw a figure into a file of the kind that its name ends in (PNG without one), all of it or nothing."""
+    file = io.BytesIO()
+    path = path if path.suffix else path.with_suffix(".png")
+    figure.savefig(file, format=path.suffix[1:], dpi=dpi)
+    location.save(path, file.getvalue())
 
 
 class Shades:

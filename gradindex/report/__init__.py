@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from gradindex.store.location import Location, locate, replace
+from gradindex.store.location import Location, locate, save
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -67,7 +67,11 @@ def report(
 
 
 def write_report(index: "Index", path: str | Location, *arguments: Any, **options: Any) -> Location:
-    """Write `report` into a file, on this machine or behind a URL; return where it lies."""
+    """Write `report` into a file, on this machine or behind a URL; return where it lies.
+
+    A file that is there is replaced when the new one is whole.
+    """
     place = locate(path)
-    replace(place, report(index, *arguments, **options).encode())
+    text = report(index, *arguments, **options)
+    save(place, text.encode("utf-8", "replace"))  # half a surrogate pair has no place in a file
     return place

@@ -12,6 +12,7 @@ from gradindex.kernels import Kernel
 from gradindex.plots.rows import class_name, short_number
 from gradindex.queries import match_shapes
 from gradindex.rendering import Rendered, Renderer, data_uri
+from gradindex.store.location import exists
 from gradindex.store.manifest import read_json
 from gradindex.verify import AUDIT
 
@@ -65,7 +66,7 @@ class Facts:
     def audit(self) -> list[tuple[str, str, str]] | None:
         """Return the lines of the last audit; None if there is none."""
         path = self.store.path / AUDIT
-        if not path.exists():
+        if not exists(path):
             return None
         saved = read_json(path)
         lines = [

@@ -22,6 +22,7 @@ from gradindex.serve.lookup import Search
 from gradindex.serve.metrics import Measured
 from gradindex.serve.service import Service, as_where
 from gradindex.serve.settings import Settings
+from gradindex.store.location import exists
 from gradindex.store.manifest import read_json
 from gradindex.verify import AUDIT
 
@@ -132,7 +133,7 @@ def routes(service: Service) -> APIRouter:
     async def audit() -> Response:
         """Return the last audit of the index, measured by `gradindex verify`."""
         path = service.path / AUDIT
-        if not path.exists():
+        if not exists(path):
             raise HTTPException(404, "This index has no audit yet: gradindex verify makes one.")
         return reply(models.Audit.model_validate(read_json(path)))
 

@@ -1,5 +1,6 @@
 """The work behind the routes: batches of tasks to answers, by the public interface of the index."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from gradindex.serve.inputs import concatenate
 from gradindex.serve.worker import Task
 from gradindex.store import Store
 
+log = logging.getLogger(__name__)
 _CACHED = 2048  # rendered samples
 _CLASSES = 1000
 
@@ -90,7 +92,10 @@ class Lookup:
     def warm(self) -> None:
         """Answer a query, so that the first one that counts does not wait for compilation."""
         some = self.store.ids[:2]
-        self.index.explain(ids=some, k=1, rerank=1)
+        try:
+            self.index.explain(ids=some, k=1, rerank=1)
+        except OSError as error:  # of a dataset of files: a sample that is gone matters to those who ask for it
+            log.warning("the first samples cannot be read: %s", error)
         self.index.search(np.eye(1, self.store.header.dim, dtype=np.float32), 1)
         _ = self.info, self.renderer.shades
 
@@ -278,7 +283,10 @@ class Lookup:
     def rendered(self, i: int) -> models.Rendered | None:
         """Return what a training sample looks like, from memory if it was shown lately."""
         if i not in self._rendered:
-            self._rendered[i] = self._show(self.renderer(i))
+            found = self.renderer(i)
+            if found is not None and found.failed:  # the file may come back
+                return self._show(found)
+            self._rendered[i] = self._show(found)
             if len(self._rendered) > _CACHED:
                 self._rendered.popitem(last=False)
         self._rendered.move_to_end(i)

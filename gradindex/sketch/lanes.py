@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from gradindex.compiling import compiled
 from gradindex.sketch.vectors import LANES, Emit
 
 
@@ -56,7 +56,7 @@ def _add_turned(typing: Any, lanes: Any, factor: Any, out: Any, step: Any) -> An
     return types.void(types.intp, types.float32, types.intp, types.intp), generate
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def add_lanes(lanes: Any, factor: Any, out: Any) -> None:
     """Add numbers (dim, LANES), each sample's in its lane, times a factor, to `out` (n, dim), n at most LANES."""
     n, dim = out.shape
@@ -69,7 +69,7 @@ def add_lanes(lanes: Any, factor: Any, out: Any) -> None:
             out[lane, k] += factor * lanes[k, lane]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def count_lanes(values: int, step: int, size: int, buckets: Any, signs: Any, factors: Any, into: int) -> None:
     """Count `size` numbers, from the address `values` on, of LANES samples `step` bytes apart, to vectors at `into`."""
     table, sign, factor = buckets.ctypes.data, signs.ctypes.data, factors.ctypes.data

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.compiling import compiled
 from gradindex.sketch.lanes import add_lanes, count_lanes
 from gradindex.sketch.vectors import LANES
 
@@ -52,7 +53,7 @@ def for_samples(work: Callable[[slice], None], samples: int, numbers: int) -> No
         other.result()
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def scatter(out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any) -> None:
     """Add formed gradients (n, R, C) to `out` (n, dim): entry (r, c) to bucket (rows[r] + columns[c]) mod dim.
 
@@ -86,7 +87,7 @@ def scatter(out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, colu
             out[sample, bucket] += sums[bucket] + sums[bucket + dim]
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def _scatter_few(
     out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any
 ) -> None:
@@ -102,7 +103,7 @@ def _scatter_few(
             squares[sample] += _square(values)
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def _scatter_lanes(
     out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any
 ) -> None:
@@ -130,13 +131,13 @@ def squares(values: NDArray[Any]) -> NDArray[np.float64]:
     return out
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def _squares(values: Any, out: Any) -> None:
     for row in range(values.shape[0]):
         out[row] = _square(values[row])
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def _square(values: Any) -> Any:
     """Square in double precision: in single, norms below 1e-19 vanish; and compiled it is the faster one."""
     total = np.float64(0)
@@ -146,7 +147,7 @@ def _square(values: Any) -> Any:
     return total
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def scatter_touched(
     out: Any, touched: Any, values: Any, rows: Any, row_signs: Any, columns: Any, column_signs: Any
 ) -> None:
@@ -163,7 +164,7 @@ def scatter_touched(
                 out[sample, bucket] += sign * column_signs[column] * values[sample, position, column]
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def count(out: Any, values: Any, first: int, buckets: Any, signs: Any) -> None:
     """Add vectors (n, T, size), from position `first` on, to their plain CountSketches `out` (n, t, dim)."""
     for sample in range(out.shape[0]):
@@ -173,7 +174,7 @@ def count(out: Any, values: Any, first: int, buckets: Any, signs: Any) -> None:
                 into[buckets[i]] += signs[i] * vector[i]
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def count_across(out: Any, values: Any, first: int, buckets: Any, signs: Any) -> None:
     """Do what `count` does for vectors that lie across memory, `values` (n, size, T)."""
     for sample in range(values.shape[0]):
@@ -184,7 +185,7 @@ def count_across(out: Any, values: Any, first: int, buckets: Any, signs: Any) ->
                 into[position, bucket] += sign * across[first + position]
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def rotate_sum(out: Any, counts: Any, values: Any, first: int, buckets: Any, signs: Any) -> None:
     """Add Σ_t Σ_r s_r·v_tr·counts_t rotated by h_r to `out` (n, dim): a circular convolution with few numbers."""
     dim = out.shape[1]
@@ -202,7 +203,7 @@ def rotate_sum(out: Any, counts: Any, values: Any, first: int, buckets: Any, sig
                         begin[i] += factor * rest[i]
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled(fastmath=True)
 def multiply_sum(out: Any, left: Any, right: Any) -> None:
     """Add Σ_t left_t ∘ right_t of spectra (n, T, m) to `out` (n, m)."""
     for sample in range(left.shape[0]):

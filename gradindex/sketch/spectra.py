@@ -9,12 +9,12 @@ brought to one length before, or the longer one's rounding would drown the short
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from gradindex.compiling import compiled
 from gradindex.sketch.lanes import add_lanes, count_lanes
 from gradindex.sketch.vectors import LANES, Emit
 
@@ -120,7 +120,7 @@ def _add_square(typing: Any, real: Any, imaginary: Any, real_sum: Any, imaginary
     return types.void(*[types.intp] * 4), generate
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _stages(real: int, imaginary: int, begin: int, size: int, last: int, turns: Any, at: int, end: int) -> None:
     """Transform forward the `end - begin` numbers from `begin` on, in blocks of `size` down to blocks of `last`."""
     while size > last and size >= 4:
@@ -137,7 +137,7 @@ def _stages(real: int, imaginary: int, begin: int, size: int, last: int, turns: 
             _pair(imaginary + 4 * LANES * k, 4 * LANES)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _forward(real: int, imaginary: int, dim: int, turns: int) -> None:
     """Transform vectors of complex numbers; frequencies come out of order."""
     size, at = dim, 0
@@ -149,7 +149,7 @@ def _forward(real: int, imaginary: int, dim: int, turns: int) -> None:
         _stages(real, imaginary, begin, size, 1, turns, at, begin + size)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _backward(real: int, imaginary: int, dim: int, turns: int) -> None:
     """Undo `_forward`, but for the factor `dim`."""
     size, at = dim, 0
@@ -170,7 +170,7 @@ def _backward(real: int, imaginary: int, dim: int, turns: int) -> None:
                 _backward_four(real + place, imaginary + place, 4 * LANES * quarter, turns + 24 * (at + k))
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _largest(values: Any) -> Any:
     """Return the largest absolute value; as whole numbers their bits have the same order, NaN above all."""
     largest, bits = np.empty(1, np.int32), values.view(np.int32)
@@ -181,7 +181,7 @@ def _largest(values: Any) -> Any:
     return largest.view(np.float32)[0]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _balance(rows: Any, columns: Any, first: Any, second: Any) -> None:
     """Write factors for both sides of each lane that leave the product, and make both sides equally large."""
     for lane in range(LANES):
@@ -194,7 +194,7 @@ def _balance(rows: Any, columns: Any, first: Any, second: Any) -> None:
                 first[lane] = second[lane] = np.nan
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def tensor_sketch(
     out: Any, rows: Any, columns: Any, row_buckets: Any, row_signs: Any, column_buckets: Any, column_signs: Any,
     turns: Any,

@@ -7,10 +7,13 @@ from numpy.typing import NDArray
 
 from gradindex.errors import IndexExistsError
 from gradindex.store.columns import as_columns
-from gradindex.store.location import Location, locate
+from gradindex.store.location import Location, exists, locate
 from gradindex.store.manifest import Header
 from gradindex.store.shard import Rows, normalise
 from gradindex.store.store import HEADER, SHARD_BYTES, Store
+
+_END = 1 << 63  # of int64
+_NORMS = np.finfo(np.float32)
 
 
 def write(
@@ -45,7 +48,8 @@ def write(
     Raises
     ------
     ValueError
-        If shapes disagree, ids repeat or are negative, or anything holds NaN or infinity.
+        If shapes disagree, ids repeat, are negative or 2**63 and more, or anything holds NaN, infinity or norms beyond
+        float32.
     IndexExistsError
         If `path` holds anything.
     """
@@ -66,7 +70,7 @@ def write(
         versions={},
         columns=sorted(every),
     )
-    if (locate(path) / HEADER).exists():
+    if exists(locate(path) / HEADER):
         raise IndexExistsError(f"{path} already holds a gradindex store; give another directory.")
     store = Store.create(path, header)
     for number in range(header.shards):
@@ -84,5 +88,13 @@ def _check_arrays(sketch: NDArray[Any], ids: NDArray[Any], norms: NDArray[Any]) 
         )
     if ids.dtype.kind not in "iu" or (ids < 0).any() or len(np.unique(ids)) < len(ids):
         raise ValueError("ids must be distinct integers ≥ 0.")
+    if ids.max() >= _END:
+        raise ValueError(f"ids must be less than 2**63, got {ids.max()}: number the rows, and keep yours in a column.")
     if not (np.isfinite(sketch).all() and np.isfinite(norms).all()) or (norms < 0).any():
         raise ValueError("sketch and norms must be finite, and norms not negative.")
+    kept = norms[norms > 0]
+    if kept.size and not (kept.min() >= _NORMS.tiny and kept.max() <= _NORMS.max):
+        raise ValueError(
+            f"Expected norms of 0 or from {_NORMS.tiny:.2g} to {_NORMS.max:.2g} (float32), got {kept.min():.2g} to "
+            f"{kept.max():.2g}: scale all norms alike. The sketch may have any scale."
+        )

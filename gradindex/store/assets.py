@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.errors import DamagedIndexError
+from gradindex.store import location
 from gradindex.store.location import Location, listing, temporary
 from gradindex.store.manifest import keep, publish, read_entries, read_json, refuse_extra
 
@@ -23,7 +24,7 @@ def manifest_path(store: Location, name: str) -> Location:
 
 def exists(store: Location, name: str) -> bool:
     """Whether the asset is published."""
-    return manifest_path(store, name).exists()
+    return location.exists(manifest_path(store, name))
 
 
 def write(
@@ -45,7 +46,7 @@ def write(
         Anything that belongs to them.
     """
     directory = store / DIRECTORY
-    directory.mkdir(exist_ok=True)
+    location.make_directory(directory)
     files = {}
     for kind, array in arrays.items():
         with temporary(directory) as part:
@@ -79,7 +80,7 @@ def read(store: Location, seal: str, name: str, kinds: set[str]) -> tuple[dict[s
             arrays[kind] = np.array(
                 np.load(file, mmap_mode="r", allow_pickle=False)
             )  # refuses sizes that are not there
-        except (ValueError, OSError, OverflowError) as error:
+        except (ValueError, EOFError, OverflowError) as error:
             raise DamagedIndexError(f"{file} is damaged: {error}") from None
     return arrays, about
 

@@ -16,12 +16,21 @@ import numpy as np
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError
+from gradindex.store import location
 from gradindex.store.location import Location
 from gradindex.store.manifest import Header, publish, read_json, seal
 
 DIRECTORY, HEAD = "changes", "head.json"
 _PART = re.compile(r"[0-9a-f]{16}")
 _MOST = 1 << 48  # rows of a part
+
+
+class InvalidChangeError(DamagedIndexError):
+    """A change after the first `before` ones is as it was written, but removes what is no id."""
+
+    def __init__(self, message: str, before: int) -> None:
+        super().__init__(message)
+        self.before = before
 
 
 @dataclass(frozen=True)
@@ -68,13 +77,15 @@ class State:
         return seal({"parts": [[part.name, part.seal] for part in self.parts]})
 
     def apply(self, value: dict[str, Any]) -> "State":
-        """Return the state after one more change; raises ValueError or KeyError if it makes no sense."""
+        """Return the state after one more change; raises ValueError, KeyError or OverflowError if it makes no sense."""
         after = dataclasses.replace(self, number=self.number + 1, last=seal(value))
         kind = value["kind"]
         if kind == "remove":
             ids = value["ids"]
-            if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < 2**63 for one in ids):
-                raise ValueError("expected ids ≥ 0")
+            if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+                raise ValueError("expected ids")
+            if ids and not 0 <= min(ids) <= max(ids) < 2**63:
+                raise OverflowError(f"it removes {min(ids)} to {max(ids)}, which are no ids")
             return dataclasses.replace(after, removals=(*self.removals, np.array(ids, np.int64)))
         part = _part(value)
         if part.name in {one.name for one in self.parts}:
@@ -122,13 +133,15 @@ def history(store: Location, header: Header) -> Iterator[State]:
     ------
     DamagedIndexError
         If a change is damaged, belongs elsewhere or is missing although ``head.json`` counts it.
+    InvalidChangeError
+        Of these: if a change is as it was written, and removes what is no id.
     """
     known = _known(store, header)  # read first: changes that come later are more than it counts, never fewer
     state = State(0, "", (Part("", header.seal, header.rows),), header.rows)
     while True:
         yield state
         path = file(store, state.number + 1)
-        if not path.exists():
+        if not location.exists(path):
             if state.number < known:
                 raise DamagedIndexError(f"{path} is missing: {known} changes were made.")
             return
@@ -141,8 +154,34 @@ def history(store: Location, header: Header) -> Iterator[State]:
             raise DamagedIndexError(f"{path} is not the next change of this store.")
         try:
             state = state.apply(saved)
+            _check_removed(header, state)
+        except OverflowError as error:
+            raise InvalidChangeError(f"{path} is damaged: {error}.", int(saved["number"]) - 1) from None
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedIndexError(f"{path} is damaged: {error}.") from None
+
+
+def _check_removed(header: Header, state: State) -> None:
+    """Raise ValueError if samples are removed that were never there; ids of arrays are any."""
+    if header.backend != "none" and len(state.removed) and state.removed[-1] >= state.positions:
+        raise ValueError(f"it removes {state.removed[-1]}, which was never there")
+
+
+def drop_invalid(store: Location, header: Header) -> list[str]:
+    """Delete the last change if it removes what is no id, so that no reader accepts it; return what was deleted.
+
+    Raises like `history` otherwise: a change that is missing or not as it was written says what nothing else does.
+    """
+    try:
+        read(store, header)
+        return []
+    except InvalidChangeError as error:
+        if location.exists(file(store, error.before + 2)):
+            raise
+        if _known(store, header) > error.before:
+            publish(store / DIRECTORY / HEAD, {"store": header.seal, "number": error.before}, replace=True)
+        location.unlink(file(store, error.before + 1))
+        return [f"{DIRECTORY}/{name(error.before + 1)}"]
 
 
 def commit(store: Location, header: Header, make: Callable[[State], dict[str, Any] | None]) -> State:
@@ -151,7 +190,7 @@ def commit(store: Location, header: Header, make: Callable[[State], dict[str, An
     `make` gets the state as it is and returns the change (its ``kind`` and what belongs to it), or None if there is
     none to make; it is called again whenever another process was first.
     """
-    (store / DIRECTORY).mkdir(exist_ok=True)
+    location.make_directory(store / DIRECTORY)
     while True:
         state = read(store, header)
         try:
@@ -163,11 +202,12 @@ def commit(store: Location, header: Header, make: Callable[[State], dict[str, An
         if change is None:
             return state
         value = {"store": header.seal, "number": state.number + 1, "before": state.last, **change}
+        after = state.apply(value)  # or no reader would accept it
+        _check_removed(header, after)
         try:
             publish(file(store, state.number + 1), value)
         except FileExistsError:
             continue
-        after = state.apply(value)
         count(store, header, after)
         return after
 
@@ -181,7 +221,7 @@ def count(store: Location, header: Header, state: State) -> None:
 def _known(store: Location, header: Header) -> int:
     """Return how many changes there are at least, so that a lost last one is noticed."""
     path = store / DIRECTORY / HEAD
-    if not path.exists():
+    if not location.exists(path):
         return 0
     saved = read_json(path)
     number = saved.get("number")

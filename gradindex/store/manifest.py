@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradindex.errors import DamagedIndexError
-from gradindex.store import location, seen
+from gradindex.store import cache, location, seen
 from gradindex.store.location import Location
 
 FORMAT = "gradindex store"
@@ -129,7 +129,7 @@ class FileEntry:
         path = directory / self.name
         try:
             found = location.size(path)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise DamagedIndexError(_missing(path, error)) from None
         if found != self.bytes:
             raise DamagedIndexError(f"{path} is damaged: expected {self.bytes} bytes, found {found}.")
@@ -140,7 +140,7 @@ class FileEntry:
         path = self.check_size(directory)
         try:
             found = location.digest(path)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise DamagedIndexError(_missing(path, error)) from None
         if found != self.sha256:
             raise DamagedIndexError(f"{path} is damaged: its contents do not match the sha256 in its manifest.")
@@ -154,7 +154,7 @@ class FileEntry:
         """
         path = self.check_size(directory)
         try:
-            copy = location.local(path, self.bytes, self.sha256)
+            copy = cache.local(path, self.bytes, self.sha256)
             if checked and not (once and seen.known(copy, self.sha256)):
                 before = copy.stat()
                 FileEntry(copy.name, self.bytes, self.sha256).check_contents(copy.parent)
@@ -194,7 +194,7 @@ def read_json(path: Location) -> dict[str, Any]:
         saved = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
         raise DamagedIndexError(_missing(path, error)) from None
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedIndexError(f"{path} is damaged: {error}") from None
     if not isinstance(saved, dict):
         raise DamagedIndexError(f"{path} is damaged: expected a JSON object.")
@@ -231,5 +231,5 @@ def publish(path: Location, value: dict[str, Any], *, replace: bool = False) -> 
 def refuse_extra(directory: Location, known: set[str]) -> None:
     """Raise DamagedIndexError if there is a file that is neither `known` nor a killed build's temporary one."""
     for path in location.listing(directory):
-        if path.name not in known and not location.is_temporary(path):
+        if path.name not in known and not location.is_temporary(path) and location.exists(path):
             raise DamagedIndexError(f"{path} belongs to no manifest of this index; gradindex repair removes it.")

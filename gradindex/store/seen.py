@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from gradindex.store import location
+from gradindex.store import cache
 
 LARGE = 64 << 20  # bytes; smaller files are hashed at every opening
 SETTLED = 2.0  # seconds: within the clock's tick, a second change might not show
@@ -19,7 +19,10 @@ SETTLED = 2.0  # seconds: within the clock's tick, a second change might not sho
 def known(path: Path, sha256: str) -> bool:
     """Whether this file, as it is now, was compared before and is large."""
     status = path.stat()
-    return status.st_size > LARGE and _note(status, sha256).exists()
+    if status.st_size > LARGE:
+        with contextlib.suppress(OSError):  # a cache that cannot be read costs time, and nothing else
+            return _note(status, sha256).exists()
+    return False
 
 
 def note(path: Path, sha256: str, before: os.stat_result) -> None:
@@ -28,14 +31,14 @@ def note(path: Path, sha256: str, before: os.stat_result) -> None:
     changed = _name(status, sha256) != _name(before, sha256) or time.time() - status.st_ctime < SETTLED
     if changed or status.st_size <= LARGE:
         return
-    with contextlib.suppress(OSError):  # a cache that cannot be written to costs time, and nothing else
+    with contextlib.suppress(OSError):  # nor does one that cannot be written to
         file = _note(status, sha256)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
 
 
 def _note(status: os.stat_result, sha256: str) -> Path:
-    return location.cache() / "seen" / _name(status, sha256)
+    return cache.directory() / "seen" / _name(status, sha256)
 
 
 def _name(status: os.stat_result, sha256: str) -> str:

@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,17 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError
+from gradindex.store import disk
 from gradindex.store.columns import to_arrow
-from gradindex.store.location import Location, sync, temporary
+from gradindex.store.location import Location, temporary
 from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json
+from gradindex.store.mapping import advise, map_file
 
 _ARRAYS = ("sketch", "norm", "id")
 _BLOCK_BYTES = 1 << 14
 """Bytes of rows under one checksum: looking up scattered rows reads little more than them."""
 _FEW_BLOCKS = 64  # not worth another thread
+_SQUARE = 1e-140  # a norm whose square is still far from the smallest number
 _CHECKED = 1 << 19  # bytes compared before they are converted, so that they are read from memory once
 
 
@@ -41,9 +46,16 @@ class Rows:
 
 
 def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
-    """Return rows scaled to unit norm, float32; zero rows stay zero."""
+    """Return rows scaled to unit norm, float32; zero rows stay zero, whatever else their scale."""
     wide = np.asarray(sketches, np.float64)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    with np.errstate(over="ignore", under="ignore"):
+        norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    odd = ((norms < _SQUARE) | np.isinf(norms)).ravel()  # squares are no longer exact, or larger than any number
+    if odd.any():
+        wide = wide.copy()
+        largest = np.abs(wide[odd]).max(axis=1, keepdims=True, initial=0)
+        wide[odd] = np.divide(wide[odd], largest, out=np.zeros_like(wide[odd]), where=largest > 0)
+        norms[odd] = np.linalg.norm(wide[odd], axis=1, keepdims=True)
     unit: NDArray[np.float32] = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)
     return unit
 
@@ -72,9 +84,7 @@ def _write_array(directory: Location, name: str, array: NDArray[Any], beside: Ex
     pieces = _npy_header(array.dtype, array.shape), np.ascontiguousarray(array).data
     digest = beside.submit(_digest, *pieces)
     with temporary(directory) as part:
-        with part.open("wb") as file:
-            file.writelines(pieces)  # np.save hides the errno of a full disk
-        sync(part)
+        disk.write(part, pieces)  # np.save hides the errno of a full disk
         return keep(part, directory, name, digest.result())
 
 
@@ -109,8 +119,7 @@ class Shard:
         self._directory, self._manifest = directory, path
         self._entries = read_entries(saved, path, {*_ARRAYS, "columns"})
         # Everything is mapped now: what is deleted later, by a compaction, stays readable here.
-        self._columns = self._bytes_of_columns()
-        self._maps: dict[str, mmap.mmap] = {}
+        self._columns = _mapped(self._entries["columns"].local(directory, checked=False))
         self.sketches = self._map("sketch", np.float16, (len(self), header.dim))  # checked when first read
         self._block_rows, self._sums = _block_sums(saved, len(self), path)
         self._good = np.zeros(len(self._sums), bool)
@@ -152,15 +161,11 @@ class Shard:
 
     def _ask_for(self, begin: int, stop: int) -> None:
         """Let the system begin to read some rows from disk."""
-        data, size = self._maps["sketch"], self.sketches.strides[0]
-        start = len(data) - self.sketches.nbytes + begin * size
-        end = min(len(data), len(data) - self.sketches.nbytes + stop * size)
-        start -= start % mmap.PAGESIZE
-        data.madvise(mmap.MADV_WILLNEED, start, end - start)
+        advise(self.sketches[begin:stop], mmap.MADV_WILLNEED)
 
     def release(self) -> None:
         """Let go of the pages of sketches that were read; the system keeps them in its cache while there is room."""
-        self._maps["sketch"].madvise(mmap.MADV_DONTNEED)
+        advise(self.sketches, mmap.MADV_DONTNEED)
 
     def take(self, places: NDArray[np.int64]) -> NDArray[np.float16]:
         """Return the sketches at some places in the shard, checked; raises DamagedIndexError."""
@@ -208,7 +213,7 @@ class Shard:
             if file.metadata.num_columns and file.metadata.num_rows != len(self):
                 raise ValueError(f"expected {len(self)} rows, found {file.metadata.num_rows}")
             return read(file)
-        except (pa.ArrowException, ValueError, OSError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:  # of bytes in memory
             raise DamagedIndexError(f"{path} is damaged: {error}") from None
 
     def check(self) -> None:
@@ -216,26 +221,21 @@ class Shard:
         for entry in self._entries.values():
             entry.check_contents(self._directory)
 
-    def _bytes_of_columns(self) -> NDArray[np.uint8]:
-        entry = self._entries["columns"]
-        path = entry.local(self._directory, checked=False)
-        try:
-            return np.memmap(path, np.uint8, "r", shape=(entry.bytes,))
-        except (ValueError, OSError) as error:
-            raise DamagedIndexError(f"{path} is damaged: {error}") from None
-
     def _map(self, kind: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         path = self._entries[kind].local(self._directory, checked=kind != "sketch")
         header = _npy_header(dtype, shape)
-        try:
-            with path.open("rb") as file:  # one opening: a compaction may delete the file at any moment
-                if file.read(len(header)) != header:
-                    raise ValueError(f"expected the .npy header of {np.dtype(dtype)} {shape}.")
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[kind] = data
-            return np.frombuffer(data, dtype, int(np.prod(shape)), len(header)).reshape(shape)
-        except (ValueError, OSError) as error:
-            raise DamagedIndexError(f"{path} is damaged: {error}") from None
+        data = _mapped(path)  # one opening: a compaction may delete the file at any moment
+        if data[: len(header)].tobytes() != header or len(data) != len(header) + np.dtype(dtype).itemsize * prod(shape):
+            raise DamagedIndexError(f"{path} is damaged: expected the .npy header of {np.dtype(dtype)} {shape}.")
+        found: NDArray[Any] = data[len(header) :].view(dtype).reshape(shape)
+        return found
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    try:
+        return map_file(path)
+    except FileNotFoundError:
+        raise DamagedIndexError(f"{path} is missing.") from None
 
 
 def _digest(*pieces: Any) -> str:

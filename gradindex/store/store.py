@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Ids
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import assets, changes
+from gradindex.store import assets, changes, location
 from gradindex.store.changes import Part, State
 from gradindex.store.columns import common_schema
 from gradindex.store.differences import compare, model_differences
@@ -62,12 +62,12 @@ class Store:
             If it holds a store of something else; the message names the differences.
         """
         path = locate(path)
-        if path.exists() and not path.is_dir():
+        if location.exists(path) and not location.is_directory(path):
             raise IndexExistsError(f"{path} is a file; give a directory.")
         strangers = any(not is_temporary(p) for p in listing(path))
-        if strangers and not (path / HEADER).exists():
+        if strangers and not location.exists(path / HEADER):
             raise IndexExistsError(f"{path} is not empty and holds no gradindex store; give another directory.")
-        path.mkdir(parents=True, exist_ok=True)
+        location.make_directory(path)
         try:
             publish(path / HEADER, header.to_json())  # first: whatever else is here, a killed build may have left
         except FileExistsError:
@@ -79,7 +79,7 @@ class Store:
                     "Give another directory, or overwrite it (overwrite=True, --overwrite)."
                 ) from None
             header = saved  # shards name the header they were begun with
-        (path / SHARDS).mkdir(exist_ok=True)
+        location.make_directory(path / SHARDS)
         return cls(path, header)
 
     @classmethod
@@ -94,17 +94,16 @@ class Store:
             If it is incomplete, or a file is missing or of another size than its manifest says; `check` compares
             contents.
         """
-        path = locate(path)
-        if not (path / HEADER).exists():
-            raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
-        header = Header.read(path / HEADER)
+        given, path = path, locate(path)
+        if not location.exists(path / HEADER):
+            raise FileNotFoundError(f"{given} holds no gradindex index ({HEADER} is missing).")
         while True:
-            store = cls(path, header)
+            store = cls(path, Header.read(path / HEADER))
             try:
                 store._map()
                 return store
             except DamagedIndexError:
-                if store.is_last():  # else a compaction deleted what this state was made of
+                if store.is_last():  # else a compaction deleted what this state was made of, or the store was replaced
                     raise
 
     def _map(self) -> None:
@@ -123,7 +122,9 @@ class Store:
         return self._given or changes.read(self.path, self.header)
 
     def is_last(self) -> bool:
-        """Whether nothing was changed since this was opened."""
+        """Whether nothing was changed since this was opened, and no other store took its place."""
+        if Header.read(self.path / HEADER).seal != self.header.seal:
+            return False
         return changes.read(self.path, self.header).number == self.state.number
 
     def __len__(self) -> int:
@@ -137,7 +138,7 @@ class Store:
 
     def has(self, number: int) -> bool:
         """Whether a shard is published."""
-        return manifest_path(self.path / SHARDS, number).exists()
+        return location.exists(manifest_path(self.path / SHARDS, number))
 
     def write(self, number: int, rows: Rows) -> None:
         """Publish a shard."""
@@ -179,10 +180,7 @@ class Store:
         return self._alive(self.state)
 
     def _alive(self, state: State) -> NDArray[np.bool_] | None:
-        removed = state.removed
-        if len(removed) and removed[-1] >= state.positions and self.header.backend != "none":
-            raise DamagedIndexError(f"{self.path / changes.DIRECTORY} removes {removed[-1]}, which was never there.")
-        mask = ~np.isin(self.ids, removed)
+        mask = ~np.isin(self.ids, state.removed)
         return None if mask.all() else mask
 
     def remove(self, ids: Any) -> int:
@@ -212,6 +210,7 @@ class Store:
         wanted = np.atleast_1d(np.asarray(ids))
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
             raise TypeError(f"Expected ids (c,) of integers, got {wanted.dtype} of shape {wanted.shape}.")
+        self._check_int64(wanted)
         wanted = np.setdiff1d(wanted.astype(np.int64), self.state.removed)
         self.rows_of(wanted)
         state, gone = self.state, 0
@@ -294,11 +293,16 @@ class Store:
         IndexError
             If an id is not in the store.
         """
+        self._check_int64(ids)
         rows = self._nearest_rows(ids)
         bad = ids[self.ids[rows] != ids]
         if len(bad):
             raise IndexError(f"Ids {bad[:5].tolist()} are out of range for an index of {len(self)} samples.")
         return rows.astype(np.int64)
+
+    def _check_int64(self, ids: NDArray[Any]) -> None:
+        if ids.dtype == np.uint64 and (ids >> np.uint64(63)).any():  # they would turn negative
+            raise IndexError(f"Ids up to {ids.max()} are out of range for an index of {len(self)} samples.")
 
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
         """Return whether there are rows of these ids, (n,)."""
@@ -333,7 +337,7 @@ class Store:
         last = changes.read(self.path, self.header)
         refuse_extra(self.path / changes.DIRECTORY, {changes.HEAD, *map(changes.name, range(1, last.number + 1))})
         assets.check(self.path, self.header.seal)
-        if (self.path / AUDIT).exists():
+        if location.exists(self.path / AUDIT):
             read_json(self.path / AUDIT)
         refuse_extra(self.path, KNOWN)
 

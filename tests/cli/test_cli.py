@@ -151,7 +151,8 @@ def test_bad_usage_exits_with_2(path, capsys, arguments, said):
         (["explain", "OUT", JOB, "--ids", "1", "-k", "241"], "Error: k is 241, but there are only 240 samples."),
         (["explain", "OUT", "tests.jobs:failing_job", "--ids", "1"], "Error: the data are on another planet"),
         (["explain", "OUT", "tests.jobs:other_model_job", "--ids", "1"], "parameter '0.weight' (and 3 more) has other"),
-        (["build", JOB, "OUT"], "already holds an index of 240 samples"),
+        (["build", JOB, "OUT", "--index", "SQ8"], "already holds an index of 240 samples"),
+        (["build", JOB, "OUT", "--dim", "64"], "already holds an index of something else"),
         (["info", "nowhere"], "Error: nowhere holds no gradindex index (store.json is missing)."),
     ],
 )
@@ -163,6 +164,20 @@ def test_failures_exit_with_1_and_one_line(path, capsys, arguments, said):
     assert len(text.strip().splitlines()) == 1
     _, _, text = cli(capsys, *arguments, "--debug")
     assert "Traceback (most recent call last)" in text
+
+
+def test_a_finished_build_that_is_run_again_says_so(tmp_path, capsys):
+    asked = ["build", JOB, tmp_path / "i", "--index", "IVF4,Flat"]
+    assert cli(capsys, *asked)[0] == 0
+    before = {one: one.stat().st_mtime_ns for one in (tmp_path / "i").rglob("*")}
+    code, text, _ = cli(capsys, *asked)
+    assert code == 0 and "All of it was there already; nothing was left to do." in " ".join(text.split())
+    code, text, _ = cli(capsys, *asked, "--json")
+    assert code == 0 and json.loads(text)["samples"] == ROWS and json.loads(text)["summary"] is None
+    assert {one: one.stat().st_mtime_ns for one in (tmp_path / "i").rglob("*")} == before
+    gradindex.load(tmp_path / "i").remove([3])
+    code, _, said = cli(capsys, *asked)
+    assert code == 1 and "already holds an index" in said
 
 
 def test_every_command_can_print_json():

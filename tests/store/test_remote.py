@@ -13,8 +13,9 @@ import pytest
 import gradindex
 from gradindex.cli.app import run
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import Store, location
-from gradindex.store.location import RemotePath, locate
+from gradindex.store import Store, cache, location, remote
+from gradindex.store.location import locate
+from gradindex.store.remote import RemotePath
 from tests.jobs import ROWS, digits, digits_job, longer_job, other_model_job
 from tests.store.remote import s3  # noqa: F401
 from tests.test_builder import files
@@ -157,25 +158,24 @@ def test_what_is_added_removed_and_compacted(url, disk, tmp_path):
 @pytest.mark.parametrize("step", [1, 4, 8])
 def test_a_stopped_change_goes_on(url, monkeypatch, step):
     """Stopped before one of its writes, an addition or a compaction leaves the old state, and then goes on."""
-    writes = ["_create_remote", "move"]
-    real = {name: getattr(location, name) for name in writes}
+    writes = [(remote, "create"), (location, "move")]
     job = longer_job(ROWS + 20)
 
     def stopped(change):
         left = [step]
 
-        def counted(name):
+        def counted(real):
             def write(*args, **options):
                 left[0] -= 1
                 if left[0] == 0:
                     raise KeyboardInterrupt
-                return real[name](*args, **options)
+                return real(*args, **options)
 
             return write
 
         with monkeypatch.context() as patch:
-            for name in writes:
-                patch.setattr(location, name, counted(name))
+            for module, name in writes:
+                patch.setattr(module, name, counted(getattr(module, name)))
             with pytest.raises(KeyboardInterrupt):
                 change()
         rows = len(gradindex.load(url))
@@ -284,16 +284,16 @@ def test_the_cache_is_bounded_and_used(url, monkeypatch, tmp_path):
     monkeypatch.setenv("GRADINDEX_CACHE", str(tmp_path / "c"))
     gradindex.load(url)
     held = {path: path.stat().st_size for path in (tmp_path / "c").iterdir()}
-    monkeypatch.setattr(location, "_download", lambda *_: pytest.fail("downloaded again"))
+    monkeypatch.setattr(cache, "_download", lambda *_: pytest.fail("downloaded again"))
     index = gradindex.load(url)
     monkeypatch.undo()
     monkeypatch.setenv("GRADINDEX_CACHE", str(tmp_path / "c"))
     monkeypatch.setenv("GRADINDEX_CACHE_BYTES", "1")
-    location._make_room(tmp_path / "c", 1)
+    cache._make_room(tmp_path / "c", 1)
     assert len(list((tmp_path / "c").iterdir())) == len(held)  # all were asked for just now
     later = time.time() + 3600
-    monkeypatch.setattr(location.time, "time", lambda: later)
-    location._make_room(tmp_path / "c", 1)
+    monkeypatch.setattr(cache.time, "time", lambda: later)
+    cache._make_room(tmp_path / "c", 1)
     assert not list((tmp_path / "c").iterdir())
     assert len(list(index.store.blocks())) == 5  # what is mapped stays readable
 
@@ -307,11 +307,11 @@ def test_memory_works_too(disk):
 
 def test_paths_and_urls(tmp_path):
     assert locate(f"file://{tmp_path}") == locate(str(tmp_path)) == locate(tmp_path) == tmp_path
-    remote = locate("s3://bucket/a/b/")
-    assert (str(remote), remote.name, str(remote.parent)) == ("s3://bucket/a/b", "b", "s3://bucket/a")
-    assert isinstance(remote / "c", RemotePath)
+    bucket = locate("s3://bucket/a/b/")
+    assert (str(bucket), bucket.name, str(bucket.parent)) == ("s3://bucket/a/b", "b", "s3://bucket/a")
+    assert isinstance(bucket / "c", RemotePath)
     with pytest.raises(TypeError, match="s3://bucket/a/b is not on this machine"):
-        shutil.copy(remote, tmp_path)
+        shutil.copy(bucket, tmp_path)
 
 
 def test_missing_packages_say_what_to_type(monkeypatch):

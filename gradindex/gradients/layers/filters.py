@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.compiling import compiled
 from gradindex.gradients.layers.geometry import Geometry
 from gradindex.gradients.products import add_products
 from gradindex.sketch.scatter import for_samples
@@ -32,7 +32,7 @@ def form(large: NDArray[np.float32], small: NDArray[np.float32], out: NDArray[np
     )
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _scratch(images: Any, spans: Any, before: Any, channels: int) -> Any:
     """Return zeros for all that patches reach, or nothing if that lies within the images."""
     spans = (spans[0], spans[1], spans[2] * channels)
@@ -42,7 +42,7 @@ def _scratch(images: Any, spans: Any, before: Any, channels: int) -> Any:
     return np.zeros((0, 0, 0), np.float32)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _pad(image: Any, before: Any, channels: int, into: Any) -> None:
     """Copy an image (depth, height, width·channels) amid zeros, `before` of them on each axis, as far as it fits."""
     depth, height, _ = image.shape
@@ -55,7 +55,7 @@ def _pad(image: Any, before: Any, channels: int, into: Any) -> None:
                 line[w + shift] = source[w]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _form(images: Any, deltas: Any, out: Any, spans: Any, place: Any, whole: int, groups: int, width: int) -> None:
     """Take `width` taps of a patch's row at once: with all groups and without dilation they lie side by side."""
     kernel, stride, dilation, before = place[0], place[1], place[2], place[3]
@@ -97,7 +97,7 @@ def _form(images: Any, deltas: Any, out: Any, spans: Any, place: Any, whole: int
                     tap += width
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _short(images: Any, deltas: Any, out: Any, spans: Any, place: Any, whole: int, groups: int, width: int) -> None:
     """Cut the patches after all, since they are short; those of one sample stay in the cache."""
     kernel, stride, dilation, before = place[0], place[1], place[2], place[3]

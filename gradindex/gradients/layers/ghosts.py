@@ -7,10 +7,10 @@ fewer products.
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.compiling import compiled
 from gradindex.gradients.layers.geometry import Geometry
 from gradindex.gradients.products import add_products
 from gradindex.sketch.scatter import for_samples
@@ -67,7 +67,7 @@ def _places(at: Geometry) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return grid[np.ix_(*starts)].ravel(), grid[np.ix_(*taps)].ravel()
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _gram(vectors: Any, turned: Any, out: Any) -> float:
     """Write the inner products of vectors (T, n), each divided by their largest number, and return that.
 
@@ -88,7 +88,7 @@ def _gram(vectors: Any, turned: Any, out: Any) -> float:
     return np.float64(largest)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _squared(rows: Any, columns: Any, out: Any) -> None:
     n, positions, height = rows.shape
     width = columns.shape[2]
@@ -105,7 +105,7 @@ def _squared(rows: Any, columns: Any, out: Any) -> None:
         out[sample] = 0.0 if total < 0 else total * scale * scale  # a NaN stays
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _of_convolution(images: Any, deltas: Any, out: Any, before: Any, spans: Any, pixels: Any, shifts: Any) -> None:
     n, positions, outputs = deltas.shape
     channels = images.shape[4]

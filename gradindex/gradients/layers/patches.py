@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.compiling import compiled
 from gradindex.gradients.layers.geometry import Geometry, geometry
 from gradindex.sketch.scatter import for_samples
 
@@ -20,7 +20,7 @@ def cut(large: NDArray[Any], out: NDArray[Any], at: Geometry) -> None:
     for_samples(lambda some: _cut(images[some], into[some], *place), len(out), out.size // 2)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _cut(images: Any, out: Any, stride: Any, dilation: Any, before: Any) -> None:
     """Index whole arrays: views of rows would cost more than the rows (measured: three times)."""
     n, depth, height, width, channels = images.shape
@@ -53,7 +53,7 @@ def depthwise(large: NDArray[Any], small: NDArray[Any], at: Geometry) -> NDArray
     return out.reshape(len(out), -1)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled()
 def _depthwise(images: Any, deltas: Any, out: Any, stride: Any, dilation: Any, before: Any) -> None:
     n, depth, height, width, channels = images.shape
     _, i_size, j_size, k_size, _, multiplier = deltas.shape
