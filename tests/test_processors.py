@@ -22,7 +22,7 @@ TESTS = ["tests/sketch/test_spectra.py", "tests/gradients/test_products.py"]
 
 
 def test_loops_without_avx(tmp_path):
-    """The loops against their slow twins; those of layers, which emit no vector instructions themselves, are not here."""
+    """The loops against their slow twins; those of layers, which emit no vector instructions, are not among them."""
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", LOOPS.format(tests=TESTS)],
