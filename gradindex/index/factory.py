@@ -21,9 +21,8 @@ from gradindex.index.parameters import Point
 from gradindex.index.selection import Selection
 from gradindex.sketch import from_json
 from gradindex.sketch.countsketch import fold
-from gradindex.store import Header, Store
+from gradindex.store import Header, Store, location
 from gradindex.store.location import Location, listing, make_directory, temporary, unlink
-from gradindex.store.location import exists as present
 from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json, refuse_extra
 from gradindex.store.shard import normalise
 
@@ -246,15 +245,14 @@ def foldable(header: Header) -> bool:
 
 def exists(store: Store) -> bool:
     """Whether the store has an index."""
-    return present(manifest_path(store))
+    return location.exists(manifest_path(store))
 
 
 def manifest_path(store: Store) -> Location:
     """Return where the manifest of the index over a store's rows lies; there is one for every set of rows."""
     state = store.state
-    return (
-        store.path / DIRECTORY / (MANIFEST if state.rows_seal == store.header.seal else f"{state.rows_seal[:16]}.json")
-    )
+    name = MANIFEST if state.rows_seal == store.header.seal else f"{state.rows_seal[:16]}.json"
+    return store.path / DIRECTORY / name
 
 
 def names(store: Store) -> set[str]:
@@ -312,9 +310,7 @@ def _open(path: Path, mapped: bool) -> Any:
             path.open("rb").close()  # says what the machine refuses, which FAISS does not
             faiss.set_deserialization_vector_byte_limit(max(path.stat().st_size, 1 << 16))
             return library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
-        except FileNotFoundError:
-            raise DamagedIndexError(f"{path} is missing.") from None
-        except (RuntimeError, MemoryError) as error:  # its sha256 is right, or was until it was deleted
+        except (FileNotFoundError, RuntimeError, MemoryError) as error:  # its sha256 is right, or was until it was deleted
             raise DamagedIndexError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
         finally:
             faiss.set_deserialization_vector_byte_limit(limit)
