@@ -310,7 +310,7 @@ def _open(path: Path, mapped: bool) -> Any:
             path.open("rb").close()  # says what the machine refuses, which FAISS does not
             faiss.set_deserialization_vector_byte_limit(max(path.stat().st_size, 1 << 16))
             return library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
-        except (FileNotFoundError, RuntimeError, MemoryError) as error:  # its sha256 is right, or was until it was deleted
+        except (FileNotFoundError, RuntimeError, MemoryError) as error:  # its sha256 was right
             raise DamagedIndexError(f"{path} is damaged: {str(error).splitlines()[-1]}") from None
         finally:
             faiss.set_deserialization_vector_byte_limit(limit)
