@@ -20,9 +20,8 @@ from gradindex.index.parameters import Point
 from gradindex.index.selection import Selection
 from gradindex.sketch import from_json
 from gradindex.sketch.countsketch import fold
-from gradindex.store import Header, Store
+from gradindex.store import Header, Store, location
 from gradindex.store.location import Location, listing, make_directory, temporary, unlink
-from gradindex.store.location import exists as present
 from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json, refuse_extra
 from gradindex.store.shard import normalise
 
@@ -253,15 +252,14 @@ def foldable(header: Header) -> bool:
 
 def exists(store: Store) -> bool:
     """Whether the store has an index."""
-    return present(manifest_path(store))
+    return location.exists(manifest_path(store))
 
 
 def manifest_path(store: Store) -> Location:
     """Return where the manifest of the index over a store's rows lies; there is one for every set of rows."""
     state = store.state
-    return (
-        store.path / DIRECTORY / (MANIFEST if state.rows_seal == store.header.seal else f"{state.rows_seal[:16]}.json")
-    )
+    name = MANIFEST if state.rows_seal == store.header.seal else f"{state.rows_seal[:16]}.json"
+    return store.path / DIRECTORY / name
 
 
 def names(store: Store) -> set[str]:
