@@ -154,7 +154,7 @@ def lower(engine: Engine, why: RowsDiffer) -> None:
     if not engine.lower():
         raise ValueError(
             f"The {why}, each time they are computed one by one. Does the model draw random numbers in evaluation "
-            "mode, or change its weights? The gradient of such a model is not defined; see examples/docs/exact.md."
+            "mode, or change its weights? The gradient of such a model is not defined; see exact.md in examples/docs."
         ) from why
     engine.ways.distrusted = True  # what made rows wrong, in some shards only, makes products wrong, too
     log.warning("%s, so the next way is taken: %s", why, sorted(set(engine.paths.values())))

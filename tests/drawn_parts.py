@@ -144,9 +144,8 @@ SOUND = (
 )  # fmt: skip
 OF_BATCHES = (
     "tensor_hook_normalises", "any_branch", "all_branch", "early_exit", "repeated", "centred", "scaled_by_batch",
-    "quantised",
+    "quantised", "counts", "moving_average",
 )  # fmt: skip
-STATEFUL = "counts", "moving_average"  # which write buffers
 STEPS = ("straight_through", "quantised", "any_branch", "all_branch", "early_exit", "repeated", "where")
 
 

@@ -286,6 +286,55 @@ def test_stored_rows_that_are_wrong_prove_nothing(tmp_path):
     assert shard is not None and not index.explain(ids=[5], k=3, certify=True).proved.any()
 
 
+def test_scores_of_samples_that_changed_are_not_exact(tmp_path):
+    model, loss, (x, y) = Net(), torch.nn.CrossEntropyLoss(), data()
+    x = x.copy()
+    index = gradindex.build(gradindex.Job(model, loss, (x, y)), tmp_path / "i", progress=False)
+    before = index.explain(ids=[5], k=4, kernel="grad_dot")
+    assert before.exact.all()
+    x[before.ordered_indices[0][1]] *= 3
+    with pytest.warns(UserWarning, match="is not the stored one"):
+        after = index.explain(ids=[5], k=4, kernel="grad_dot")
+    changed = after.ordered_indices[0] == before.ordered_indices[0][1]
+    assert (after.exact[0] == ~changed).all() and not after.proved.any()
+
+
+def test_tables_that_are_tied_to_a_head_are_held(tmp_path):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.e, self.l, self.h = (
+                torch.nn.Embedding(50, 8),
+                torch.nn.Linear(8, 8),
+                torch.nn.Linear(8, 50, bias=False),
+            )
+            self.h.weight = self.e.weight
+
+        def forward(self, tokens):
+            return self.h(torch.tanh(self.l(self.e(tokens))).mean(1))
+
+    rng, loss = np.random.default_rng(0), torch.nn.CrossEntropyLoss()
+    x, y = rng.integers(0, 50, (60, 5)), rng.integers(0, 50, 60)
+    model = Tied()
+    sketch = gradindex.Landmark(landmarks=16, dims=8)
+    index = gradindex.build(gradindex.Job(model, loss, (x, y)), tmp_path / "i", sketch=sketch, progress=False)
+    result = index.explain(ids=range(6), k=3, certify=True)
+    true = cosines(plain(model, loss, x, y))
+    assert result.meta["params"]["exact_method"] == FACTORS and result.proved.all()
+    for line in range(6):
+        assert np.abs(result.scores[line] - true[line][result.ordered_indices[line]]).max() < 1e-5
+        assert result.ordered_indices[line].tolist() == np.argsort(-true[line], kind="stable")[:3].tolist()
+
+
+def test_statistics_of_the_batch_are_refused(tmp_path):
+    x, y = data(30)
+    layers = torch.nn.Linear(12, 6), torch.nn.BatchNorm1d(6, track_running_stats=False), torch.nn.Linear(6, CLASSES)
+    job = gradindex.Job(torch.nn.Sequential(*layers), torch.nn.CrossEntropyLoss(), (x, y))
+    with pytest.raises(ValueError, match="'1' has no running statistics, so that it takes those of the batch"):
+        gradindex.build(job, tmp_path / "i", progress=False)
+
+
 def test_an_audit_says_when_exact_scores_are_not(tmp_path, monkeypatch):
     model, loss, (x, y) = Net(), torch.nn.CrossEntropyLoss(), data(400)
     index = gradindex.build(gradindex.Job(model, loss, (x, y)), tmp_path / "i", progress=False)

@@ -20,7 +20,23 @@ _ALONG = frozenset({FORWARD, BACKWARD})
 
 
 def of_hooks(model: nn.Module, named: Mapping[str, torch.Tensor]) -> Iterator[Signal]:
-    """Yield signals of hooks that are attached to selected parameters or to modules."""
+    """Yield signals of hooks that are attached to selected parameters or to modules.
+
+    Raises
+    ------
+    ValueError
+        If a layer normalises by the statistics of the batch.
+    """
+    of_batch = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+    ]
+    if of_batch:
+        raise ValueError(
+            f"{_few(of_batch)} has no running statistics, so that it takes those of the batch in evaluation mode, too: "
+            "the gradient of ONE sample has no meaning. Give it track_running_stats=True, or normalise each sample."
+        )
     hooked = [
         name
         for name, value in named.items()

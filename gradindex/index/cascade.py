@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import kernels
-from gradindex.batches import Batch
+from gradindex.batches import Batch, Ids
 from gradindex.gradients.base import Floats
 from gradindex.index import certify as proofs
 from gradindex.index import mips
@@ -225,13 +225,16 @@ def _exact(
     asked: Question,
 ) -> tuple[NDArray[np.float64], str]:
     found = index._dots(queries, gradients, ids_of(index.store, rows))
-    compare_losses(index.store, found.losses)
+    index.changed.append(compare_losses(index.store, found.losses))
     dots = np.where(rows < 0, 0.0, found.dots)
     return kernels.values(asked.kernel, dots, norms, index.store.norms[rows], asked.eps), found.method
 
 
-def compare_losses(store: Store, losses: dict[int, float]) -> None:
-    """Warn if candidates' losses are not those stored: another loss function, or changed data."""
+def compare_losses(store: Store, losses: dict[int, float]) -> NDArray[np.int64]:
+    """Return the ids whose losses are not those stored, with a warning: another loss function, or changed data.
+
+    Their exact gradients are no longer those whose norms are stored, so that their scores are not exact.
+    """
     ids = np.fromiter(losses, np.int64, len(losses))
     now = np.fromiter(losses.values(), np.float64, len(losses))
     stored = store.columns["loss"][store.rows_of(ids)]
@@ -244,3 +247,5 @@ def compare_losses(store: Store, losses: dict[int, float]) -> None:
             UserWarning,
             stacklevel=5,
         )
+    changed: Ids = ids[differs]
+    return changed

@@ -85,6 +85,8 @@ class Changing:
         self.store = store
         self.searcher = searcher or factory.load(store)
         self.summary: BuildSummary | None = None
+        self.changed: list[Ids] = []
+        """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
         self._job = job if job is None else job.with_metric(store.header.metric)
         self._at_hand = None if self._job is None else AtHand(store, self._job)
 

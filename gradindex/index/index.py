@@ -146,6 +146,7 @@ class Index(Changing):
         wanted = cascade.ask(len(self), parsed, k, rerank, candidates, eps, selection, point)
         asked = self.labelled(x, y, ids)
         compared = self.at_hand.compared if rerank or certify else watch.Compared()
+        self.changed = []  # of the copy that is pinned for this call
         parts, methods = [], set()
         most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
         formed = rerank and not certify
@@ -161,6 +162,10 @@ class Index(Changing):
             parts.append(part)
             methods.add(method)
         data: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if len(changed := np.concatenate([*self.changed, np.empty(0, np.int64)])):
+            for prefix, ids_ in (("", "ordered_indices"), ("opponent_", "opponent_indices")):
+                data[f"{prefix}exact"] &= ~np.isin(data[ids_], changed)
+                data[f"{prefix}proved"][:] = False
         if data["proved"].any() or data["opponent_proved"].any():  # by bounds, which hold for right rows only
             data["proved"] &= self.at_hand.rows_hold
             data["opponent_proved"] &= self.at_hand.rows_hold
@@ -354,7 +359,7 @@ class Index(Changing):
             compare(job.engine, held, batch, products)
             out[:, begin : begin + len(batch)] = products
             losses.update(zip(batch.ids.tolist(), found.losses.tolist(), strict=True))
-        cascade.compare_losses(self.store, losses)
+        self.changed.append(cascade.compare_losses(self.store, losses))
         return out
 
     @property

@@ -35,6 +35,7 @@ class Recorder(Projector):
         self.forms: dict[str, str] = {}
         self._costs = projector
         self._taken = 0
+        self._tables: dict[str, tuple[int, int]] = {}  # shapes of those whose rows were looked up
         self._found: dict[str, list[NDArray[Any] | tuple[NDArray[Any], Floats] | _Touched]] = {}
         self.sides: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         self.whole: dict[str, NDArray[np.float32]] = {}
@@ -50,6 +51,7 @@ class Recorder(Projector):
         if self.forms.get(parameter.name) == NONE:
             return
         if rows.ndim == 2 and self._costs.touches:
+            self._tables[parameter.name] = parameter.matrix_shape
             kept = _Touched(np.array(rows, np.int64), np.array(columns, np.float32))
             self._found.setdefault(parameter.name, []).append(kept)
             return
@@ -83,7 +85,7 @@ class Recorder(Projector):
 
     def take(self, count: int = 1) -> bool:
         """File what was kept of the last `count` samples; False if it came in parts, or in another form than before."""
-        found, self._found = self._found, {}
+        found, self._found = {name: self._of_one_kind(name, parts) for name, parts in self._found.items()}, {}
         if any(_rows(part) != count for parts in found.values() for part in parts):
             return False
         if not self._taken:
@@ -96,8 +98,6 @@ class Recorder(Projector):
                 return False
             if form == TOUCHED and not self._touch(name, parts):
                 return False
-            if form == WHOLE and any(isinstance(part, _Touched) for part in parts):
-                return False
             if form == SIDES:
                 rows, columns = self.sides[name]
                 rows[here], columns[here] = parts[0]
@@ -105,6 +105,20 @@ class Recorder(Projector):
                 self.whole[name][here] = sum(_formed(part) for part in parts)
         self._taken += count
         return True
+
+    def _of_one_kind(self, name: str, parts: list[Any]) -> list[Any]:
+        """Return one formed gradient (b, size) where rows of a table came with others, as those of a tied head do."""
+        touched = [isinstance(part, _Touched) for part in parts]
+        if not any(touched) or (all(touched) and self.forms.get(name, TOUCHED) == TOUCHED):
+            return parts
+        total = np.zeros((_rows(parts[0]), *self._tables[name]), np.float32)
+        for part in parts:
+            if isinstance(part, _Touched):
+                for table, numbers, columns in zip(total, *part, strict=True):
+                    np.add.at(table, numbers, columns)
+            else:
+                total += _formed(part).reshape(total.shape)
+        return [total.reshape(len(total), -1)]
 
     def _touch(self, name: str, parts: list[Any]) -> bool:
         for part in parts:
