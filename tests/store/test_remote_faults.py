@@ -34,6 +34,10 @@ class Faulty(MemoryFileSystem):
     def set(cls, kind="", at=frozenset()):
         cls.kind, cls.at, cls.asked, cls.listed = kind, at, 0, {}
 
+    @classmethod
+    def empty(cls):
+        cls.store, cls.pseudo_dirs = {}, [""]
+
     def _try(self, work):
         cls = type(self)
         cls.asked += 1
@@ -75,7 +79,7 @@ def clean(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADINDEX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "_WAIT", 0)
     monkeypatch.setattr(remote, "_exclusive", set())
-    Faulty.store, Faulty.pseudo_dirs = {}, [""]
+    Faulty.empty()
     Faulty.set()
 
 
@@ -96,7 +100,7 @@ def asked(url):
     """Return how many questions everything takes, and what it leaves."""
     assert act(url) == 3
     count, want = Faulty.asked, contents()
-    Faulty.store.clear()
+    Faulty.empty()
     return count, want
 
 
@@ -104,7 +108,7 @@ def asked(url):
 def test_one_failure_is_not_seen(kind):
     count, want = asked("faulty://b/i")
     for at in np.unique(np.linspace(1, count, 25).astype(int)).tolist():
-        Faulty.store.clear()
+        Faulty.empty()
         remote._exclusive.clear()
         Faulty.set(kind, {at})
         assert act("faulty://b/i") == 3  # also where the removal itself was answered by a timeout
@@ -115,7 +119,7 @@ def test_one_failure_is_not_seen(kind):
 def test_a_store_that_stays_away_leaves_a_state_that_goes_on(kind):
     count, want = asked("faulty://b/i")
     for at in np.unique(np.linspace(1, count, 25).astype(int)).tolist():
-        Faulty.store.clear()
+        Faulty.empty()
         remote._exclusive.clear()
         Faulty.set(kind, range(at, 10 * count))
         with pytest.raises(OSError, match=r"Internal Server Error|the answer did not come"):
