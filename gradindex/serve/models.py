@@ -173,6 +173,8 @@ class Audit(BaseModel):
     drawn: str = Field(description="What the queries were.")
     stages: dict[str, dict[str, tuple[float, float, float]]] = Field(description="Each (value, low, high).")
     pairs: list[tuple[float, float]] = Field(description="Some pairs (sketched, exact) of cosines.")
+    steps: int = Field(0, description="Exact values that were compared with training steps.")
+    steps_error: float = Field(0.0, description="The largest difference of those, as a cosine.")
 
 
 class Health(BaseModel):
