@@ -170,6 +170,15 @@ class TestOnlyWhatTheLossReadsCounts:
         with pytest.raises(gradindex.gradients.base.PathFailed, match="belongs to the batch as a whole"):
             TorchEngine(model, lambda out, y: out[1]).directional(x, x, np.zeros(558, np.float32))
 
+    def test_what_is_read_as_a_number(self):
+        model = Tokens(lambda own, hidden, logits, _: (logits, hidden.detach().transpose(0, 1)))
+        x, _ = texts()
+
+        def loss(out, y):
+            return next_token(out[0], y) * (3.0 if bool(out[1].mean() > 0) else 1.0)
+
+        assert_right(model, loss, x, x)
+
     @pytest.mark.filterwarnings("ignore:The loss does not depend on 2 parameters")
     @pytest.mark.parametrize("first", [0, 5])
     def test_what_the_first_sample_does_not_read_and_later_ones_do(self, first):
