@@ -7,6 +7,7 @@ mode, each from the same state, that uses nothing of gradindex; `drawn_judge` co
 """
 
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,8 @@ def draw(seed: int, samples: int | None = None) -> Drawn:
     kinds["tied"] = str(bool(tied))
     if kinds["trunk"] == "texts":
         kinds["table"] = ", ".join(name for name in ("padding_idx", "scale_grad_by_freq", "max_norm") if flags[name])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of training with hooks, and of losses
         torch.manual_seed(seed)
         return _made(seed, kinds, flags, rng, pick(parts.ACTIVATIONS), table[kinds["loss"]], samples)
 
