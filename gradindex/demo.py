@@ -77,7 +77,7 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
     figure = plots.plot_similar(result, x_test[chosen], x_train)
     save_figure(figure, path / PICTURE)
     out.print(f"Index    {path / 'index'}\nPicture  {path / PICTURE}\n", highlight=False, soft_wrap=True)
-    where = "" if path == Path("gradindex-demo") else f"GRADINDEX_DEMO={path} "
+    where = "" if path.absolute() == Path("gradindex-demo").absolute() else f"GRADINDEX_DEMO={path} "
     out.print(
         f"Ask more: {where}gradindex explain {path / 'index'} gradindex.demo:{backend.value}_job --ids 3,14 -k 5",
         highlight=False,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradindex.batches import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.embedding import check_batch, check_finite, default_batch_size
-from gradindex.gradients import double_backward, loop
+from gradindex.gradients import double_backward, ladder, loop
 from gradindex.gradients.base import Engine, Floats, PerSample, log
 from gradindex.gradients.ladder import LOOP, is_out_of_memory
 from gradindex.gradients.signals import BACKWARD, FACTORED, FACTORS, FORWARD
@@ -91,6 +91,7 @@ def scan(
     by_steps
         Whether to take a training step for every sample, and trust no faster way.
     """
+    _settle(engine, source)
     size = batch_size or default_batch_size(engine)
     batches = source.blocks(size) if ids is None else (source.take(some) for some in ids)
     if not by_steps and (engine.size <= _SMALL or not _has_factors(engine)):
@@ -151,6 +152,7 @@ def candidate_dots(
     wanted = np.unique(candidates[candidates >= 0])
     if not len(wanted):
         return Evaluated(np.full(candidates.shape, -np.inf), {}, "none")
+    _settle(engine, source)
     shared = int((candidates >= 0).sum()) > FORWARD_PAIRS * len(wanted)
     several = queries if len(gradients) > 1 and _has_factors(engine) else None
     # One query tells: keeping all of them may take as many numbers as their gradients.
@@ -218,6 +220,14 @@ def _check(
 
 def _at(place: int) -> slice:
     return slice(place, place + 1)
+
+
+def _settle(engine: Engine, source: Source) -> None:
+    """Let an engine choose its paths by the dataset's first samples, if it has seen none yet."""
+    if engine.signals is None and len(source):
+        first = source.take(np.arange(min(ladder.SAMPLES, len(source)), dtype=np.int64))
+        check_batch(first)
+        engine.settle(first.x, first.y)
 
 
 def _has_factors(engine: Engine) -> bool:

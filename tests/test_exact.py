@@ -127,7 +127,7 @@ def test_without_an_index_no_gradient_is_kept(kit, monkeypatch):
     x, y = job.source.x, job.source.y
     explainer = kit.explainer(job.model, kit.loss, "grad_cos").fit(x, y)
     found = explainer.explain(batch.x, batch.y, k=4)
-    assert sum(formed) == len(batch)
+    assert not formed  # the few queries' gradients are training steps'
     assert explainer.grad_X_train is None
     cosines = oracles.kernel("grad_cos", asked, train, eps=0)
     np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :4], atol=1e-5)

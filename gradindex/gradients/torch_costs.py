@@ -12,13 +12,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gradindex.gradients.base import log
+
 _OPERATION, _FRESH, _WARM = 10.0, 0.004, 0.002  # microseconds: a call; a number written to fresh and to warm memory
 _BATCH = 32  # samples that share the calls of a batched pass
 _MARGIN = 1.5  # estimates are as rough
 
 
 def pays(batched: Callable[[], Any], samples: int, single: Callable[[], Any]) -> bool:
-    """Whether a pass of many samples at once takes less time than one pass for each.
+    """Whether a pass of many samples at once runs, and takes less time than one pass for each.
 
     Parameters
     ----------
@@ -29,8 +31,12 @@ def pays(batched: Callable[[], Any], samples: int, single: Callable[[], Any]) ->
     single
         A pass of one.
     """
-    with _Counted() as together:
-        batched()
+    try:
+        with _Counted() as together:
+            batched()
+    except Exception as error:  # what a model does that `vmap` does not know
+        log.debug("vmap does not run: %s", error)
+        return False
     with _Counted() as alone:
         single()
     at_once = together.calls * _OPERATION + together.numbers * _BATCH / samples * _FRESH
