@@ -87,6 +87,7 @@ class Engine(ABC):
     """The training steps of a framework's model, which faster paths are compared with."""
     deterministic: bool = True
     """Whether the same batch gives the same bits again; not promised on accelerators."""
+    _half: bool = False
     plain_outputs: bool = False
     """Whether the model's output is one array, and no object that holds it; known once a sample was seen."""
     captured: int = 0
@@ -120,7 +121,7 @@ class Engine(ABC):
     @property
     def is_half(self) -> bool:
         """Whether a part of the model computes in half precision."""
-        return any(parameter.dtype in ("bfloat16", "float16") for parameter in self.parameters)
+        return self._half or any(parameter.dtype in ("bfloat16", "float16") for parameter in self.parameters)
 
     @property
     def of_queries(self) -> "Engine":
@@ -339,7 +340,12 @@ class Engine(ABC):
         if self.signals is not None:
             return
         first = slice(0, 1)
-        self.signals = self.find_signals(index(x, first), None if y is None else index(y, first))
+        self.signals = ()
+        try:
+            self.signals = self.find_signals(index(x, first), None if y is None else index(y, first))
+        except TypeError:
+            if not any(isinstance(leaf, list) for leaf in leaves(x)):  # objects are in no graph, and take the loop
+                raise
         batch_loss.check(lambda rows: self.batch_loss(x, y, rows), length(x), ladder.tolerances(self)[0])
         for signal in self.signals:
             log.log(logging.WARNING if signal.remark else logging.INFO, "%s", signal)

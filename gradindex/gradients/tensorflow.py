@@ -23,6 +23,7 @@ from gradindex.gradients.tensorflow_model import (
     check_model,
     choose,
     describe,
+    in_half,
     needs_one_matrix,
     unrolled,
     weight_names,
@@ -92,6 +93,7 @@ class TensorFlowEngine(Engine):
         chosen, self.frozen = choose(model, parameters)
         self._variables = list(chosen.values())
         self.parameters = describe(model, chosen)
+        self._half = in_half(model)
         self.dtype = np.dtype(np.float64 if any(v.dtype == "float64" for v in self._variables) else np.float32)
         self._label_form: str | None = None
         self._eager_directional = False

@@ -128,6 +128,13 @@ def choose(model: Any, wanted: str | Sequence[str] | None) -> tuple[dict[str, An
     return {name: trainable[name] for name in select(list(trainable), wanted)}, frozen
 
 
+def in_half(model: Any) -> bool:
+    """Whether a layer of a model, which may be frozen, computes in half precision."""
+    layers: list[Any] = list(getattr(model, "_flatten_layers", list)())
+    kinds = {getattr(layer, "compute_dtype", "") for layer in layers} | {str(one.dtype) for one in model.weights}
+    return bool(kinds & {"bfloat16", "float16"})
+
+
 def describe(model: Any, chosen: Mapping[str, Any]) -> tuple[Parameter, ...]:
     """Return what is to be known of selected variables, given by name."""
     owners = weight_owners(model)

@@ -154,8 +154,16 @@ class Seen:
 
 
 def joined_outputs(outputs: Sequence[Any]) -> Any:
-    """Return the outputs of several batches as that of one; numbers without an axis of samples are the first's."""
+    """Return the outputs of several batches as that of one.
+
+    Raises
+    ------
+    ValueError
+        If one holds a number without an axis of samples.
+    """
     seen = [Seen(output) for output in outputs]
+    if any(value.shape.rank == 0 for value in seen[0].values):
+        raise ValueError("A number without an axis of samples cannot be joined with others.")
     values = list(zip(*(one.values for one in seen), strict=True))
     masks = [tf.concat(some, 0) for some in zip(*(one.masks for one in seen), strict=True)]
-    return seen[0].rebuild([some[0] if some[0].shape.rank == 0 else tf.concat(some, 0) for some in values], masks)
+    return seen[0].rebuild([tf.concat(some, 0) for some in values], masks)

@@ -104,11 +104,6 @@ class TorchEngine(Engine):
         self._workspaces = [Workspace()]
         self._separable: bool | None = None  # whether parts of a batch may be computed at once; None: not tried
 
-    @property
-    def is_half(self) -> bool:
-        """Whether a part of the model, which may be frozen, computes in half precision."""
-        return self._half
-
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
         with self._inference():
