@@ -26,7 +26,7 @@ class Signal:
     @property
     def remark(self) -> bool:
         """Whether users should hear of it: it makes embedding slow, or is no question of ways at all."""
-        return self.blocks == BATCHED or not (self.blocks or self.varies)
+        return FACTORED in self.blocks or not (self.blocks or self.varies)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.what}"

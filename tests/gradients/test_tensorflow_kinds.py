@@ -480,7 +480,7 @@ def test_an_output_that_is_the_loss():
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_of_pairs_gives_zeros_for_one_sample():
+def test_a_loss_of_pairs_is_refused():
     def loss(y, out):
         return keras.ops.mean(
             keras.losses.sparse_categorical_crossentropy(
@@ -488,12 +488,11 @@ def test_a_loss_of_pairs_gives_zeros_for_one_sample():
             )
         )
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engine = TensorFlowEngine(mlp(), loss)
-        found = engine.embed(X, Y, Identity().bind(engine.parameters, seed=0))
-    assert not found.sketches.any()
-    assert not found.norms.any()
+    engine = TensorFlowEngine(mlp(), loss)
+    with pytest.raises(ValueError, match="loss of a batch is not made of the losses of its samples"):
+        engine.embed(X, Y, Identity().bind(engine.parameters, seed=0))
+    step = engine.sample_gradient(X[:1], Y[:1])
+    assert not step.gradients.any()
 
 
 def test_the_reason_for_a_slower_way_is_logged_once(caplog):

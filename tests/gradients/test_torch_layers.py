@@ -160,7 +160,11 @@ WITHOUT_RULE: dict[str, tuple[Callable[[], nn.Module], Any, set[str]]] = {
     "einsum": (lambda: Einsum(5, 3), (5,), {"weight"}),
     "bilinear": (lambda: Both(nn.Bilinear(3, 3, 2)), (3,), {"layer.weight", "layer.bias"}),
     "embedding_bag, max": (lambda: nn.EmbeddingBag(TOKENS, 4, mode="max"), TEXT, {"weight"}),
-    "embedding, scaled by frequency": (lambda: nn.Embedding(TOKENS, 4, scale_grad_by_freq=True), TEXT, {"weight"}),
+    "embedding_bag, scaled by frequency": (
+        lambda: nn.EmbeddingBag(TOKENS, 4, mode="sum", scale_grad_by_freq=True),
+        TEXT,
+        {"weight"},
+    ),
 }
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import gradindex
 from gradindex import kernels
+from gradindex.held import hold
 from gradindex.index import certify
 from gradindex.kernels import Kernel
 from gradindex.sketch.landmark import LandmarkProjector
@@ -121,7 +122,7 @@ def test_a_model_that_is_sure_of_everything(tmp_path):
         found = index.explain(ids=ids, k=5, kernel=kernel.value, certify=True)
         assert found.proved.all()
         assert_proofs_hold(index, ids, kernel, 0.0, found)
-    rows, norms = certify._one_by_one(index, job.source.take(ids))
+    rows, norms = certify._rows_of(index, hold(job.engine, job.source.take(ids)))
     gradients = gradindex.exact_gradients(job, ids).astype(np.float64)
     np.testing.assert_allclose(norms, np.linalg.norm(gradients, axis=1), rtol=1e-5)
     bounds = certify.cosine_bounds(index, rows)
