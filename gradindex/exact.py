@@ -210,7 +210,7 @@ def _check(
             (one, ways.truth(sample), float(found.dots[line, column]))
             for one, sample, (line, column) in zip(own, samples, some, strict=True)
         ]
-        if along is not None and queries is not None and not ways.compared:
+        if along is not None and queries is not None and ways.is_new(found.method):
             line = some[0][0]
             one = queries.select(_at(line))
             value, _ = along(one.x, one.y, gradients[line])

@@ -333,6 +333,8 @@ def test_statistics_of_the_batch_are_refused(tmp_path):
     job = gradindex.Job(torch.nn.Sequential(*layers), torch.nn.CrossEntropyLoss(), (x, y))
     with pytest.raises(ValueError, match="'1' has no running statistics, so that it takes those of the batch"):
         gradindex.build(job, tmp_path / "i", progress=False)
+    with pytest.raises(ValueError, match="'1' has no running statistics"):  # and so it is when asked again
+        gradindex.build(job, tmp_path / "i", progress=False)
 
 
 def test_an_audit_says_when_exact_scores_are_not(tmp_path, monkeypatch):

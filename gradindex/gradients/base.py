@@ -252,10 +252,11 @@ class Engine(ABC):
     @contextmanager
     def paths_kept(self) -> Iterator[None]:
         """Put back at the end what `lower` changes within it."""
+        outside, self._before = self._before, None
         try:
             yield
         finally:
-            self._paths, self._before = self._before or self._paths, None
+            self._paths, self._before = self._before or self._paths, outside
 
     def _gradients(self, x: Tree, y: Tree, groups: dict[str, list[str]]) -> PerSample:
         parts = {path: self.by(path, x, y, names) for path, names in groups.items()}
@@ -340,14 +341,15 @@ class Engine(ABC):
         if self.signals is not None:
             return
         first = slice(0, 1)
-        self.signals = ()
+        found: tuple[Signal, ...] = ()
         try:
-            self.signals = self.find_signals(index(x, first), None if y is None else index(y, first))
+            found = self.find_signals(index(x, first), None if y is None else index(y, first))
         except TypeError:
             if not any(isinstance(leaf, list) for leaf in leaves(x)):  # objects are in no graph, and take the loop
                 raise
         batch_loss.check(lambda rows: self.batch_loss(x, y, rows), length(x), ladder.tolerances(self)[0])
-        for signal in self.signals:
+        self.signals = found  # last: what was refused is refused again
+        for signal in found:
             log.log(logging.WARNING if signal.remark else logging.INFO, "%s", signal)
 
     def _groups(self) -> dict[str, list[str]]:

@@ -73,11 +73,9 @@ class Ways:
         self.distrusted = False
         """Whether rows were found that are not those of training steps, so that nothing but these is trusted."""
 
-    @property
-    def error(self) -> float:
-        """The largest error of the ways in use, relative to the norms' product."""
-        errors = [max(found) for way, found in self._errors.items() if way not in self._wrong and found]
-        return max(errors, default=0.0)
+    def is_new(self, way: str) -> bool:
+        """Whether no product of a way was compared yet."""
+        return way not in self._begun
 
     def usable(self, way: str) -> bool:
         """Whether a way has not been seen to disagree, and nothing is known that it misses."""
