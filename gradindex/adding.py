@@ -75,7 +75,7 @@ def add(
     if len(job.source) == first:
         settle(store)
         log.info("there is nothing to add: all %d samples of the dataset are in %s", first, store.path)
-        return Index(store, job)
+        return Index.open(path, job)
     part = _part(store, job, first, batch_size, shard_rows)
 
     def state() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from gradindex import forking, precision, relevance, replacing
 from gradindex.distributed.options import Ray
 from gradindex.embedding import embedding_batch_size
-from gradindex.errors import FinishedError, IndexExistsError, MismatchError
+from gradindex.errors import DamagedIndexError, FinishedError, IndexExistsError, MismatchError
 from gradindex.gradients import threads
 from gradindex.gradients.base import log
 from gradindex.index import factory
@@ -112,7 +112,7 @@ def build(
     if replaced:
         with replacing.replacement(Path(out), wanted) as new:
             summary = _fill(job, new, index, progress, engine)
-        return _opened(Store.open(out), job, summary)
+        return _opened(new.header, out, job, summary)
     store = Store.create(out, wanted)
     if not store.missing() and factory.exists(store):
         same = not store.state.number and factory.saved_factory(store) == index
@@ -120,7 +120,7 @@ def build(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
-    return _opened(store, job, _fill(job, store, index, progress, engine))
+    return _opened(store.header, out, job, _fill(job, store, index, progress, engine))
 
 
 def index_store(store: Store, index: str = "auto", *, seed: int = 0, progress: bool | None = None) -> Index:
@@ -208,8 +208,11 @@ def begun(path: Location) -> Header | None:
     """Return the header of an unfinished build at `path`, if there is one."""
     if not exists(path / HEADER):
         return None
-    store = Store(path, Header.read(path / HEADER))
-    return store.header if store.missing() else None
+    try:
+        store = Store(path, Header.read(path / HEADER))
+        return store.header if store.missing() else None
+    except DamagedIndexError:  # or replaced at this moment; whoever continues it reads it again, and says so
+        return None
 
 
 def header(
@@ -260,9 +263,12 @@ def _refuse_zeros(job: Job, store: Store) -> None:
         )
 
 
-def _opened(store: Store, job: Job, summary: BuildSummary) -> Index:
+def _opened(built: Header, out: Location, job: Job, summary: BuildSummary) -> Index:
+    """Return the index that was built, with what others changed since; raises MismatchError if it was replaced."""
     log.info("%s", summary)
-    index = Index(store, job)
+    index = Index.open(out, job)
+    if index.store.header.seal != built.seal:
+        raise MismatchError(f"{out} was built, and another process replaced it at once.")
     index.summary = summary
     return index
 

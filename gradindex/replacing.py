@@ -1,8 +1,6 @@
 """Replacing an index: the new one is built beside it, and takes its place when it is finished."""
 
 import contextlib
-import errno
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,12 +8,10 @@ from pathlib import Path
 
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.gradients.base import log
-from gradindex.store import Header, Store, disk
+from gradindex.store import Header, Store, disk, locks
 from gradindex.store.location import Location, exists, listing, make_directory, remove_tree
 from gradindex.store.manifest import read_json
 from gradindex.store.store import HEADER
-
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF}  # of a file system
 
 
 def begin(out: Location) -> bool:
@@ -59,8 +55,7 @@ def replacement(out: Path, header: Header) -> Iterator[Store]:
     place, new = out.resolve(), aside(out)
     store = None
     while store is None:
-        make_directory(new)
-        with _locked(new):
+        with _only_builder(new):
             store = _begun(new, header)
             if store is None:
                 _set_aside(new, place)
@@ -93,7 +88,7 @@ def _begun(new: Path, header: Header) -> Store | None:
 
 def _put(new: Path, place: Path) -> None:
     """Let a finished index change places with the old one, which is then set aside."""
-    with _locked(place, wait=True):  # for as long as the old one is where others look for one that is being built
+    with locks.alone(place, wait=True):  # for as long as the old one is where others look for one that is being built
         try:
             old = _exchange(new, place)
         except OSError as error:
@@ -142,29 +137,19 @@ def _delete_old(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of a directory until this one ends the block, or its life.
-
-    Raises
-    ------
-    IndexExistsError
-        If another one has locked it, unless told to `wait`.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        _lock(descriptor, directory, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+def _only_builder(new: Path) -> Iterator[None]:
+    """Make a directory and keep other builds out of it; raises IndexExistsError if there is one in it."""
+    with contextlib.ExitStack() as stack:
+        inside = False
+        while not inside:
+            make_directory(new)
+            try:
+                stack.enter_context(locks.alone(new))
+                inside = True
+            except FileNotFoundError:  # another process has put it in its place
+                continue
+            except BlockingIOError:
+                raise IndexExistsError(
+                    f"Another process builds what is to replace this index, in {new}. Wait until it has done so."
+                ) from None
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, directory: Path, how: int) -> None:
-    try:
-        fcntl.flock(descriptor, how)
-    except BlockingIOError:
-        raise IndexExistsError(
-            f"Another process builds what is to replace this index, in {directory}. Wait until it has done so."
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from gradindex.errors import MismatchError
 from gradindex.gradients.base import log
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -36,10 +37,10 @@ def stop_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def kept_if_possible(place: object, what: str) -> Iterator[None]:
-    """Let a result that was measured be returned where it cannot be kept: on a read-only mount, or a full disk."""
+    """Let a result be returned where it cannot be kept: read-only mount, full disk, index that was changed since."""
     try:
         yield
-    except OSError as error:
+    except (OSError, MismatchError) as error:
         log.warning("%s could not be kept in %s: %s", what, place, error)
 
 

@@ -22,6 +22,7 @@ from gradindex.kernels import Kernel
 from gradindex.queries import Queries, gradient_chunks
 from gradindex.spot_check import STEPS, spot_check
 from gradindex.stopping import kept_if_possible
+from gradindex.store import changes
 from gradindex.store.manifest import publish
 
 if TYPE_CHECKING:
@@ -216,8 +217,9 @@ def verify(
         steps=checked.count,
         steps_error=checked.error,
     )
-    with kept_if_possible(index.store.path, "the audit"):
-        publish(index.store.path / AUDIT, audit.to_json(), replace=True)
+    store = index.store
+    with kept_if_possible(store.path, "the audit"), changes.in_place(store.path, store.header):
+        publish(store.path / AUDIT, audit.to_json(), replace=True)
     return audit
 
 

@@ -12,9 +12,8 @@ def check(loss_of: Callable[[Sequence[int]], float | None], samples: int, tolera
     """Refuse a loss that compares samples with each other, such as a contrastive one.
 
     The losses of pairs are compared with those of their samples. They may be a sum or a mean of these, up to a constant
-    (a penalty on the weights), or lie between them (a mean with weights, such as the numbers of tokens). Where that
-    holds for some pairs, a branch may be behind the others, which says nothing of one sample. Or a pair's loss is a
-    part for each of its samples, whatever they are alone (a sum of one term and the mean of another).
+    (a penalty on the weights), or lie between them (a mean with weights, such as the numbers of tokens). Or a pair's
+    loss is a part for each of its samples, whatever they are alone (a sum of one term and the mean of another).
 
     Parameters
     ----------
@@ -40,7 +39,7 @@ def check(loss_of: Callable[[Sequence[int]], float | None], samples: int, tolera
     single, both = np.array(alone, np.float64), np.array(together, np.float64)
     ones = np.array([[single[a], single[b]] for a, b in pairs])
     room = tolerance * max(np.abs(single).max(), np.abs(both).max())
-    between = ((both >= ones.min(axis=1) - room) & (both <= ones.max(axis=1) + room)).any()
+    between = ((both >= ones.min(axis=1) - room) & (both <= ones.max(axis=1) + room)).all()
     constant = min(float(np.ptp(both - made)) for made in (ones.sum(axis=1), ones.mean(axis=1)))
     # The pairs (0, 1), (0, 2), (0, 3) and their counterparts (2, 3), (1, 3), (1, 2): parts of samples add up alike.
     parts = len(alone) == _SAMPLES and float(np.ptp(both[:3] + both[:2:-1])) <= room

@@ -11,7 +11,7 @@ import numpy as np
 from gradindex import forking, landmarks, watch
 from gradindex.batches import Batch, Ids
 from gradindex.embedding import embedding_batch_size
-from gradindex.errors import DamagedIndexError
+from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.base import Projector
 from gradindex.index import factory
 from gradindex.job import Job
@@ -30,7 +30,15 @@ def pinned(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     @functools.wraps(method)
     def run(self: S, *args: P.args, **options: P.kwargs) -> R:
         forking.settle()
-        return method(copy.copy(self), *args, **options)
+        try:
+            return method(copy.copy(self), *args, **options)
+        except DamagedIndexError as error:
+            if self.store.is_last():
+                raise
+            raise MismatchError(
+                f"{self.store.path} was changed or replaced since this index was opened, and what this needs is gone "
+                f"({error}) Open it again."
+            ) from None
 
     return cast(Callable[Concatenate[S, P], R], run)
 

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.errors import DamagedIndexError
+from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.index import parameters, products
 from gradindex.index.choice import FLAT_ROWS as FLAT_ROWS
 from gradindex.index.choice import choose_index
@@ -20,7 +20,7 @@ from gradindex.index.parameters import Point
 from gradindex.index.selection import Selection
 from gradindex.sketch import from_json
 from gradindex.sketch.countsketch import fold
-from gradindex.store import Header, Store, location
+from gradindex.store import Header, Store, changes, location
 from gradindex.store.location import Location, listing, make_directory, temporary, unlink
 from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json, refuse_extra
 from gradindex.store.shard import normalise
@@ -235,9 +235,15 @@ def saved_entry(store: Store) -> FileEntry | None:
 
 
 def annotate(store: Store, key: str, value: Any) -> None:
-    """Keep a JSON-ready value in the manifest of the saved index."""
-    saved, _ = _read(store)
-    publish(manifest_path(store), {**saved, key: value}, replace=True)
+    """Keep a JSON-ready value in the manifest of the saved index; raises MismatchError if that is gone."""
+    with changes.in_place(store.path, store.header):
+        try:
+            saved, _ = _read(store)
+        except DamagedIndexError:
+            if store.is_last():
+                raise
+            raise MismatchError("its rows were changed since it was opened: open it again") from None
+        publish(manifest_path(store), {**saved, key: value}, replace=True)
 
 
 def annotation(store: Store, key: str) -> Any:

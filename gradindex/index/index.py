@@ -302,6 +302,7 @@ class Index(Changing):
         )
 
     @property
+    @pinned
     def curve(self) -> tuning.Curve | None:
         """Recall against latency as `tune` measured it; None before."""
         return tuning.saved(self.store)

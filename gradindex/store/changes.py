@@ -4,21 +4,23 @@ Change number n is the file ``changes/<n>.json``, created once, exclusively, and
 change. A state of the store is its header and the first n changes; readers hold one state, writers append to the last.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gradindex.batches import Ids
-from gradindex.errors import DamagedIndexError
-from gradindex.store import location
+from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.store import location, locks
 from gradindex.store.location import Location
-from gradindex.store.manifest import Header, publish, read_json, seal
+from gradindex.store.manifest import HEADER, Header, publish, read_json, seal
 
 DIRECTORY, HEAD = "changes", "head.json"
 _PART = re.compile(r"[0-9a-f]{16}")
@@ -189,10 +191,20 @@ def commit(store: Location, header: Header, make: Callable[[State], dict[str, An
 
     `make` gets the state as it is and returns the change (its ``kind`` and what belongs to it), or None if there is
     none to make; it is called again whenever another process was first.
+
+    Raises
+    ------
+    MismatchError
+        If another store took this one's place.
     """
-    location.make_directory(store / DIRECTORY)
+    with in_place(store, header):
+        location.make_directory(store / DIRECTORY)
     while True:
-        state = read(store, header)
+        try:
+            state = read(store, header)
+        except DamagedIndexError:
+            with in_place(store, header):  # else these are changes of another store
+                raise
         try:
             change = make(state)
         except DamagedIndexError:
@@ -205,11 +217,27 @@ def commit(store: Location, header: Header, make: Callable[[State], dict[str, An
         after = state.apply(value)  # or no reader would accept it
         _check_removed(header, after)
         try:
-            publish(file(store, state.number + 1), value)
+            with in_place(store, header):
+                publish(file(store, state.number + 1), value)
+                count(store, header, after)
+            return after
         except FileExistsError:
             continue
-        count(store, header, after)
-        return after
+
+
+@contextlib.contextmanager
+def in_place(store: Location, header: Header) -> Iterator[None]:
+    """Let no other index take the place of a store while something is written into its directory.
+
+    Raises
+    ------
+    MismatchError
+        If another one has taken it.
+    """
+    with locks.together(store) if isinstance(store, Path) else contextlib.nullcontext():
+        if Header.read(store / HEADER).seal != header.seal:
+            raise MismatchError(f"Another index was built at {store} since this one was opened: open it again.")
+        yield
 
 
 def count(store: Location, header: Header, state: State) -> None:

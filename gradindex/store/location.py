@@ -96,13 +96,14 @@ def make_directory(path: Location) -> None:
         return
     if not is_directory(path.parent):
         make_directory(path.parent)
-    try:
-        disk.mkdir(path)
-    except FileExistsError:
-        if not is_directory(path):
-            raise
-    else:
-        disk.sync(path.parent)
+    while not is_directory(path):
+        try:
+            disk.mkdir(path)
+            disk.sync(path.parent)
+            return
+        except FileExistsError:
+            if exists(path) and not is_directory(path):  # else another process has just made it, or moved it away
+                raise
 
 
 def size(path: Location) -> int:

@@ -12,7 +12,7 @@ from gradindex.errors import DamagedIndexError
 from gradindex.store import cache, location, seen
 from gradindex.store.location import Location
 
-FORMAT = "gradindex store"
+HEADER, FORMAT = "store.json", "gradindex store"
 VERSION = 1
 _MAX_JSON_BYTES = 64 << 20
 _MOST_SHARDS = 1 << 20

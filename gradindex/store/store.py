@@ -15,11 +15,10 @@ from gradindex.store.changes import Part, State
 from gradindex.store.columns import common_schema
 from gradindex.store.differences import compare, model_differences
 from gradindex.store.location import Location, is_temporary, listing, locate
-from gradindex.store.manifest import Header, publish, read_json, refuse_extra
+from gradindex.store.manifest import HEADER, Header, publish, read_json, refuse_extra
 from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
 from gradindex.store.table import Columns
 
-HEADER = "store.json"
 SHARDS = "shards"
 SHARD_BYTES = 128 << 20
 PARTS, AUDIT = "parts", "audit.json"
@@ -363,4 +362,4 @@ class Store:
         return cls.open(path)
 
 
-__all__ = ["Store", "compare", "model_differences", "refuse_extra"]
+__all__ = ["HEADER", "Store", "compare", "model_differences", "refuse_extra"]

@@ -162,6 +162,11 @@ def smoothed(y, out):
     return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)(tf.one_hot(y, CLASSES), out)
 
 
+def branching(sample):
+    label, logits = sample
+    return tf.cond(tf.reduce_max(logits) > 0.3, lambda: tf.reduce_mean(logits**2), lambda: logits[label])
+
+
 LOSSES: dict[str, Callable[[Any, Any], Any]] = {
     "mean": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     "sum": keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
@@ -169,7 +174,7 @@ LOSSES: dict[str, Callable[[Any, Any], Any]] = {
     "weighted": weighted,
     "smoothed": smoothed,
     "squares": lambda y, out: tf.reduce_mean((tf.one_hot(y, CLASSES, dtype=out.dtype) - out) ** 2, -1),
-    "branching": lambda y, out: tf.cond(tf.reduce_max(out) > 0.3, lambda: tf.reduce_mean(out**2), lambda: out[0, y[0]]),
+    "branching": lambda y, out: tf.map_fn(branching, (y, out), fn_output_signature=out.dtype),
     "clipped": lambda y, out: LOSSES["mean"](y, clipped(out)),
 }
 

@@ -504,9 +504,12 @@ def test_the_reason_for_a_slower_way_is_logged_once(caplog):
 
 
 def test_the_loss_of_samples_together():
-    engine = TensorFlowEngine(lifted(lambda self, x: {"out": self.out(self.hidden(x)), "n": tf.constant(2.0)}), CE)
+    engine = TensorFlowEngine(lifted(lambda self, x: {"out": self.out(self.hidden(x)), "in": x}), CE)
     engine.loss_fn = lambda y, out: CE(y, out["out"])
     each = [engine.batch_loss(X, Y, [i]) for i in (1, 4)]
     assert engine.batch_loss(X, Y, [1, 4]) == pytest.approx(np.mean(each), rel=1e-5)
     engine.loss_fn = lambda y, out: CE(y, out["other"])
     assert engine.batch_loss(X, Y, [1, 4]) is None
+    numbers = TensorFlowEngine(lifted(lambda self, x: {"out": self.out(self.hidden(x)), "n": tf.constant(2.0)}), CE)
+    numbers.loss_fn = lambda y, out: CE(y, out["out"])  # and might read n, of which there would be two
+    assert numbers.batch_loss(X, Y, [1, 4]) is None
