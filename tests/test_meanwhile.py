@@ -68,7 +68,7 @@ def test_what_an_old_state_lacks_is_no_damage(tmp_path, change):
     else:
         gradindex.add(tmp_path / "index", longer_job(ROWS + 5), progress=False)
     for ask in (index.check, lambda: index.curve):
-        with pytest.raises(MismatchError, match="since this index was opened.*Open it again"):
+        with pytest.raises(MismatchError, match=r"since this index was opened.*Open it again"):
             ask()
     found = index.explain(ids=[0, 1], k=3)
     np.testing.assert_array_equal(found.ordered_indices, want.ordered_indices)

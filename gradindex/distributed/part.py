@@ -147,7 +147,7 @@ class IndexPart:
                 raise
             raise DamagedIndexError(
                 f"{self._whole.path} was added to or compacted after it was opened, and a worker that came later does "
-                "not find those rows any more. Open the index again."
+                "not find those rows any more."
             ) from None
 
     @cached_property

@@ -195,8 +195,12 @@ class TensorFlowEngine(Engine):
     def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
         """Return the loss of some samples of a batch together, of outputs that are computed one by one."""
         try:
+            outputs = []
+            for row in rows:
+                with self._on_device(), state_kept(self.model, self._unknown):  # each has the state that is there now
+                    outputs.append(self._call({}, self._tensors(index(x, slice(row, row + 1)))))
             with self._on_device(), state_kept(self.model, self._unknown):
-                output = joined_outputs([self._call({}, self._tensors(index(x, slice(row, row + 1)))) for row in rows])
+                output = joined_outputs(outputs)
                 target = None if y is None else self._tensors(index(y, np.array(rows)))
                 loss = self.loss_fn(LABEL_FORMS[self._label_form or "as given"](output, target), output)
                 return float(loss) if loss.shape.rank == 0 else None

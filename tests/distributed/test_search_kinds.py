@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex.errors import DamagedIndexError
+from gradindex.errors import MismatchError
 from gradindex.index import factory
 from tests.distributed.test_search import assert_same
 from tests.jobs import ROWS, digits, digits_job, longer_job
@@ -98,7 +98,7 @@ def test_changes_while_it_is_open_on_the_cluster(nodes, tmp_path):
             with pytest.raises(ValueError, match="Open the index without an engine to add to it or to compact it"):
                 change()
         os.kill(there.parts.ask("process")[1], signal.SIGKILL)
-        with pytest.raises(DamagedIndexError, match=r"compacted after it was opened.*Open the index again\."):
+        with pytest.raises(MismatchError, match=r"compacted after it was opened.*Open it again\."):
             there.explain(ids=asked)
     here = gradindex.load(tmp_path / "i", digits_job())
     with gradindex.load(tmp_path / "i", digits_job(), engine=engine) as there:
