@@ -347,7 +347,10 @@ def _hooked(output: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
 
     Overwriting a view changes the history of its base, so there the hook belongs on the base.
     """
-    whole: Tensor = output._base if output._is_view() else output  # type: ignore[assignment]
+    if not output._is_view():
+        output.register_hook(receive)
+        return output
+    whole: Tensor = output._base  # type: ignore[assignment]
     if whole.numel() != output.numel() or not (whole.is_contiguous() and output.is_contiguous()):
         whole = output = output.clone()
     shape = output.shape

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradindex.gradients.layers import torch_products
+from gradindex.gradients.layers import lstm_steps, torch_products
 
 
 class Recurrence(torch.autograd.Function):  # type: ignore[misc]
@@ -39,20 +39,45 @@ class Recurrence(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, states: Tensor, last: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:  # type: ignore[override]
         """Return the gradients of the shares (T, b, 4h), of h0 and of c0."""
         gates, cells, squashed, weights, c0 = ctx.saved_tensors
-        steps, b, size = squashed.shape
-        by_gate = gates.view(steps, b, 4, size)
-        i, f, g, o = by_gate.unbind(2)
-        before = torch.cat([c0[None], cells[:-1]])
-        # What each gate's δ is a multiple of: of dc for i, f and g, of dh for o.
-        slopes = torch.stack([i * (1 - i) * g, f * (1 - f) * before, i * (1 - g * g), o * (1 - o) * squashed], 2)
-        into_cell = o * (1 - squashed * squashed)
-        found = torch.empty_like(by_gate)
-        dh, dc, across = states[-1].clone(), last.clone(), weights.t()
-        for t in reversed(range(steps)):
-            dc.addcmul_(dh, into_cell[t])
-            torch.mul(dc[:, None], slopes[t, :, :3], out=found[t, :, :3])
-            torch.mul(dh, slopes[t, :, 3], out=found[t, :, 3])
-            dc *= f[t]
-            before_it = states[t - 1] if t else torch.zeros_like(dh)
-            torch_products.add_product(before_it, found[t].view(b, -1), across, out=dh)
-        return found.view_as(gates), None, dh, dc
+        compiled = gates.device.type == "cpu" and gates.dtype in (torch.float32, torch.float64)
+        found, dh, dc = (_compiled if compiled else _plain)(gates, cells, squashed, weights, c0, states, last)
+        return found, None, dh, dc
+
+
+def _plain(
+    gates: Tensor, cells: Tensor, squashed: Tensor, weights: Tensor, c0: Tensor, states: Tensor, last: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the shares, of h0 and of c0, by torch's operations, on any device."""
+    steps, b, size = squashed.shape
+    by_gate = gates.view(steps, b, 4, size)
+    i, f, g, o = by_gate.unbind(2)
+    before = torch.cat([c0[None], cells[:-1]])
+    # What each gate's δ is a multiple of: of dc for i, f and g, of dh for o.
+    slopes = torch.stack([i * (1 - i) * g, f * (1 - f) * before, i * (1 - g * g), o * (1 - o) * squashed], 2)
+    into_cell = o * (1 - squashed * squashed)
+    found = torch.empty_like(by_gate)
+    dh, dc, across = states[-1].clone(), last.clone(), weights.t()
+    for t in reversed(range(steps)):
+        dc.addcmul_(dh, into_cell[t])
+        torch.mul(dc[:, None], slopes[t, :, :3], out=found[t, :, :3])
+        torch.mul(dh, slopes[t, :, 3], out=found[t, :, 3])
+        dc *= f[t]
+        before_it = states[t - 1] if t else torch.zeros_like(dh)
+        torch_products.add_product(before_it, found[t].view(b, -1), across, out=dh)
+    return found.view_as(gates), dh, dc
+
+
+def _compiled(
+    gates: Tensor, cells: Tensor, squashed: Tensor, weights: Tensor, c0: Tensor, states: Tensor, last: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_plain` does, on a processor."""
+    steps, b, size = squashed.shape
+    found = torch.empty_like(gates)
+    by_gate, out = (values.view(steps, b, 4, size).numpy() for values in (gates, found))
+    before, tanh, to_state = c0.contiguous().numpy(), squashed.numpy(), states.contiguous().numpy()
+    dc, dh, across = last.clone(memory_format=torch.contiguous_format), torch.zeros_like(last), weights.t()
+    cell, c = dc.numpy(), cells.numpy()
+    for t in reversed(range(steps)):
+        lstm_steps.step_back(by_gate[t], c[t - 1] if t else before, tanh[t], to_state[t], dh.numpy(), cell, out[t])
+        dh = torch_products.product(found[t], across)
+    return found, dh, dc

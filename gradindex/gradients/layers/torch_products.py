@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Multiply-adds from which a call pays: of one product, and where it takes the place of one call for many.
-_WORTH_A_CALL, _WORTH_MANY_CALLS = 1 << 22, 1 << 24
+_WORTH_A_CALL, _WORTH_MANY_CALLS = 1 << 20, 1 << 24
 
 
 def _find_onednn() -> Any:
@@ -59,6 +59,11 @@ def add_product(base: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     if not _suits(x, x.numel() * len(weight), _WORTH_A_CALL):
         return torch.addmm(base, x, weight.t(), out=out)
     return torch.add(base, _onednn(x, weight), out=out)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x Wᵀ (b, m) of x (b, n) and `weight` (m, n); nothing is differentiated."""
+    return _onednn(x, weight) if _suits(x, x.numel() * len(weight), _WORTH_A_CALL) else x @ weight.t()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
