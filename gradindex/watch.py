@@ -15,7 +15,6 @@ from itertools import pairwise
 import numpy as np
 
 from gradindex.batches import Batch, Ids
-from gradindex.errors import DamagedIndexError
 from gradindex.gradients import ladder
 from gradindex.gradients.base import Embedded, Engine, Projector, log
 from gradindex.job import Job
@@ -181,7 +180,7 @@ def read(store: Location, shards: int) -> Compared:
     """Return what was compared of the shards of a part; those without a record count as not compared."""
     total = Compared()
     for number in range(shards):
-        with contextlib.suppress(FileNotFoundError, DamagedIndexError):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # damaged ones are ValueErrors
             saved = read_json(store / WATCH / name(number))
             total += Compared(int(saved["rows"]), float(saved["error"]), int(saved["differed"]))
     return total

@@ -12,20 +12,24 @@ import pytest
 
 code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", *{tests!r}])
 assert numba.config.CPU_NAME == "generic"
-modules = "gradients.products", "sketch.lanes", "sketch.spectra", "sketch.scatter"
+modules = {modules!r}
 names = {{name for name in modules for one in vars(importlib.import_module("gradindex." + name)).values()
           if hasattr(one, "signatures") and one.signatures}}
-assert names == set(modules), names
+assert names == set(modules), set(modules) - names
 raise SystemExit(int(code))
 """
-TESTS = ["tests/sketch/test_spectra.py", "tests/gradients/test_products.py"]
+TESTS = ["tests/sketch/test_spectra.py", "tests/gradients/test_products.py", "tests/gradients/test_layer_loops.py"]
+MODULES = [
+    *("gradients.products", "sketch.lanes", "sketch.spectra", "sketch.scatter"),
+    *(f"gradients.layers.{name}" for name in ("filters", "ghosts", "lstm_steps", "patches")),
+]
 
 
 def test_loops_without_avx(tmp_path):
-    """The loops against their slow twins; not those of layers, which emit no vector instructions themselves."""
+    """All loops against their slow twins."""
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", LOOPS.format(tests=TESTS)],
+        [sys.executable, "-c", LOOPS.format(tests=TESTS, modules=MODULES)],
         cwd=Path(__file__).parents[1],
         env=environment,
         capture_output=True,
@@ -33,3 +37,9 @@ def test_loops_without_avx(tmp_path):
         timeout=400,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_no_module_of_loops_is_left_out():
+    package = Path(__file__).parents[1] / "gradindex"
+    found = {path for path in package.rglob("*.py") if "\n@compiled(" in path.read_text()}
+    assert found == {package / f"{name.replace('.', '/')}.py" for name in MODULES}

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex import builder
+from gradindex import builder, watch
 from gradindex.cli.app import run
 from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.store.manifest import publish
 from tests.jobs import digits_job, other_model_job
 from tests.test_builder import files
 
@@ -116,3 +117,27 @@ def test_a_continued_build_keeps_batches_threads_and_versions(tmp_path, monkeypa
     monkeypatch.setattr(torch, "__version__", "9.9")
     with pytest.raises(MismatchError, match=r"begun with torch .*, not 9\.9\. Install those versions"):
         gradindex.build(digits_job(), tmp_path / "i")
+
+
+def test_what_lies_beside_the_records_of_the_watch_is_removed(built):
+    path, before = built
+    (path / "watch" / ".tmp-0123456789abcdef").write_bytes(b"half a rec")
+    (path / "watch" / "000099.json").write_text("{}")
+    assert set(gradindex.repair(path).removed) == {".tmp-0123456789abcdef", "000099.json"}
+    assert files(path) == before
+
+
+@pytest.mark.parametrize("record", ["", "{", '{"rows": 3}', "sealed"])
+def test_a_torn_record_of_the_watch_counts_as_not_compared(built, record):
+    path, _ = built
+    for one in (path / "watch").glob("*.json"):
+        if record == "sealed":
+            publish(one, {"rows": "many"}, replace=True)
+        else:
+            one.write_text(record)
+    index = gradindex.load(path, digits_job())
+    assert watch.of_store(index.store) == watch.Compared()
+    found = index.explain(ids=[0, 7], k=3)
+    assert found.meta["params"]["compared"]["rows"] == 64  # compared now
+    assert found.exact.all()
+    index.check()
