@@ -85,6 +85,7 @@ def _load(store: Store, projector: LandmarkProjector, job: Job) -> LandmarkProje
     error = about.get("error")
     count = min(projector.options.landmarks, store.header.rows)
     fits = ids.shape == norms.shape == (count,) and matrix.ndim == 2 and len(matrix) == count
+    fits = fits and ids.dtype.kind == "i" and bool((ids >= 0).all() and (ids < store.header.rows).all())
     if not fits or matrix.shape[1] > projector.options.dims or not isinstance(error, float) or not 0 < error < 1:
         raise DamagedIndexError(
             f"{assets.manifest_path(store.path, ASSET)} is not of this sketch: expected {count} landmarks and at "

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.errors import DamagedIndexError
 from gradindex.index import cascade, factory, mips, parameters
 from gradindex.index.answers import check_k
 from gradindex.index.parameters import Point
@@ -137,12 +138,26 @@ def tune(
 
 
 def saved(store: Store) -> Curve | None:
-    """Return the curve saved with a store's index, if it was tuned."""
+    """Return the curve saved with a store's index, if it was tuned.
+
+    Raises
+    ------
+    DamagedIndexError
+        If what is saved is none.
+    """
     found = factory.annotation(store, KEY)
-    if not isinstance(found, dict):
+    if found is None:
         return None
-    points = tuple(OperatingPoint(**point) for point in found["points"])
-    return Curve(found["k"], found["queries"], found["candidates"], points)
+    try:
+        points = tuple(
+            OperatingPoint(str(one["key"]), float(one["recall"]), float(one["seconds"]), bool(one["optimal"]))
+            for one in found["points"]
+        )
+        return Curve(int(found["k"]), int(found["queries"]), int(found["candidates"]), points)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DamagedIndexError(
+            f"{factory.manifest_path(store)} is damaged: its {KEY!r} is none ({error}); tune again."
+        ) from None
 
 
 def pick(store: Store, recall: float) -> Point:

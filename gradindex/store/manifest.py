@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,34 @@ HEADER, FORMAT = "store.json", "gradindex store"
 VERSION = 1
 _MAX_JSON_BYTES = 64 << 20
 _MOST_SHARDS = 1 << 20
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+
+
+def _parameter(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or type(value.get("position")) is not int:
+        return False
+    shape = value.get("shape")
+    return isinstance(shape, list | tuple) and all(type(one) is int for one in shape)
+
+
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "sketch": lambda value: isinstance(value, dict) and isinstance(value.get("kind"), str),
+    "seed": lambda value: type(value) is int,
+    "task": lambda value: isinstance(value, str),
+    "backend": lambda value: isinstance(value, str),
+    "parameters": lambda value: isinstance(value, list) and all(map(_parameter, value)),
+    "state": lambda value: isinstance(value, list) and all(_texts(one) and len(one) == 2 for one in value),
+    "versions": lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
+    "columns": _texts,
+    "threads": lambda value: type(value) is int,
+    "deterministic": lambda value: type(value) is bool,
+    "origin": lambda value: isinstance(value, str),
+    "metric": lambda value: value is None or (isinstance(value, dict) and isinstance(value.get("name"), str)),
+}
+"""What the fields of a header may hold: whoever reads them relies on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +83,11 @@ class Header:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if self.shards > _MOST_SHARDS:
             raise ValueError(f"{self.rows} rows in shards of {self.shard_rows} are more than {_MOST_SHARDS} shards.")
-        if type(self.first) is not int or self.first < 0 or not isinstance(self.origin, str):
+        if type(self.first) is not int or self.first < 0:
             raise ValueError(f"first must be 0 or more, got {self.first!r}.")
+        for name, fits in _FORMS.items():
+            if not fits(getattr(self, name)):
+                raise ValueError(f"{name} is {str(getattr(self, name))[:100]}, which it cannot be.")
 
     @property
     def part(self) -> str:

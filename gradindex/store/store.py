@@ -114,6 +114,11 @@ class Store:
                 f"(the first is {SHARDS}/{missing[0]:06d}.json). Run the same build again to continue."
             )
         _ = self.shards, self.alive
+        if self.header.backend != "none" and not 0 <= self.ids.min() <= self.ids.max() < self.state.positions:
+            raise DamagedIndexError(
+                f"{self.path} is damaged: it has ids from {self.ids.min()} to {self.ids.max()}, of "
+                f"{self.state.positions} samples."
+            )
 
     @cached_property
     def state(self) -> State:
@@ -246,7 +251,10 @@ class Store:
     @cached_property
     def schema(self) -> pa.Schema:
         """Names and types of the columns that every shard has (loss; label and prediction where they are scalars)."""
-        return common_schema([shard.schema for shard in self.shards])
+        found = common_schema([shard.schema for shard in self.shards])
+        if lost := sorted({*self.header.columns} - {*found.names}):
+            raise DamagedIndexError(f"{self.path} is damaged: no shard has the columns {lost} that its header names.")
+        return found
 
     def table(self, shard: Shard) -> pa.Table:
         """Return a shard's columns, in the types that those of all shards have."""
