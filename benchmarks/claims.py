@@ -3,9 +3,10 @@
     python benchmarks/claims.py [--write]
 
 The table of claims is in README.md beside this script. A claim's column "result" names a file of `results` and a path
-in it, such as `lookup.json: results.index.checked.recall@10`. In a path `[key=value&key=value]` picks entries of a list,
-`[*]` all of them, `{*pattern*}` the entries of an object whose names match, of which there may be none; `min`, `max`,
-`sum` or `len` before it makes one number of many. A figure has as many digits as it is shown with; `98 %` means .98.
+in it, such as `lookup.json: results.index.checked.recall@10`. In a path `[key=value&key=value]` picks entries of a
+list, `[0]` the first, `[*]` all of them, `{*pattern*}` entries of an object whose names match (there may be none);
+`min`, `max`, `sum` or `len` before it makes one number of many. A figure has as many digits as it is shown with; `98
+%` means .98.
 
 Tables of the studies stand below a comment `<!-- from FILE ...: path; key:.3f; -; key -->`. Each entry that the path
 leads to, file after file, is a row; each key a cell with its format, `-` one that is not compared. Below a comment
@@ -57,7 +58,7 @@ def claims() -> dict[str, Claim]:
     """Return the lines of the table by name."""
     found: dict[str, Claim] = {}
     for line in (HERE / "README.md").read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        cells = cells_of(line)
         match = re.match(r'<a id="([a-z0-9-]+)"></a>(.*)', cells[0])
         if match:
             name, title = match.groups()
@@ -65,6 +66,11 @@ def claims() -> dict[str, Claim]:
                 raise ValueError(f"The line of claim {name!r} has {len(cells)} cells, or is there twice.")
             found[name] = Claim(name, title, *cells[1:])
     return found
+
+
+def cells_of(line: str) -> list[str]:
+    """Return the cells of a line of a table."""
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
 @cache
@@ -102,6 +108,8 @@ def _follow(value: Any, steps: list[tuple[str, str, str]]) -> Iterator[Any]:
         for name, one in value.items():
             if fnmatch.fnmatchcase(name, pattern):
                 yield from _follow(one, rest)
+    elif chosen.isdigit():
+        yield from _follow(value[int(chosen)], rest)
     else:
         wanted = [] if chosen == "*" else [part.partition("=") for part in chosen.split("&")]
         for one in value:
@@ -160,7 +168,7 @@ def _cell(entry: Any, key: str) -> str | None:
         (value,) = look_up(entry, name)
     except KeyError:
         return ""
-    return f"{value:{form}}".replace("%", " %")
+    return "" if value is None else f"{value:{form}}".replace("%", " %")
 
 
 @cache
@@ -184,7 +192,7 @@ def _printed(options: list[str]) -> list[list[str | None]]:
     text = _hanawa(tuple(options[:at]))
     block = text.partition(f"| {title}, ours / paper |")[2].partition("\n\n")[0]
     lines = [line for line in block.splitlines()[2:] if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [list(cells_of(line)) for line in lines]
 
 
 def pages() -> list[Path]:
@@ -211,11 +219,12 @@ def corrected(text: str, table: dict[str, Claim]) -> str:
     def tabled(match: re.Match[str]) -> str:
         head, rule, *lines = match.group(2).splitlines()
         wanted = rows_of(match.group(1))
-        cells = [[cell.strip() for cell in line.strip().strip("|").split(" | ")] for line in lines]
+        cells = [cells_of(line) for line in lines]
         if len(wanted) != len(cells):
             cells = [[cell or "-" for cell in row] for row in wanted]
         merged = [
-            [_merge(a, b) for a, b in zip(row, want, strict=True)] for row, want in zip(cells, wanted, strict=True)
+            [_merge(a, b, match.group(1)) for a, b in zip(row, want, strict=True)]
+            for row, want in zip(cells, wanted, strict=True)
         ]
         body = "".join(f"| {' | '.join(row)} |\n" for row in merged)
         between = "\n\n" if "-->\n\n" in match.group() else "\n"
@@ -224,9 +233,11 @@ def corrected(text: str, table: dict[str, Claim]) -> str:
     return TABLE.sub(tabled, NAMED.sub(named, LINKED.sub(linked, text)))
 
 
-def _merge(cell: str, wanted: str | None) -> str:
-    """Return a cell of a page: as it is where it says what is wanted, but for bold type."""
-    return cell if wanted is None or cell.replace("**", "") == wanted.replace("**", "") else wanted
+def _merge(cell: str, wanted: str | None, source: str) -> str:
+    """Return what a cell of a page should hold; bold type is the page's own matter but where a script prints it."""
+    if wanted is None or (cell.replace("**", "") == wanted and not source.startswith("hanawa.py")):
+        return cell
+    return wanted
 
 
 def corrected_claims(text: str, table: dict[str, Claim]) -> str:
