@@ -33,6 +33,7 @@ NUMBER = r"[-−]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?|[-−]?\.\d+"
 FIGURE = re.compile(rf"(\*\*)?({NUMBER})( %)?(\*\*)?(.*)")
 LINKED = re.compile(rf"\[(\*\*)?({NUMBER})( %)?(\*\*)?\]\(([^)\s]*README\.md)?#([a-z0-9-]+)\)")
 NAMED = re.compile(rf"({NUMBER})( %)? \(claim `([a-z0-9-]+)`\)")
+UNKNOWN = "NO CLAIM"
 TABLE = re.compile(r"<!-- from ([^>]*?) -->\n\n?((?:\|.*\n)+)")
 
 
@@ -207,13 +208,13 @@ def corrected(text: str, table: dict[str, Claim]) -> str:
     def linked(match: re.Match[str]) -> str:
         digits, percent, path, name = match.group(2), match.group(3), match.group(5), match.group(6)
         if name not in table:
-            return match.group() if path is None else f"[NO CLAIM]({path}#{name})"
+            return match.group() if path is None else f"[{UNKNOWN}]({path}#{name})"
         bold = match.group(1) or ""
         return f"[{bold}{shown(table[name].value, digits + (percent or ''))}{bold}]({path or ''}#{name})"
 
     def named(match: re.Match[str]) -> str:
         digits, percent, name = match.groups()
-        figure = shown(table[name].value, digits + (percent or "")) if name in table else "NO CLAIM"
+        figure = shown(table[name].value, digits + (percent or "")) if name in table else UNKNOWN
         return f"{figure} (claim `{name}`)"
 
     def tabled(match: re.Match[str]) -> str:
@@ -269,7 +270,7 @@ def main() -> None:
             if old != new:
                 wrong += 1
                 print(f"{path.relative_to(ROOT)}\n  - {old}\n  + {new}")
-        if options.write and before != after:
+        if options.write and before != after and UNKNOWN not in after:  # a claim that is not there is for you to mend
             path.write_text(after, encoding="utf-8")
     raise SystemExit(0 if options.write or not wrong else 1)
 
