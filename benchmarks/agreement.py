@@ -4,13 +4,13 @@ Trains a small CNN on scikit-learn's digits in each framework, explains test dig
 taken one sample at a time, multiplied in float64. Prints for each kernel the largest error relative to the largest
 |score| of its query, and recall@10 of ``index="Flat"`` with 100 exact checks, proponents and opponents.
 
-    python benchmarks/agreement.py [--epochs 1] [--queries 50] [--json FILE]
+    python benchmarks/agreement.py [--epochs 1] [--queries 50] [--out FILE]
 """
 
 import argparse
-import json
 
 import numpy as np
+import record
 
 from gradindex import GradientSimilarity, demo
 from gradindex.gradients import Backend
@@ -97,7 +97,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--queries", type=int, default=50)
-    parser.add_argument("--json")
+    record.add_out(parser)
     options = parser.parse_args()
     rows = [row for backend in Backend for row in run(backend, options.epochs, options.queries)]
     print(f"{'framework':<12}{'kernel':<15}{'largest error':>14}{'recall@10':>11}{'opponents':>11}")
@@ -106,9 +106,8 @@ def main():
             f"{row['backend']:<12}{row['kernel']:<15}{row['error']:>14.1e}{row['recall']:>11.4f}"
             f"{row['opponent_recall']:>11.4f}"
         )
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+    if options.out:
+        record.write(options.out, rows)
 
 
 if __name__ == "__main__":

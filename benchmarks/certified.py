@@ -5,11 +5,10 @@ of unprojected gradients. Then every pair (query, training picture) is evaluated
 and the proved answers with those of all pairs. The embedding rate is that of a CountSketch of as many bytes, measured
 on the same pictures in turns.
 
-    GRADINDEX_DATA=… python benchmarks/certified.py [--models cnn mlp] [--rows 20000 60000] [--json FILE]
+    GRADINDEX_DATA=… python benchmarks/certified.py [--models cnn mlp] [--rows 20000 60000] [--out FILE]
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import record
 import torch
 from torch import nn
 
@@ -105,7 +105,7 @@ def violations(index, queries, cosines):
     return int(broken), float(np.median(upper + minus_lower))
 
 
-def measure(name, model, images, args, folder, loss):
+def measure(name, model, images, args, folder, loss, epochs):
     rows = len(images.x_train)
     loss_fn = nn.CrossEntropyLoss()
     if loss == "double":
@@ -135,6 +135,7 @@ def measure(name, model, images, args, folder, loss):
             {
                 "model": name,
                 "loss": loss,
+                "epochs": epochs,
                 "rows": rows,
                 "parameters": job.engine.size,
                 "landmarks": args.landmarks,
@@ -188,7 +189,7 @@ def main():
     parser.add_argument("--data", default="fashion", choices=("fashion", "mnist"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "2")))
-    parser.add_argument("--json", type=Path)
+    record.add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print("proved: share of queries, with at most 1 % and 5 % of the rows checked, and at all")
@@ -204,9 +205,9 @@ def main():
             model = trained(make, load(args.data), epochs, args.seed)
             for rows in args.rows:
                 for loss in args.losses:
-                    results += measure(name, model, load(args.data, rows), args, Path(folder), loss)
-                if args.json:
-                    args.json.write_text(json.dumps(results, indent=1) + "\n")
+                    results += measure(name, model, load(args.data, rows), args, Path(folder), loss, epochs)
+                if args.out:
+                    record.write(args.out, results)
 
 
 if __name__ == "__main__":

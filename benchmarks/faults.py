@@ -35,6 +35,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow.parquet  # noqa: F401  loaded before the processes part, as everything slow is
+import record
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -280,7 +281,7 @@ def main():
     parser.add_argument("--states", type=int, default=20_000)
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the result into this file, too")
+    record.add_out(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     digits_job(), other_model_job(), longer_job(MOST)  # trained once, before the processes part
@@ -294,7 +295,7 @@ def main():
     text = json.dumps(result, indent=1, sort_keys=True)
     print(text)
     if options.out is not None:
-        options.out.write_text(text + "\n")
+        record.write(options.out, result)
     bad = [
         name
         for part in result.values()

@@ -1,6 +1,6 @@
 """Per-sample gradients at the price of a training step: samples a second and memory, side by side.
 
-    python benchmarks/gradients.py                      # every case, table and JSON
+    python benchmarks/gradients.py                      # every case; --out FILE writes JSON
     python benchmarks/gradients.py --models cnn mlp --repeats 9
 
 Contenders: `plain` (one forward and backward pass with the weights' gradients on: a training step without the
@@ -18,7 +18,6 @@ import ctypes
 import gc
 import importlib
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 
 Step = Callable[[Any, Any], Any]
 KEPT = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_ARENA_MAX": "1"}
@@ -179,7 +179,7 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--allocator", choices=["keeps", "default"], default="keeps")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_name("gradients.json"), help="and .md beside")
+    record.add_out(parser)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -205,9 +205,9 @@ def main(arguments: list[str] | None = None) -> None:
     for (framework, model), build in chosen.items():
         results.append(row(framework, model, build(), options))
         print(line(results[-1]), flush=True)
-        about = {name: getattr(options, name) for name in ("threads", "repeats", "allocator")}
-        options.json.write_text(json.dumps({**about, "rows": results}, indent=1) + "\n")
-        options.json.with_suffix(".md").write_text("\n".join([HEAD, *map(line, results)]) + "\n")
+        if options.out:
+            about = {name: getattr(options, name) for name in ("threads", "repeats", "allocator")}
+            record.write(options.out, {**about, "rows": results})
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from gradindex.evaluation import Experiment, Result, evaluate
 from gradindex.evaluation.criteria import merge_classes
 
 RESULTS = Path(__file__).parent / "results"
-PAPER = json.loads((Path(__file__).parent / "hanawa_paper.json").read_text(encoding="utf-8"))
+PAPER = json.loads((RESULTS / "hanawa_paper.json").read_text(encoding="utf-8"))
 DATA = Path(os.environ.get("GRADINDEX_DATA", "."))
 FEATURES = [name for name in relevance.METRICS if name.split("-")[-1] in ("x", "last", "all")]
 GRADIENTS = [name for name in relevance.METRICS if name not in FEATURES]

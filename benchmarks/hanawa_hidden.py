@@ -8,6 +8,7 @@ import argparse
 
 import hanawa
 import numpy as np
+import record
 import torch
 from torch import nn
 
@@ -58,13 +59,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    record.add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    found = {}
     print(f"{'':28} accuracy " + " ".join(f"{name:>8}" for name in NAMES))
     for name in arguments.variants:
         result = evaluate(experiment(**VARIANTS[name]), NAMES, ["randomization"], repeats=arguments.repeats)
+        found[name] = {one: result.mean("randomization", one) for one in NAMES}
+        found[name]["accuracy"] = float(np.mean(result.accuracy["class"]))
         cells = " ".join(f"{result.mean('randomization', one):8.2f}" for one in NAMES)
         print(f"{name:28} {np.mean(result.accuracy['class']):8.2f} {cells}", flush=True)
+
+    if arguments.out:
+        record.write(arguments.out, found)
 
 
 if __name__ == "__main__":

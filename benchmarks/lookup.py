@@ -1,6 +1,6 @@
 """Lookups against the exact kernel: recall, proofs and latency on real gradients, and peers on the same ones.
 
-    GRADINDEX_DATA=… python benchmarks/lookup.py [--rows 60000] [--queries 500] [--folder FOLDER] [--json FILE]
+    GRADINDEX_DATA=… python benchmarks/lookup.py [--rows 60000] [--queries 500] [--folder FOLDER] [--out FILE]
         [--million FOLDER/rows-1000000]
         [--peers alibi=VENV captum=VENV trak=VENV] [--parts index proofs residual latency]
 
@@ -25,6 +25,7 @@ from pathlib import Path
 import certified
 import faiss
 import numpy as np
+import record
 import torch
 from torch import nn
 
@@ -303,7 +304,7 @@ def main():
     parser.add_argument("--parts", nargs="*", default=["index", "proofs", "residual", "latency"])
     parser.add_argument("--million", help="an index left by million.py --keep")
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=VENV")
-    parser.add_argument("--json", type=Path)
+    record.add_out(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     faiss.omp_set_num_threads(args.threads)
@@ -327,8 +328,8 @@ def main():
         if args.million:
             results["million"] = million(args.million, args)
             show("million", results["million"])
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    if args.out:
+        record.write(args.out, results)
     if "index" in results and results["index"]["checked"]["recall@10"] < FLOOR:
         raise SystemExit(f"recall@10 {results['index']['checked']['recall@10']:.4f} is below {FLOOR}")
 

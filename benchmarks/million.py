@@ -1,6 +1,6 @@
 """A million real gradients: Fashion-MNIST under seeded augmentation, embedded, stored, indexed and verified.
 
-    GRADINDEX_DATA=… python benchmarks/million.py [--rows 100000 1000000] [--keep FOLDER] [--json FILE]
+    GRADINDEX_DATA=… python benchmarks/million.py [--rows 100000 1000000] [--keep FOLDER] [--out FILE]
 
 The network is the CNN of Hanawa et al. (2021): six 3×3 convolutions of 16 channels, pooling after each two, global
 average, one linear layer (12 k parameters). Each size runs in a process of its own. Memory is the largest resident
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "2")))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", help="folder to leave the indexes in")
-    parser.add_argument("--json", type=Path)
+    record.add_out(parser)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -213,8 +214,8 @@ def main() -> None:
         for key, value in found[-1].items():
             print(f"{key:32}{value}", flush=True)
         print(flush=True)
-        if options.json:
-            options.json.write_text(json.dumps(found, indent=1) + "\n")
+        if options.out:
+            record.write(options.out, found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How far gradients of samples that a model is sure of are rounding: the room that a certified answer leaves for it.
 
-    GRADINDEX_DATA=… python benchmarks/rounding.py [--rows 20000]
+    GRADINDEX_DATA=… python benchmarks/rounding.py [--rows 20000] [--out FILE]
 
 Trains the MLP of `certified.py` for 8 epochs on Fashion-MNIST. By norm of the gradient: the room that
 `certify.evaluation_error` leaves for its cosines beside the usual 1e-5, and how far the direction is from that of the
@@ -15,6 +15,7 @@ import itertools
 
 import certified
 import numpy as np
+import record
 import torch
 from torch import nn
 
@@ -39,6 +40,7 @@ def main():
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--again", type=int, default=4096, help="rows that are embedded in batches of other sizes")
     parser.add_argument("--epochs", type=int, default=8)
+    record.add_out(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     images = certified.load("fashion")
@@ -47,16 +49,19 @@ def main():
     double = gradindex.Job(copy.deepcopy(model).double(), nn.CrossEntropyLoss(), (x.astype(np.float64), y))
     projector = gradindex.CountSketch(4096).bind(double.engine.parameters, 0)
     truth, _ = embedded(double, projector, np.arange(len(x)), 512)
+    found = {}
     for title, loss in (
         ("single", nn.CrossEntropyLoss()),
         ("double", gradindex.InDouble(nn.CrossEntropyLoss())),
     ):
         print(f"\n# The loss in {title} precision\n")
-        compare(gradindex.Job(model, loss, (x, y)), projector, truth, options.again)
+        found[title] = compare(gradindex.Job(model, loss, (x, y)), projector, truth, options.again)
+    if options.out:
+        record.write(options.out, found)
 
 
 def compare(job, projector, truth, again):
-    """Print how far directions are from the truth (n, 4096), and from each other in batches of other sizes."""
+    """Print and return how far directions are from the truth (n, 4096), and from each other in other batches."""
     ids = np.arange(len(truth))
     here, norms = embedded(job, projector, ids, 512)
     batch = job.source.take(ids)
@@ -66,12 +71,22 @@ def compare(job, projector, truth, again):
     off = np.linalg.norm(here - truth, axis=1)
     print(f"largest norm {norms.max():.3g}; a gradient of zero: {(norms == 0).mean():.3f} of the rows")
     print(f"{'norm':>18}{'rows':>8}{'room, median':>14}{'off, median':>13}{'off, most':>11}{'most off/allowed':>18}")
+    by_norm, by_batch = [], []
     for low, high in itertools.pairwise(DECADES):
         some = (norms >= low) & (norms < high) & (norms > 0)
         if some.any():
+            row = {
+                "norms below": None if np.isinf(high) else high,
+                "rows": float(some.mean()),
+                "room": float(np.median(room[some])),
+                "off": float(np.median(off[some])),
+                "off at most": float(off[some].max()),
+                "off over allowed": float((off[some] / error[some]).max()),
+            }
+            by_norm.append(row)
             print(
-                f"{low:8.0e} to {high:6.0e}{some.mean():8.3f}{np.median(room[some]):14.1e}{np.median(off[some]):13.1e}"
-                f"{off[some].max():11.1e}{(off[some] / error[some]).max():18.2f}"
+                f"{low:8.0e} to {high:6.0e}{row['rows']:8.3f}{row['room']:14.1e}{row['off']:13.1e}"
+                f"{row['off at most']:11.1e}{row['off over allowed']:18.2f}"
             )
     first = ids[:again]
     order = np.random.default_rng(0).permutation(first)
@@ -80,7 +95,11 @@ def compare(job, projector, truth, again):
     )
     for size in (1, 2, 5, 16, 64, 256):
         apart = np.linalg.norm(embedded(job, projector, order, size)[0] - here[order], axis=1)
-        print(f"batches of {size:3}: {apart.max():.1e}, {(apart / error[order]).max():.2f}")
+        by_batch.append(
+            {"size": size, "apart": float(apart.max()), "over allowed": float((apart / error[order]).max())}
+        )
+        print(f"batches of {size:3}: {by_batch[-1]['apart']:.1e}, {by_batch[-1]['over allowed']:.2f}")
+    return {"largest off": float(off.max()), "by norm": by_norm, "in other batches": by_batch}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Many machines: what Ray adds to a shard, two workers, plans against real builds, a billion rows simulated.
 
-    GRADINDEX_DATA=… python benchmarks/scale.py [--parts overhead plan simulate] [--shards 16] [--json FILE]
+    GRADINDEX_DATA=… python benchmarks/scale.py [--parts overhead plan simulate] [--shards 16] [--out FILE]
 
 overhead: the CNN of `million.py` on Fashion-MNIST, shards of about a second, one thread a worker: the embedded build's
 seconds a shard against one Ray worker's and two workers'. Only embedding is compared, over the last three quarters of
@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np
+import record
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=65_536)
     parser.add_argument("--shard-seconds", type=float, help="of such a shard; by default from the overhead's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    record.add_out(parser)
     options = parser.parse_args()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -263,8 +264,8 @@ def main() -> None:
         options.shard_seconds = options.shard_seconds or 60.0
         found["simulate"] = simulation(options)
     print(json.dumps(found, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.out:
+        record.write(options.out, found)
 
 
 if __name__ == "__main__":

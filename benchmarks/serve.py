@@ -1,6 +1,6 @@
 """Requests a second and latency of `gradindex serve`, batches of concurrent requests against one at a time.
 
-    python benchmarks/serve.py [--data mnist] [--rows 10000] [--seconds 5] [--clients 1,8,32] [--modes 012]
+    python benchmarks/serve.py [--data mnist] [--rows 10000] [--seconds 5] [--clients 1,8,32] [--modes 012] [--out FILE]
 
 A server is started on a free port of this machine and loaded by that many clients, each asking one query after the
 other over its own connection, from another process; both stop by themselves. MNIST (an MLP 784-128-10) and
@@ -23,6 +23,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
+import record
 
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1] / "examples"))
@@ -147,7 +148,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--modes", default="012", help="digits: 0 search, 1 estimates, 2 exact checks")
-    parser.add_argument("--json", type=Path)
+    record.add_out(parser)
     options = parser.parse_args()
     import gradindex
 
@@ -177,8 +178,8 @@ def main():
             )
             results.append({"mode": mode, "clients": clients, "one": one, "batched": many})
     print(f"\nrefused or failed: {sum(one['refused'] for one in found.values())}")
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+    if options.out:
+        record.write(options.out, results)
 
 
 if __name__ == "__main__":

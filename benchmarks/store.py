@@ -1,6 +1,6 @@
 """The store against plain NumPy files of the same bytes: writing, scanning cold and warm, random rows.
 
-    python benchmarks/store.py [--rows 200000] [--dim 1024] [--repeats 5] [--folder DIR] [--json FILE]
+    python benchmarks/store.py [--rows 200000] [--dim 1024] [--repeats 5] [--folder DIR] [--out FILE]
 
 Contenders take turns in one process; medians. `np.save` writes the same float16 rows, flushed to disk as the store's
 files are (and, apart, not flushed); `np.load(mmap_mode="r")` reads them, cast to float32 by blocks as the store does.
@@ -10,7 +10,6 @@ reads; while the store writes, others hash.
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -23,6 +22,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import record
 
 from gradindex.store import Header, Store
 from gradindex.store.shard import Rows
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; the system's folder for temporary files otherwise")
-    parser.add_argument("--json", type=Path)
+    record.add_out(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         found = measure(Path(folder), options)
@@ -149,8 +149,8 @@ def main() -> None:
         rate = (lambda s: f"{1e3 * s:.1f} ms") if "random" in name else (lambda s: f"{megabytes / s:.0f} MB/s")
         print(f"| {name} | {rate(store)} | {rate(plain)} | {plain / store:.2f} |")
     print(f"\nnp.save, not flushed: {megabytes / middle['write plain, not flushed']:.0f} MB/s")
-    if options.json:
-        options.json.write_text(json.dumps({"options": vars(options), "seconds": found}, default=str, indent=1) + "\n")
+    if options.out:
+        record.write(options.out, {"rows": options.rows, "dim": options.dim, "medians": middle, "seconds": found})
 
 
 if __name__ == "__main__":

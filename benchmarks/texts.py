@@ -1,6 +1,6 @@
 """Texts of many lengths: packed with others of their length, against one by one, in samples a second.
 
-    python benchmarks/texts.py [--texts 4000] [--models torch-transformer]
+    python benchmarks/texts.py [--texts 4000] [--models torch-transformer] [--out FILE]
 
 Lengths are log-normal (median 37 tokens, at most 200). `first` is the pass that plans, or traces its graphs.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import record
 
 from gradindex.embedding import embed
 from gradindex.gradients import loop
@@ -75,7 +76,7 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def measure(name: str, texts: int) -> str:
+def measure(name: str, texts: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(3.6, 0.6, texts).astype(int), 3, 200)
     x, y = [rng.integers(0, WORDS, length) for length in lengths], rng.integers(0, CLASSES, texts)
@@ -91,18 +92,21 @@ def measure(name: str, texts: int) -> str:
     for _ in range(3):
         packed.append(texts / seconds(lambda: list(embed(job))))
         single.append(len(some) / seconds(alone))
-    rate, one = np.median(packed), np.median(single)
-    return f"| {name} | {len(set(lengths))} | {first:.0f} | {rate:.0f} | {one:.0f} | {rate / one:.1f} |"
+    rate, one = float(np.median(packed)), float(np.median(single))
+    print(f"| {name} | {len(set(lengths))} | {first:.0f} | {rate:.0f} | {one:.0f} | {rate / one:.1f} |", flush=True)
+    return {"model": name, "texts": texts, "first": first, "packed": rate, "one by one": one, "ratio": rate / one}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--texts", type=int, default=4000)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
+    record.add_out(parser)
     options = parser.parse_args()
     print("| model | lengths | first | packed | one by one | packed / one by one |\n|---|---|---|---|---|---|")
-    for name in options.models:
-        print(measure(name, options.texts), flush=True)
+    results = [measure(name, options.texts) for name in options.models]
+    if options.out:
+        record.write(options.out, results)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ which makes the checkpoints' shares unequal. ``python benchmarks/tracin.py`` pri
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
+import record
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -82,7 +81,7 @@ def measure(job, queries, dim, seeds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="sketches averaged over")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    record.add_out(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     x, y = load_digits(return_X_y=True)
@@ -101,7 +100,7 @@ def main():
                 cells = "".join(f"{a:10.3f}{b:9.3f}{c:9.3f}   " for a, b, c in found.values())
                 print(f"{name:15}{count:3}{dim:9}{cells}", flush=True)
     if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        record.write(options.out, results)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import record
 import torch
 from scipy.stats import spearmanr
 from torch import nn
@@ -63,14 +64,17 @@ def squares(one):
 
 
 def report(title, pairs, own, held_out, losses, ids, labels):
+    """Print and return how many images are their own strongest proponents, the labels found, and Spearman's rho."""
     y, y_held_out = labels
     first = (pairs.argmax(dim=1).numpy() == ids).mean()
     high, low = (np.mean(y[found.numpy()] == y_held_out) for found in (held_out.argmax(dim=1), held_out.argmin(dim=1)))
+    rho = float(spearmanr(own, losses).statistic)
     print(
         f"{title:12} own strongest proponent {first:.3f}, label of proponent {high:.3f} and opponent {low:.3f}, "
-        f"Spearman {spearmanr(own, losses).statistic:.3f}",
+        f"Spearman {rho:.3f}",
         flush=True,
     )
+    return {"own": float(first), "proponent": float(high), "opponent": float(low), "spearman": rho}
 
 
 def main():
@@ -87,6 +91,7 @@ def main():
         "queries": 100,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    record.add_out(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -98,7 +103,7 @@ def main():
     random = np.random.default_rng(0)
     ids = random.choice(len(x), options.queries, replace=False)
     draws = torch.from_numpy(random.standard_normal((options.draws, 128)).astype(np.float32))
-    sums = [0.0, 0.0, 0.0]
+    sums, results = [0.0, 0.0, 0.0], []
     for epoch in range(options.epochs):
         for rows in torch.randperm(len(x)).split(64):
             optimizer.zero_grad()
@@ -113,7 +118,11 @@ def main():
         sums = [total + one for total, one in zip(sums, found, strict=True)]
         print(f"epoch {epoch + 1}: loss {losses.mean():.1f}, held out {loss.mean():.1f}")
         for title, (pairs, own, of_held_out) in (("alone", found), ("sum so far", sums)):
-            report(title, pairs, own, of_held_out, losses.numpy(), ids, (y, y_held_out))
+            row = report(title, pairs, own, of_held_out, losses.numpy(), ids, (y, y_held_out))
+            results.append({"epoch": epoch + 1, "of": title, **row})
+
+    if options.out:
+        record.write(options.out, results)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 A tenth of the training labels is changed at random, a network is trained on them, and its gradients are indexed: at the
 end of training, and at checkpoints along it (TracIn). Samples are ranked by self-influence, which the store holds, and
 by the labels of their gradient neighbours, which the index knows. Run it with
-``python examples/06_mislabelled_data.py``; it prints how well each ranking finds the changed labels and draws two
-pictures.
+``python examples/06_mislabelled_data.py``; it prints how well each ranking finds the changed labels, writes that
+into ``figures.json``, and draws two pictures.
 """
+
+import json
 
 import numpy as np
 import torch
@@ -94,12 +96,18 @@ def main() -> None:
         "loss": end.store.columns["loss"],
     }
     print(f"{'ranking by':46}{'AUC':>7}{'average precision':>20}{'changed among the first ' + str(wrong.sum()):>30}")
+    figures = {}
     for name, scores in rankings.items():
+        figures[name] = {
+            "AUC": roc_auc_score(wrong, scores),
+            "average precision": average_precision_score(wrong, scores),
+        }
         first = wrong[np.argsort(-scores, kind="stable")[: wrong.sum()]].mean()
         print(
             f"{name:46}{roc_auc_score(wrong, scores):7.3f}{average_precision_score(wrong, scores):20.3f}{first:30.1%}"
         )
 
+    (options.out / "figures.json").write_text(json.dumps(figures, indent=1))
     precision_recall(rankings, wrong, data).savefig(options.out / "precision-recall.png", dpi=100)
     figure = plot_self_influence(
         rankings["self-influence along training (TracIn)"],

@@ -5,6 +5,7 @@ along training. See ``07_vae_tracin.py`` (PyTorch) and ``10_vae_tracin_keras.py`
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -51,22 +52,29 @@ def run(options: argparse.Namespace, train: Train, settings: Settings) -> None:
     settings = replace(settings, **given)
     data = split(load(options.data), settings.images)
     options.out.mkdir(parents=True, exist_ok=True)
-    pictures = explain(data, train, settings, options) | with_strangers(data, train, settings, options)
+    figures: dict[str, float] = {}
+    pictures = explain(data, train, settings, options, figures)
+    pictures |= with_strangers(data, train, settings, options, figures)
+    (options.out / "figures.json").write_text(json.dumps(figures, indent=1))
     for name, figure in pictures.items():
         figure.savefig(options.out / f"{name}.png", dpi=80)
         print(f"wrote {options.out / name}.png")
 
 
-def explain(data: "Split", train: Train, settings: Settings, options: argparse.Namespace) -> dict[str, Figure]:
+def explain(
+    data: "Split", train: Train, settings: Settings, options: argparse.Namespace, figures: dict[str, float]
+) -> dict[str, Figure]:
     """Train on a data set, and ask which images are behind themselves and behind test images."""
     print(f"{data.name}:", end=" ", flush=True)
     job = train(flat(data.x_train), flat(data.x_held_out), settings, options.seed)
     sketch = gradindex.CountSketch(settings.dim)
     index = gradindex.build(job, options.out / "index", sketch=sketch, overwrite=True)
     values, losses = self_influence(index.store), index.store.columns["loss"]
-    print(f"self-influence against loss: Spearman {spearmanr(values, losses).statistic:.3f}", flush=True)
+    figures["Spearman"] = float(spearmanr(values, losses).statistic)
+    print(f"self-influence against loss: Spearman {figures['Spearman']:.3f}", flush=True)
     failed = own_proponents(index, index.store.ids)
-    test_images(index, data, flat(data.x_test)[: settings.queries])
+    figures["own proponents"] = 1 - len(failed) / len(index)
+    figures |= test_images(index, data, flat(data.x_test)[: settings.queries])
     found = index.explain(*job.queries(flat(data.x_test)[:5]), k=5, kernel="grad_dot", rerank=10)  # exact
     order = np.argsort(-values)
     rows = [("highest self-influence", data.x_train[order[:12]]), ("lowest self-influence", data.x_train[order[-12:]])]
@@ -78,7 +86,9 @@ def explain(data: "Split", train: Train, settings: Settings, options: argparse.N
     return {"extremes": grid(rows), "proponents": proponents}
 
 
-def with_strangers(data: "Split", train: Train, settings: Settings, options: argparse.Namespace) -> dict[str, Figure]:
+def with_strangers(
+    data: "Split", train: Train, settings: Settings, options: argparse.Namespace, figures: dict[str, float]
+) -> dict[str, Figure]:
     """Train on half of a data set with images of another one mixed in, and look for them by self-influence."""
     mixed, wrong, what = strangers(data, options.seed)
     print("with strangers:", end=" ", flush=True)
@@ -86,7 +96,8 @@ def with_strangers(data: "Split", train: Train, settings: Settings, options: arg
     sketch = gradindex.CountSketch(settings.dim)
     index = gradindex.build(job, options.out / "mixed", sketch=sketch, overwrite=True)
     scores, losses = self_influence(index.store), index.store.columns["loss"]
-    auc, by_loss = (roc_auc_score(wrong, ranking) for ranking in (scores, losses))
+    auc, by_loss = (float(roc_auc_score(wrong, ranking)) for ranking in (scores, losses))
+    figures |= {"AUC for strangers": auc, "AUC for strangers, by loss": by_loss}
     print(f"AUC of self-influence for {wrong.sum()} {what}: {auc:.3f} (of the loss {by_loss:.3f})", flush=True)
     return {"self-influence": plot_self_influence(scores, losses, wrong, marked_title=what)}
 
@@ -142,12 +153,13 @@ def own_proponents(index: gradindex.Index, ids: np.ndarray) -> np.ndarray:
     return ids[~first]
 
 
-def test_images(index: gradindex.Index, data: Split, asked: np.ndarray) -> None:
-    """Print how often the strongest proponents and opponents of test images have their label."""
+def test_images(index: gradindex.Index, data: Split, asked: np.ndarray) -> dict[str, float]:
+    """Print and return how often the strongest proponents and opponents of test images have their label."""
     found = index.explain(*index.job.queries(asked), k=5, kernel="grad_dot", rerank=0)
-    own = data.y_test[: len(asked)]
+    own, figures = data.y_test[: len(asked)], {}
     for side, ids in (("proponents", found.ordered_indices), ("opponents", found.opponent_indices)):
         same = data.y_train[ids] == own[:, None]
+        figures[f"label of {side}"] = float(same[:, 0].mean())
         print(
             f"strongest {side} with the test image's label: {same[:, 0].mean():.1%}; of the first 5 {same.mean():.1%}"
         )
@@ -155,6 +167,7 @@ def test_images(index: gradindex.Index, data: Split, asked: np.ndarray) -> None:
     losses, spread = index.job.losses(asked)
     print(f"standard error over draws: of a test loss {np.mean(spread / np.abs(losses)):.1%} of it,", end=" ")
     print(f"of the strongest influence on the first test image {error[0, 0] / value[0, 0]:.1%}", flush=True)
+    return figures
 
 
 def strangers(data: Split, seed: int) -> tuple[np.ndarray, np.ndarray, str]:

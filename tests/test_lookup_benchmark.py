@@ -15,13 +15,13 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "lookup.py"
 def test_recall_and_proofs_on_real_gradients(tmp_path):
     options = ["--rows", "3000", "--queries", "60", "--proofs", "10", "--epochs", "1", "--parts", "index", "proofs"]
     done = subprocess.run(
-        [sys.executable, SCRIPT, *options, "--folder", tmp_path, "--json", tmp_path / "found.json"],
+        [sys.executable, SCRIPT, *options, "--folder", tmp_path, "--out", tmp_path / "found.json"],
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
     assert found["index"]["index_bytes_per_row"] <= 300
     assert found["index"]["checked"]["recall@10"] >= 0.99
     assert found["index"]["checked"]["opponents' recall@10"] >= 0.98

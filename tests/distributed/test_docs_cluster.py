@@ -1,4 +1,4 @@
-"""The README's section "Larger than one machine", line by line, on the two-node cluster."""
+"""The page "Larger than one machine", line by line, on the two-node cluster."""
 
 import os
 import re
@@ -18,12 +18,12 @@ from tests.distributed.test_build import files
 from tests.jobs import ROWS, digits
 
 ROOT = Path(__file__).parents[2]
-SECTION = (ROOT / "README.md").read_text().split("## Larger than one machine")[1].split("\n## ")[0]
+PAGE = (ROOT / "examples/docs/pages/cluster.md").read_text(encoding="utf-8")
 
 
 def block(language, shared):
-    """Return the section's block of a language; what it calls /shared lies elsewhere here."""
-    (found,) = re.findall(rf"```{language}\n(.*?)```", SECTION, re.S)
+    """Return the page's block of a language; what it calls /shared lies elsewhere here."""
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
     assert "/shared/digits" in found
     return found.replace("/shared", str(shared))
 
@@ -38,7 +38,7 @@ def follow(nodes, folder, *command):
     return done.stdout
 
 
-def test_the_section_is_followed_line_by_line(nodes, tmp_path, monkeypatch, capsys):
+def test_the_page_is_followed_line_by_line(nodes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shared = tmp_path / "shared"
     shared.mkdir()
