@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex import exact
-from gradindex.batches import Batch
-from gradindex.embedding import embed_rows, embedding_batch_size
-from gradindex.held import HeldQueries
-from gradindex.index import certify
+from gradindex.compute import exact
+from gradindex.compute.blocks import embed_rows, embedding_batch_size
+from gradindex.compute.held_queries import HeldQueries
+from gradindex.data.source import Batch
+from gradindex.search import certify
 from gradindex.sketch import CountSketch, Landmark
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -71,7 +71,7 @@ def rates(job, sketches):
     for sketch in sketches:
         projector = sketch.bind(job.engine.parameters, 0)
         if isinstance(sketch, Landmark):
-            gradindex.landmarks.prepare(projector, job, projector.draw(len(job.source)))
+            gradindex.compute.landmarks.prepare(projector, job, projector.draw(len(job.source)))
         projectors.append(projector)
     best = [np.inf] * len(projectors)
     for _ in range(3):

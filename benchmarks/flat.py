@@ -13,12 +13,12 @@ import faiss
 import numpy as np
 import record
 
-from gradindex.index import products
+from gradindex.ann import blas
 
 
 def with_products(index, queries, k):
     """Search as gradindex does."""
-    with products.for_few():
+    with blas.for_few():
         return index.search(queries, k)
 
 

@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from gradindex.gradients import loop  # noqa: E402
-from gradindex.gradients.tensorflow import TensorFlowEngine  # noqa: E402
+from gradindex.gradients.tensorflow.engine import TensorFlowEngine  # noqa: E402
 from gradindex.sketch import CountSketch  # noqa: E402
 
 L = keras.layers

@@ -11,8 +11,8 @@ from gradients import Case
 from torch import nn
 
 from gradindex.gradients import loop
-from gradindex.gradients.torch import TorchEngine
-from gradindex.gradients.torch_model import channels_last
+from gradindex.gradients.torch.engine import TorchEngine
+from gradindex.gradients.torch.model import channels_last
 from gradindex.sketch import CountSketch
 
 RNG = np.random.default_rng(0)

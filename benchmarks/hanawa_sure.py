@@ -11,7 +11,8 @@ import numpy as np
 import record
 import torch
 
-from gradindex import queries, relevance
+from gradindex import relevance
+from gradindex.compute import queries
 from gradindex.evaluation import criteria
 
 

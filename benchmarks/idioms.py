@@ -36,7 +36,7 @@ def rows_of(case: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Return what was measured of one model."""
     import torch
 
-    from gradindex.gradients.torch import TorchEngine
+    from gradindex.gradients.torch.engine import TorchEngine
     from gradindex.sketch import CountSketch
 
     torch.set_num_threads(1)

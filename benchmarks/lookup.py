@@ -30,9 +30,10 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex import exact, kernels
-from gradindex.batches import Batch
-from gradindex.held import HeldQueries
+from gradindex import kernels
+from gradindex.compute import exact
+from gradindex.compute.held_queries import HeldQueries
+from gradindex.data.source import Batch
 from gradindex.kernels import Kernel
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -216,11 +217,11 @@ def million(path, args):
     sketches = index.sketch(x, y)
     flat = faiss.IndexFlatIP(index.searcher.dim)
     for _, block in index.store.blocks():
-        flat.add(gradindex.index.factory.as_vectors(block, index.searcher.dim))
-    narrow = gradindex.index.factory.as_vectors(sketches, index.searcher.dim)
+        flat.add(gradindex.ann.factory.as_vectors(block, index.searcher.dim))
+    narrow = gradindex.ann.factory.as_vectors(sketches, index.searcher.dim)
     _, wanted = flat.search(narrow, K)
     point = index.curve.pick(min(0.99, max(p.recall for p in index.curve.points)))
-    settings = gradindex.index.parameters.parse(point.key)
+    settings = gradindex.ann.operating_point.parse(point.key)
     times = {"index": [], "flat": [], "explain": []}
     shown = min(args.queries, 100)
     for i in range(shown):

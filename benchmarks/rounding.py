@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex import precision
-from gradindex.index import certify
+from gradindex.gradients import in_double
+from gradindex.search import certify
 
 DECADES = [0, *(10.0**power for power in range(-8, 1)), np.inf]
 
@@ -65,7 +65,7 @@ def compare(job, projector, truth, again):
     ids = np.arange(len(truth))
     here, norms = embedded(job, projector, ids, 512)
     batch = job.source.take(ids)
-    turned = precision.directions(job.engine, job.engine.outputs(batch.x), batch.y)
+    turned = in_double.directions(job.engine, job.engine.outputs(batch.x), batch.y)
     error = certify.evaluation_error(norms.astype(np.float32), certify.unit(job.engine), turned)
     room = error - certify.EVALUATION
     off = np.linalg.norm(here - truth, axis=1)

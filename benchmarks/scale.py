@@ -5,10 +5,10 @@
 overhead: the CNN of `million.py` on Fashion-MNIST, shards of about a second, one thread a worker: the embedded build's
 seconds a shard against one Ray worker's and two workers'. Only embedding is compared, over the last three quarters of
 the shards, so that starting processes does not count; their number is even, so that two workers end together. What two
-embedded builds side by side lose, which share nothing but the machine, is measured as well. plan: `gradindex.measure`
-for `--seconds`, then real builds of `--rows` and `--large-rows` rows and single queries. simulate: the measured seconds
-a shard, 10⁹ rows on 1,024 workers that fail at random and come back after two minutes; a shard that was being embedded
-is done again.
+embedded builds side by side lose, which share nothing but the machine, is measured as well. plan:
+`gradindex.lifecycle.measure` for `--seconds`, then real builds of `--rows` and `--large-rows` rows and single queries.
+simulate: the measured seconds a shard, 10⁹ rows on 1,024 workers that fail at random and come back after two minutes; a
+shard that was being embedded is done again.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def overhead(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def measured(rows: int, seconds: float) -> Any:
     """Return the rates of a job of so many rows."""
-    from gradindex.measure import measure
+    from gradindex.lifecycle.measure import measure
 
     return measure(job(rows), seconds=seconds)
 
@@ -132,7 +132,7 @@ def measured(rows: int, seconds: float) -> Any:
 def built(rows: int, out: Path) -> dict[str, Any]:
     """Build an index and ask it; return what was found under the names that a prediction has."""
     import gradindex
-    from gradindex.measure import _reset_peak, _status
+    from gradindex.lifecycle.measure import _reset_peak, _status
 
     work = job(rows)
     _reset_peak()
@@ -159,7 +159,7 @@ def plan(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     Each in a process of its own, as they are in use: what measuring leaves in memory is no part of a build.
     """
-    from gradindex.plan import predict
+    from gradindex.lifecycle.plan import predict
 
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
         rates = fresh.apply(measured, (options.large_rows, options.seconds))

@@ -59,7 +59,7 @@ def job():
     from torch import nn
 
     import gradindex
-    from gradindex.gradients import threads
+    from gradindex.runtime import threads
 
     x, y = data(int(os.environ["SERVE_ROWS"]))
     side = int(x[0].size ** 0.5)

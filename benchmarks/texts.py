@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import record
 
-from gradindex.embedding import embed
+from gradindex.compute.blocks import embed
 from gradindex.gradients import loop
 from gradindex.job import Job
 from gradindex.sketch import CountSketch

@@ -16,7 +16,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import gradindex
-from gradindex.exporting import query_vectors
+from gradindex.interop.export import query_vectors
 
 
 def train(x: np.ndarray, y: np.ndarray) -> torch.nn.Module:

@@ -7,58 +7,62 @@ k-NN query, and every answer can be checked against the exact kernel.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gradindex import _moved
+
 if TYPE_CHECKING:
-    from gradindex.adding import add
-    from gradindex.builder import build, index_store, load
-    from gradindex.compacting import compact
+    from gradindex.ann.choice import choose_index
+    from gradindex.compute.blocks import embed, exact_gradients
     from gradindex.distributed.options import Ray
-    from gradindex.embedding import embed, exact_gradients
     from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-    from gradindex.explainer import GradientSimilarity
     from gradindex.explanation import Explanation
-    from gradindex.exporting import export
-    from gradindex.index.choice import choose_index
+    from gradindex.gradients.in_double import InDouble
     from gradindex.index.index import Index
+    from gradindex.interop.alibi import GradientSimilarity
+    from gradindex.interop.export import export
+    from gradindex.interop.sklearn import GradientNeighborsTransformer
     from gradindex.job import Job
-    from gradindex.neighbors import GradientNeighborsTransformer
-    from gradindex.precision import InDouble
-    from gradindex.repair import repair
+    from gradindex.lifecycle.add import add
+    from gradindex.lifecycle.build import build, index_store, load
+    from gradindex.lifecycle.compact import compact
+    from gradindex.lifecycle.repair import repair
+    from gradindex.search.audit import Audit
     from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher
     from gradindex.store import Store
-    from gradindex.verify import Audit
 
 __version__ = "0.1.0"
 
+_moved.install()
+
 # Loaded when first used, so that importing gradindex costs next to nothing.
 _HOMES = {
-    "add": "adding",
-    "compact": "compacting",
-    "build": "builder",
-    "index_store": "builder",
-    "load": "builder",
-    "embed": "embedding",
-    "exact_gradients": "embedding",
+    "add": "lifecycle.add",
+    "compact": "lifecycle.compact",
+    "build": "lifecycle.build",
+    "index_store": "lifecycle.build",
+    "load": "lifecycle.build",
+    "embed": "compute.blocks",
+    "exact_gradients": "compute.blocks",
     "DamagedIndexError": "errors",
     "IndexExistsError": "errors",
     "MismatchError": "errors",
-    "GradientSimilarity": "explainer",
+    "GradientSimilarity": "interop.alibi",
     "Explanation": "explanation",
-    "export": "exporting",
+    "export": "interop.export",
     "Index": "index.index",
-    "choose_index": "index.choice",
+    "choose_index": "ann.choice",
     "Job": "job",
-    "repair": "repair",
+    "repair": "lifecycle.repair",
     "CountSketch": "sketch",
     "Gaussian": "sketch",
-    "GradientNeighborsTransformer": "neighbors",
+    "GradientNeighborsTransformer": "interop.sklearn",
     "Identity": "sketch",
-    "InDouble": "precision",
+    "InDouble": "gradients.in_double",
     "Landmark": "sketch",
     "Rademacher": "sketch",
     "Ray": "distributed.options",
     "SJLT": "sketch",
     "Store": "store",
-    "Audit": "verify",
+    "Audit": "search.audit",
 }
 
 __all__ = [

@@ -56,7 +56,7 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """Return tables for notebooks; labels and columns are escaped."""
-        from gradindex.html import explanation_html
+        from gradindex.plots.html import explanation_html
 
         return explanation_html(self)
 
@@ -119,7 +119,7 @@ class Explanation:
 
 
 def _is_columns(value: Any) -> bool:
-    module = sys.modules.get("gradindex.store.table")  # whoever has columns has imported it
+    module = sys.modules.get("gradindex.data.table")  # whoever has columns has imported it
     return module is not None and isinstance(value, module.Columns)
 
 
@@ -142,7 +142,7 @@ def _restored(value: Any, dtype: Any) -> Any:
     if dtype is None:
         return value
     if dtype.startswith("arrow:"):
-        from gradindex.store.table import Columns
+        from gradindex.data.table import Columns
 
         return Columns.from_json(value, dtype)
     if dtype == "object":

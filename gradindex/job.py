@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gradindex import kernels
-from gradindex.batches import Source, as_source
-from gradindex.chain import Chain
+from gradindex.data.chain import Chain
+from gradindex.data.source import Source, as_source
 from gradindex.gradients import Backend, backend_of, make_engine
-from gradindex.gradients.base import Engine
+from gradindex.gradients.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Job:
             return FeatureEngine(replace(self, metric=None), dict(self.metric))
         if self.checkpoints is None:
             return engine
-        from gradindex.influence.tracin import TracInEngine
+        from gradindex.gradients.training.tracin import TracInEngine
 
         return TracInEngine(engine, self.model, self.checkpoints)
 
@@ -151,7 +151,7 @@ class Job:
         ValueError
             If the names differ, or the dataset is empty.
         """
-        from gradindex.store.columns import extended
+        from gradindex.data.columns import extended
 
         more = as_source(dataset)
         chain = Chain([self.source, more])

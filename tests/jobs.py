@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import gradindex
-from gradindex.gradients import threads
+from gradindex.runtime import threads
 
 ROWS = 240
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import gradindex
+from gradindex.ann import factory
 from gradindex.errors import DamagedIndexError
-from gradindex.index import factory
 from gradindex.store import location
 from tests import oracles
 from tests.crashes import Recorder, lay
@@ -96,7 +96,7 @@ def _overwrite(root, mark):
 def _which(root: Path) -> str:
     index = _sound(root / "i")
     try:
-        gradindex.builder.check_job(index.store, digits_job())
+        gradindex.lifecycle.build.check_job(index.store, digits_job())
     except gradindex.MismatchError:
         return "new"
     return "old"

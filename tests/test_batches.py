@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from gradindex.batches import (
+from gradindex.data.source import (
     Batch,
     ColumnSource,
     MapSource,

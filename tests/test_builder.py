@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex import embedding
+from gradindex.compute import blocks
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from tests.jobs import ROWS, digits, digits_job, other_model_job, trained
 
@@ -233,7 +233,7 @@ def test_a_failed_overwrite_leaves_the_old_index(tmp_path, monkeypatch):
         gradindex.build(other_model_job(), out, index="IVX", overwrite=True)
     assert list(tmp_path.iterdir()) == [out]  # noticed before anything was embedded
     with monkeypatch.context() as patch:
-        patch.setattr("gradindex.builder.factory.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("gradindex.lifecycle.build.factory.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             gradindex.build(other_model_job(), out, shard_rows=64, overwrite=True)
     assert files(out) == before
@@ -247,7 +247,7 @@ def test_an_overwrite_does_not_continue_another_jobs_leftovers(tmp_path, monkeyp
     out = tmp_path / "i"
     gradindex.build(digits_job(), out)
     with monkeypatch.context() as patch:
-        patch.setattr("gradindex.builder.factory.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("gradindex.lifecycle.build.factory.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             gradindex.build(other_model_job(), out, overwrite=True)
     before = files(gradindex.build(digits_job(), tmp_path / "fresh", seed=3).store.path)
@@ -270,11 +270,11 @@ def test_a_replacement_killed_between_its_renames_is_taken_up_again(tmp_path):
 
 def test_small_samples_come_in_larger_batches():
     job = digits_job()
-    each = embedding.embedding_batch_size(job) and job.engine.bytes_per_sample
-    assert embedding.embedding_batch_size(job) == 512  # an MLP of 100 activations
-    assert embedding.embedding_batch_size(job, budget=300 * each) == 300
+    each = blocks.embedding_batch_size(job) and job.engine.bytes_per_sample
+    assert blocks.embedding_batch_size(job) == 512  # an MLP of 100 activations
+    assert blocks.embedding_batch_size(job, budget=300 * each) == 300
     wide = gradindex.Job(
         nn.Sequential(nn.Linear(64, 240_000), nn.ReLU(), nn.Linear(240_000, 10)), nn.CrossEntropyLoss(), digits()
     )
-    assert embedding.embedding_batch_size(wide) == 128
-    assert embedding.embedding_batch_size(wide, budget=wide.engine.bytes_per_sample) == 1
+    assert blocks.embedding_batch_size(wide) == 128
+    assert blocks.embedding_batch_size(wide, budget=wide.engine.bytes_per_sample) == 1

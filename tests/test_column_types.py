@@ -14,10 +14,10 @@ import pytest
 
 import gradindex
 from gradindex import Explanation
-from gradindex.index.selection import parse, select
+from gradindex.ann.selection import parse, select
+from gradindex.data.columns import as_columns, common_schema, extended
+from gradindex.data.table import Columns
 from gradindex.store import Store
-from gradindex.store.columns import as_columns, common_schema, extended
-from gradindex.store.table import Columns
 from tests.jobs import ROWS, digits, digits_job
 
 pandas = pytest.importorskip("pandas")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex import demo
+from gradindex.cli import demo
 
 
 @pytest.fixture(scope="module", params=["torch", "tensorflow"])

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import gradindex
-from gradindex import exact
-from gradindex.batches import Batch
+from gradindex.compute import exact
+from gradindex.data.source import Batch
 from gradindex.gradients import double_backward
-from gradindex.gradients.base import Engine
+from gradindex.gradients.engine import Engine
 from tests import oracles
 from tests.jobs import ROWS, digits, digits_job
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradindex
-from gradindex import embedding, watch
-from gradindex.gradients import ladder
-from gradindex.gradients.base import Embedded
+from gradindex.compute import blocks, watch
+from gradindex.gradients import paths
+from gradindex.gradients.engine import Embedded
 
 PAGE = (Path(__file__).parents[1] / "examples/docs/pages/exact.md").read_text(encoding="utf-8")
 N = 120
@@ -55,9 +55,9 @@ def test_the_rule_is_the_one_that_is_used():
     engine = gradindex.Job(net(), F.cross_entropy, (X, Y)).engine
     for n in (64, 500):
         few = np.where(np.arange(n) < n // 16, 0.04, 0.0)
-        assert ladder.agree(few, engine)
-        assert not ladder.agree(np.where(np.arange(n) <= n // 16, 0.04, 0.0), engine)
-        assert not ladder.agree(np.where(np.arange(n) < 1, 0.06, 0.0), engine)
+        assert paths.agree(few, engine)
+        assert not paths.agree(np.where(np.arange(n) <= n // 16, 0.04, 0.0), engine)
+        assert not paths.agree(np.where(np.arange(n) < 1, 0.06, 0.0), engine)
 
 
 def test_random_numbers_in_evaluation_mode(tmp_path):
@@ -167,7 +167,7 @@ def test_state_in_python_objects(tmp_path):
 def test_a_fault_on_very_few_rows(tmp_path, monkeypatch):
     drawn = watch.draw(0, 0, N, N)
     missed = int(np.setdiff1d(np.arange(N), drawn)[0])
-    embed = embedding._embed
+    embed = blocks._embed
 
     def faulty(engine, batch, projector):
         found = embed(engine, batch, projector)
@@ -176,7 +176,7 @@ def test_a_fault_on_very_few_rows(tmp_path, monkeypatch):
 
     model = net()
     right = build(tmp_path / "right", model).store.norms
-    monkeypatch.setattr(embedding, "_embed", faulty)
+    monkeypatch.setattr(blocks, "_embed", faulty)
     found = build(tmp_path / "faulty", model).store.norms
     assert found[missed] == pytest.approx(2 * right[missed])  # no comparison of drawn rows can tell
     np.testing.assert_array_equal(found[drawn], right[drawn])

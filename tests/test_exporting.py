@@ -8,7 +8,7 @@ import pytest
 
 import gradindex
 from gradindex.errors import IndexExistsError
-from gradindex.exporting import faiss_vectors, query_vectors
+from gradindex.interop.export import faiss_vectors, query_vectors
 from tests.jobs import ROWS, digits, digits_job
 
 GONE = [3, 64, 65, 200]

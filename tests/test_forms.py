@@ -15,9 +15,9 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gradindex
-from gradindex import forms
-from gradindex.batches import as_source, index, length, map_leaves
-from gradindex.chain import Chain
+from gradindex.data import forms
+from gradindex.data.chain import Chain
+from gradindex.data.source import as_source, index, length, map_leaves
 from tests.conftest import FRAMEWORKS
 
 N, D, C = 12, 5, 3
@@ -583,7 +583,7 @@ class TestObjects:
 
     @pytest.mark.parametrize("asked", [["a", "b"], ("a", "b"), np.array(["a", "b"]), objects(["a", "b"])])
     def test_texts(self, asked):
-        from gradindex.queries import match_shapes
+        from gradindex.compute.queries import match_shapes
 
         assert match_shapes(asked, None, self.example(["x", "yz"]))[0] == ["a", "b"]
         assert match_shapes("ab", None, self.example(["x", "yz"]))[0] == ["ab"]
@@ -591,7 +591,7 @@ class TestObjects:
             match_shapes(["a", None], None, self.example(["x", "yz"]))
 
     def test_several_lengths(self):
-        from gradindex.queries import match_shapes
+        from gradindex.compute.queries import match_shapes
 
         example = self.example([[1, 2], [3]])
         for asked, want in (

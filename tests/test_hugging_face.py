@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex import hugging_face
-from gradindex.batches import as_source
+from gradindex.data import hugging_face
+from gradindex.data.source import as_source
 from tests.jobs import ROWS, digits, trained
 
 datasets = pytest.importorskip("datasets", reason="pip install datasets")

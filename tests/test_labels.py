@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from gradindex import labels
+from gradindex.data import labels
 
 LOGITS = np.array([[0.1, 2.0, -1.0], [3.0, 0.0, 0.0]], np.float32)
 

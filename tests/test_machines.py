@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex import replacing
 from gradindex.errors import DamagedIndexError, IndexExistsError
-from gradindex.store import Store, cache, changes, disk, location, seen
+from gradindex.store import Store, cache, changes, disk, hashed, location, replace
 from tests.jobs import ROWS, digits_job, other_model_job
 
 HOW = {"shard_rows": 100, "sketch": gradindex.CountSketch(32), "progress": False}
@@ -174,7 +173,7 @@ def test_of_two_replacements_one_is_refused(path):
 
     thread = threading.Thread(target=other)
     thread.start()
-    with pytest.raises(KeyboardInterrupt), replacing.replacement(path, header):
+    with pytest.raises(KeyboardInterrupt), replace.replacement(path, header):
         inside.set()
         thread.join()
         raise KeyboardInterrupt
@@ -209,9 +208,9 @@ def test_an_unknown_or_locked_home(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", unknown)
     file = tmp_path / "large"
     file.write_bytes(b"x")
-    monkeypatch.setattr(seen, "LARGE", 0)
-    assert not seen.known(file, "0" * 64)
-    seen.note(file, "0" * 64, file.stat())
+    monkeypatch.setattr(hashed, "LARGE", 0)
+    assert not hashed.known(file, "0" * 64)
+    hashed.note(file, "0" * 64, file.stat())
     with pytest.raises(OSError, match="Set GRADINDEX_CACHE"):
         cache.directory()
     cache._of_this_process.cache_clear()
@@ -233,7 +232,7 @@ def test_a_full_cache_says_so(monkeypatch, tmp_path):
 
 
 def test_loops_compile_where_nothing_can_be_cached(monkeypatch):
-    from gradindex import compiling
+    from gradindex.compiled import jit
 
     def failing(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -244,11 +243,11 @@ def test_loops_compile_where_nothing_can_be_cached(monkeypatch):
     def double(x):
         return 2 * x
 
-    monkeypatch.setattr(compiling.FunctionCache, "save_overload", failing)
-    monkeypatch.setattr(compiling.FunctionCache, "load_overload", failing)
-    assert compiling.compiled()(double)(3) == 6
-    monkeypatch.setattr(compiling, "_Cache", nowhere)
-    assert compiling.compiled()(double)(4) == 8
+    monkeypatch.setattr(jit.FunctionCache, "save_overload", failing)
+    monkeypatch.setattr(jit.FunctionCache, "load_overload", failing)
+    assert jit.compiled()(double)(3) == 6
+    monkeypatch.setattr(jit, "_Cache", nowhere)
+    assert jit.compiled()(double)(4) == 8
 
 
 def test_chained_urls(path, tmp_path):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex import adding, builder, replacing
 from gradindex.errors import MismatchError
-from gradindex.store import Store, changes, disk, locks
+from gradindex.lifecycle import add, build
+from gradindex.store import Store, changes, disk, locks, replace
 from gradindex.store.location import make_directory
 from tests.jobs import ROWS, digits_job, longer_job, other_model_job
 
@@ -81,22 +81,22 @@ def test_nothing_to_add_while_another_process_compacts(tmp_path, monkeypatch):
     def settle(store):
         gradindex.compact(tmp_path / "index", progress=False)
 
-    monkeypatch.setattr(adding, "settle", settle)
+    monkeypatch.setattr(add, "settle", settle)
     index = gradindex.add(tmp_path / "index", digits_job(), progress=False)
     assert len(index) == ROWS - 2
 
 
 def test_a_build_whose_result_is_replaced_at_once(tmp_path, monkeypatch):
     built(tmp_path / "index")
-    fill = builder._fill
+    fill = build._fill
 
     def filled(job, store, *rest):
         summary = fill(job, store, *rest)
         if job.model is not digits_job().model:
-            monkeypatch.setattr(replacing, "_put", lambda new, place: None)  # another process is first, so to say
+            monkeypatch.setattr(replace, "_put", lambda new, place: None)  # another process is first, so to say
         return summary
 
-    monkeypatch.setattr(builder, "_fill", filled)
+    monkeypatch.setattr(build, "_fill", filled)
     with pytest.raises(MismatchError, match="another process replaced it at once"):
         gradindex.build(other_model_job(), tmp_path / "index", overwrite=True, progress=False)
 
@@ -121,11 +121,11 @@ def test_a_directory_that_is_moved_while_it_is_made(tmp_path, monkeypatch):
 
 def test_a_header_that_is_moved_while_it_is_looked_at(tmp_path, monkeypatch):
     index = built(tmp_path / "index")
-    monkeypatch.setattr(builder, "exists", lambda path: True)
-    assert builder.begun(tmp_path / "gone") is None
-    assert builder.begun(index.store.path) is None  # nothing is missing
+    monkeypatch.setattr(build, "exists", lambda path: True)
+    assert build.begun(tmp_path / "gone") is None
+    assert build.begun(index.store.path) is None  # nothing is missing
     shutil.rmtree(index.store.path / "shards")
-    assert builder.begun(index.store.path).seal == index.store.header.seal
+    assert build.begun(index.store.path).seal == index.store.header.seal
 
 
 def test_a_lock_is_on_what_lies_there_now(tmp_path):

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 
 import gradindex
-from gradindex.neighbors import GradientNeighborsTransformer
+from gradindex.interop.sklearn import GradientNeighborsTransformer
 from tests.jobs import ROWS, digits, digits_job
 
 

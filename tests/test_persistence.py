@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 import gradindex
 from gradindex import DamagedIndexError, GradientSimilarity, MismatchError
-from gradindex.store.manifest import publish
+from gradindex.store.publish import publish
 from tests.oracles import KERNELS, points
 
 X, Y = points(12)
@@ -74,7 +74,7 @@ class TestSavedAgain:
 
         for broken in ("_save_index", "publish"):
             with monkeypatch.context() as patch:
-                patch.setattr(f"gradindex.persistence.{broken}", full)
+                patch.setattr(f"gradindex.interop.alibi_saved.{broken}", full)
                 with pytest.raises(OSError, match="full"):
                     again.save(tmp_path)
             assert sorted(tmp_path.rglob("*")) == before
@@ -232,7 +232,7 @@ class TestKindsOfData:
 
     def test_names_of_inputs_need_not_be_file_names(self, kit, tmp_path):
         names = {"a/b": X, "../c": X[:, :2], "": Y}
-        from gradindex.persistence import _load_tree, _save_tree
+        from gradindex.interop.alibi_saved import _load_tree, _save_tree
 
         structure = json.loads(json.dumps(_save_tree(tmp_path, "X_train", names)))
         found = _load_tree(tmp_path, "X_train", structure)

@@ -6,10 +6,10 @@ import math
 import pytest
 
 import gradindex
+from gradindex.ann import factory
 from gradindex.cli.app import run
-from gradindex.index import factory
-from gradindex.measure import measure
-from gradindex.plan import Rates, choose, predict
+from gradindex.lifecycle.measure import measure
+from gradindex.lifecycle.plan import Rates, choose, predict
 from tests.jobs import ROWS, digits_job
 
 RATES = Rates(
@@ -104,7 +104,7 @@ def test_counts_are_checked(options):
 
 
 def test_the_command_prints_the_plan_as_json(capsys, monkeypatch):
-    monkeypatch.setattr("gradindex.measure.measure", lambda *_, **__: RATES)
+    monkeypatch.setattr("gradindex.lifecycle.measure.measure", lambda *_, **__: RATES)
     assert run(["plan", "tests.jobs:digits_job", "--rows", "1e6", "--workers", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["plan"] == json.loads(json.dumps(predict(RATES, 10**6, 4).to_json()))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex import precision
-from gradindex.index import certify
+from gradindex.gradients import in_double
+from gradindex.search import certify
 
 CLASSES, FEATURES, ROWS = 4, 6, 300
 
@@ -55,7 +55,7 @@ class Linear:
 
 def turned_by_rounding(engine, x, y):
     engine.settle(x[:2], y[:2])
-    return precision.directions(engine, engine.outputs(x), y)
+    return in_double.directions(engine, engine.outputs(x), y)
 
 
 @pytest.fixture(params=["torch", "tensorflow"])
@@ -166,7 +166,7 @@ def test_errors_are_not_known_behind_a_softmax_nor_for_other_losses():
     engine = gradindex.Job(torch.nn.Linear(3, 3), torch.nn.CrossEntropyLoss(), (x, y)).engine
     assert turned_by_rounding(engine, x, y) is None
     engine = gradindex.Job(torch.nn.Linear(3, 3), gradindex.InDouble(torch.nn.CrossEntropyLoss()), (x, y)).engine
-    assert precision.directions(engine, None, y) is None
+    assert in_double.directions(engine, None, y) is None
 
 
 def test_certified_answers_take_fewer_checks_and_are_those_of_double_precision(linear, tmp_path):
@@ -209,7 +209,7 @@ def test_rows_added_and_compacted_keep_their_errors(tmp_path):
     index.remove([0, 200])
     gradindex.compact(tmp_path / "i")
     index = gradindex.load(tmp_path / "i", whole)
-    turned = precision.directions(whole.engine, whole.engine.outputs(linear.x), linear.y)
+    turned = in_double.directions(whole.engine, whole.engine.outputs(linear.x), linear.y)
     np.testing.assert_array_equal(index.store.columns["rounding"], np.delete(turned, [0, 200]))
 
 
@@ -265,9 +265,9 @@ def test_many_outputs_are_moved_in_parts(linear, monkeypatch):
     engine = linear.job().engine
     engine.settle(linear.x[:2], linear.y[:2])
     outputs = engine.outputs(linear.x)
-    whole = precision.directions(engine, outputs, linear.y)
-    monkeypatch.setattr(precision, "_AT_ONCE", 7 * CLASSES)
-    np.testing.assert_allclose(precision.directions(engine, outputs, linear.y), whole, rtol=1e-5)
+    whole = in_double.directions(engine, outputs, linear.y)
+    monkeypatch.setattr(in_double, "_AT_ONCE", 7 * CLASSES)
+    np.testing.assert_allclose(in_double.directions(engine, outputs, linear.y), whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gradindex
-from gradindex import forking
+from gradindex.runtime import forking
 from tests.jobs import ROWS, digits_job
 
 IDS = [1, 5, 8]
@@ -76,7 +76,7 @@ def test_a_build_of_more_threads_is_not_continued_in_a_forked_process(tmp_path, 
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("gradindex.shards.embed_shard", stop)
+        patch.setattr("gradindex.lifecycle.embed_shards.embed_shard", stop)
         gradindex.build(digits_job(), tmp_path / "i")
 
     def go_on():

@@ -20,8 +20,8 @@ raise SystemExit(int(code))
 """
 TESTS = ["tests/sketch/test_spectra.py", "tests/gradients/test_products.py", "tests/gradients/test_layer_loops.py"]
 MODULES = [
-    *("gradients.products", "sketch.lanes", "sketch.spectra", "sketch.scatter"),
-    *(f"gradients.layers.{name}" for name in ("filters", "ghosts", "lstm_steps", "patches")),
+    *("compiled.outer_products", "sketch.lanes", "sketch.tensor_sketch", "sketch.scatter"),
+    *(f"compiled.{name}" for name in ("filters", "ghost_norms", "lstm_steps", "patches")),
 ]
 
 

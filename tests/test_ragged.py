@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gradindex.batches import as_source, is_ragged, rectangles
-from gradindex.embedding import embed, embed_rows, exact_gradients
+from gradindex.compute.blocks import embed, embed_rows, exact_gradients
+from gradindex.data.source import as_source, is_ragged, rectangles
 from gradindex.job import Job
 from gradindex.sketch import CountSketch
 

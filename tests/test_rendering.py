@@ -8,9 +8,9 @@ from torch import nn
 
 import gradindex
 from gradindex.explanation import Explanation
-from gradindex.html import explanation_html
 from gradindex.plots import plot_scores
-from gradindex.rendering import Renderer, as_rendered, png, shade_range
+from gradindex.plots.html import explanation_html
+from gradindex.plots.rendering import Renderer, as_rendered, png, shade_range
 from tests.jobs import digits, digits_job
 
 X, Y = digits()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gradindex
-from gradindex.stopping import explain_full_disk, stop_on_sigterm
+from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
 from tests.jobs import digits_job
 from tests.test_builder import files
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex.agreement import mean, ranks, recalls, share, spearman
-from gradindex.verify import FINAL, INDEX, SKETCH
+from gradindex.search.agreement import mean, ranks, recalls, share, spearman
+from gradindex.search.audit import FINAL, INDEX, SKETCH
 from tests.jobs import ROWS, digits, digits_job
 
 
@@ -97,7 +97,7 @@ def test_stages_are_what_naive_counts_give(index):
 
 def test_a_lossy_index_is_seen_in_its_own_stage(tmp_path):
     index = gradindex.build(digits_job(), tmp_path / "i", index="IVF32,Flat")
-    gradindex.index.factory.inverted(index.searcher.index).nprobe = 1
+    gradindex.ann.factory.inverted(index.searcher.index).nprobe = 1
     audit = index.verify(queries=60)
     assert audit.stages[INDEX]["recall@10"][0] < 0.9
     assert audit.stages[SKETCH]["recall@10"][0] > 0.9
@@ -113,7 +113,7 @@ def test_held_out_queries(index):
 
 
 def test_time_runs_out_honestly(index, monkeypatch):
-    monkeypatch.setattr("gradindex.verify.default_batch_size", lambda engine: 16)
+    monkeypatch.setattr("gradindex.search.audit.default_batch_size", lambda engine: 16)
     whole = index.verify(queries=40, rerank=10)
     some = index.verify(queries=40, rerank=10, max_seconds=1e-9)
     assert not some.complete

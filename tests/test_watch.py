@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import gradindex
-from gradindex import exact, watch
-from gradindex.batches import Batch
+from gradindex.compute import exact, watch
+from gradindex.data.source import Batch
 from gradindex.gradients.signals import FACTORS, FORWARD
-from gradindex.gradients.torch import TorchEngine
+from gradindex.gradients.torch.engine import TorchEngine
 from gradindex.gradients.ways import STEPS, WayDiffers
 
 N, CLASSES = 160, 4
@@ -239,7 +239,7 @@ def test_a_way_that_disagrees_is_not_used_again(tmp_path, caplog):
 
 
 def test_factors_that_disagree_are_replaced_by_training_steps(tmp_path, monkeypatch, caplog):
-    from gradindex.held import HeldQueries
+    from gradindex.compute.held_queries import HeldQueries
 
     model, loss, (x, y) = Net(), torch.nn.CrossEntropyLoss(), data()
     sketch = gradindex.Landmark(landmarks=32, dims=16)
@@ -255,7 +255,7 @@ def test_factors_that_disagree_are_replaced_by_training_steps(tmp_path, monkeypa
 
 
 def test_a_scan_takes_training_steps_where_factors_disagree(monkeypatch):
-    from gradindex.held import HeldQueries
+    from gradindex.compute.held_queries import HeldQueries
 
     model, loss, (x, y) = Net(), torch.nn.CrossEntropyLoss(), data()
     job = gradindex.Job(model, loss, (x, y))

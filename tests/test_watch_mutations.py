@@ -15,16 +15,17 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex import embedding, held
-from gradindex.gradients import double_backward, torch_factored
-from gradindex.gradients import torch as torch_engine
-from gradindex.gradients.base import Embedded, PerSample
-from gradindex.gradients.layers.torch_use import Direct, Touched
+from gradindex.compute import blocks, held_queries
+from gradindex.compute.watch import RowWatch
+from gradindex.gradients import double_backward
+from gradindex.gradients.engine import Embedded, PerSample
+from gradindex.gradients.torch import engine as torch_engine
+from gradindex.gradients.torch import passes
+from gradindex.gradients.torch.use import Direct, Touched
 from gradindex.gradients.ways import Ways
 from gradindex.sketch.countsketch import CountSketchProjector
 from gradindex.sketch.landmark import LandmarkProjector
 from gradindex.store.shard import normalise
-from gradindex.watch import RowWatch
 
 SAMPLES, SHARD, BATCH = 160, 40, 20
 RIGHT, WRONG = 3e-3, 5e-3  # errors of rows, which are stored in half precision, and of scores
@@ -75,7 +76,7 @@ def _uses(change: Callable[[str, list[Any]], list[Any]]) -> Any:
     """Change what a layer's rule gives, by the parameter's name."""
 
     def arm(patch, job):
-        for kind in (torch_factored.Sketches, torch_factored.Rows):
+        for kind in (passes.Sketches, passes.Rows):
             call = kind.__call__
 
             def wrapped(self, name, uses, call=call):
@@ -99,13 +100,13 @@ def _embedded(change: Callable[..., Embedded]) -> Any:
     """Change what a batch gives, unless training steps made it."""
 
     def arm(patch, job):
-        embed = embedding._embed
+        embed = blocks._embed
 
         def wrapped(engine, batch, projector):
             found = embed(engine, batch, projector)
             return found if set(engine.paths.values()) == {"loop"} else change(batch, found)
 
-        patch.setattr(embedding, "_embed", wrapped)
+        patch.setattr(blocks, "_embed", wrapped)
 
     return arm
 
@@ -164,7 +165,7 @@ def _flipped_sign(patch, job):
     add = CountSketchProjector.add_factors
     flip = lambda self, out, parameter, rows, columns: add(self, out, parameter, -rows, columns)  # noqa: E731
     patch.setattr(CountSketchProjector, "add_factors", flip)
-    patch.setattr(torch_factored.Sketches, "_cheapest", lambda self, parameter, uses: (uses[0].positions == 1, False))
+    patch.setattr(passes.Sketches, "_cheapest", lambda self, parameter, uses: (uses[0].positions == 1, False))
 
 
 def _landmark_rows(patch, job):
@@ -173,7 +174,7 @@ def _landmark_rows(patch, job):
     factors = LandmarkProjector.add_factors
     scaled = lambda self, out, p, rows, columns: factors(self, out, p, 1.02 * rows, columns)  # noqa: E731
     patch.setattr(LandmarkProjector, "add_factors", scaled)
-    patch.setattr(torch_factored.Sketches, "_cheapest", lambda self, parameter, uses: (uses[0].positions == 1, False))
+    patch.setattr(passes.Sketches, "_cheapest", lambda self, parameter, uses: (uses[0].positions == 1, False))
 
 
 def _times(value: float) -> Any:
@@ -226,9 +227,9 @@ FAULTS = {
         "mlp", "one", _no_forward_mode(_method(double_backward, "_torch", _times(1.01)))
     ),
     "factors' products of another query": Fault(
-        "mlp", "several", _method(held.HeldQueries, "dots", lambda found, *args: (found[0][::-1], found[1]))
+        "mlp", "several", _method(held_queries.HeldQueries, "dots", lambda found, *args: (found[0][::-1], found[1]))
     ),
-    "factors off by 1 %": Fault("mlp", "several", _method(held.HeldQueries, "dots", _times(1.01))),
+    "factors off by 1 %": Fault("mlp", "several", _method(held_queries.HeldQueries, "dots", _times(1.01))),
     "formed gradients off by 1 %": Fault(
         "conv",
         "formed",
@@ -238,7 +239,7 @@ FAULTS = {
             lambda found, *args: PerSample(1.01 * found.gradients, found.losses, found.outputs),
         ),
     ),
-    "factors in a proof": Fault("mlp", "certify", _method(held.HeldQueries, "dots", _times(0.98))),
+    "factors in a proof": Fault("mlp", "certify", _method(held_queries.HeldQueries, "dots", _times(0.98))),
 }
 
 

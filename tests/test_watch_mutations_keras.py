@@ -26,7 +26,7 @@ from tests.test_watch_mutations import (  # noqa: F401  (a fixture)
 
 
 def _scaled_layer(patch, job):
-    from gradindex.gradients.tensorflow_factored import Sketches
+    from gradindex.gradients.tensorflow.passes import Sketches
 
     call = Sketches.__call__
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from gradindex.cli import distributed
+from gradindex.cli import engines
 from gradindex.cli.changes import add, compact, remove
 from gradindex.cli.console import err, out
 from gradindex.cli.doctor import doctor
@@ -103,11 +103,11 @@ def build(
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: 128 MiB]")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute.  [default: where the model is]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is already there.")] = False,
-    engine: distributed.EngineOption = None,
-    address: distributed.Address = None,
-    workers: distributed.Workers = None,
-    resources: distributed.Resources = None,
-    working_dir: distributed.WorkingDir = None,
+    engine: engines.EngineOption = None,
+    address: engines.Address = None,
+    workers: engines.Workers = None,
+    resources: engines.Resources = None,
+    working_dir: engines.WorkingDir = None,
     as_json: Json = False,
 ) -> None:
     """Embed a job's dataset into OUT and index it; continues an interrupted build."""
@@ -129,7 +129,7 @@ def build(
             batch_size=batch_size,
             shard_rows=shard_rows,
             overwrite=overwrite,
-            engine=distributed.engine_of(engine, address, workers, resources, working_dir),
+            engine=engines.engine_of(engine, address, workers, resources, working_dir),
         )
     except FinishedError:  # the last build was stopped in its last moment, or its end was not seen
         index_ = gradindex.load(out_path, made)
@@ -160,8 +160,8 @@ def explain(
 ) -> None:
     """Print the training samples most and least similar to each query."""
     import gradindex
+    from gradindex.ann import selection
     from gradindex.cli.tables import explanation_tables
-    from gradindex.index import selection
 
     if (rows is None) == (ids is None):
         raise typer.BadParameter("Give either --rows FILE.npz or --ids 3,14.")
@@ -294,7 +294,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train a small CNN on scikit-learn's digits, index it, explain test digits, audit the answers."""
-    from gradindex.demo import run_demo
+    from gradindex.cli.demo import run_demo
 
     found = run_demo(backend, path, seed, Console(quiet=True) if as_json else out, err)
     if as_json:
@@ -303,7 +303,7 @@ def demo(
 
 def describe(index: Any) -> dict[str, Any]:
     """Return what `gradindex info` tells about an index, JSON-ready."""
-    from gradindex import watch
+    from gradindex.compute import watch
 
     header, searcher = index.store.header, index.searcher
     norms = index.store.norms

@@ -98,8 +98,8 @@ def examine(job: Any, samples: int) -> dict[str, Any]:
 
     Also, how exact products are computed, and what was seen of the model that some ways miss.
     """
-    from gradindex import exact
-    from gradindex.embedding import check_finite, embedding_batch_size
+    from gradindex.compute import exact
+    from gradindex.compute.blocks import check_finite, embedding_batch_size
     from gradindex.gradients import loop
     from gradindex.sketch import CountSketch
 

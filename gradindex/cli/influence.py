@@ -31,8 +31,8 @@ def self_influence(
         name: index.store.columns[name][rows] for name in ("loss", "label", "prediction") if name in index.store.columns
     }
     if plot is not None:
-        from gradindex.influence.plots import plot_self_influence
-        from gradindex.influence.self_influence import self_influence as every
+        from gradindex.influence.labels import self_influence as every
+        from gradindex.plots.influence import plot_self_influence
         from gradindex.plots.page import save_figure
 
         save_figure(plot_self_influence(every(index.store), index.store.columns["loss"]), plot)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gradindex.cli.console import err, out
 from gradindex.cli.options import Json, Out
-from gradindex.plan import Prediction, Rates
+from gradindex.lifecycle.plan import Prediction, Rates
 
 
 def plan(
@@ -24,8 +24,8 @@ def plan(
     """Measure a job here, and say what a build of many rows would take: hours, bytes, memory, queries a second."""
     import gradindex
     from gradindex.cli.app import _job
-    from gradindex.measure import measure
-    from gradindex.plan import predict
+    from gradindex.lifecycle.measure import measure
+    from gradindex.lifecycle.plan import predict
 
     with err.status(f"Embedding, storing and searching some rows for about {seconds:g} s"):
         rates = measure(_job(job), sketch=gradindex.CountSketch(dim), seconds=seconds)
@@ -47,7 +47,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the embeddings for other programs: Parquet for vector databases, FAISS for its readers."""
-    from gradindex.exporting import export as write
+    from gradindex.interop.export import export as write
 
     done = write(path, parquet=parquet, faiss=faiss, dtype=dtype)
     if as_json:

@@ -10,9 +10,9 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from gradindex.compute.watch import Compared
 from gradindex.explanation import Explanation
-from gradindex.verify import Audit
-from gradindex.watch import Compared
+from gradindex.search.audit import Audit
 
 _WIDEST, _LEGIBLE, _NARROWEST = 32, 12, 8  # places of a user's column or a label
 _FOLDED = 5  # places of a title that is longer
@@ -200,7 +200,7 @@ def _own(value: Any) -> str:
 
 def _class(value: Any, names: Sequence[str] | None) -> str:
     """Return the name of a class, or its number."""
-    from gradindex.plots.rows import class_name
+    from gradindex.plots.read import class_name
 
     return class_name(names, value) if float(value).is_integer() else f"{value:g}"
 

@@ -4,19 +4,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from gradindex import landmarks
+from gradindex.ann import factory
+from gradindex.compute import landmarks
+from gradindex.data.columns import as_columns
 from gradindex.distributed import inverted_lists
+from gradindex.distributed.build_worker import Worker
 from gradindex.distributed.connection import Connection, reachable
+from gradindex.distributed.job_sender import recipe
 from gradindex.distributed.options import Ray
 from gradindex.distributed.pool import Pool
-from gradindex.distributed.recipe import recipe
-from gradindex.distributed.worker import Worker
-from gradindex.gradients.base import log
-from gradindex.index import factory
+from gradindex.gradients.engine import log
 from gradindex.job import Job
-from gradindex.progress import progress_bar
+from gradindex.runtime.progress import progress_bar
 from gradindex.store import Store
-from gradindex.store.columns import as_columns
 
 Advance = Callable[[int], None]
 
@@ -47,7 +47,7 @@ class Workers:
 
     def embed_missing(self, progress: bool | None = None) -> int:
         """Embed and publish the shards that the store lacks; return how many samples were embedded."""
-        from gradindex.shards import check_versions
+        from gradindex.lifecycle.embed_shards import check_versions
 
         store, missing = self._store, self._store.missing()
         if not missing:

@@ -2,8 +2,8 @@
 
 The driver appends the codes in the order of the shards, so that the lists are those that one process would have made.
 Finding a row's list takes nearly all the time of adding it, and that is the part that is spread. The lists grow in the
-driver's memory, to one and a half times their size at most (`gradindex.plan` says how much that is): FAISS's lists on
-disk (`faiss.contrib.ondisk`) are another format, in a second file, so that the index would have other bytes.
+driver's memory, to one and a half times their size at most (`gradindex.lifecycle.plan` says how much that is): FAISS's
+lists on disk (`faiss.contrib.ondisk`) are another format, in a second file, so that the index would have other bytes.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.index.factory import as_vectors
+from gradindex.ann.factory import as_vectors
 from gradindex.store import Store
 from gradindex.store.shard import Shard
 from gradindex.store.store import SHARDS

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Tree, index, length
-from gradindex.forms import as_columns
+from gradindex.data.forms import as_columns
+from gradindex.data.labels import as_classes
+from gradindex.data.source import Tree, index, length
 from gradindex.job import Job
-from gradindex.labels import as_classes
 
 
 @dataclass(frozen=True)

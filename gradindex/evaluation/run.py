@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from gradindex import queries, relevance
-from gradindex.batches import index, length
+from gradindex import relevance
+from gradindex.compute import queries
+from gradindex.data.source import index, length
 from gradindex.evaluation import criteria
 from gradindex.evaluation.experiment import Experiment, Split
 from gradindex.evaluation.randomize import randomized
 from gradindex.evaluation.result import Result
-from gradindex.gradients.base import log
+from gradindex.gradients.engine import log
 from gradindex.job import Job
 from gradindex.relevance.base import Metric
-from gradindex.relevance.index import MetricIndex
+from gradindex.relevance.faiss_index import MetricIndex
 
 TESTS = ("class", "subclass", "randomization")
 Values = dict[str, dict[str, list[float]]]

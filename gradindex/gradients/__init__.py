@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from gradindex.gradients.base import Engine
+from gradindex.gradients.engine import Engine
 
 
 class Backend(StrEnum):
@@ -64,9 +64,9 @@ def make_engine(
     """Return the gradient engine of a framework for `model`; see the engines for what is raised."""
     require(backend)
     if backend is Backend.TORCH:
-        from gradindex.gradients.torch import TorchEngine
+        from gradindex.gradients.torch.engine import TorchEngine
 
         return TorchEngine(model, loss_fn, parameters, device)
-    from gradindex.gradients.tensorflow import TensorFlowEngine
+    from gradindex.gradients.tensorflow.engine import TensorFlowEngine
 
     return TensorFlowEngine(model, loss_fn, parameters, device)

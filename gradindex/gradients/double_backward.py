@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gradindex.batches import Tree
-from gradindex.gradients.base import Engine, Floats, PathFailed
+from gradindex.data.source import Tree
+from gradindex.gradients.engine import Engine, Floats, PathFailed
 
 Along = Callable[[Tree, Tree, Floats], tuple[Floats, Floats]]
 
@@ -51,7 +51,7 @@ def _torch(engine: Any, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Fl
 def _tensorflow(engine: Any, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
     import tensorflow as tf
 
-    from gradindex.gradients.tensorflow_state import stateless
+    from gradindex.gradients.tensorflow.state import stateless
 
     with engine._on_device():
         inputs, targets = engine._ready(x, y)

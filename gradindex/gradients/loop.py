@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradindex.batches import Tree, index, length
+from gradindex.data.source import Tree, index, length
 
 if TYPE_CHECKING:
-    from gradindex.gradients.base import Engine, PerSample
+    from gradindex.gradients.engine import Engine, PerSample
 
 
 def gradients(engine: "Engine", x: Tree, y: Tree) -> "PerSample":
@@ -16,7 +16,7 @@ def gradients(engine: "Engine", x: Tree, y: Tree) -> "PerSample":
     parts = [engine.sample_gradient(index(x, row), None if y is None else index(y, row)) for row in rows]
     outputs = [part.outputs for part in parts]
     whole = all(out is not None and out.shape == outputs[0].shape for out in outputs)  # type: ignore[union-attr]
-    from gradindex.gradients.base import PerSample
+    from gradindex.gradients.engine import PerSample
 
     if not parts:
         return PerSample(np.empty((0, engine.size), engine.dtype), np.empty(0, engine.dtype), None)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from gradindex.batches import Tree
+from gradindex.data.source import Tree
 from gradindex.gradients.parameter import Floats
 
 

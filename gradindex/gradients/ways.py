@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Batch
-from gradindex.gradients import ladder
+from gradindex.data.source import Batch
+from gradindex.gradients import paths
 from gradindex.gradients.parameter import Floats
 
 if TYPE_CHECKING:
-    from gradindex.gradients.base import Engine
+    from gradindex.gradients.engine import Engine
 
 FORMED, STEPS = "formed gradients", "training steps"
 _FIRST = 8  # products compared before the first answer of a way
@@ -155,25 +155,25 @@ class Ways:
             errors.append(self._relative(off, true) if true.norm else math.inf if off else 0.0)
             self._count(began)
         recent = errors[-_RECENT:]
-        if not ladder.agree(np.array(recent), self._engine):
+        if not paths.agree(np.array(recent), self._engine):
             errors.clear()
             raise WayDiffers(FORMED, max(recent))
 
     def _judge(self, way: str, errors: list[float]) -> None:
         recent = np.array(errors[-_RECENT:])
-        if not ladder.agree(recent, self._engine, least=0):  # to give up a way costs little
+        if not paths.agree(recent, self._engine, least=0):  # to give up a way costs little
             self._wrong.add(way)
             raise WayDiffers(way, float(recent.max()))
 
     def _relative(self, off: float, true: Truth) -> float:
-        return max(0.0, off / true.norm - ladder.allowance(true.norm, self._largest, true.loss))
+        return max(0.0, off / true.norm - paths.allowance(true.norm, self._largest, true.loss))
 
     def _error(self, query: Truth, sample: Truth, product: float) -> float:
         self._largest = max(self._largest, query.norm, sample.norm)
         if not min(query.norm, sample.norm):
-            return 0.0 if abs(product) <= ladder.ROUNDING * self._largest**2 else math.inf
+            return 0.0 if abs(product) <= paths.ROUNDING * self._largest**2 else math.inf
         off = abs(product - _dot(query.gradient, sample.gradient)) / (query.norm * sample.norm)
-        rounding = sum(ladder.allowance(one.norm, self._largest, one.loss) for one in (query, sample))
+        rounding = sum(paths.allowance(one.norm, self._largest, one.loss) for one in (query, sample))
         return max(0.0, off - rounding) if math.isfinite(off) else math.inf
 
     def _count(self, began: float) -> None:

@@ -6,24 +6,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import exact, queries, relevance, watch
-from gradindex.batches import Batch, Ids
-from gradindex.batches import index as take
-from gradindex.embedding import as_ids
+from gradindex import relevance
+from gradindex.ann import factory
+from gradindex.ann.operating_point import Point
+from gradindex.ann.selection import Selection, select
+from gradindex.compute import exact, queries, watch
+from gradindex.compute.blocks import as_ids
+from gradindex.compute.held_queries import Held, compare
+from gradindex.data.source import Batch, Ids
+from gradindex.data.source import index as take
 from gradindex.explanation import Explanation
-from gradindex.gradients.base import Floats, Projector, log
+from gradindex.gradients.engine import Floats, Projector, log
 from gradindex.gradients.signals import FACTORS
 from gradindex.gradients.ways import STEPS, WayDiffers
-from gradindex.held import Held, compare
-from gradindex.index import cascade, factory, mips, tuning
-from gradindex.index import certify as proofs
-from gradindex.index.answers import check_k, check_max_checks, describe, meta
-from gradindex.index.changing import Changing, pinned
-from gradindex.index.parameters import Point
-from gradindex.index.selection import Selection, select
+from gradindex.index.state import Changing, pinned
 from gradindex.kernels import Kernel, Task
+from gradindex.search import cascade, norm_scan, tuning
+from gradindex.search import certify as proofs
+from gradindex.search.answer import check_k, check_max_checks, describe, meta
+from gradindex.search.audit import Audit, verify
 from gradindex.store.shard import normalise
-from gradindex.verify import Audit, verify
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
 
@@ -53,7 +55,7 @@ class Index(Changing):
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
-        from gradindex.html import table_html
+        from gradindex.plots.html import table_html
 
         facts = {"index": self.store.path, "samples": f"{len(self):,}", "search": self.searcher.factory}
         return table_html(facts | {"rows": self.store.header.sketch})
@@ -105,7 +107,7 @@ class Index(Changing):
             a gradient is zero; `GradientSimilarity` uses 1e-7.
         certify
             Check rows exactly until the answer is proved to be that of the exact kernel over all rows; see
-            `gradindex.index.certify`. For ``'grad_cos'`` that takes an index of `gradindex.Landmark` rows: with any
+            `gradindex.search.certify`. For ``'grad_cos'`` that takes an index of `gradindex.Landmark` rows: with any
             other sketch nothing is proved unless `max_checks` lets every row be checked.
         max_checks
             With `certify`: give up after this many exact checks for a query and side, at least k; None: never.
@@ -121,7 +123,7 @@ class Index(Changing):
             With `scores` (m, k) float64 descending, `ordered_indices` (m, k) int64 ids, `exact` (m, k) bool;
             the same with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both
             sides where known; `query_predictions` (m,) and, where given, `query_labels`; the user's own `columns` and
-            `opponent_columns`, by name arrays (m, k) (`gradindex.store.table.Columns`; `to_arrow` keeps their types). A
+            `opponent_columns`, by name arrays (m, k) (`gradindex.data.table.Columns`; `to_arrow` keeps their types). A
             missing result has id −1, score NaN and nothing in its columns. For each side
             `proved` (m,) bool: whether this is the answer of the true, unprojected kernel; `checked` (m,) rows
             evaluated exactly (with `certify`, for this side's sake); `scanned` (m,) rows looked at, −1 where FAISS
@@ -288,14 +290,14 @@ class Index(Changing):
         candidates: int | None = None,
         seed: int = 0,
     ) -> tuning.Curve:
-        """Measure recall against latency at FAISS's settings, for ``explain(recall=…)``; see `gradindex.index.tuning`.
+        """Measure recall against latency at FAISS's settings, for ``explain(recall=…)``; see `gradindex.search.tuning`.
 
         Parameters
         ----------
         x, y
             Held-out samples as queries, as `explain` takes them. None: `queries` stored rows drawn by `seed`.
         queries, k, candidates, seed
-            See `gradindex.index.tuning.tune`.
+            See `gradindex.search.tuning.tune`.
         """
         return tuning.tune(
             self, None if x is None else self.sketch(x, y), queries=queries, k=k, candidates=candidates, seed=seed
@@ -325,7 +327,7 @@ class Index(Changing):
         y: Any = None,
         max_seconds: float | None = None,
     ) -> Audit:
-        """Measure how often the index's answers are those of the exact kernel; see `gradindex.verify.verify`."""
+        """Measure how often the index's answers are those of the exact kernel; see `gradindex.search.audit.verify`."""
         options = {"kernel": kernel, "rerank": rerank, "seed": seed, "x": x, "y": y, "max_seconds": max_seconds}
         return verify(self, queries=queries, k=k, **options)
 
@@ -385,8 +387,8 @@ class Index(Changing):
     ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
         return queries.sketch_chunks(self.job.engine, asked, self.projector, self.at_hand.batch_size, most)
 
-    def _scan(self, *asked: Any, **options: Any) -> mips.Found:
-        return mips.scan(self.store, *asked, **options)
+    def _scan(self, *asked: Any, **options: Any) -> norm_scan.Found:
+        return norm_scan.scan(self.store, *asked, **options)
 
     def _nearest(
         self, sketches: NDArray[np.float32], k: int, selection: Selection | None, point: Point | None = None

@@ -9,23 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradindex.influence.checkpoints import Checkpoint, CheckpointRecorder
+    from gradindex.gradients.training.checkpoints import Checkpoint, CheckpointRecorder
+    from gradindex.gradients.training.tracin import TracInEngine
     from gradindex.influence.density import DensityInfluence, KDEInfluence, KNNInfluence
+    from gradindex.influence.labels import label_disagreement
     from gradindex.influence.mixture import GMMInfluence
-    from gradindex.influence.self_influence import label_disagreement
-    from gradindex.influence.tracin import TracInEngine
     from gradindex.influence.unsupervised import UnsupervisedJob
 
 _HOMES = {
-    "Checkpoint": "checkpoints",
-    "CheckpointRecorder": "checkpoints",
-    "DensityInfluence": "density",
-    "KDEInfluence": "density",
-    "KNNInfluence": "density",
-    "GMMInfluence": "mixture",
-    "TracInEngine": "tracin",
-    "label_disagreement": "self_influence",
-    "UnsupervisedJob": "unsupervised",
+    "Checkpoint": "gradients.training.checkpoints",
+    "CheckpointRecorder": "gradients.training.checkpoints",
+    "DensityInfluence": "influence.density",
+    "KDEInfluence": "influence.density",
+    "KNNInfluence": "influence.density",
+    "GMMInfluence": "influence.mixture",
+    "TracInEngine": "gradients.training.tracin",
+    "label_disagreement": "influence.labels",
+    "UnsupervisedJob": "influence.unsupervised",
 }
 __all__ = [
     "Checkpoint",
@@ -43,4 +43,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gradindex.influence' has no attribute {name!r}")
-    return getattr(import_module(f"gradindex.influence.{_HOMES[name]}"), name)
+    return getattr(import_module(f"gradindex.{_HOMES[name]}"), name)

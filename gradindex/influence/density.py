@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Ids
+from gradindex.data.source import Ids
 
 Matrix = NDArray[np.float64]
 

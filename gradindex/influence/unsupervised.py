@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import exact, kernels
-from gradindex.batches import Batch, Ids, Source, Tree, as_source, index, length
-from gradindex.embedding import as_ids, check_finite, default_batch_size
-from gradindex.forms import as_columns
+from gradindex import kernels
+from gradindex.compute import exact
+from gradindex.compute.blocks import as_ids, check_finite, default_batch_size
+from gradindex.data.forms import as_columns
+from gradindex.data.source import Batch, Ids, Source, Tree, as_source, index, length
 from gradindex.gradients import Backend, make_engine
-from gradindex.gradients.base import Engine, Floats
+from gradindex.gradients.engine import Engine, Floats
 from gradindex.job import Job
 from gradindex.sketch.hashing import check_seed
 
@@ -200,7 +201,7 @@ class UnsupervisedJob(Job):
 
     @property
     def _adapter(self) -> Any:
-        return import_module(f"gradindex.influence.losses_{Backend(self.backend or '')}")
+        return import_module(f"gradindex.influence.unsupervised_{Backend(self.backend or '')}")
 
     def _wrapped(self, noise: NDArray[np.float32] | None, reveal: bool = False) -> Any:
         first = self.source.take(np.zeros(1, np.int64))

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradindex.index.tuning import Curve
 from gradindex.plots.page import load_figure_class
-from gradindex.verify import Audit
+from gradindex.search.audit import Audit
+from gradindex.search.tuning import Curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

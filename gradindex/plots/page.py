@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradindex.plots.rows import Chart, Picture, Side, class_name, short_number
+from gradindex.plots.read import Chart, Picture, Side, class_name, short_number
 from gradindex.store import location
 
 if TYPE_CHECKING:

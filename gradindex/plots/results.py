@@ -7,8 +7,8 @@ import numpy as np
 
 from gradindex.explanation import Explanation
 from gradindex.plots.page import FONT, load_figure_class
-from gradindex.plots.rows import kernel_title
-from gradindex.rendering import Renderer
+from gradindex.plots.read import kernel_title
+from gradindex.plots.rendering import Renderer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

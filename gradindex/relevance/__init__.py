@@ -137,7 +137,7 @@ def metric(name: str, job: "Job", **options: Any) -> "Metric":
 def metrics(names: Sequence[str], job: "Job", **options: Any) -> "dict[str, Metric]":
     """Return several metrics by name that share the gradients, features and matrices they need."""
     from gradindex.relevance.base import Metric, Options
-    from gradindex.relevance.space import Space
+    from gradindex.relevance.features import Space
 
     for name in names:
         parse(name)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gradindex import relevance
 
 if TYPE_CHECKING:
-    from gradindex.relevance.space import Space
+    from gradindex.relevance.features import Space
 
 Rows = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.gradients.base import log
+from gradindex.gradients.engine import log
 from gradindex.job import Job
 from gradindex.relevance.base import Options, Rows
 
@@ -115,7 +115,7 @@ def hessian(job: Job, options: Options) -> Inverse:
     """Return the inverse of the Hessian of a job's mean training loss, or of what stands for it.
 
     Up to `exact_limit` parameters the Hessian is formed. Above, it is the Gauss-Newton matrix as EKFAC where
-    curvlinops takes the model (see `gradindex.relevance.kronecker`), else MINRES iterates with the Hessian itself.
+    curvlinops takes the model (see `gradindex.relevance.ekfac`), else MINRES iterates with the Hessian itself.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def exact_fisher(gradients: Rows, damping: float | None) -> Spectral:
 def _kronecker(job: Job, options: Options, *, empirical: bool = False) -> Inverse | None:
     reason = "the model is not PyTorch's"
     if job.backend == "torch":
-        from gradindex.relevance.kronecker import Kronecker, Unsupported
+        from gradindex.relevance.ekfac import Kronecker, Unsupported
 
         try:
             return Kronecker(job, options, empirical=empirical)
@@ -238,7 +238,7 @@ def _power(values: Rows, power: float) -> Rows:
 
 def _product(job: Job) -> Product:
     if job.backend == "torch":
-        from gradindex.relevance.products_torch import hessian_product
+        from gradindex.gradients.torch.second_order import hessian_product
     else:
-        from gradindex.relevance.products_tensorflow import hessian_product
+        from gradindex.gradients.tensorflow.second_order import hessian_product
     return hessian_product(job)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from gradindex import relevance
-from gradindex.batches import Tree, has_ragged, index, length, rectangles
-from gradindex.gradients.base import Embedded, Engine, Floats, Parameter, PerSample, Projector
-from gradindex.gradients.joining import joined
+from gradindex.data.source import Tree, has_ragged, index, length, rectangles
+from gradindex.gradients.engine import Embedded, Engine, Floats, Parameter, PerSample, Projector
+from gradindex.gradients.results import joined
 from gradindex.job import Job
 from gradindex.relevance.base import Options
+from gradindex.relevance.features import Space, flatten
 from gradindex.relevance.hidden import Hidden
-from gradindex.relevance.space import Space, flatten
 
 PATH = "feature map"
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from gradindex.batches import Tree, index, length
+from gradindex.data.labels import as_array
+from gradindex.data.source import Tree, index, length
 from gradindex.job import Job
-from gradindex.labels import as_array
 from gradindex.relevance.base import Rows
 
 _BATCH = 256

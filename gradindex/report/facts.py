@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from gradindex import relevance
+from gradindex.compute.queries import match_shapes
 from gradindex.explanation import Explanation
 from gradindex.index.index import Index
 from gradindex.kernels import Kernel
-from gradindex.plots.rows import class_name, short_number
-from gradindex.queries import match_shapes
-from gradindex.rendering import Rendered, Renderer, data_uri
+from gradindex.plots.read import class_name, short_number
+from gradindex.plots.rendering import Rendered, Renderer, data_uri
+from gradindex.search.audit import AUDIT
 from gradindex.store.location import exists
-from gradindex.store.manifest import read_json
-from gradindex.verify import AUDIT
+from gradindex.store.publish import read_json
 
 _CLASSES = 100  # rows of the table of classes
 

@@ -16,6 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import gradindex
 from gradindex.index.index import Index
+from gradindex.search.audit import AUDIT
 from gradindex.serve import models
 from gradindex.serve.guard import Guard
 from gradindex.serve.lookup import Search
@@ -23,8 +24,7 @@ from gradindex.serve.metrics import Measured
 from gradindex.serve.service import Service, as_where
 from gradindex.serve.settings import Settings
 from gradindex.store.location import exists
-from gradindex.store.manifest import read_json
-from gradindex.verify import AUDIT
+from gradindex.store.publish import read_json
 
 STATIC = Path(__file__).parent / "static"
 _ERRORS: dict[int | str, dict[str, Any]] = {

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Tree, is_ragged
-from gradindex.forms import is_tensor
-from gradindex.labels import as_array
+from gradindex.data.forms import is_tensor
+from gradindex.data.labels import as_array
+from gradindex.data.source import Tree, is_ragged
 
 
 class BadInput(ValueError):

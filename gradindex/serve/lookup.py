@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import relevance, timing
-from gradindex.batches import is_ragged
-from gradindex.forms import is_tensor
+from gradindex import relevance
+from gradindex.data.forms import is_tensor
+from gradindex.data.labels import as_array
+from gradindex.data.source import is_ragged
 from gradindex.index.index import Index
 from gradindex.kernels import Kernel
-from gradindex.labels import as_array
-from gradindex.plots.rows import class_name
-from gradindex.rendering import Rendered as Shown
-from gradindex.rendering import Renderer, data_uri, printable
+from gradindex.plots.read import class_name
+from gradindex.plots.rendering import Rendered as Shown
+from gradindex.plots.rendering import Renderer, data_uri, printable
+from gradindex.runtime import stages as runtime_stages
 from gradindex.serve import models
+from gradindex.serve.batching import Task
 from gradindex.serve.inputs import concatenate
-from gradindex.serve.worker import Task
 from gradindex.store import Store
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class Lookup:
         how = {"k": options.k, "kernel": options.kernel, "rerank": options.rerank, "where": options.where.value}
         if options.certify:
             how |= {"certify": True, "max_checks": options.max_checks}
-        with timing.recorded() as stages:
+        with runtime_stages.recorded() as stages:
             if asked[0].ids is not None:
                 found = self.index.explain(ids=np.concatenate([one.ids for one in asked if one.ids is not None]), **how)
             else:
@@ -114,7 +115,7 @@ class Lookup:
             begin, answers = 0, []
             for task, one in zip(tasks, asked, strict=True):
                 rows = range(begin, begin + task.size)
-                with timing.stage("render"):
+                with runtime_stages.stage("render"):
                     answers.append([self._answer(found.data, row, one, row - begin) for row in rows])
                 begin += task.size
         params = found.meta["params"]
@@ -131,7 +132,7 @@ class Lookup:
 
     def search(self, options: Search, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """Return ids and scores a task, from a single call of `Index.search`."""
-        with timing.recorded() as stages, timing.stage("search"):
+        with runtime_stages.recorded() as stages, runtime_stages.stage("search"):
             scores, ids = self.index.search(
                 np.concatenate([task.payload for task in tasks]), options.k, where=options.where.value
             )

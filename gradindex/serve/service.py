@@ -14,11 +14,11 @@ from fastapi import FastAPI, HTTPException
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.index.index import Index
 from gradindex.serve import models
+from gradindex.serve.batching import Closed, Full, Task, Worker
 from gradindex.serve.inputs import BadInput, parse_inputs, parse_labels
 from gradindex.serve.lookup import Explain, Lookup, Queries, Search, Where
 from gradindex.serve.metrics import Metrics
 from gradindex.serve.settings import Settings
-from gradindex.serve.worker import Closed, Full, Task, Worker
 
 log = logging.getLogger(__name__)
 _ALONE = itertools.count(1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gradindex.gradients.base import Parameter, Projector
+from gradindex.gradients.engine import Parameter, Projector
 
 _KINDS: dict[str, type["Sketch"]] = {}
 

@@ -13,8 +13,9 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from gradindex.gradients.base import Floats, Parameter, Projector
-from gradindex.sketch import spectra
+from gradindex.compiled.emit import LANES
+from gradindex.gradients.engine import Floats, Parameter, Projector
+from gradindex.sketch import tensor_sketch
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import check_seed, side_hash
 from gradindex.sketch.scatter import (
@@ -26,10 +27,9 @@ from gradindex.sketch.scatter import (
     scatter,
     scatter_touched,
 )
-from gradindex.sketch.vectors import LANES
 
 if TYPE_CHECKING:
-    from gradindex.sketch.torch_countsketch import TorchCountSketch
+    from gradindex.sketch.countsketch_torch import TorchCountSketch
 
 # Nanoseconds on two cores, measured: a number scattered; one counted; a bucket's share of a transform; the last two
 # where the sketch's size is no power of two.
@@ -120,12 +120,12 @@ class CountSketchProjector(Projector):
             )
             return
         work = int(self.factor_cost(parameter, rows.shape[1]) / _SCATTER * len(out))
-        if spectra.serves(self.dim, len(out)) and rows.shape[2] > _FEW_ROWS:
+        if tensor_sketch.serves(self.dim, len(out)) and rows.shape[2] > _FEW_ROWS:
             rows, columns = (np.ascontiguousarray(side, np.float32) for side in (rows, columns))
             buckets = t.row_buckets, t.row_signs, t.column_buckets, t.column_signs
-            turns = spectra.twiddles(self.dim)
+            turns = tensor_sketch.twiddles(self.dim)
             for_samples(
-                lambda some: spectra.tensor_sketch(out[some], rows[some], columns[some], *buckets, turns),
+                lambda some: tensor_sketch.tensor_sketch(out[some], rows[some], columns[some], *buckets, turns),
                 len(out),
                 work,
             )
@@ -134,7 +134,7 @@ class CountSketchProjector(Projector):
 
     def on_device(self, device: Any) -> "TorchCountSketch":
         """Return the same projection in torch operations on that device."""
-        from gradindex.sketch.torch_countsketch import TorchCountSketch
+        from gradindex.sketch.countsketch_torch import TorchCountSketch
 
         return TorchCountSketch(self, device)
 
@@ -149,7 +149,7 @@ class CountSketchProjector(Projector):
             return positions * columns * _COUNT
         if rows <= _FEW_ROWS:
             return positions * (columns * _SLOW_COUNT + rows * self.dim * _ROTATE)
-        if spectra.serves(self.dim, LANES):
+        if tensor_sketch.serves(self.dim, LANES):
             return positions * (rows + columns) * _COUNT + (positions + 1) * self.dim * _SPECTRUM
         return (positions + 0.5) * ((rows + columns) * _SLOW_COUNT + self.dim * _SLOW_SPECTRUM)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.gradients.base import Floats, Parameter, Projector
+from gradindex.gradients.engine import Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
 
 

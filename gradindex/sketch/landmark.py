@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.batches import Ids
-from gradindex.gradients.base import Floats, Parameter, Projector
+from gradindex.data.source import Ids
+from gradindex.gradients.engine import Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.countsketch import CountSketchProjector
 from gradindex.sketch.hashing import check_seed, stream
 from gradindex.sketch.touched import TouchedRows
 
 if TYPE_CHECKING:
-    from gradindex.sketch.recorder import Recorder
+    from gradindex.sketch.captured import Recorder
 
 SIDES, WHOLE, TOUCHED, NONE = "factors", "formed", "touched rows", "none"
 _PURPOSE = 1 << 15  # of the stream that draws landmarks; hashes use the small ones
@@ -77,7 +77,7 @@ class Landmark(Sketch):
         object.__setattr__(self, "dim", self.dims + (self.residual or 1))
 
     def bind(self, parameters: Sequence[Parameter], seed: int) -> "LandmarkProjector":
-        """Return the projection, which needs its landmarks before use; see `gradindex.landmarks`."""
+        """Return the projection, which needs its landmarks before use; see `gradindex.compute.landmarks`."""
         return LandmarkProjector(self, parameters, check_seed(seed))
 
     def to_json(self) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class LandmarkProjector(Projector):
     def whitening(self) -> Whitening:
         """The whitening in use; raises RuntimeError if there is none yet."""
         if self._whitening is None:
-            raise RuntimeError("The landmarks are not chosen yet: see gradindex.landmarks.prepare.")
+            raise RuntimeError("The landmarks are not chosen yet: see gradindex.compute.landmarks.prepare.")
         return self._whitening
 
     def finish(self, sketches: NDArray[np.float32], norms: NDArray[np.float64]) -> NDArray[np.float32]:

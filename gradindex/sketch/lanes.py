@@ -6,8 +6,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gradindex.compiling import compiled
-from gradindex.sketch.vectors import LANES, Emit
+from gradindex.compiled.emit import LANES, Emit
+from gradindex.compiled.jit import compiled
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -16,9 +16,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.compiling import compiled
+from gradindex.compiled.emit import LANES
+from gradindex.compiled.jit import compiled
 from gradindex.sketch.lanes import add_lanes, count_lanes
-from gradindex.sketch.vectors import LANES
 
 _alone = threading.local()
 _WORTH_A_THREAD = 200_000  # numbers; below this, handing work to a thread costs more than it saves

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.gradients.base import Floats, Parameter, Projector
+from gradindex.gradients.engine import Floats, Parameter, Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import buckets_and_signs, check_seed, stream
 

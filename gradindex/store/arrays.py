@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.columns import as_columns
 from gradindex.errors import IndexExistsError
-from gradindex.store.columns import as_columns
 from gradindex.store.location import Location, exists, locate
-from gradindex.store.manifest import Header
+from gradindex.store.publish import Header
 from gradindex.store.shard import Rows, normalise
 from gradindex.store.store import HEADER, SHARD_BYTES, Store
 

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gradindex.batches import Ids
+from gradindex.data.columns import to_arrow
+from gradindex.data.source import Ids
 from gradindex.errors import DamagedIndexError
 from gradindex.store import disk
-from gradindex.store.columns import to_arrow
 from gradindex.store.location import Location, temporary
-from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json
 from gradindex.store.mapping import advise, map_file
+from gradindex.store.publish import FileEntry, Header, keep, publish, read_entries, read_json
 
 _ARRAYS = ("sketch", "norm", "id")
 _BLOCK_BYTES = 1 << 14

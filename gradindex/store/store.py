@@ -8,23 +8,23 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradindex.batches import Ids
+from gradindex.data.columns import common_schema
+from gradindex.data.source import Ids
+from gradindex.data.table import Columns
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import assets, changes, location
+from gradindex.store import changes, location, side_files
 from gradindex.store.changes import Part, State
-from gradindex.store.columns import common_schema
 from gradindex.store.differences import compare, model_differences
 from gradindex.store.location import Location, is_temporary, listing, locate
-from gradindex.store.manifest import HEADER, Header, publish, read_json, refuse_extra
+from gradindex.store.publish import HEADER, Header, publish, read_json, refuse_extra
 from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
-from gradindex.store.table import Columns
 
 SHARDS = "shards"
 SHARD_BYTES = 128 << 20
 PARTS, AUDIT = "parts", "audit.json"
 WATCH = "watch"
-"""Directory of what `gradindex.watch` writes: how many rows of each shard were compared with training steps."""
-KNOWN = {HEADER, SHARDS, PARTS, AUDIT, WATCH, "index", assets.DIRECTORY, changes.DIRECTORY}
+"""Directory of what `gradindex.compute.watch` writes: how many rows of each shard were compared with training steps."""
+KNOWN = {HEADER, SHARDS, PARTS, AUDIT, WATCH, "index", side_files.DIRECTORY, changes.DIRECTORY}
 _IDS_PER_CHANGE = 1_000_000
 
 
@@ -343,7 +343,7 @@ class Store:
             refuse_extra(self.path / SHARDS, set())
         last = changes.read(self.path, self.header)
         refuse_extra(self.path / changes.DIRECTORY, {changes.HEAD, *map(changes.name, range(1, last.number + 1))})
-        assets.check(self.path, self.header.seal)
+        side_files.check(self.path, self.header.seal)
         if location.exists(self.path / AUDIT):
             read_json(self.path / AUDIT)
         refuse_extra(self.path, KNOWN)

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 import gradindex
-from gradindex import demo
+from gradindex.cli import demo
 from gradindex.cli.app import app, run
 from gradindex.explanation import Explanation
 from tests.jobs import ROWS, digits, digits_job

@@ -9,7 +9,7 @@ import pytest
 import gradindex
 from gradindex.cli import console
 from gradindex.cli.app import run
-from gradindex.plots.rows import class_name
+from gradindex.plots.read import class_name
 from tests.jobs import ROWS, digits_job
 
 NAMES = ["[other]", "a [b] c", "van [/misc]", ":dog:", "back\\", "[bold]x", "$5 and $6", "\ud800 broken"]

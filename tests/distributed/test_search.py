@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex.distributed.part import StorePart, ranges
+from gradindex.distributed.search_worker import StorePart, ranges
 from tests.jobs import ROWS, digits, digits_job
 
 WHERE = (None, {"label": [3, 8]}, list(range(40, 90)))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import gradindex
+from gradindex.ann import factory
 from gradindex.errors import MismatchError
-from gradindex.index import factory
 from tests.distributed.test_search import assert_same
 from tests.jobs import ROWS, digits, digits_job, longer_job
 

@@ -13,7 +13,7 @@ from gradindex.evaluation import criteria
 try:
     from quanda.metrics.downstream_eval import ClassDetectionMetric, SubclassDetectionMetric
 
-    from gradindex.evaluation.quanda_adapter import GradindexExplainer
+    from gradindex.interop.quanda import GradindexExplainer
 except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another build than torch
     pytest.skip(
         f"quanda cannot be imported ({error}): pip install 'gradindex[quanda]' in an environment of its own",

@@ -9,8 +9,8 @@ pytest.importorskip("tensorflow")
 
 from torch import nn  # noqa: E402
 
-from gradindex.gradients.tensorflow import TensorFlowEngine  # noqa: E402
-from gradindex.gradients.torch import TorchEngine  # noqa: E402
+from gradindex.gradients.tensorflow.engine import TensorFlowEngine  # noqa: E402
+from gradindex.gradients.torch.engine import TorchEngine  # noqa: E402
 from gradindex.sketch import SJLT, CountSketch, Gaussian  # noqa: E402
 
 L = keras.layers

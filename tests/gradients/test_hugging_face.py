@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradindex.gradients.torch import TorchEngine
+from gradindex.gradients.torch.engine import TorchEngine
 from tests.gradients.test_torch_layers import assert_as_the_loop
 
 transformers = pytest.importorskip("transformers")

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from gradindex.gradients.layers import filters, ghosts, lstm_steps, patches
-from gradindex.gradients.layers.geometry import geometry
+from gradindex.compiled import filters, ghost_norms, lstm_steps, patches
+from gradindex.compiled.geometry import geometry
 
 # Images' sizes and channels, outputs, kernel, stride, dilation, padding, groups.
 CONVOLUTIONS = [
@@ -60,7 +60,7 @@ def test_patches_and_kernels_gradients(convolution):
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-4)
 
     if groups == 1:
-        norms = ghosts.of_convolution(large, small, at)
+        norms = ghost_norms.of_convolution(large, small, at)
         np.testing.assert_allclose(norms, (want.astype(np.float64) ** 2).sum((1, 2)), rtol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_norms_from_factors(positions, height, width, scale):
     rows, columns = (rng.standard_normal((4, positions, n)).astype(np.float32) for n in (height, width))
     rows *= np.float32(scale)
     formed = np.einsum("ntr,ntc->nrc", rows.astype(np.float64), columns)
-    np.testing.assert_allclose(ghosts.squared(rows, columns), (formed**2).sum((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(ghost_norms.squared(rows, columns), (formed**2).sum((1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

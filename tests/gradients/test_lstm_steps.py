@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gradindex.gradients.layers import torch_lstm
+from gradindex.gradients.torch.rules import lstm
 
 
 def recurrence(steps, b, size, dtype):
@@ -27,14 +27,14 @@ def by_autograd(share, weights, h, c):
 @pytest.mark.parametrize(("steps", "b", "size"), [(1, 1, 1), (3, 5, 4), (7, 2, 33), (4, 64, 130)])
 @pytest.mark.parametrize("way", ["_compiled", "_plain"])
 def test_the_gradients_are_those_of_autograd(steps, b, size, dtype, way, monkeypatch):
-    monkeypatch.setattr(torch_lstm, "_compiled", getattr(torch_lstm, way))
+    monkeypatch.setattr(lstm, "_compiled", getattr(lstm, way))
     given = recurrence(steps, b, size, dtype)
     share, h0, c0 = (one.clone().requires_grad_() for one in (given[0], *given[2:]))
     want_states, want_cell = by_autograd(share, given[1], h0, c0)
     # Not contiguous, as autograd may hand them on.
     to_states, to_cell = torch.randn(b, steps, size, dtype=dtype).transpose(0, 1), torch.randn(size, b, dtype=dtype).t()
     want = torch.autograd.grad((want_states, want_cell), (share, h0, c0), (to_states, to_cell))
-    states, cell = torch_lstm.Recurrence.apply(share, given[1], h0, c0)
+    states, cell = lstm.Recurrence.apply(share, given[1], h0, c0)
     got = torch.autograd.grad((states, cell), (share, h0, c0), (to_states, to_cell))
     room = {"rtol": 1e-4, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-12}
     torch.testing.assert_close(states, want_states, **room)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from gradindex.gradients import products
-from gradindex.gradients.layers import filters, ghosts
-from gradindex.gradients.layers.geometry import geometry
+from gradindex.compiled import filters, ghost_norms, outer_products
+from gradindex.compiled.geometry import geometry
 
 
 def normal(*shape):
@@ -73,7 +72,7 @@ def test_ghost_norms_of_convolutions(name, scale):
     large, small, at = convolution(name)
     small[1] *= np.float32(scale)
     want = np.square(naive(large, small, at)).sum((1, 2))
-    np.testing.assert_allclose(ghosts.of_convolution(large, small, at), want, rtol=1e-5)
+    np.testing.assert_allclose(ghost_norms.of_convolution(large, small, at), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 0), (30, 40, 7), (24, 16, 3), (7, 100, 9)])
@@ -81,15 +80,15 @@ def test_outer_sums_and_their_ghost_norms(shape):
     height, width, positions = shape
     rows, columns = normal(3, positions, height), normal(3, positions, width)
     out = np.full((3, height, width), np.nan, np.float32)
-    products.outer(rows, columns, out)
+    outer_products.outer(rows, columns, out)
     want = np.einsum("ntr,ntc->nrc", rows.astype(float), columns.astype(float))
     assert np.abs(out - want).max() <= 1e-6 * np.abs(want).max()
-    np.testing.assert_allclose(ghosts.squared(rows, columns), np.square(want).sum((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(ghost_norms.squared(rows, columns), np.square(want).sum((1, 2)), rtol=1e-5)
 
 
 def test_what_is_not_a_number_stays_so():
     rows, columns = normal(2, 3, 4), normal(2, 3, 5)
     rows[1, 2, 1] = np.nan
-    found = ghosts.squared(rows, columns)
+    found = ghost_norms.squared(rows, columns)
     assert np.isfinite(found[0])
     assert np.isnan(found[1])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gradindex.gradients.tensorflow import TensorFlowEngine
-from gradindex.gradients.torch import TorchEngine
+from gradindex.gradients.tensorflow.engine import TensorFlowEngine
+from gradindex.gradients.torch.engine import TorchEngine
 from gradindex.sketch import CountSketch
 
 SMALL = 1e-21

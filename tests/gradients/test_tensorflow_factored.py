@@ -7,7 +7,7 @@ tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
 
 from gradindex.gradients import loop  # noqa: E402
-from gradindex.gradients.tensorflow import TensorFlowEngine  # noqa: E402
+from gradindex.gradients.tensorflow.engine import TensorFlowEngine  # noqa: E402
 from gradindex.sketch import CountSketch, Identity  # noqa: E402
 
 L = keras.layers
@@ -317,14 +317,14 @@ def test_a_selection_of_parameters():
 
 @pytest.mark.parametrize("size", [3, 17])
 def test_blocks_of_samples_make_no_difference(size, monkeypatch):
-    monkeypatch.setattr("gradindex.gradients.tensorflow_factored._BLOCK_BYTES", size * 2000)
+    monkeypatch.setattr("gradindex.gradients.tensorflow.passes._BLOCK_BYTES", size * 2000)
     for name in ("conv2d, same", "depthwise", "dense, many positions", "conv2d, groups"):
         model, x = sequential(name)
         check(TensorFlowEngine(shuffled(model), LOSS), x)
 
 
 def test_batches_that_are_taken_in_parts_equal_single_samples(monkeypatch):
-    monkeypatch.setattr("gradindex.gradients.tensorflow._PART_BYTES", 1)  # 32 samples, or what is left
+    monkeypatch.setattr("gradindex.gradients.tensorflow.engine._PART_BYTES", 1)  # 32 samples, or what is left
     model, _ = sequential("conv2d")
     engine = TensorFlowEngine(shuffled(model), LOSS)
     x, y = data(IMAGE, 101), np.arange(101) % CLASSES
@@ -342,7 +342,7 @@ def test_batches_that_are_taken_in_parts_equal_single_samples(monkeypatch):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_memory_that_runs_out_in_one_part_is_reported(failing, monkeypatch):
-    monkeypatch.setattr("gradindex.gradients.tensorflow._PART_BYTES", 1)  # 32 samples, or what is left
+    monkeypatch.setattr("gradindex.gradients.tensorflow.engine._PART_BYTES", 1)  # 32 samples, or what is left
     model, _ = sequential("dense")
     engine = TensorFlowEngine(model, LOSS)
     x, y = data(FLAT, 80), np.arange(80) % CLASSES

@@ -10,8 +10,8 @@ tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
 
 from gradindex.gradients import double_backward  # noqa: E402
-from gradindex.gradients.base import PathFailed  # noqa: E402
-from gradindex.gradients.tensorflow import TensorFlowEngine  # noqa: E402
+from gradindex.gradients.engine import PathFailed  # noqa: E402
+from gradindex.gradients.tensorflow.engine import TensorFlowEngine  # noqa: E402
 from gradindex.sketch import CountSketch, Identity  # noqa: E402
 
 L = keras.layers

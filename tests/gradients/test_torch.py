@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from gradindex.gradients.base import Parameter, PathFailed
-from gradindex.gradients.layers.torch_capture import Capture, Known, Layout
-from gradindex.gradients.torch import TorchEngine
+from gradindex.gradients.engine import Parameter, PathFailed
+from gradindex.gradients.torch.capture import Capture, Known, Layout
+from gradindex.gradients.torch.engine import TorchEngine
 from gradindex.sketch import CountSketch, Gaussian, Identity
 from tests.gradients.test_torch_layers import assert_as_the_loop, loss, samples
 from tests.gradients.torch_models import TOKENS

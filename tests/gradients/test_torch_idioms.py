@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils import checkpoint
 
 import gradindex
-from gradindex.gradients import batch_loss, torch_costs
-from gradindex.gradients.torch import TorchEngine
+from gradindex.gradients import batch_loss
+from gradindex.gradients.torch import costs
+from gradindex.gradients.torch.engine import TorchEngine
 
 TOKENS, LENGTH = 30, 6
 
@@ -167,7 +168,7 @@ class TestOnlyWhatTheLossReadsCounts:
         model = Tokens(lambda own, hidden, logits, _: (logits, logits.square().mean()))
         x, _ = texts()
         assert_right(model, lambda out, y: next_token(out[0], y) + out[1], x, x, ("vmap",), along=False)
-        with pytest.raises(gradindex.gradients.base.PathFailed, match="belongs to the batch as a whole"):
+        with pytest.raises(gradindex.gradients.engine.PathFailed, match="belongs to the batch as a whole"):
             TorchEngine(model, lambda out, y: out[1]).directional(x, x, np.zeros(558, np.float32))
 
     def test_what_is_read_as_a_number(self, monkeypatch):
@@ -436,5 +437,5 @@ def test_vmap_gives_way_where_it_does_more_than_the_loop(body, path):
 
 def test_counted_operations_do_not_depend_on_the_clock():
     weight = torch.randn(1000, 1000)
-    assert torch_costs.pays(lambda: weight[:8] @ weight, 8, lambda: weight[:1] @ weight)
-    assert not torch_costs.pays(lambda: [weight + 1 for _ in range(8)], 1, lambda: weight + 1)
+    assert costs.pays(lambda: weight[:8] @ weight, 8, lambda: weight[:1] @ weight)
+    assert not costs.pays(lambda: [weight + 1 for _ in range(8)], 1, lambda: weight + 1)

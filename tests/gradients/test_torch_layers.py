@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradindex.gradients import loop
-from gradindex.gradients.torch import TorchEngine
+from gradindex.gradients.torch.engine import TorchEngine
 from gradindex.sketch import CountSketch
 from tests.gradients.torch_models import (
     TOKENS,

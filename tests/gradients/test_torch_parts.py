@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from gradindex.gradients import loop, torch_parts
-from gradindex.gradients.torch import TorchEngine
+from gradindex.gradients import loop
+from gradindex.gradients.torch import parts as torch_parts
+from gradindex.gradients.torch.engine import TorchEngine
 from gradindex.sketch import CountSketch
 
 COUNT, CLASSES = 19, 3

@@ -78,7 +78,7 @@ def test_forward_mode_and_embeddings(tmp_path, tied, options, seen):
     assert (seen in {signal.name for signal in index.job.engine.signals}) == bool(seen)
     found = index.explain(ids=[3], k=10)
     assert ("forward mode" in found.meta["params"]["exact_method"]) == (not seen)
-    true = gradindex.embedding.exact_gradients(index.job, [3, *found.ordered_indices[0]]).astype(np.float64)
+    true = gradindex.compute.blocks.exact_gradients(index.job, [3, *found.ordered_indices[0]]).astype(np.float64)
     units = true / np.linalg.norm(true, axis=1, keepdims=True)
     np.testing.assert_allclose(found.scores[0], units[1:] @ units[0], atol=1e-5)
 
@@ -97,7 +97,7 @@ def test_products_are_those_of_training_steps_once_rows_were_wrong(tmp_path):
     index = gradindex.build(job, tmp_path / "index", progress=False)
     found = index.explain(ids=[20, 21], k=5)
     assert found.meta["params"]["exact_method"] == "training steps"
-    true = gradindex.embedding.exact_gradients(job, range(60)).astype(np.float64)
+    true = gradindex.compute.blocks.exact_gradients(job, range(60)).astype(np.float64)
     units = true / np.linalg.norm(true, axis=1, keepdims=True)
     want = np.take_along_axis(units[[20, 21]] @ units.T, found.ordered_indices, 1)
     np.testing.assert_allclose(found.scores, want, atol=1e-5)

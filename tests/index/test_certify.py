@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex import landmarks
+from gradindex.ann import ranges
+from gradindex.compute import landmarks
 from gradindex.errors import DamagedIndexError, MismatchError
-from gradindex.gradients.base import Engine
-from gradindex.index import certify, ranges
+from gradindex.gradients.engine import Engine
 from gradindex.kernels import Kernel
+from gradindex.search import certify
 from tests import oracles
 from tests.jobs import ROWS, digits, digits_job, trained
 from tests.test_builder import Fails, files
@@ -395,9 +396,9 @@ def test_ordinary_answers_say_what_they_prove(plain, kernel):
 def test_ivf_counts_the_rows_of_its_lists(tmp_path):
     for factory in ("IVF8,Flat", "PCA16,IVF8,Flat"):
         index = gradindex.build(digits_job(), tmp_path / factory, index=factory)
-        gradindex.index.factory.inverted(index.searcher.index).nprobe = 8
+        gradindex.ann.factory.inverted(index.searcher.index).nprobe = 8
         assert (index.explain(ids=[1, 2], k=3).scanned == ROWS).all()
-        gradindex.index.factory.inverted(index.searcher.index).nprobe = 2
+        gradindex.ann.factory.inverted(index.searcher.index).nprobe = 2
         scanned = index.explain(ids=[1, 2], k=3).scanned
         assert ((scanned > 0) & (scanned < ROWS)).all()
     graph = gradindex.build(digits_job(), tmp_path / "h", index="HNSW16")
@@ -432,7 +433,7 @@ def test_a_killed_build_continues_to_the_same_bytes(tmp_path):
 
 def test_a_build_killed_while_choosing_landmarks_starts_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(landmarks.assets, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(landmarks.side_files, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             gradindex.build(digits_job(), tmp_path / "i", sketch=SKETCH)
     gradindex.build(digits_job(), tmp_path / "i", sketch=SKETCH)

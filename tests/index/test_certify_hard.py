@@ -9,9 +9,9 @@ from torch import nn
 
 import gradindex
 from gradindex import kernels
-from gradindex.held import hold
-from gradindex.index import certify
+from gradindex.compute.held_queries import hold
 from gradindex.kernels import Kernel
+from gradindex.search import certify
 from gradindex.sketch.landmark import LandmarkProjector
 from tests.jobs import digits
 

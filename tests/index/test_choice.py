@@ -3,7 +3,7 @@
 import pytest
 
 import gradindex
-from gradindex.index.choice import choose_index as choose
+from gradindex.ann.choice import choose_index as choose
 from tests.jobs import ROWS, digits_job
 
 

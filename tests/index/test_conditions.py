@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gradindex.index.conditions import listed, matches, parse_text
-from gradindex.store.columns import to_arrow
+from gradindex.data.columns import to_arrow
+from gradindex.data.conditions import listed, matches, parse_text
 
 ZONE = dt.timezone(dt.timedelta(hours=2))
 NOON = dt.datetime(2024, 3, 31, 12)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import gradindex
+from gradindex.ann import factory, files
 from gradindex.errors import DamagedIndexError
-from gradindex.index import factory, files
 from gradindex.store import Store
 
 ROWS, DIM = 320, 32

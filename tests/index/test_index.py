@@ -9,8 +9,8 @@ from torch import nn
 import gradindex
 from gradindex import kernels
 from gradindex.errors import DamagedIndexError
-from gradindex.index import mips
 from gradindex.kernels import Kernel
+from gradindex.search import norm_scan
 from tests.jobs import ROWS, digits, digits_job, trained
 
 KERNELS = [kernel.value for kernel in Kernel]
@@ -207,7 +207,7 @@ def test_the_scan_is_a_scan(index, kernel):
     store = index.store
     queries = store.gather(np.array([3, 99]))
     norms = np.array([0.5, 2.0])
-    scores, rows, _ = mips.scan(store, queries, norms, kernel, 17, eps=1e-7)
+    scores, rows, _ = norm_scan.scan(store, queries, norms, kernel, 17, eps=1e-7)
     cosines = queries @ store.gather(np.arange(ROWS)).T
     want = np.stack([cosines[i] * kernels.weights(kernel, norms[i], store.norms, 1e-7) for i in range(2)])
     order = np.argsort(-want, axis=1, kind="stable")[:, :17]
@@ -217,10 +217,10 @@ def test_the_scan_is_a_scan(index, kernel):
 
 @pytest.mark.parametrize("kernel", [Kernel.DOT, Kernel.ASYM_DOT])
 def test_the_scan_stops_early_with_the_same_answer(index, kernel, monkeypatch):
-    monkeypatch.setattr(mips, "_BLOCKS", (8, 16))
+    monkeypatch.setattr(norm_scan, "_BLOCKS", (8, 16))
     store = index.store
     queries, norms = store.gather(np.arange(40)), np.ones(40)
-    scores, rows, scanned = mips.scan(store, queries, norms, kernel, 3)
+    scores, rows, scanned = norm_scan.scan(store, queries, norms, kernel, 3)
     want = (queries @ store.gather(np.arange(ROWS)).T) * kernels.weights(kernel, 1.0, store.norms)
     np.testing.assert_array_equal(rows, np.argsort(-want, axis=1, kind="stable")[:, :3])
     np.testing.assert_allclose(scores, -np.sort(-want, axis=1)[:, :3], rtol=1e-6)
@@ -239,8 +239,8 @@ def test_self_influence_is_the_squared_norm(index, truth):
 def test_ties_go_to_the_smaller_row():
     scores = np.array([[1.0, 2.0, 2.0, 0.0, 2.0, 1.0]])
     rows = np.arange(6)[None]
-    assert mips.top(scores, rows, 4)[1].tolist() == [[1, 2, 4, 0]]
-    assert mips.top(np.tile(scores, 5), np.arange(30)[None], 2)[1].tolist() == [[1, 2]]
+    assert norm_scan.top(scores, rows, 4)[1].tolist() == [[1, 2, 4, 0]]
+    assert norm_scan.top(np.tile(scores, 5), np.arange(30)[None], 2)[1].tolist() == [[1, 2]]
 
 
 def test_unknown_factory_strings_and_too_few_rows(tmp_path):

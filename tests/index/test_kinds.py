@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex.index import cascade, mips, tuning
 from gradindex.kernels import Kernel
-from gradindex.store import location, seen
+from gradindex.search import cascade, norm_scan, tuning
+from gradindex.store import hashed as store_hashed
+from gradindex.store import location
 from tests.jobs import ROWS, digits, digits_job
 
 KINDS = {  # and whether FAISS filters for it
@@ -135,7 +136,7 @@ def test_more_probes_find_more(store):
     recalls = {point.key: point.recall for point in held_out.points}
     assert recalls["nprobe=1"] < recalls["nprobe=4"] <= recalls["nprobe=16"] <= 1
     vectors = store.gather(QUERIES)
-    _, truth, _ = mips.scan(store, vectors, np.ones(len(vectors)), Kernel.COS, 10)
+    _, truth, _ = norm_scan.scan(store, vectors, np.ones(len(vectors)), Kernel.COS, 10)
     found = {probes: cascade.nearest(index, vectors, 10, None, {"nprobe": probes}) for probes in (1, 32)}
     assert recall(truth, found[1][1]) < 0.95
     assert recall(truth, found[32][1]) >= 0.99  # but for ties, such as duplicates
@@ -175,8 +176,8 @@ def test_folding_is_refused_where_it_means_nothing(tmp_path):
 def test_large_files_are_hashed_once_and_again_when_written_to(store, monkeypatch, tmp_path):
     gradindex.index_store(store, "IVF8,SQ8")
     monkeypatch.setenv("GRADINDEX_CACHE", str(tmp_path))
-    monkeypatch.setattr(seen, "LARGE", 0)
-    monkeypatch.setattr(seen, "SETTLED", 0)
+    monkeypatch.setattr(store_hashed, "LARGE", 0)
+    monkeypatch.setattr(store_hashed, "SETTLED", 0)
     hashed = []
     digest = location.digest
     monkeypatch.setattr(location, "digest", lambda path: hashed.append(path.name) or digest(path))
@@ -201,17 +202,17 @@ def test_large_files_are_hashed_once_and_again_when_written_to(store, monkeypatc
 
 def test_a_file_just_written_is_not_noted(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADINDEX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(seen, "LARGE", 0)
+    monkeypatch.setattr(store_hashed, "LARGE", 0)
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    seen.note(path, "0" * 64, path.stat())
-    assert not seen.known(path, "0" * 64)
-    monkeypatch.setattr(seen, "SETTLED", 0)
-    seen.note(path, "0" * 64, path.stat())
-    assert seen.known(path, "0" * 64)
-    assert not seen.known(path, "1" * 64)
+    store_hashed.note(path, "0" * 64, path.stat())
+    assert not store_hashed.known(path, "0" * 64)
+    monkeypatch.setattr(store_hashed, "SETTLED", 0)
+    store_hashed.note(path, "0" * 64, path.stat())
+    assert store_hashed.known(path, "0" * 64)
+    assert not store_hashed.known(path, "1" * 64)
     before = path.stat()
     path.write_bytes(b"abd")
-    assert not seen.known(path, "0" * 64)
-    seen.note(path, "0" * 64, before)  # written to while it was read
-    assert not seen.known(path, "0" * 64)
+    assert not store_hashed.known(path, "0" * 64)
+    store_hashed.note(path, "0" * 64, before)  # written to while it was read
+    assert not store_hashed.known(path, "0" * 64)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex.index import cascade, parameters
-from gradindex.index.selection import Selection, parse, select
+from gradindex.ann import operating_point
+from gradindex.ann.selection import Selection, parse, select
 from gradindex.kernels import Kernel
+from gradindex.search import cascade
 from tests import oracles
 from tests.jobs import ROWS, digits_job
 
@@ -79,13 +80,13 @@ def test_faiss_gets_a_filter_only_where_it_finds_all(built):
     import faiss
 
     chosen = Selection(np.arange(50) % 3 == 0)
-    assert not parameters.filters(faiss.index_factory(4, "HNSW8", faiss.METRIC_INNER_PRODUCT))
+    assert not operating_point.filters(faiss.index_factory(4, "HNSW8", faiss.METRIC_INNER_PRODUCT))
     ivf = faiss.index_factory(4, "IVF7,Flat", faiss.METRIC_INNER_PRODUCT)
-    assert parameters.filters(ivf)
+    assert operating_point.filters(ivf)
     selector = faiss.IDSelectorBitmap(chosen.bits)
-    assert parameters.build(ivf, None, selector, everywhere=True).nprobe == 7
-    assert parameters.build(ivf, {"nprobe": 3}).nprobe == 3
-    assert parameters.build(ivf) is None
+    assert operating_point.build(ivf, None, selector, everywhere=True).nprobe == 7
+    assert operating_point.build(ivf, {"nprobe": 3}).nprobe == 3
+    assert operating_point.build(ivf) is None
     assert len(chosen) == 17
 
 

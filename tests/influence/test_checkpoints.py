@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from gradindex.gradients.training.checkpoints import check_checkpoints
 from gradindex.influence import CheckpointRecorder, UnsupervisedJob
-from gradindex.influence.checkpoints import check_checkpoints
 from tests.influence.unsupervised_models import KerasKit, TorchKit, X
 
 
@@ -163,7 +163,7 @@ def test_transformers_loads_only_for_its_callback(monkeypatch):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "False", done.stderr
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.delitem(sys.modules, "gradindex.influence.callbacks_transformers", raising=False)
+    monkeypatch.delitem(sys.modules, "gradindex.gradients.training.transformers_callback", raising=False)
     with pytest.raises(ImportError, match="Type: pip install transformers accelerate"):
         CheckpointRecorder().trainer_callback()
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradindex.influence.plots import plot_influence, plot_self_influence
+from gradindex.plots.influence import plot_influence, plot_self_influence
 
 X = np.array([[0.0, 0], [1, 2], [3, 1], [2, 2]])
 SCORES = np.array([0.1, -0.3, 0.2, 0.0])

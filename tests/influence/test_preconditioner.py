@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import gradindex
+from gradindex.gradients.training.adam import read_preconditioner
 from gradindex.influence import CheckpointRecorder, UnsupervisedJob
-from gradindex.influence.preconditioner import read_preconditioner
 from tests.influence.unsupervised_models import KerasKit, TorchKit, X, Z
 
 

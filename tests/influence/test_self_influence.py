@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import gradindex
 from gradindex.cli.influence import self_influence as command
 from gradindex.influence import label_disagreement
-from gradindex.influence.self_influence import self_influence
+from gradindex.influence.labels import self_influence
 from tests.jobs import digits, trained
 
 

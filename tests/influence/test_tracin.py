@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex import exact
+from gradindex.compute import exact
 from gradindex.influence import CheckpointRecorder, UnsupervisedJob
 from tests.influence.unsupervised_models import LATENT, TorchKit, X, Z
 

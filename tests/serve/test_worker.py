@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from gradindex.serve.worker import Closed, Full, Task, Worker
+from gradindex.serve.batching import Closed, Full, Task, Worker
 
 
 class Recorder:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex.landmarks import prepare
+from gradindex.compute.landmarks import prepare
 from gradindex.sketch import CountSketch, Landmark, from_json
 from tests import oracles
 

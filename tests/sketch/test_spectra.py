@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from gradindex.gradients.base import Parameter
-from gradindex.sketch import CountSketch, spectra
-from gradindex.sketch.vectors import LANES
+from gradindex.compiled.emit import LANES
+from gradindex.gradients.engine import Parameter
+from gradindex.sketch import CountSketch, tensor_sketch
 
 
 def normal(*shape):
@@ -55,15 +55,15 @@ def test_transforms_are_the_discrete_fourier_transform_out_of_order(dim):
     memory = normal(2, dim, LANES)
     begin = memory[0] + 1j * memory[1]
     real, imaginary = memory[0].ctypes.data, memory[1].ctypes.data
-    turns = spectra.twiddles(dim)
-    spectra._forward(real, imaginary, dim, turns.ctypes.data)
+    turns = tensor_sketch.twiddles(dim)
+    tensor_sketch._forward(real, imaginary, dim, turns.ctypes.data)
     found, want = memory[0] + 1j * memory[1], np.fft.fft(begin.astype(complex), axis=0)
     for lane in range(0, LANES, 5):
         for part in (np.real, np.imag):
             np.testing.assert_allclose(
                 np.sort(part(found[:, lane])), np.sort(part(want[:, lane])), atol=1e-4 * dim**0.5
             )
-    spectra._backward(real, imaginary, dim, turns.ctypes.data)
+    tensor_sketch._backward(real, imaginary, dim, turns.ctypes.data)
     np.testing.assert_allclose((memory[0] + 1j * memory[1]) / dim, begin, atol=1e-5)
 
 

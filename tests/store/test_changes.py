@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex import compacting, fingerprint, shards
-from gradindex.batches import ColumnSource, MapSource, as_source
-from gradindex.chain import Chain
+from gradindex.ann import factory
 from gradindex.cli.app import run
+from gradindex.data import fingerprint
+from gradindex.data.chain import Chain
+from gradindex.data.source import ColumnSource, MapSource, as_source
 from gradindex.errors import DamagedIndexError, MismatchError
-from gradindex.index import factory
+from gradindex.lifecycle import compact, embed_shards
 from gradindex.store import Store, changes
 from tests import oracles
 from tests.jobs import ROWS, digits, digits_job, longer_job, other_model_job
@@ -226,17 +227,17 @@ def test_another_process_was_first(path):
 
 
 def test_another_process_is_first_while_this_one_embeds(path, monkeypatch):
-    embed, second = shards.embed_missing, gradindex.load(path, digits_job())
+    embed, second = embed_shards.embed_missing, gradindex.load(path, digits_job())
 
     def slow(*args, **options):
         done = embed(*args, **options)
         with monkeypatch.context() as patch:
-            patch.setattr("gradindex.adding.embed_missing", embed)
+            patch.setattr("gradindex.lifecycle.add.embed_missing", embed)
             gradindex.load(path, digits_job()).add(new())
         return done
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradindex.adding.embed_missing", slow)
+        patch.setattr("gradindex.lifecycle.add.embed_missing", slow)
         with pytest.raises(MismatchError, match="Another process added 60 samples"):
             second.add(new(ROWS, ROWS + 7))
     index = gradindex.load(path, longer_job(ROWS + MORE))
@@ -246,16 +247,16 @@ def test_another_process_is_first_while_this_one_embeds(path, monkeypatch):
 
 
 def test_the_same_samples_twice_at_once_are_added_once(path, monkeypatch):
-    embed = shards.embed_missing
+    embed = embed_shards.embed_missing
 
     def slow(*args, **options):
         done = embed(*args, **options)
         with monkeypatch.context() as patch:
-            patch.setattr("gradindex.adding.embed_missing", embed)
+            patch.setattr("gradindex.lifecycle.add.embed_missing", embed)
             gradindex.add(path, longer_job(ROWS + MORE))
         return done
 
-    monkeypatch.setattr("gradindex.adding.embed_missing", slow)
+    monkeypatch.setattr("gradindex.lifecycle.add.embed_missing", slow)
     index = gradindex.add(path, longer_job(ROWS + MORE))
     assert len(index) == ROWS + MORE
     index.check()
@@ -479,7 +480,7 @@ def test_deletion_that_was_killed_is_finished(path, monkeypatch):
     index = gradindex.load(path, digits_job())
     index.remove([3])
     with monkeypatch.context() as patch:
-        patch.setattr(compacting, "settle", lambda store: None)
+        patch.setattr(compact, "settle", lambda store: None)
         index.compact()
     with pytest.raises(DamagedIndexError, match="belongs to no manifest"):
         gradindex.load(path).check()

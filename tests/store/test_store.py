@@ -12,7 +12,7 @@ import pytest
 
 import gradindex
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import Header, Rows, Store, assets, manifest
+from gradindex.store import Header, Rows, Store, publish, side_files
 
 
 def header(rows=25, shard_rows=10, dim=4, **changes):
@@ -105,7 +105,7 @@ def test_the_first_publisher_of_a_shard_wins(filled):
 def reseal(path, saved):
     """Write a manifest that only its contents give away."""
     saved.pop("seal", None)
-    path.write_text(json.dumps({**saved, "seal": manifest.seal(saved)}))
+    path.write_text(json.dumps({**saved, "seal": publish.seal(saved)}))
 
 
 def damage_truncate(path):
@@ -163,7 +163,7 @@ def test_pickles_are_refused(filled):
     saved = json.loads(path.read_text())
     bad = store.path / "shards" / "bad.npy"
     np.save(bad, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    saved["files"]["norm"] = vars(manifest.FileEntry("bad.npy", bad.stat().st_size, "0"))
+    saved["files"]["norm"] = vars(publish.FileEntry("bad.npy", bad.stat().st_size, "0"))
     reseal(path, saved)
     with pytest.raises(DamagedIndexError, match=r"bad\.npy is damaged"):
         Store.open(store.path).norms  # noqa: B018
@@ -352,14 +352,14 @@ def test_arrays_of_assets_are_bounded_too(tmp_path):
     header = np.lib.format.header_data_from_array_1_0(np.empty(3))
     data = io.BytesIO()
     np.lib.format.write_array_header_1_0(data, {**header, "shape": (1 << 50,)})
-    assets.write(tmp_path, "seal", "a", {"ids": np.arange(3)})
+    side_files.write(tmp_path, "seal", "a", {"ids": np.arange(3)})
     saved = json.loads((tmp_path / "assets" / "a.json").read_text())
     entry = saved["files"]["ids"]
     (tmp_path / "assets" / entry["name"]).write_bytes(data.getvalue())
     entry |= {"bytes": len(data.getvalue()), "sha256": hashlib.sha256(data.getvalue()).hexdigest()}
     reseal(tmp_path / "assets" / "a.json", saved)
     with pytest.raises(DamagedIndexError, match="is damaged"):
-        assets.read(tmp_path, "seal", "a", {"ids"})
+        side_files.read(tmp_path, "seal", "a", {"ids"})
 
 
 COUNTS_THREADS = """

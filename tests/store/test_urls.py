@@ -12,7 +12,7 @@ import pytest
 import gradindex
 from gradindex import GradientSimilarity
 from gradindex.cli.app import run
-from gradindex.influence.checkpoints import check_checkpoints
+from gradindex.gradients.training.checkpoints import check_checkpoints
 from gradindex.report import write_report
 from gradindex.store.location import locate, on_disk
 from gradindex.store.remote import RemotePath

@@ -1,0 +1,1 @@
+"""Approximate nearest neighbours: everything that knows FAISS."""

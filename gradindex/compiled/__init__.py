@@ -1,0 +1,1 @@
+"""Loops compiled by numba and LLVM; they know arrays only."""

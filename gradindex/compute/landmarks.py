@@ -1,0 +1,105 @@
+"""The landmarks of a job: drawn, embedded, saved beside a store's shards, and found again."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.compute.blocks import check_batch, check_finite
+from gradindex.data.source import Batch, Ids
+from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.gradients.engine import Projector, log
+from gradindex.job import Job
+from gradindex.sketch import from_json
+from gradindex.sketch.captured import record
+from gradindex.sketch.landmark import LandmarkProjector, Whitening
+from gradindex.store import Store, side_files
+
+ASSET = "landmark"
+_AT_ONCE = 256  # landmarks taken from the dataset at once
+_DRIFT = 4.0  # of coordinates, over what is seen of it among the landmarks themselves
+_NORM_TOLERANCE = 1e-3  # of landmarks computed anew, on another machine perhaps
+
+
+def bound(store: Store, job: Job, create: bool = False) -> Projector:
+    """Return the projection that makes a store's rows.
+
+    Parameters
+    ----------
+    store
+        The store, finished or not.
+    job
+        Its job; landmarks' gradients are computed anew from the job's dataset.
+    create
+        Choose and save landmarks if there are none yet: for builders.
+
+    Raises
+    ------
+    DamagedIndexError
+        If the saved landmarks are missing (unless `create`) or damaged.
+    MismatchError
+        If the landmarks' gradients are not those of the build.
+    """
+    header = store.header
+    projector = from_json(header.sketch).bind(job.engine.parameters, header.seed)
+    if not isinstance(projector, LandmarkProjector):
+        return projector
+    if create and not side_files.exists(store.path, ASSET):
+        ids = projector.draw(len(job.source))
+        _save(store, projector, ids, prepare(projector, job, ids))
+    return _load(store, projector, job)
+
+
+def prepare(projector: LandmarkProjector, job: Job, ids: Ids) -> Whitening:
+    """Embed the landmarks `ids` of a job, and find the directions they span."""
+    return projector.whiten(_adopt(projector, job, ids))
+
+
+def _adopt(projector: LandmarkProjector, job: Job, ids: Ids) -> NDArray[np.float64]:
+    """Embed the samples `ids` and make them the landmarks; return the norms of their covered parts."""
+
+    def batches() -> Iterator[Batch]:
+        for begin in range(0, len(ids), _AT_ONCE):
+            batch = job.source.take(ids[begin : begin + _AT_ONCE])
+            check_batch(batch)
+            yield batch
+
+    norms = projector.adopt(record(projector, job.engine, batches, len(ids)))
+    check_finite(ids, "gradient", norms)
+    return norms
+
+
+def _save(store: Store, projector: LandmarkProjector, ids: Ids, found: Whitening) -> None:
+    about = {"error": found.error, "forms": projector.forms}
+    arrays: dict[str, NDArray[np.generic]] = {"ids": ids, "norms": found.norms, "whitening": found.matrix}
+    side_files.write(store.path, store.header.seal, ASSET, arrays, about)
+    skipped = [name for name, form in projector.forms.items() if form == "none"]
+    log.info("%d landmarks, %d directions, ‖Δp‖ ≤ %.1e", len(ids), found.matrix.shape[1], found.error)
+    if skipped:
+        log.warning("no coordinates for parameters over the memory budget, only weaker bounds: %s", skipped)
+
+
+def _load(store: Store, projector: LandmarkProjector, job: Job) -> LandmarkProjector:
+    arrays, about = side_files.read(store.path, store.header.seal, ASSET, {"ids", "norms", "whitening"})
+    ids, norms, matrix = arrays["ids"], arrays["norms"], arrays["whitening"]
+    error = about.get("error")
+    count = min(projector.options.landmarks, store.header.rows)
+    fits = ids.shape == norms.shape == (count,) and matrix.ndim == 2 and len(matrix) == count
+    fits = fits and ids.dtype.kind == "i" and bool((ids >= 0).all() and (ids < store.header.rows).all())
+    if not fits or matrix.shape[1] > projector.options.dims or not isinstance(error, float) or not 0 < error < 1:
+        raise DamagedIndexError(
+            f"{side_files.manifest_path(store.path, ASSET)} is not of this sketch: expected {count} landmarks and at "
+            f"most {projector.options.dims} directions, found arrays of shapes {ids.shape} and {matrix.shape}."
+        )
+    drift = 0.0
+    if not projector.forms:  # not fresh from `prepare`
+        now = _adopt(projector, job, ids)
+        differs = np.abs(now - norms) > _NORM_TOLERANCE * (norms.max() + norms)
+        if projector.forms != about.get("forms") or differs.any():
+            raise MismatchError(
+                f"The gradients of {int(differs.sum())} of {count} landmarks are not those that {store.path} was "
+                "built with. Open it with the data and the loss of the build."
+            )
+        drift = _DRIFT * projector.drift(matrix)
+    projector.use(Whitening(matrix, norms, error + drift))
+    return projector

@@ -1,0 +1,1 @@
+"""Datasets, batches, labels and columns: what goes in, and in which form."""

@@ -1,0 +1,1 @@
+"""Gradients of Keras models on TensorFlow."""

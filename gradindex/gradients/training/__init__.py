@@ -1,0 +1,1 @@
+"""Gradients along a training run: checkpoints, their callbacks, TracIn."""

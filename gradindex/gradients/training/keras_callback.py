@@ -1,0 +1,21 @@
+"""Keras: record checkpoints from ``fit``."""
+
+from typing import Any
+
+import keras
+
+from gradindex.gradients.training.checkpoints import CheckpointRecorder
+
+
+class RecordEpochs(keras.callbacks.Callback):  # type: ignore[misc]
+    """Records the model and its optimiser's learning rate after every `every`-th epoch."""
+
+    def __init__(self, recorder: CheckpointRecorder, every: int) -> None:
+        super().__init__()
+        self._recorder, self._every = recorder, every
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Record if it is the time."""
+        if (epoch + 1) % self._every == 0:
+            optimizer = self.model.optimizer
+            self._recorder.record(self.model, keras.ops.convert_to_numpy(optimizer.learning_rate), optimizer)

@@ -1,0 +1,184 @@
+"""An index that changes: what is asked of it holds one state from beginning to end, and so do other readers."""
+
+import copy
+import functools
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+
+import numpy as np
+
+from gradindex.ann import factory
+from gradindex.compute import landmarks, watch
+from gradindex.compute.blocks import embedding_batch_size
+from gradindex.data.source import Batch, Ids
+from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.gradients.engine import Projector
+from gradindex.job import Job
+from gradindex.lifecycle.summary import BuildSummary
+from gradindex.runtime import forking
+from gradindex.store import Store
+from gradindex.store.location import Location
+
+P = ParamSpec("P")
+S = TypeVar("S", bound="Changing")
+R = TypeVar("R")
+
+
+def pinned(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Let a method see the index as it was when it was called, whatever other threads add or remove meanwhile."""
+
+    @functools.wraps(method)
+    def run(self: S, *args: P.args, **options: P.kwargs) -> R:
+        forking.settle()
+        try:
+            return method(copy.copy(self), *args, **options)
+        except DamagedIndexError as error:
+            if self.store.is_last():
+                raise
+            raise MismatchError(
+                f"{self.store.path} was changed or replaced since this index was opened, and what this needs is gone "
+                f"({error}) Open it again."
+            ) from None
+
+    return cast(Callable[Concatenate[S, P], R], run)
+
+
+class AtHand:
+    """What queries need of a job and its store's header, computed once and shared by all states."""
+
+    def __init__(self, store: Store, job: Job) -> None:
+        self._store, self._job = store, job
+
+    @cached_property
+    def projector(self) -> Projector:
+        """The projection that made the stored sketches."""
+        return landmarks.bound(self._store, self._job)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Samples at once."""
+        return embedding_batch_size(self._job)
+
+    @cached_property
+    def compared(self) -> watch.Compared:
+        """How many stored rows were compared with training steps: in the build, or else now.
+
+        Where some differed in the build, what made them differ may make exact products wrong, too: these are then taken
+        from training steps alone.
+        """
+        found = watch.of_store(self._store)
+        self._job.engine.ways.distrusted |= bool(found.differed)
+        return found or self._comparison[0]
+
+    @cached_property
+    def rows_hold(self) -> bool:
+        """Whether stored rows were compared with training steps, and are theirs."""
+        return bool(watch.of_store(self._store)) or self._comparison[1]
+
+    @cached_property
+    def _comparison(self) -> tuple[watch.Compared, bool]:
+        return watch.compare_stored(self._store, self._job, self.projector)
+
+    @cached_property
+    def example(self) -> Batch:
+        """The first samples of the dataset: the form that queries and labels must have."""
+        return self._job.source.take(np.arange(min(64, len(self._job.source)), dtype=np.int64))
+
+
+class Changing:
+    """A state of a store with its FAISS index, and the ways to the next one."""
+
+    def __init__(self, store: Store, job: Job | None = None, *, searcher: factory.Searcher | None = None) -> None:
+        forking.settle()
+        self.store = store
+        self.searcher = searcher or factory.load(store)
+        self.summary: BuildSummary | None = None
+        self.changed: list[Ids] = []
+        """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
+        self._job = job if job is None else job.with_metric(store.header.metric)
+        self._at_hand = None if self._job is None else AtHand(store, self._job)
+
+    @classmethod
+    def open(cls, path: str | Location, job: Job | None = None) -> Self:
+        """Open the last state of a store; raises like `Store.open`."""
+        while True:
+            store = Store.open(path)
+            try:
+                return cls(store, job)
+            except DamagedIndexError:
+                if store.is_last():  # else its rows changed while their index was being opened
+                    raise
+
+    def __copy__(self) -> Self:
+        """Return an index that shares everything, until one of the two changes."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    @property
+    def job(self) -> Job:
+        """The job; raises ValueError if the index was opened without one, RuntimeError where it cannot be used."""
+        if self._job is None:
+            raise ValueError("This needs the model and the data: open the index with gradindex.load(path, job).")
+        forking.settle(self._job.backend)
+        return self._job
+
+    @property
+    def at_hand(self) -> AtHand:
+        """What queries need; raises ValueError if the index was opened without a job."""
+        if self._at_hand is None:
+            self._at_hand = AtHand(self.store, self.job)
+        return self._at_hand
+
+    def remove(self, ids: Any) -> int:
+        """Remove samples from all answers, of this index and of those opened from now on; see `Store.remove`."""
+        store = copy.copy(self.store)
+        removed = store.remove(ids)
+        self.store = store
+        return removed
+
+    def add(self, dataset: Any, *, columns: Any = None, progress: bool | None = None) -> Ids:
+        """Add samples; their ids continue those of the dataset. See `gradindex.add`.
+
+        This index has them when the call returns, and so have those that are opened from now on. Its job has the longer
+        dataset then; others open the index with `job.extended(dataset)`, or a dataset that holds all samples.
+
+        Parameters
+        ----------
+        dataset
+            The new samples, in any of the forms that a job's dataset may have.
+        columns
+            The user's columns of the new samples, if the index has some.
+        progress
+            Show a progress bar; None: only on a terminal.
+
+        Returns
+        -------
+        ndarray
+            Ids of the new samples, (n,) int64.
+
+        Raises
+        ------
+        ValueError
+            If the index was opened without a job, the dataset is empty, or data, losses or gradients are not finite.
+        MismatchError
+            If another process added samples since this index was opened.
+        """
+        from gradindex.lifecycle.add import add
+
+        first = len(self.job.source)
+        self._take(add(self.store.path, self.job.extended(dataset, columns), progress=progress))
+        return np.arange(first, len(self.job.source), dtype=np.int64)
+
+    def compact(self, *, progress: bool | None = None) -> int:
+        """Rewrite the store without removed rows; return how many were left out. See `gradindex.compact`."""
+        from gradindex.lifecycle.compact import compact
+
+        left_out = compact(self.store.path, progress=progress)
+        self._take(type(self).open(self.store.path, self._job))
+        return left_out
+
+    def _take(self, other: "Changing") -> None:
+        """Become another index, all at once: other threads see the one or the other."""
+        self.__dict__.update(other.__dict__)

@@ -1,0 +1,1 @@
+"""Other people's interfaces: Alibi, scikit-learn, quanda, Parquet and FAISS files."""

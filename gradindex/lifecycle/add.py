@@ -1,0 +1,145 @@
+"""Adding samples to an index: embedded as a part of their own, and then there all at once."""
+
+import dataclasses
+import time
+
+from gradindex import relevance
+from gradindex.ann import factory
+from gradindex.compute import landmarks
+from gradindex.data.fingerprint import fingerprint
+from gradindex.errors import MismatchError
+from gradindex.gradients.engine import log
+from gradindex.index.index import Index
+from gradindex.job import Job
+from gradindex.lifecycle.build import begun, check_job, header
+from gradindex.lifecycle.clean_up import settle
+from gradindex.lifecycle.embed_shards import embed_missing
+from gradindex.lifecycle.summary import BuildSummary, count_paths, peak_bytes
+from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
+from gradindex.sketch import from_json
+from gradindex.store import Store, changes
+from gradindex.store.changes import Part, State
+from gradindex.store.location import Location, exists
+from gradindex.store.store import HEADER, PARTS
+
+
+def add(
+    path: str | Location,
+    job: Job,
+    *,
+    batch_size: int | None = None,
+    shard_rows: int | None = None,
+    progress: bool | None = None,
+) -> Index:
+    """Add to an index the samples of its job that it does not have yet: those behind the last one that it has.
+
+    They are embedded into a part of the store, shard by shard, and added to a copy of the FAISS index; then one
+    exclusive write makes all of them visible. Killed before that, the same call continues; called again
+    afterwards, it finds nothing to add. Indexes that are open keep answering as before.
+
+    Parameters
+    ----------
+    path
+        Directory or URL of the index.
+    job
+        The job it was built from, with a dataset that is longer now: the same samples first (see `Job.extended`), and
+        columns for all of them.
+    batch_size
+        Samples at once; None: as in the build.
+    shard_rows
+        Rows of a shard; None: as in the build.
+    progress
+        Show a progress bar; None: only on a terminal.
+
+    Returns
+    -------
+    Index
+        With all samples, and a `summary` of what was done.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no index.
+    MismatchError
+        If the model is another one, the dataset is shorter than the index, or another process added other samples
+        meanwhile.
+    DamagedIndexError
+        If the index is damaged.
+    ValueError
+        If data, losses or gradients are not finite (the message names the ids), or rows are those of IF or FK.
+    """
+    store = Index.open(path).store
+    job = job.with_metric(store.header.metric)
+    check_job(store, job, longer=True)
+    relevance.check_growth(store.header.metric)
+    first = store.state.positions
+    if len(job.source) == first:
+        settle(store)
+        log.info("there is nothing to add: all %d samples of the dataset are in %s", first, store.path)
+        return Index.open(path, job)
+    part = _part(store, job, first, batch_size, shard_rows)
+
+    def state() -> str:
+        return f"{part.header.shards - len(part.missing())} of {part.header.shards} new shards are published"
+
+    with stop_on_sigterm(), explain_full_disk(state):
+        began = time.perf_counter()
+        embedded = embed_missing(job, part, progress, landmarks.bound(store, job))
+        middle = time.perf_counter()
+        _publish(store, part)
+        settle(store)
+    index = Index.open(path, job)
+    index.summary = BuildSummary(
+        rows=len(index.store),
+        embedded=embedded,
+        embedding_seconds=middle - began,
+        indexing_seconds=time.perf_counter() - middle,
+        peak_bytes=peak_bytes(),
+        store_bytes=index.store.bytes,
+        index_bytes=index.searcher.bytes,
+        paths=count_paths(job.engine.paths),
+    )
+    log.info("%s", index.summary)
+    return index
+
+
+def _part(store: Store, job: Job, first: int, batch_size: int | None, shard_rows: int | None) -> Store:
+    """Begin the part of the new samples, or take up one that was begun."""
+    saved, rows = store.header, len(job.source) - first
+    origin = fingerprint(job.source, first, first + rows)
+    name = dataclasses.replace(saved, rows=rows, first=first, origin=origin).part
+    path = store.path / PARTS / name
+    before = begun(path) if exists(path / HEADER) else None
+    wanted = header(
+        job,
+        from_json(saved.sketch),
+        saved.seed,
+        batch_size or (before or saved).batch_size,
+        shard_rows or (before or saved).shard_rows,
+        before,
+    )
+    if sorted(saved.columns) != wanted.columns:
+        raise MismatchError(f"{store.path} has columns {sorted(saved.columns)}, the job {wanted.columns}.")
+    return Store.create(path, dataclasses.replace(wanted, rows=rows, dim=saved.dim, first=first, origin=origin))
+
+
+def _publish(store: Store, part: Store) -> None:
+    """Make a finished part visible, behind changes that other processes make meanwhile."""
+    new = Part(part.header.part, part.header.seal, part.header.rows)
+    change = {"kind": "add", "part": new.name, "header": new.seal, "first": part.header.first, "rows": new.rows}
+
+    def make(state: State) -> dict[str, object] | None:
+        if state.positions != part.header.first:
+            if any(new in one.parts for one in changes.history(store.path, store.header)):
+                return None  # another process was given the same samples
+            raise MismatchError(
+                f"Another process added {state.positions - part.header.first} samples to {store.path} meanwhile. "
+                "Add again, with those behind the samples that were there."
+            )
+        before = Store(store.path, store.header, state)
+        after = Store(store.path, store.header, dataclasses.replace(state, parts=(*state.parts, new)))
+        if not factory.exists(after):
+            factory.extend(before, after)
+        return change
+
+    changes.commit(store.path, store.header, make)

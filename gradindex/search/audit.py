@@ -1,0 +1,354 @@
+"""Audits: measured agreement of the index with the exact kernel, stage by stage."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex import kernels, relevance
+from gradindex.ann.selection import select
+from gradindex.compute import exact
+from gradindex.compute.blocks import default_batch_size
+from gradindex.compute.queries import Queries, gradient_chunks
+from gradindex.data.source import Batch, Ids
+from gradindex.data.source import index as take
+from gradindex.gradients import paths
+from gradindex.gradients.engine import log
+from gradindex.kernels import Kernel
+from gradindex.runtime.interrupts import kept_if_possible
+from gradindex.search import agreement, norm_scan
+from gradindex.search.agreement import Estimate
+from gradindex.search.spot_check import STEPS, spot_check
+from gradindex.store import changes
+from gradindex.store.publish import publish
+
+if TYPE_CHECKING:
+    from gradindex.index.index import Index
+
+AUDIT = "audit.json"
+DEPTHS = 1, 10, 100
+INDEX, SKETCH, FINAL = "index against store", "sketch against exact", "answer against exact"
+_CORRELATED_ROWS = 10_000  # rank correlation over at most this many rows, drawn by the seed
+_STEPS_AT_ONCE = 16
+_DRAWN = 2000  # pairs of cosines kept for drawing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Measured agreement of an index with the exact kernel, each with its 95 % interval.
+
+    `recall` is that of the final answer (after exact re-ranking of `rerank` candidates), `search_recall` that of
+    the index's own order. `rank_correlation` is Spearman's, between sketched and exact kernel values over
+    all training samples (10,000 of them if there are more), mean over queries.
+
+    `stages` has, for the index's own order against a scan of the stored rows, the stored rows' order against the exact
+    kernel, and the final answer against the exact kernel: recall@1, @10 and @100 and a rank correlation, each
+    (value, low, high); of places in the two lists of 100, except for the sketch, where it is `rank_correlation`.
+
+    If time ran out before all rows were compared (`compared` < `rows`), recalls against the exact kernel are
+    upper limits: rows that were not compared can only push others out of the true answer.
+    """
+
+    kernel: str
+    k: int
+    queries: int
+    rerank: int
+    rows: int
+    seed: int
+    recall: float
+    recall_interval: tuple[float, float]
+    search_recall: float
+    search_recall_interval: tuple[float, float]
+    rank_correlation: float
+    rank_correlation_interval: tuple[float, float]
+    seconds: float
+    compared: int
+    drawn: str
+    stages: dict[str, dict[str, Estimate]]
+    pairs: list[tuple[float, float]] = field(repr=False)
+    """Some pairs (sketched, exact) of cosines."""
+    steps: int = 0
+    """Kernel values by training steps that were compared with those of answers and of the audit itself."""
+    steps_error: float = 0.0
+    """The largest difference of those, as a cosine."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row was compared."""
+        return self.compared == self.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the audit as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    def metrics(self, prefix: str = "gradindex/") -> dict[str, float]:
+        """Return the audit's numbers by flat names, such as ``"gradindex/recall@10"``, for experiment trackers.
+
+        Parameters
+        ----------
+        prefix
+            In front of every name.
+        """
+        found: dict[str, float] = {f"recall@{self.k}": self.recall, f"search_recall@{self.k}": self.search_recall}
+        found["rank_correlation"] = self.rank_correlation
+        intervals = self.recall_interval, self.search_recall_interval, self.rank_correlation_interval
+        for name, (low, high) in zip(tuple(found), intervals, strict=True):
+            found |= {f"{name}_low": low, f"{name}_high": high}
+        found |= {"queries": self.queries, "rerank": self.rerank, "rows": self.rows, "compared": self.compared}
+        found |= {"steps": self.steps, "steps_error": self.steps_error, "seconds": self.seconds}
+        return {prefix + name: float(value) for name, value in found.items()}
+
+    def __str__(self) -> str:
+        def line(name: str, found: Estimate) -> str:
+            return f"{name:<42} {found[0]:.4f}  [{found[1]:.4f}, {found[2]:.4f}]"
+
+        lines = [
+            f"{self.queries} {self.drawn} as queries against {self.rows} rows, {self.kernel}",
+            line(f"recall@{self.k}, {self.rerank} exact checks", (self.recall, *self.recall_interval)),
+            line(f"recall@{self.k}, no exact checks", (self.search_recall, *self.search_recall_interval)),
+            line("rank correlation, sketch", (self.rank_correlation, *self.rank_correlation_interval)),
+        ]
+        for stage, found in self.stages.items():
+            lines += [line(f"{stage}, {name}", value) for name, value in found.items()]
+        if self.steps:
+            apart = f"off by up to {self.steps_error:.0e}" if self.steps_error else "apart by rounding alone"
+            lines.append(f"{self.steps:,} exact values against training steps: {apart}")
+        if not self.complete:
+            lines.append(f"time ran out: {self.compared} of {self.rows} rows compared, so recalls are upper limits")
+        return "\n".join(lines)
+
+
+def verify(
+    index: "Index",
+    *,
+    queries: int,
+    k: int,
+    kernel: str | None,
+    rerank: int,
+    seed: int,
+    x: Any = None,
+    y: Any = None,
+    max_seconds: float | None = None,
+) -> Audit:
+    """Compare the index's answers with the exact kernel over the whole training set.
+
+    Queries are training samples drawn by `seed`, with their own labels; each one is left out of its own answer
+    (a sample's cosine with itself is 1, which would flatter). Or give held-out samples. Costs one pass over the
+    training set. The audit is saved beside the index, where that is possible; else it is logged that it was not.
+
+    Parameters
+    ----------
+    index
+        An index opened with its job.
+    queries
+        How many training samples; all rows if there are fewer.
+    k, kernel, rerank
+        As in `Index.explain`.
+    seed
+        Draws the queries.
+    x, y
+        Held-out samples, as `Index.explain` takes them, instead of training samples.
+    max_seconds
+        Stop the pass over the training set so many seconds after the call; its rows then come in an order drawn by
+        `seed`, and at least one batch is compared. None: never.
+
+    Raises
+    ------
+    ValueError
+        If k is not between 1 and rows − 1, `queries` is less than 1, or `max_seconds` is not positive.
+    """
+    began = time.perf_counter()
+    parsed = relevance.kernel_of(index.store.header.metric, kernel)
+    if queries < 1:
+        raise ValueError(f"queries must be 1 or more, got {queries}.")
+    if max_seconds is not None and max_seconds <= 0:
+        raise ValueError(f"max_seconds must be positive, got {max_seconds}.")
+    alive = np.ones(len(index), bool) if index.store.alive is None else index.store.alive
+    rows = np.flatnonzero(alive)
+    if not 1 <= k < len(rows):
+        raise ValueError(f"k must be between 1 and {len(rows) - 1} (a query is left out of its own answer), got {k}.")
+    rng = np.random.default_rng(seed)
+    if x is None:
+        own = np.sort(rng.choice(rows, min(queries, len(rows)), replace=False)).astype(np.int64)
+        batch = index.job.source.take(index.store.ids[own])
+        asked, how, drawn = Queries(batch.x, batch.y), {"ids": index.store.ids[own]}, "training samples"
+    else:
+        asked = index.labelled(x, y)
+        own, how, drawn = np.full(len(asked), -1, np.int64), {"x": asked.x, "y": asked.y}, "given samples"
+    options = {**how, "kernel": kernel}
+    most = min(max(DEPTHS), len(rows) - 1)
+    lists = {
+        depth: _answer(index, own, options, depth, rerank) for depth in {k, most}
+    }  # what a user gets who asks for so many
+    estimates = _answer(index, own, options, max(k, most), 0)
+    by_steps = len(rows) <= STEPS
+    end = None if max_seconds is None else began + max_seconds
+    truth = _compare(index, asked, own, max(k, most), parsed, rng, end, by_steps)
+    checked = spot_check(index, asked, [(truth.rows, truth.values), lists[k], lists[most]], parsed, max_seconds)
+    if not by_steps and not paths.agree(checked.errors[0], index.job.engine):
+        log.warning("exact values are off by up to %.2g from training steps, which are taken", checked.error)
+        truth = _compare(index, asked, own, max(k, most), parsed, rng, end, True)
+    best = [_with_answers(truth, answer) for answer in (lists[k], lists[most])]
+    stages = _stages(best, truth, estimates, lists, k, most)
+    recall = agreement.share(agreement.recalls(best[0], lists[k][0], k))
+    search = agreement.share(agreement.recalls(best[0], estimates[0], k))
+    correlation = stages[SKETCH]["rank correlation"]
+    audit = Audit(
+        kernel=relevance.title(index.store.header.metric, parsed),
+        k=k,
+        queries=len(own),
+        rerank=max(rerank, k + 1) if rerank else 0,
+        rows=len(rows),
+        seed=seed,
+        recall=recall[0],
+        recall_interval=recall[1:],
+        search_recall=search[0],
+        search_recall_interval=search[1:],
+        rank_correlation=correlation[0],
+        rank_correlation_interval=correlation[1:],
+        seconds=time.perf_counter() - began,
+        compared=truth.compared,
+        drawn=drawn,
+        stages=stages,
+        pairs=truth.pairs,
+        steps=checked.count,
+        steps_error=checked.error,
+    )
+    store = index.store
+    with kept_if_possible(store.path, "the audit"), changes.in_place(store.path, store.header):
+        publish(store.path / AUDIT, audit.to_json(), replace=True)
+    return audit
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """The exact and the sketched order of all rows that were compared.
+
+    `rows`, `values` (m, c) the exact best, descending, and `sketched` (m, c) rows by a scan of the store;
+    `correlations` (m,).
+    """
+
+    rows: Ids
+    values: NDArray[np.float64]
+    sketched: Ids
+    correlations: NDArray[np.float64]
+    compared: int
+    pairs: list[tuple[float, float]]
+
+
+def _answer(index: "Index", own: Ids, options: dict[str, Any], k: int, rerank: int) -> tuple[Ids, NDArray[np.float64]]:
+    """Return the rows (m, k) of an answer and their scores, with the query itself left out."""
+    more = 1 if own[0] >= 0 else 0
+    found = index.explain(**options, k=k + more, rerank=rerank)
+    index.store.release()  # scattered rows map many times their own size, which counts as the process's memory
+    ids = found.ordered_indices
+    rows = np.full(ids.shape, -1, np.int64)
+    rows[ids >= 0] = index.store.rows_of(ids[ids >= 0])
+    if not more:
+        return rows, found.scores
+    kept = agreement.leave_out(rows, own)
+    place = np.argmax(kept[:, :, None] == rows[:, None, :], axis=2)
+    return kept, np.take_along_axis(found.scores, place, 1)
+
+
+def _with_answers(truth: _Truth, answer: tuple[Ids, NDArray[np.float64]]) -> Ids:
+    """Return the exact best rows once the answer's exact values are known, too."""
+    rows, scores = answer
+    known = (rows[:, :, None] == truth.rows[:, None, :]).any(axis=2) | (rows < 0) | np.isnan(scores)
+    values = np.hstack([truth.values, np.where(known, -np.inf, scores)])
+    return norm_scan.top(values, np.hstack([truth.rows, np.where(known, -1, rows)]), truth.rows.shape[1])[1]
+
+
+def _stages(
+    best: list[Ids],
+    truth: _Truth,
+    estimates: tuple[Ids, NDArray[np.float64]],
+    lists: dict[int, tuple[Ids, NDArray[np.float64]]],
+    k: int,
+    most: int,
+) -> dict[str, dict[str, Estimate]]:
+    pairs = {INDEX: (truth.sketched, estimates[0]), SKETCH: (best[1], truth.sketched)}
+    out: dict[str, dict[str, Estimate]] = {}
+    depths = sorted({min(depth, most) for depth in DEPTHS})
+    for name, (want, got) in pairs.items():
+        out[name] = {f"recall@{d}": agreement.share(agreement.recalls(want, got, d)) for d in depths}
+    out[INDEX]["rank correlation"] = agreement.mean(agreement.ranks(truth.sketched[:, :most], estimates[0][:, :most]))
+    out[SKETCH]["rank correlation"] = agreement.mean(truth.correlations)
+    final = {d: lists[k] if d <= k else lists[most] for d in depths}
+    true = {d: best[0] if d <= k else best[1] for d in depths}
+    out[FINAL] = {f"recall@{d}": agreement.share(agreement.recalls(true[d], final[d][0], d)) for d in depths}
+    out[FINAL]["rank correlation"] = agreement.mean(agreement.ranks(best[1][:, :most], lists[most][0]))
+    return out
+
+
+def _compare(
+    index: "Index",
+    asked: Queries,
+    own: Ids,
+    depth: int,
+    kernel: Kernel,
+    rng: np.random.Generator,
+    end: float | None,
+    by_steps: bool,
+) -> _Truth:
+    """Compare queries with all rows, exactly and by their sketches, in one pass as long as time allows.
+
+    The queries' gradients are those of training steps; `by_steps`, those of all rows, too.
+    """
+    store, engine = index.store, index.job.engine
+    sample = np.sort(rng.choice(len(store), min(len(store), _CORRELATED_ROWS), replace=False)).astype(np.int64)
+    order = rng.permutation(len(store)) if end is not None else None
+    parts = []
+    for some, gradients, norms in gradient_chunks(engine, asked, by_steps=True):
+        batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
+        sketches = index.sketches(gradients, norms)
+        _, sketched, _ = norm_scan.scan(store, sketches, norms, kernel, depth + 1, selection=select(store, None))
+        best, rows = np.full((len(norms), depth), -np.inf), np.full((len(norms), depth), -1, np.int64)
+        values, compared = np.full((len(norms), len(sample)), np.nan), 0
+        size = _STEPS_AT_ONCE if by_steps else default_batch_size(engine)
+        blocks = None if order is None else _until(end, store.ids[order], size)
+        for part, dots, train in exact.scan(engine, index.job.source, batch, gradients, size, blocks, by_steps):
+            there = store.holds(part.ids)  # a compaction leaves removed samples out
+            here = store.rows_of(part.ids[there])
+            found = kernels.values(kernel, dots, norms, train)[:, there]
+            place = np.searchsorted(sample, here).clip(max=len(sample) - 1)
+            inside = sample[place] == here
+            values[:, place[inside]] = found[:, inside]
+            found[own[some][:, None] == here] = -np.inf
+            if store.alive is not None:
+                found[:, ~store.alive[here]] = -np.inf
+                compared -= int((~store.alive[here]).sum())
+            every = np.hstack([rows, np.broadcast_to(here, found.shape)])
+            best, rows = norm_scan.top(np.hstack([best, found]), every, depth)
+            compared += len(here)
+        estimate = (sketches @ store.gather(sample).T) * np.stack(
+            [kernels.weights(kernel, float(norm), store.norms[sample]) for norm in norms]
+        )
+        parts.append((np.where(best == -np.inf, -1, rows), best, sketched, estimate, values, compared))
+    return _joined(parts, own, rng)
+
+
+def _joined(parts: list[Any], own: Ids, rng: np.random.Generator) -> _Truth:
+    rows, best, sketched = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    sketched = agreement.leave_out(sketched, own)
+    correlations, pairs = [], []
+    for *_, estimate, values, _ in parts:
+        for a, b in zip(estimate, values, strict=True):
+            there = ~np.isnan(b)
+            correlations.append(agreement.spearman(a[there], b[there]) if there.sum() > 1 else 0.0)
+            some = rng.choice(np.flatnonzero(there), min(int(there.sum()), 1 + _DRAWN // len(own)), replace=False)
+            pairs += [(float(a[i]), float(b[i])) for i in some]
+    compared = min(part[5] for part in parts)
+    return _Truth(rows, best, sketched, np.array(correlations), compared, pairs[:_DRAWN])
+
+
+def _until(end: float | None, ids: Ids, size: int) -> Iterator[Ids]:
+    """Yield ids, `size` at a time, until it is time to stop; the first in any case."""
+    for begin in range(0, len(ids), size):
+        if begin and end is not None and time.perf_counter() > end:
+            return
+        yield ids[begin : begin + size]
