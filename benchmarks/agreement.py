@@ -13,7 +13,7 @@ import numpy as np
 import record
 
 from gradindex import GradientSimilarity, demo
-from gradindex.gradients import Backend
+from gradindex.words import Backend
 
 KERNELS = ("grad_dot", "grad_cos", "grad_asym_dot")
 

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gradindex import kernels
 from gradindex.data.chain import Chain
 from gradindex.data.source import Source, as_source
-from gradindex.gradients import Backend, backend_of, make_engine
+from gradindex.gradients import backend_of, make_engine
 from gradindex.gradients.engine import Engine
+from gradindex.words import Backend, Task, choose_word
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Job:
             object.__setattr__(self, "metric", spec(self.metric["name"], options(self.metric)))
             if self.checkpoints is not None:
                 raise ValueError("A metric is one of a single model: give a job either checkpoints or a metric.")
-        object.__setattr__(self, "task", kernels.parse(kernels.Task, self.task, "task"))
+        object.__setattr__(self, "task", choose_word(Task, self.task, "task"))
         backend = backend_of(self.model) if self.backend is None else self.backend
-        object.__setattr__(self, "backend", kernels.parse(Backend, backend, "backend"))
+        object.__setattr__(self, "backend", choose_word(Backend, backend, "backend"))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what was given, and nothing that was computed from it."""
@@ -114,7 +114,7 @@ class Job:
             make_engine(
                 self.model,
                 self.loss_fn,
-                backend=kernels.parse(Backend, self.backend, "backend"),
+                backend=choose_word(Backend, self.backend, "backend"),
                 parameters=self.parameters,
                 device=self.device,
             )

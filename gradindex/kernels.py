@@ -14,12 +14,12 @@ unit-norm rows plus the exact norms serves all three.
 """
 
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-EnumT = TypeVar("EnumT", bound=StrEnum)
+from gradindex.words import Task as Task  # pickled jobs name it here
 
 
 class Kernel(StrEnum):
@@ -28,28 +28,6 @@ class Kernel(StrEnum):
     DOT = "grad_dot"
     COS = "grad_cos"
     ASYM_DOT = "grad_asym_dot"
-
-
-class Task(StrEnum):
-    """What the model does; decides what ``y=None`` means."""
-
-    CLASSIFICATION = "classification"
-    REGRESSION = "regression"
-
-
-def parse(enum: type[EnumT], value: Any, what: str) -> EnumT:
-    """Return the member of `enum` named `value`.
-
-    Raises
-    ------
-    ValueError
-        If there is none; the message lists the options as ``'a' | 'b'``.
-    """
-    try:
-        return enum(value)
-    except ValueError:
-        options = " | ".join(f"'{member.value}'" for member in enum)
-        raise ValueError(f"Unknown {what} {value!r}. Expected one of: {options}.") from None
 
 
 def values(

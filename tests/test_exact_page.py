@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import gradindex
 from gradindex.compute import blocks, watch
 from gradindex.gradients import paths
-from gradindex.gradients.engine import Embedded
+from gradindex.gradients.results import Embedded
 
 PAGE = (Path(__file__).parents[1] / "examples/docs/pages/exact.md").read_text(encoding="utf-8")
 N = 120

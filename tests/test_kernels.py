@@ -8,7 +8,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gradindex import kernels
-from gradindex.kernels import Kernel, Task
+from gradindex.kernels import Kernel
+from gradindex.words import Task, choose_word
 from tests import oracles
 
 Q = np.array([[1.0, 2.0, -2.0], [0.0, 0.0, 0.0]])
@@ -77,13 +78,13 @@ def test_small_numbers_do_not_underflow():
 
 
 def test_parse():
-    assert kernels.parse(Kernel, "grad_cos", "sim_fn") is Kernel.COS
-    assert kernels.parse(Kernel, Kernel.DOT, "sim_fn") is Kernel.DOT
-    assert kernels.parse(Task, "regression", "task") is Task.REGRESSION
+    assert choose_word(Kernel, "grad_cos", "sim_fn") is Kernel.COS
+    assert choose_word(Kernel, Kernel.DOT, "sim_fn") is Kernel.DOT
+    assert choose_word(Task, "regression", "task") is Task.REGRESSION
 
 
 @pytest.mark.parametrize("value", ["cos", "", None, 1, "DOT"])
 def test_parse_lists_the_options(value):
     words = f"Unknown kernel {value!r}. Expected one of: 'grad_dot' | 'grad_cos' | 'grad_asym_dot'."
     with pytest.raises(ValueError, match=re.escape(words)):
-        kernels.parse(Kernel, value, "kernel")
+        choose_word(Kernel, value, "kernel")

@@ -18,7 +18,7 @@ import gradindex
 from gradindex.compute import blocks, held_queries
 from gradindex.compute.watch import RowWatch
 from gradindex.gradients import double_backward
-from gradindex.gradients.engine import Embedded, PerSample
+from gradindex.gradients.results import Embedded, PerSample
 from gradindex.gradients.torch import engine as torch_engine
 from gradindex.gradients.torch import passes
 from gradindex.gradients.torch.use import Direct, Touched

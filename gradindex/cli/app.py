@@ -23,8 +23,8 @@ from gradindex.cli.options import FILE, JobName, Json, Out
 from gradindex.cli.plan import export, plan
 from gradindex.cli.report import report
 from gradindex.cli.serve import serve
-from gradindex.gradients import Backend
 from gradindex.kernels import Kernel
+from gradindex.words import Backend
 
 app = typer.Typer(
     name="gradindex",

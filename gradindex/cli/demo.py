@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gradindex
-from gradindex.gradients import Backend, require
+from gradindex.gradients import require
 from gradindex.job import Job
+from gradindex.words import Backend
 
 if TYPE_CHECKING:
     from rich.console import Console

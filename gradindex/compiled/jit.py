@@ -1,13 +1,13 @@
 """Compiled loops: numba's, with a cache on disk where there is room for one."""
 
-import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
 from numba.core.caching import FunctionCache
 
-log = logging.getLogger("gradindex")
+from gradindex.runtime.log import log
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -13,10 +13,13 @@ from gradindex.data import labels
 from gradindex.data.forms import check_present, describe, is_tensor
 from gradindex.data.source import Batch, Ids, is_ragged, leaves, named_leaves, rectangles
 from gradindex.gradients import in_double, loop, paths
-from gradindex.gradients.engine import Embedded, Engine, Floats, Projector, log
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats
 from gradindex.gradients.paths import is_out_of_memory
-from gradindex.gradients.results import joined
+from gradindex.gradients.projector import Projector
+from gradindex.gradients.results import Embedded, joined
 from gradindex.job import Job
+from gradindex.runtime.log import log
 from gradindex.sketch import CountSketch, Sketch
 from gradindex.sketch.landmark import LandmarkProjector
 

@@ -13,10 +13,13 @@ from gradindex.compute.blocks import check_batch, check_finite, default_batch_si
 from gradindex.compute.held_queries import HeldGradients, HeldQueries, compare, dots, hold, norms
 from gradindex.data.source import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.gradients import double_backward, loop, paths
-from gradindex.gradients.engine import Engine, Floats, PerSample, log
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats
 from gradindex.gradients.paths import LOOP, is_out_of_memory
+from gradindex.gradients.results import PerSample
 from gradindex.gradients.signals import BACKWARD, FACTORED, FACTORS, FORWARD
 from gradindex.gradients.ways import FORMED, STEPS, Truth, WayDiffers, pairs
+from gradindex.runtime.log import log
 from gradindex.runtime.stages import stage
 
 FORWARD_PAIRS = 1.5

@@ -6,7 +6,9 @@ from numpy.typing import NDArray
 from gradindex.compute.blocks import check_batch, check_finite, default_batch_size
 from gradindex.data.source import Batch
 from gradindex.gradients import loop
-from gradindex.gradients.engine import Embedded, Engine, Floats
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats
+from gradindex.gradients.results import Embedded
 from gradindex.gradients.signals import FACTORS
 from gradindex.gradients.ways import STEPS, pairs
 from gradindex.runtime.stages import stage

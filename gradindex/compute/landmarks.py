@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from gradindex.compute.blocks import check_batch, check_finite
 from gradindex.data.source import Batch, Ids
 from gradindex.errors import DamagedIndexError, MismatchError
-from gradindex.gradients.engine import Projector, log
+from gradindex.gradients.projector import Projector
 from gradindex.job import Job
+from gradindex.runtime.log import log
 from gradindex.sketch import from_json
 from gradindex.sketch.captured import record
 from gradindex.sketch.landmark import LandmarkProjector, Whitening

@@ -14,10 +14,12 @@ from gradindex.data import labels
 from gradindex.data.forms import as_columns, describe, missing, rebuilt, stack
 from gradindex.data.source import Batch, Tree, index, is_ragged, length
 from gradindex.gradients import loop
-from gradindex.gradients.engine import Engine, Floats, Projector
-from gradindex.kernels import Task
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats
+from gradindex.gradients.projector import Projector
 from gradindex.runtime.stages import stage
 from gradindex.store.shard import normalise
+from gradindex.words import Task
 
 _FORWARD_BATCH = 256
 _FEW = 8  # queries whose gradients are those of training steps: so few cost little, and need no comparison

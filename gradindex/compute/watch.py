@@ -16,8 +16,11 @@ import numpy as np
 
 from gradindex.data.source import Batch, Ids
 from gradindex.gradients import paths
-from gradindex.gradients.engine import Embedded, Engine, Projector, log
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.projector import Projector
+from gradindex.gradients.results import Embedded
 from gradindex.job import Job
+from gradindex.runtime.log import log
 from gradindex.store.location import Location, make_directory
 from gradindex.store.publish import publish, read_json
 from gradindex.store.shard import normalise

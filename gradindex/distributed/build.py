@@ -13,8 +13,8 @@ from gradindex.distributed.connection import Connection, reachable
 from gradindex.distributed.job_sender import recipe
 from gradindex.distributed.options import Ray
 from gradindex.distributed.pool import Pool
-from gradindex.gradients.engine import log
 from gradindex.job import Job
+from gradindex.runtime.log import log
 from gradindex.runtime.progress import progress_bar
 from gradindex.store import Store
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradindex.distributed.options import Ray
-from gradindex.gradients.engine import log
+from gradindex.runtime.log import log
 from gradindex.store.location import Location
 
 

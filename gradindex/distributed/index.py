@@ -17,10 +17,11 @@ from gradindex.distributed.job_sender import recipe
 from gradindex.distributed.options import Ray
 from gradindex.distributed.search_worker import IndexPart, packed, ranges
 from gradindex.errors import DamagedIndexError
-from gradindex.gradients.engine import Floats, log
+from gradindex.gradients.parameter import Floats
 from gradindex.index.index import Index
 from gradindex.job import Job
 from gradindex.kernels import Kernel
+from gradindex.runtime.log import log
 from gradindex.search import norm_scan
 from gradindex.store import Store
 

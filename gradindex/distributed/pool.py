@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradindex.distributed.connection import Connection
-from gradindex.gradients.engine import log
+from gradindex.runtime.log import log
 
 TRIES = 3
 """So often may a shard fail, or workers fail to start one after the other, before the work stops."""

@@ -15,7 +15,7 @@ from gradindex.ann.selection import Selection
 from gradindex.data.source import Ids
 from gradindex.distributed.job_sender import Recipe
 from gradindex.errors import DamagedIndexError
-from gradindex.gradients.engine import Floats
+from gradindex.gradients.parameter import Floats
 from gradindex.kernels import Kernel
 from gradindex.search import norm_scan
 from gradindex.store import Header, Store

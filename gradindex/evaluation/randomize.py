@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gradindex.gradients import Backend, backend_of
+from gradindex.gradients import backend_of
+from gradindex.words import Backend
 
 
 def randomized(model: Any, seed: int, top: int | None = None) -> Any:

@@ -14,10 +14,10 @@ from gradindex.evaluation import criteria
 from gradindex.evaluation.experiment import Experiment, Split
 from gradindex.evaluation.randomize import randomized
 from gradindex.evaluation.result import Result
-from gradindex.gradients.engine import log
 from gradindex.job import Job
 from gradindex.relevance.base import Metric
 from gradindex.relevance.faiss_index import MetricIndex
+from gradindex.runtime.log import log
 
 TESTS = ("class", "subclass", "randomization")
 Values = dict[str, dict[str, list[float]]]

@@ -1,24 +1,11 @@
 """Per-sample gradients: one engine per framework behind one interface."""
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from typing import Any
 
 from gradindex.gradients.engine import Engine
-
-
-class Backend(StrEnum):
-    """Framework of a model."""
-
-    TORCH = "torch"
-    TENSORFLOW = "tensorflow"
-
-
-class BackendName(StrEnum):
-    """What `GradientSimilarity` calls the frameworks, as Alibi does."""
-
-    TENSORFLOW = "tensorflow"
-    PYTORCH = "pytorch"
+from gradindex.words import Backend as Backend  # pickled objects name them here
+from gradindex.words import BackendName as BackendName
 
 
 def backend_of(model: Any) -> Backend:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradindex.data.source import Tree
-from gradindex.gradients.engine import Engine, Floats, PathFailed
+from gradindex.gradients.engine import Engine, PathFailed
+from gradindex.gradients.parameter import Floats
 
 Along = Callable[[Tree, Tree, Floats], tuple[Floats, Floats]]
 

@@ -9,53 +9,23 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradindex.data.source import Tree, has_ragged, index, leaves, length, rectangles
 from gradindex.gradients import batch_loss, loop, paths
 from gradindex.gradients.oracle import Oracle
-from gradindex.gradients.parameter import Floats as Floats
-from gradindex.gradients.parameter import Parameter as Parameter
+from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.paths import LOOP
-from gradindex.gradients.projector import Projector as Projector
-from gradindex.gradients.results import joined
+from gradindex.gradients.projector import Projector
+from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import FACTORED, Signal
 from gradindex.gradients.ways import Ways
+from gradindex.runtime.log import log
 
-log = logging.getLogger("gradindex")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class PerSample:
-    """Per-sample results of one batch of b samples.
-
-    `gradients` (b, P), `losses` (b,), `outputs` (b, …) of the model in inference mode (None where the model's
-    output is not one array).
-    """
-
-    gradients: Floats
-    losses: Floats
-    outputs: Floats | None
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Per-sample embeddings of one batch of b samples.
-
-    `sketches` (b, k) float32, not normalised; `norms` (b,) float64, exact ‖g‖ of the unprojected gradients;
-    `losses` (b,) and `outputs` (b, …) as in `PerSample`.
-    """
-
-    sketches: NDArray[np.float32]
-    norms: NDArray[np.float64]
-    losses: Floats
-    outputs: Floats | None
 
 
 class PathFailed(Exception):

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.source import Tree, index
-from gradindex.gradients.engine import Engine, Floats, log
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats
+from gradindex.runtime.log import log
 
 if TYPE_CHECKING:
     from gradindex.job import Job

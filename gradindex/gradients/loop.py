@@ -5,19 +5,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradindex.data.source import Tree, index, length
+from gradindex.gradients.results import PerSample
 
 if TYPE_CHECKING:
-    from gradindex.gradients.engine import Engine, PerSample
+    from gradindex.gradients.engine import Engine
 
 
-def gradients(engine: "Engine", x: Tree, y: Tree) -> "PerSample":
+def gradients(engine: "Engine", x: Tree, y: Tree) -> PerSample:
     """Return per-sample gradients (b, P), losses and outputs of a batch, one sample at a time."""
     rows = [slice(i, i + 1) for i in range(length(x))]
     parts = [engine.sample_gradient(index(x, row), None if y is None else index(y, row)) for row in rows]
     outputs = [part.outputs for part in parts]
     whole = all(out is not None and out.shape == outputs[0].shape for out in outputs)  # type: ignore[union-attr]
-    from gradindex.gradients.engine import PerSample
-
     if not parts:
         return PerSample(np.empty((0, engine.size), engine.dtype), np.empty(0, engine.dtype), None)
     return PerSample(

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from gradindex.data.source import Tree, index, length
 from gradindex.gradients import loop
+from gradindex.gradients.results import PerSample
 from gradindex.gradients.signals import FACTORED, VMAP
+from gradindex.runtime.log import log
 
 if TYPE_CHECKING:
-    from gradindex.gradients.engine import Engine, PerSample
+    from gradindex.gradients.engine import Engine
 
 LOOP = "loop"
 SAMPLES = 8  # compared with the oracle, where their gradients fit the memory; more than one, as models may mix samples
@@ -73,11 +75,9 @@ def choose(engine: "Engine", x: Tree, y: Tree) -> dict[str, str]:
 
 
 def _wrong(
-    engine: "Engine", path: str, lower: str, x: Tree, y: Tree, names: Sequence[str], truth: "PerSample"
+    engine: "Engine", path: str, lower: str, x: Tree, y: Tree, names: Sequence[str], truth: PerSample
 ) -> Sequence[str]:
     """Return which of these parameters' gradients this path does not get right."""
-    from gradindex.gradients.engine import log
-
     if not names:
         return []
     try:
@@ -97,7 +97,7 @@ def _wrong(
     return wrong
 
 
-def _differing(engine: "Engine", names: Sequence[str], found: "PerSample", truth: "PerSample") -> Sequence[str]:
+def _differing(engine: "Engine", names: Sequence[str], found: PerSample, truth: PerSample) -> Sequence[str]:
     every, _ = tolerances(engine)
     if not np.allclose(found.losses, truth.losses, rtol=every, atol=every, equal_nan=True):
         return names

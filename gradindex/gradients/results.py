@@ -1,13 +1,42 @@
-"""Results of several batches as those of one."""
+"""What an engine says of a batch: gradients or embeddings, losses, outputs; and several batches as one."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.gradients.parameter import Floats
+
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """Per-sample results of one batch of b samples.
+
+    `gradients` (b, P), `losses` (b,), `outputs` (b, …) of the model in inference mode (None where the model's
+    output is not one array).
+    """
+
+    gradients: Floats
+    losses: Floats
+    outputs: Floats | None
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Per-sample embeddings of one batch of b samples.
+
+    `sketches` (b, k) float32, not normalised; `norms` (b,) float64, exact ‖g‖ of the unprojected gradients;
+    `losses` (b,) and `outputs` (b, …) as in `PerSample`.
+    """
+
+    sketches: NDArray[np.float32]
+    norms: NDArray[np.float64]
+    losses: Floats
+    outputs: Floats | None
 
 
 def joined(parts: Sequence[tuple[NDArray[np.intp], _Result]]) -> _Result:

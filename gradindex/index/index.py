@@ -16,16 +16,19 @@ from gradindex.compute.held_queries import Held, compare
 from gradindex.data.source import Batch, Ids
 from gradindex.data.source import index as take
 from gradindex.explanation import Explanation
-from gradindex.gradients.engine import Floats, Projector, log
+from gradindex.gradients.parameter import Floats
+from gradindex.gradients.projector import Projector
 from gradindex.gradients.signals import FACTORS
 from gradindex.gradients.ways import STEPS, WayDiffers
 from gradindex.index.state import Changing, pinned
-from gradindex.kernels import Kernel, Task
+from gradindex.kernels import Kernel
+from gradindex.runtime.log import log
 from gradindex.search import cascade, norm_scan, tuning
 from gradindex.search import certify as proofs
 from gradindex.search.answer import check_k, check_max_checks, describe, meta
 from gradindex.search.audit import Audit, verify
 from gradindex.store.shard import normalise
+from gradindex.words import Task
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
 

@@ -13,7 +13,7 @@ from gradindex.compute import landmarks, watch
 from gradindex.compute.blocks import embedding_batch_size
 from gradindex.data.source import Batch, Ids
 from gradindex.errors import DamagedIndexError, MismatchError
-from gradindex.gradients.engine import Projector
+from gradindex.gradients.projector import Projector
 from gradindex.job import Job
 from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import kernels
 from gradindex.compute import exact
 from gradindex.compute.blocks import as_ids, check_finite, default_batch_size
 from gradindex.data.forms import as_columns
 from gradindex.data.source import Batch, Ids, Source, Tree, as_source, index, length
-from gradindex.gradients import Backend, make_engine
-from gradindex.gradients.engine import Engine, Floats
+from gradindex.gradients import make_engine
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats
 from gradindex.job import Job
 from gradindex.sketch.hashing import check_seed
+from gradindex.words import Backend, choose_word
 
 Matrix = NDArray[np.float64]
 _one_at_a_time = threading.Lock()
@@ -81,7 +82,7 @@ class UnsupervisedJob(Job):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "takes", kernels.parse(Takes, self.takes, "takes"))
+        object.__setattr__(self, "takes", choose_word(Takes, self.takes, "takes"))
         check_seed(self.seed)
         if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:
             raise ValueError(f"draws must be a positive integer, got {self.draws!r}.")

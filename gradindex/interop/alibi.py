@@ -18,13 +18,15 @@ from gradindex.compute.blocks import check_batch
 from gradindex.data.labels import as_array
 from gradindex.data.source import Batch, ColumnSource, Tree, index, map_leaves
 from gradindex.explanation import Explanation
-from gradindex.gradients import Backend, BackendName, make_engine
-from gradindex.gradients.engine import Engine, Floats
+from gradindex.gradients import make_engine
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats
 from gradindex.job import Job
-from gradindex.kernels import Kernel, Task
+from gradindex.kernels import Kernel
 from gradindex.runtime.progress import progress_bar
 from gradindex.sketch import Sketch, widest
 from gradindex.store.location import Location, locate, on_disk
+from gradindex.words import Backend, BackendName, Task, choose_word
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -103,9 +105,9 @@ class GradientSimilarity:
         parameters: str | Sequence[str] | None = None,
         eps: float = 1e-7,
     ) -> None:
-        self.sim_fn = kernels.parse(Kernel, sim_fn, "sim_fn")
-        self.task = kernels.parse(Task, task, "task")
-        self.backend = kernels.parse(BackendName, backend, "backend")
+        self.sim_fn = choose_word(Kernel, sim_fn, "sim_fn")
+        self.task = choose_word(Task, task, "task")
+        self.backend = choose_word(BackendName, backend, "backend")
         self.loss_fn = loss_fn
         self.precompute_grads = precompute_grads
         self.device = device

@@ -8,7 +8,6 @@ from gradindex.ann import factory
 from gradindex.compute import landmarks
 from gradindex.data.fingerprint import fingerprint
 from gradindex.errors import MismatchError
-from gradindex.gradients.engine import log
 from gradindex.index.index import Index
 from gradindex.job import Job
 from gradindex.lifecycle.build import begun, check_job, header
@@ -16,6 +15,7 @@ from gradindex.lifecycle.clean_up import settle
 from gradindex.lifecycle.embed_shards import embed_missing
 from gradindex.lifecycle.summary import BuildSummary, count_paths, peak_bytes
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
+from gradindex.runtime.log import log
 from gradindex.sketch import from_json
 from gradindex.store import Store, changes
 from gradindex.store.changes import Part, State

@@ -15,13 +15,13 @@ from gradindex.data.columns import as_columns
 from gradindex.distributed.options import Ray
 from gradindex.errors import DamagedIndexError, FinishedError, IndexExistsError, MismatchError
 from gradindex.gradients import in_double
-from gradindex.gradients.engine import log
 from gradindex.index.index import Index
 from gradindex.job import Job
 from gradindex.lifecycle.embed_shards import embed_missing
 from gradindex.lifecycle.summary import BuildSummary, count_paths, peak_bytes
 from gradindex.runtime import forking, threads
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
+from gradindex.runtime.log import log
 from gradindex.runtime.progress import progress_bar
 from gradindex.sketch import CountSketch, Identity, Sketch
 from gradindex.sketch.hashing import check_seed

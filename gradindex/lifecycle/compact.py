@@ -8,9 +8,9 @@ import pyarrow as pa
 from gradindex.ann import factory
 from gradindex.compute import watch
 from gradindex.errors import MismatchError
-from gradindex.gradients.engine import log
 from gradindex.lifecycle.clean_up import settle
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
+from gradindex.runtime.log import log
 from gradindex.runtime.progress import progress_bar
 from gradindex.store import Rows, Store, changes
 from gradindex.store.changes import Part, State

@@ -14,7 +14,7 @@ from gradindex.data.columns import as_columns
 from gradindex.data.source import Ids
 from gradindex.errors import MismatchError
 from gradindex.gradients import in_double
-from gradindex.gradients.engine import Projector
+from gradindex.gradients.projector import Projector
 from gradindex.job import Job
 from gradindex.runtime import threads
 from gradindex.runtime.progress import progress_bar

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradindex.ann import factory
 from gradindex.compute import exact
 from gradindex.compute.blocks import Block, embed_rows
-from gradindex.gradients.engine import Projector
+from gradindex.gradients.projector import Projector
 from gradindex.job import Job
 from gradindex.lifecycle.plan import Rates
 from gradindex.sketch import CountSketch, Sketch

@@ -11,11 +11,11 @@ from gradindex.compute import landmarks, watch
 from gradindex.data.chain import Picked
 from gradindex.data.columns import as_columns
 from gradindex.errors import DamagedIndexError
-from gradindex.gradients.engine import log
 from gradindex.job import Job
 from gradindex.lifecycle.build import check_job
 from gradindex.lifecycle.clean_up import settle
 from gradindex.lifecycle.embed_shards import embed_missing
+from gradindex.runtime.log import log
 from gradindex.store import Header, Store, changes
 from gradindex.store.changes import Part, State
 from gradindex.store.location import Location, exists, is_directory, listing, locate, remove_tree, unlink

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gradindex.data.labels import as_array
 from gradindex.data.source import Tree, index, is_ragged
-from gradindex.gradients.engine import log
 from gradindex.job import Job
+from gradindex.runtime.log import log
 
 _SHADED_BY = 64  # samples that fix the range of values of all pictures
 _FEATURES = 64  # shown of a vector

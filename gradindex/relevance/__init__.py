@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradindex.kernels import Kernel
-from gradindex.kernels import parse as member
+from gradindex.words import choose_word
 
 if TYPE_CHECKING:
     from gradindex.job import Job
@@ -92,13 +92,13 @@ def kernel_of(spec: Mapping[str, Any] | None, kernel: str | None = None) -> Kern
         If there is no such kernel, or the index holds rows that are no gradients and `kernel` is not their metric.
     """
     if spec is None:
-        return member(Kernel, kernel or Kernel.COS, "kernel")
+        return choose_word(Kernel, kernel or Kernel.COS, "kernel")
     name = spec["name"]
     similarity, feature = parse(name)
     if kernel is None or kernel == name:
         return Kernel.COS if similarity == "cos" else Kernel.DOT
     if feature == "grad":
-        return member(Kernel, kernel, "kernel")
+        return choose_word(Kernel, kernel, "kernel")
     raise ValueError(
         f"This index holds rows of the metric {name!r}, no gradients, so the kernel {kernel!r} has no meaning for it. "
         f"Leave kernel out, or build an index without metric."

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.gradients.engine import log
 from gradindex.job import Job
 from gradindex.relevance.base import Options, Rows
+from gradindex.runtime.log import log
 
 RELATIVE_DAMPING = 1e-10
 Product = Callable[[Rows], Rows]

@@ -14,8 +14,10 @@ import numpy as np
 
 from gradindex import relevance
 from gradindex.data.source import Tree, has_ragged, index, length, rectangles
-from gradindex.gradients.engine import Embedded, Engine, Floats, Parameter, PerSample, Projector
-from gradindex.gradients.results import joined
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.projector import Projector
+from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.job import Job
 from gradindex.relevance.base import Options
 from gradindex.relevance.features import Space, flatten

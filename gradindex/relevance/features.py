@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from gradindex.compute import exact, queries
 from gradindex.data.source import leaves
 from gradindex.job import Job
-from gradindex.kernels import Task
 from gradindex.relevance import curvature
 from gradindex.relevance.base import Options, Rows
 from gradindex.relevance.hidden import Hidden
+from gradindex.words import Task
 
 _BATCH = 128
 

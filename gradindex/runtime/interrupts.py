@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from gradindex.errors import MismatchError
-from gradindex.gradients.engine import log
+from gradindex.runtime.log import log
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_TEXTS = ("No space left on device", "File too large", "Disk quota exceeded")

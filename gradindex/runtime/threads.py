@@ -4,13 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gradindex.gradients import Backend
 from gradindex.runtime import forking
 
 
 def count(backend: str) -> int:
     """Return the number of threads that one operation may use."""
-    if backend == Backend.TORCH:
+    if backend == "torch":
         import torch
 
         return int(torch.get_num_threads())
@@ -22,7 +21,7 @@ def count(backend: str) -> int:
 @contextmanager
 def using(backend: str, threads: int) -> Iterator[None]:
     """Compute with `threads` for a while; TensorFlow's number is fixed once it has started."""
-    if backend != Backend.TORCH or threads == count(backend):
+    if backend != "torch" or threads == count(backend):
         yield
         return
     forking.settle(backend)
@@ -43,11 +42,11 @@ def using(backend: str, threads: int) -> Iterator[None]:
 
 def fix(backend: str, threads: int) -> None:
     """Let a framework compute with `threads` from now on: for new processes, as TensorFlow must not have started."""
-    if backend == Backend.TORCH:
+    if backend == "torch":
         import torch
 
         torch.set_num_threads(threads)
-    elif backend == Backend.TENSORFLOW:
+    elif backend == "tensorflow":
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -17,9 +17,9 @@ from gradindex.compute.queries import Queries, gradient_chunks
 from gradindex.data.source import Batch, Ids
 from gradindex.data.source import index as take
 from gradindex.gradients import paths
-from gradindex.gradients.engine import log
 from gradindex.kernels import Kernel
 from gradindex.runtime.interrupts import kept_if_possible
+from gradindex.runtime.log import log
 from gradindex.search import agreement, norm_scan
 from gradindex.search.agreement import Estimate
 from gradindex.search.spot_check import STEPS, spot_check

@@ -15,7 +15,7 @@ from gradindex import kernels
 from gradindex.ann.operating_point import Point
 from gradindex.ann.selection import SCAN_ROWS, Selection
 from gradindex.data.source import Batch, Ids
-from gradindex.gradients.engine import Floats
+from gradindex.gradients.parameter import Floats
 from gradindex.kernels import Kernel
 from gradindex.runtime.stages import stage
 from gradindex.search import certify as proofs

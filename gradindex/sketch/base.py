@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gradindex.gradients.engine import Parameter, Projector
+from gradindex.gradients.parameter import Parameter
+from gradindex.gradients.projector import Projector
 
 _KINDS: dict[str, type["Sketch"]] = {}
 

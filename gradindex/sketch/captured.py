@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.source import Batch
-from gradindex.gradients.engine import Engine, Floats, Parameter, Projector
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.projector import Projector
 from gradindex.sketch.landmark import NONE, SIDES, TOUCHED, WHOLE, LandmarkProjector
 from gradindex.sketch.touched import TouchedRows
 

@@ -14,7 +14,8 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from gradindex.compiled.emit import LANES
-from gradindex.gradients.engine import Floats, Parameter, Projector
+from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.projector import Projector
 from gradindex.sketch import tensor_sketch
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import check_seed, side_hash

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gradindex.gradients.engine import Parameter
+from gradindex.gradients.parameter import Parameter
 
 if TYPE_CHECKING:
     from gradindex.sketch.countsketch import CountSketchProjector

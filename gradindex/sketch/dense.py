@@ -13,7 +13,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.gradients.engine import Floats, Parameter, Projector
+from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.projector import Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import check_seed, stream
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.source import Ids
-from gradindex.gradients.engine import Floats, Parameter, Projector
+from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.projector import Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.countsketch import CountSketchProjector
 from gradindex.sketch.hashing import check_seed, stream

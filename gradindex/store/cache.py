@@ -5,7 +5,6 @@ import contextlib
 import errno
 import functools
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
@@ -13,11 +12,11 @@ import time
 from pathlib import Path
 
 from gradindex.errors import DamagedIndexError
+from gradindex.runtime.log import log
 from gradindex.store import disk
 from gradindex.store.location import CHUNK, Location, temporary
 from gradindex.store.remote import RemotePath
 
-log = logging.getLogger("gradindex")
 _BYTES = 20 << 30
 _IN_USE = 600  # seconds for which the cache keeps what was asked for, however full it is
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.gradients.engine import log
+from gradindex.runtime.log import log
 from gradindex.store import Header, Store, disk, locks
 from gradindex.store.location import Location, exists, listing, make_directory, remove_tree
 from gradindex.store.publish import read_json

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradindex.gradients.engine import Parameter, PathFailed
+from gradindex.gradients.engine import PathFailed
+from gradindex.gradients.parameter import Parameter
 from gradindex.gradients.torch.capture import Capture, Known, Layout
 from gradindex.gradients.torch.engine import TorchEngine
 from gradindex.sketch import CountSketch, Gaussian, Identity

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradindex.gradients.engine import Parameter
+from gradindex.gradients.parameter import Parameter
 from gradindex.gradients.torch.engine import TorchEngine
 from gradindex.sketch import CountSketch
 from tests.gradients.test_torch_layers import assert_as_the_loop, loss

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gradindex.gradients.engine import Parameter
+from gradindex.gradients.parameter import Parameter
 from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Rademacher, from_json
 from gradindex.sketch.countsketch import fold
 from gradindex.sketch.hashing import side_hash

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gradindex.compiled.emit import LANES
-from gradindex.gradients.engine import Parameter
+from gradindex.gradients.parameter import Parameter
 from gradindex.sketch import CountSketch, tensor_sketch
 
 

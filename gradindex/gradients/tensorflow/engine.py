@@ -10,9 +10,11 @@ import tensorflow as tf
 
 from gradindex.data.forms import as_numpy
 from gradindex.data.source import Tree, index, leaves, length, map_leaves
-from gradindex.gradients.engine import Embedded, Engine, Floats, PerSample, Projector, log
+from gradindex.gradients.engine import Engine
 from gradindex.gradients.inputs import call_loss
-from gradindex.gradients.results import joined
+from gradindex.gradients.parameter import Floats
+from gradindex.gradients.projector import Projector
+from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import FACTORED, FORWARD, VMAP, Signal
 from gradindex.gradients.tensorflow.graph import BatchGraph
 from gradindex.gradients.tensorflow.model import (
@@ -41,6 +43,7 @@ from gradindex.gradients.tensorflow.outputs import (
 from gradindex.gradients.tensorflow.passes import FactoredGraph, Finish, Rows, Sketches
 from gradindex.gradients.tensorflow.signals import Looks
 from gradindex.gradients.tensorflow.state import state_kept, stateless, unknown_variables
+from gradindex.runtime.log import log
 
 _LEAST_PART = 32  # samples
 # By `bytes_per_sample`, of the parts a batch is computed in, one after the other. TensorFlow spreads its operations

@@ -1,6 +1,5 @@
 """What a loss sees of a Keras model's output: its values, the logits under them, and masks."""
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,8 +7,7 @@ import tensorflow as tf
 
 from gradindex.data.source import map_leaves
 from gradindex.gradients.parameter import Floats
-
-log = logging.getLogger("gradindex")
+from gradindex.runtime.log import log
 
 # What Keras's losses look for on an output besides its value: a cross-entropy, the logits under a softmax or
 # sigmoid, and every loss, the mask. They would be lost where an output is sliced into samples.

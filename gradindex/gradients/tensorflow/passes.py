@@ -9,12 +9,14 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from gradindex.data.source import Tree, leaves, length, map_leaves
-from gradindex.gradients.engine import Floats, Parameter, Projector, log
+from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.projector import Projector
 from gradindex.gradients.tensorflow import rules  # noqa: F401  (they register themselves)
 from gradindex.gradients.tensorflow.capture import Layout, NoRule, Recipe, Tap, reached, taps
 from gradindex.gradients.tensorflow.graph import BatchGraph
 from gradindex.gradients.tensorflow.outputs import main_tensor
 from gradindex.gradients.tensorflow.use import Constant, Outer, Scratch, Touched, Use, squared_norms
+from gradindex.runtime.log import log
 from gradindex.sketch.scatter import squares
 
 _BLOCK_BYTES = 4 << 20  # working memory of formed gradients, so small that it stays in the cache

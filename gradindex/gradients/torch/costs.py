@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gradindex.gradients.engine import log
+from gradindex.runtime.log import log
 
 _OPERATION, _FRESH, _WARM = 10.0, 0.004, 0.002  # microseconds: a call; a number written to fresh and to warm memory
 _BATCH = 32  # samples that share the calls of a batched pass

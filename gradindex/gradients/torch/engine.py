@@ -11,10 +11,12 @@ from torch import nn
 from torch.func import functional_call
 
 from gradindex.data.source import Tree, index, leaves, length, map_leaves
-from gradindex.gradients.engine import Embedded, Engine, Floats, Parameter, PerSample, Projector, log
+from gradindex.gradients.engine import Engine
 from gradindex.gradients.inputs import bind_inputs, select
+from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.paths import LOOP
-from gradindex.gradients.results import joined
+from gradindex.gradients.projector import Projector
+from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import FACTORED, Signal
 from gradindex.gradients.torch import costs, outputs, signals, vmap
 from gradindex.gradients.torch import model as torch_model
@@ -26,6 +28,7 @@ from gradindex.gradients.torch.oracle import TorchOracle
 from gradindex.gradients.torch.outputs import as_array, to_numpy
 from gradindex.gradients.torch.passes import Finish, Plan, Rows, Sketches, backward, plan
 from gradindex.gradients.torch.use import Workspace
+from gradindex.runtime.log import log
 from gradindex.sketch.countsketch import CountSketch
 
 _COMPARED = 256  # numbers of the sketches that tell whether gradients changed

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from gradindex.data.source import Tree, index, leaves, map_leaves
-from gradindex.gradients.engine import log
 from gradindex.gradients.inputs import bind_inputs
 from gradindex.gradients.torch.model import inference
+from gradindex.runtime.log import log
 
 _OTHER_INTEGERS = (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32)
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from gradindex.data.source import Tree, map_leaves
-from gradindex.gradients.engine import PathFailed, log
+from gradindex.gradients.engine import PathFailed
 from gradindex.gradients.inputs import call_loss
 from gradindex.gradients.torch.apart import Apart
 from gradindex.gradients.torch.capture import Layout, layouts
 from gradindex.gradients.torch.outputs import LABEL_FORMS, label_form, main_tensor, map_tensors
 from gradindex.gradients.torch.shared import tensors
+from gradindex.runtime.log import log
 
 
 class Kind(Enum):

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.func import jvp
 
-from gradindex.gradients.engine import Floats, log
+from gradindex.gradients.parameter import Floats
+from gradindex.runtime.log import log
 
 LABEL_FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "as given": lambda output, y: y,

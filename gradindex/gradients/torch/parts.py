@@ -22,7 +22,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from gradindex.data.source import Tree, leaves, map_leaves
-from gradindex.gradients.engine import Floats, log
+from gradindex.gradients.parameter import Floats
+from gradindex.runtime.log import log
 from gradindex.sketch import scatter
 
 _Result = TypeVar("_Result")

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradindex.gradients.engine import Floats, Parameter, Projector
+from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.projector import Projector
 from gradindex.gradients.torch import rules  # noqa: F401  (they register themselves)
 from gradindex.gradients.torch.capture import Call, Capture, Known, layouts
 from gradindex.gradients.torch.use import Touched, Use, Workspace, squared_norms, squares, upcast

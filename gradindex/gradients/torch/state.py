@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradindex.gradients.engine import log
+from gradindex.runtime.log import log
 
 _SMALL = 1 << 16  # bytes of a tensor that is copied before every pass; a larger one if a pass was seen to write it
 _LOOKS = 3  # passes that are compared by value: writes through ``.data`` leave a tensor's version as it is

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.gradients import Backend, backend_of
+from gradindex.gradients import backend_of
+from gradindex.words import Backend
 
 Floats = NDArray[np.float32]
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradindex.gradients import Backend, backend_of
+from gradindex.gradients import backend_of
 from gradindex.gradients.training.adam import check_preconditioner, read_preconditioner, trainable_shapes
+from gradindex.words import Backend
 
 
 class Checkpoint(NamedTuple):

@@ -23,7 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.source import Tree
-from gradindex.gradients.engine import Embedded, Engine, Floats, Parameter, PerSample, Projector
+from gradindex.gradients.engine import Engine
+from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.projector import Projector
+from gradindex.gradients.results import Embedded, PerSample
 from gradindex.gradients.training.checkpoints import check_checkpoints, load_state, restored
 
 _STRIDE = 1 << 20  # between the positions of a parameter at two checkpoints: more than any model has
