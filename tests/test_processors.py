@@ -21,7 +21,7 @@ raise SystemExit(int(code))
 TESTS = ["tests/sketch/test_spectra.py", "tests/gradients/test_products.py", "tests/gradients/test_layer_loops.py"]
 MODULES = [
     *("compiled.outer_products", "sketch.lanes", "sketch.tensor_sketch", "sketch.scatter"),
-    *(f"compiled.{name}" for name in ("filters", "ghost_norms", "lstm_steps", "patches")),
+    *(f"compiled.{name}" for name in ("filters", "ghost_norms", "lstm_steps", "patches", "squares")),
 ]
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from gradindex.compiled.geometry import Geometry
 from gradindex.compiled.jit import compiled
 from gradindex.compiled.outer_products import add_products
-from gradindex.sketch.scatter import for_samples
+from gradindex.compiled.threads import for_samples
 
 _SHORT = 8  # numbers: so short a row of a patch is not worth a pass of its own over all positions
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradindex.compiled.geometry import Geometry
 from gradindex.compiled.jit import compiled
 from gradindex.compiled.outer_products import add_products
-from gradindex.sketch.scatter import for_samples
+from gradindex.compiled.threads import for_samples
 
 # Nanoseconds on two cores: a multiply-add, a number transposed, an entry of two Gram matrices multiplied.
 _MULTIPLY, _COPY, _JOIN = 0.008, 0.5, 0.15

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gradindex.compiled.emit import LANES, Emit
 from gradindex.compiled.jit import compiled
-from gradindex.sketch.scatter import for_samples
+from gradindex.compiled.threads import for_samples
 
 _I = ir.IntType(64)
 # Numbers of the result that a block holds, (rows, vectors): 24 registers of 32, or 12 of 16.

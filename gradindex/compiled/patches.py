@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from gradindex.compiled.geometry import Geometry, geometry
 from gradindex.compiled.jit import compiled
-from gradindex.sketch.scatter import for_samples
+from gradindex.compiled.threads import for_samples
 
 __all__ = ["Geometry", "cut", "depthwise", "geometry"]
 

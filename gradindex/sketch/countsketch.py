@@ -14,20 +14,13 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from gradindex.compiled.emit import LANES
+from gradindex.compiled.threads import for_samples
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
 from gradindex.sketch import tensor_sketch
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import check_seed, side_hash
-from gradindex.sketch.scatter import (
-    count,
-    count_across,
-    for_samples,
-    multiply_sum,
-    rotate_sum,
-    scatter,
-    scatter_touched,
-)
+from gradindex.sketch.scatter import count, count_across, multiply_sum, rotate_sum, scatter, scatter_touched
 
 if TYPE_CHECKING:
     from gradindex.sketch.countsketch_torch import TorchCountSketch

@@ -1,56 +1,13 @@
-"""The loops of CountSketch, compiled, and the threads they run in.
+"""The loops of CountSketch, compiled."""
 
-Plain compiled loops that release the interpreter's lock, in a thread pool of our own: numba's OpenMP pool, when
-its threads have to share cores with torch's, waits milliseconds at its barriers (measured: 7 ms a call), and
-its other pool aborts the process on concurrent entry.
-"""
-
-import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from gradindex.compiled.emit import LANES
 from gradindex.compiled.jit import compiled
+from gradindex.compiled.squares import square
 from gradindex.sketch.lanes import add_lanes, count_lanes
-
-_alone = threading.local()
-_WORTH_A_THREAD = 200_000  # numbers; below this, handing work to a thread costs more than it saves
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS, "gradindex-sketch")
-
-
-def use_one_thread() -> None:
-    """Let `for_samples`, when this thread calls it, use no other: the others have parts of their own."""
-    _alone.here = True
-
-
-def for_samples(work: Callable[[slice], None], samples: int, numbers: int) -> None:
-    """Run `work` on slices that make up all samples, in as many threads as `numbers` of work are worth.
-
-    A sample is one thread's work, so the result does not depend on the number of threads, which is
-    ``NUMBA_NUM_THREADS``.
-    """
-    threads = min(numba.config.NUMBA_NUM_THREADS, samples, 1 + numbers // _WORTH_A_THREAD)
-    if threads <= 1 or getattr(_alone, "here", False):
-        work(slice(0, samples))
-        return
-    step = -(-samples // threads)
-    step = -(-step // LANES) * LANES if samples >= LANES else step
-    parts = [slice(begin, min(begin + step, samples)) for begin in range(0, samples, step)]
-    others = [_pool(os.getpid()).submit(work, part) for part in parts[1:]]
-    work(parts[0])
-    for other in others:
-        other.result()
 
 
 @compiled(fastmath=True)
@@ -82,7 +39,7 @@ def scatter(out: Any, squares: Any, matrix: Any, rows: Any, row_signs: Any, colu
             here, sign, values = sums[rows[row] :], row_signs[row], matrix[sample, row]
             for column in range(matrix.shape[2]):
                 here[columns[column]] += sign * column_signs[column] * values[column]
-            squares[sample] += _square(values)
+            squares[sample] += square(values)
         for bucket in range(dim):
             out[sample, bucket] += sums[bucket] + sums[bucket + dim]
 
@@ -100,7 +57,7 @@ def _scatter_few(
                 bucket = first + np.int64(columns[column])
                 bucket -= dim if bucket >= dim else 0
                 out[sample, bucket] += sign * column_signs[column] * values[column]
-            squares[sample] += _square(values)
+            squares[sample] += square(values)
 
 
 @compiled(fastmath=True)
@@ -116,35 +73,11 @@ def _scatter_lanes(
         into = sums[rows[row]].ctypes.data
         count_lanes(matrix[0, row].ctypes.data, step, width, columns, column_signs, factors, into)
         for lane in range(LANES):
-            squares[lane] += _square(matrix[lane, row])
+            squares[lane] += square(matrix[lane, row])
     for bucket in range(dim):
         for lane in range(LANES):
             sums[bucket, lane] += sums[bucket + dim, lane]
     add_lanes(sums[:dim], np.float32(1), out)
-
-
-def squares(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ‖v_i‖² (n,) of vectors (n, size)."""
-    out = np.empty(len(values), np.float64)
-    values = np.ascontiguousarray(values)
-    for_samples(lambda some: _squares(values[some], out[some]), len(out), values.size // 8)
-    return out
-
-
-@compiled(fastmath=True)
-def _squares(values: Any, out: Any) -> None:
-    for row in range(values.shape[0]):
-        out[row] = _square(values[row])
-
-
-@compiled(fastmath=True)
-def _square(values: Any) -> Any:
-    """Square in double precision: in single, norms below 1e-19 vanish; and compiled it is the faster one."""
-    total = np.float64(0)
-    for i in range(len(values)):
-        value = np.float64(values[i])
-        total += value * value
-    return total
 
 
 @compiled(fastmath=True)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from gradindex.compiled.squares import squares
 from gradindex.data.source import Tree, leaves, length, map_leaves
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
@@ -17,7 +18,6 @@ from gradindex.gradients.tensorflow.graph import BatchGraph
 from gradindex.gradients.tensorflow.outputs import main_tensor
 from gradindex.gradients.tensorflow.use import Constant, Outer, Scratch, Touched, Use, squared_norms
 from gradindex.runtime.log import log
-from gradindex.sketch.scatter import squares
 
 _BLOCK_BYTES = 4 << 20  # working memory of formed gradients, so small that it stays in the cache
 _CANCELS = 0.1  # share of the squares' sum below which a sum of two gradients is formed

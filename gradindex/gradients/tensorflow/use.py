@@ -14,7 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from gradindex.compiled import filters, ghost_norms, outer_products, patches
-from gradindex.sketch.scatter import squares
+from gradindex.compiled.squares import squares
 
 _CONTRACT = 0.02  # nanoseconds for a multiply-add of an einsum
 

@@ -17,7 +17,7 @@ from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.paths import LOOP
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
-from gradindex.gradients.signals import FACTORED, Signal
+from gradindex.gradients.signals import Signal
 from gradindex.gradients.torch import costs, outputs, signals, vmap
 from gradindex.gradients.torch import model as torch_model
 from gradindex.gradients.torch import parts as torch_parts
@@ -29,9 +29,6 @@ from gradindex.gradients.torch.outputs import as_array, to_numpy
 from gradindex.gradients.torch.passes import Finish, Plan, Rows, Sketches, backward, plan
 from gradindex.gradients.torch.use import Workspace
 from gradindex.runtime.log import log
-from gradindex.sketch.countsketch import CountSketch
-
-_COMPARED = 256  # numbers of the sketches that tell whether gradients changed
 
 
 class TorchEngine(Engine):
@@ -181,8 +178,9 @@ class TorchEngine(Engine):
     def factored_embed(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> Embedded:
         """Return sketches and norms of some parameters' gradients, without holding b × P numbers."""
         inputs, targets = self._tensors(x), self._targets(y)
-        threads = torch.get_num_threads() if self._separable else 1
-        parts = torch_parts.split(length(x), threads)
+        parts = torch_parts.split(length(x), threads := torch.get_num_threads())
+        if len(parts) > 1 and not self._is_separable(x, y, names, projector):
+            parts = torch_parts.split(length(x), 1)
         models = [self.model]
         self._workspaces += [Workspace() for _ in range(len(parts) - len(self._workspaces))]
 
@@ -237,10 +235,6 @@ class TorchEngine(Engine):
         self._look(self._tensors(x), self._targets(y))
         super()._decide(x, y)
         self._weigh(x, y)
-        if self._separable is None and torch.get_num_threads() > 1:
-            self._separable = self._find_separable(x, y)
-            if self._separable is not None:
-                log.info("parts of a batch are computed %s", "at once" if self._separable else "together")
 
     def _weigh(self, x: Tree, y: Tree) -> None:
         """Leave `vmap` for the loop where it does more; decided once."""
@@ -254,19 +248,25 @@ class TorchEngine(Engine):
             self._paths.update(dict.fromkeys(names, LOOP))
             log.info("the loop is faster than vmap here")
 
-    def _find_separable(self, x: Tree, y: Tree) -> bool | None:
+    def _is_separable(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> bool:
+        """Whether parts of a batch may be computed at once, found out by the first batch that can tell."""
+        if self._separable is None:
+            self._separable = self._find_separable(x, y, names, projector)
+            if self._separable is not None:
+                log.info("parts of a batch are computed %s", "at once" if self._separable else "together")
+        return bool(self._separable)
+
+    def _find_separable(self, x: Tree, y: Tree, names: Sequence[str], projector: Projector) -> bool | None:
         """Return whether parts of a batch may be computed at once; None if these samples cannot tell.
 
-        Gradients of a few samples must not change when the model is called with others in between.
+        Sketches of a few samples must not change when the model is called with others in between.
         """
-        names = self._groups().get(FACTORED)
-        if self.device.type != "cpu" or names is None or not torch_parts.can_be_copied(self.model):
+        if self.device.type != "cpu" or not torch_parts.can_be_copied(self.model):
             return False
         x, y = index(x, slice(0, 3)), None if y is None else index(y, slice(0, 3))
         others = torch_parts.others(self._tensors(x))
         if others is None:
             return None
-        projector = CountSketch(_COMPARED).bind(self.parameters, 0)
 
         def sketches() -> Floats:
             found = Sketches(length(x), self.parameters, projector, self.device)

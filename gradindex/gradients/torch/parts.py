@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from gradindex.compiled.threads import use_one_thread
 from gradindex.data.source import Tree, leaves, map_leaves
 from gradindex.gradients.parameter import Floats
 from gradindex.runtime.log import log
-from gradindex.sketch import scatter
 
 _Result = TypeVar("_Result")
 LEAST = 8
@@ -65,7 +65,7 @@ def _pool(process: int, workers: int, threads: int, before: int) -> ThreadPoolEx
     def start() -> None:
         torch.get_num_threads()  # or the first operation would set the number anew
         torch.set_num_threads(threads)
-        scatter.use_one_thread()
+        use_one_thread()
         started.wait()
 
     pool = ThreadPoolExecutor(workers, "gradindex-parts", start)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradindex.compiled.squares import squares as host_squares
 from gradindex.gradients.torch import matmul
-from gradindex.sketch import scatter
 
 _SMALL, _LARGE = 1e-7, 1e5  # products of four vectors with such largest numbers are normal in single precision
 
@@ -147,7 +147,7 @@ def upcast(tensor: Tensor) -> Tensor:
 def squares(vectors: Tensor) -> Tensor:
     """Return squared norms (b,) in float64 of (b, n)."""
     if vectors.device.type == "cpu":
-        return torch.from_numpy(scatter.squares(vectors.detach().numpy()))
+        return torch.from_numpy(host_squares(vectors.detach().numpy()))
     return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square_()
 
 
