@@ -9,7 +9,6 @@ import torch
 import gradindex
 from gradindex.compute import exact
 from gradindex.data.source import Batch
-from gradindex.gradients import double_backward
 from gradindex.gradients.engine import Engine
 from tests import oracles
 from tests.jobs import ROWS, digits, digits_job
@@ -33,7 +32,7 @@ def test_double_backward_is_the_inner_product(kit):
     job, _, train, asked = case(kit)
     some = job.source.take(np.arange(9))
     for query in asked[:2]:
-        dots, losses = double_backward.directional(job.engine, some.x, some.y, query.astype(np.float32))
+        dots, losses = job.engine.directional_twice(some.x, some.y, query.astype(np.float32))
         scale = np.linalg.norm(query) * np.linalg.norm(train[:9], axis=1)
         assert (np.abs(dots - train[:9] @ query) <= 1e-5 * scale).all()
         np.testing.assert_allclose(losses, job.engine.directional(some.x, some.y, query)[1], rtol=1e-5)
@@ -51,7 +50,7 @@ def test_candidates_by_whatever_way_the_model_allows(kit, monkeypatch, missing):
     if "directional" in missing:
         monkeypatch.setattr(type(job.engine), "directional", fails)
     if "double backward" in missing:
-        monkeypatch.setattr(double_backward, "directional", fails)
+        monkeypatch.setattr(type(job.engine), "directional_twice", fails)
     candidates = np.array([[3, -1, 7], [11, 30, 39]])
     two = batch.select(slice(0, 2))
     found = exact.candidate_dots(job.engine, job.source, two, gradients[:2], candidates)

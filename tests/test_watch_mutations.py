@@ -17,7 +17,6 @@ from torch import nn
 import gradindex
 from gradindex.compute import blocks, held_queries
 from gradindex.compute.watch import RowWatch
-from gradindex.gradients import double_backward
 from gradindex.gradients.results import Embedded, PerSample
 from gradindex.gradients.torch import engine as torch_engine
 from gradindex.gradients.torch import passes
@@ -224,7 +223,7 @@ FAULTS = {
         "mlp", "one", _method(torch_engine.TorchEngine, "directional", lambda found, *args: (found[0][::-1], found[1]))
     ),
     "double backward off by 1 %": Fault(
-        "mlp", "one", _no_forward_mode(_method(double_backward, "_torch", _times(1.01)))
+        "mlp", "one", _no_forward_mode(_method(torch_engine.TorchEngine, "directional_twice", _times(1.01)))
     ),
     "factors' products of another query": Fault(
         "mlp", "several", _method(held_queries.HeldQueries, "dots", lambda found, *args: (found[0][::-1], found[1]))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from gradindex.compute.blocks import check_batch, check_finite, default_batch_size
 from gradindex.compute.held_queries import HeldGradients, HeldQueries, compare, dots, hold, norms
 from gradindex.data.source import Batch, Ids, Source, is_ragged, leaves, rectangles
-from gradindex.gradients import double_backward, loop, paths
+from gradindex.gradients import loop, paths
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
 from gradindex.gradients.paths import LOOP, is_out_of_memory
@@ -161,7 +160,7 @@ def candidate_dots(
     # One query tells: keeping all of them may take as many numbers as their gradients.
     slim = several is not None and HeldQueries(engine, several.select(slice(0, 1))).slim
     if not shared and not slim:
-        for method, along in ((FORWARD, engine.directional), (BACKWARD, partial(double_backward.directional, engine))):
+        for method, along in ((FORWARD, engine.directional), (BACKWARD, engine.directional_twice)):
             if not engine.ways.usable(method):
                 continue
             try:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradindex.data.source import Tree, has_ragged, index, leaves, length, rectangles
 from gradindex.gradients import batch_loss, loop, paths
@@ -155,6 +156,29 @@ class Engine(ABC):
 
         May fail where the model has an operation without forward mode.
         """
+
+    def directional_twice(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
+        """Return what `directional` does by differentiating twice, where an operation has no forward mode.
+
+        With v (b,) the weights of the samples' losses ℓ, G(v) = ∇θ Σ_i v_i ℓ_i is linear in v, and the derivative of
+        ⟨q, G(v)⟩ in v_i is ⟨q, ∇θ ℓ_i⟩: two backward passes for a whole batch.
+
+        Raises
+        ------
+        PathFailed
+            If the engine is none of a framework's own.
+        """
+        raise PathFailed(f"{type(self).__name__} has no double backward")
+
+    def hessian_product(self, x: Tree, y: Tree, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the products (k, P) of vectors with the Hessian of the summed loss of a batch.
+
+        Raises
+        ------
+        PathFailed
+            If the engine is none of a framework's own.
+        """
+        raise PathFailed(f"{type(self).__name__} has no Hessian")
 
     @abstractmethod
     def state_hashes(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ from gradindex.relevance.base import Options, Rows
 from gradindex.runtime.log import log
 
 RELATIVE_DAMPING = 1e-10
+_BATCH = 1024
 Product = Callable[[Rows], Rows]
 
 
@@ -237,8 +238,12 @@ def _power(values: Rows, power: float) -> Rows:
 
 
 def _product(job: Job) -> Product:
-    if job.backend == "torch":
-        from gradindex.gradients.torch.second_order import hessian_product
-    else:
-        from gradindex.gradients.tensorflow.second_order import hessian_product
-    return hessian_product(job)
+    """Return the function (k, P) -> (k, P) that multiplies rows with the Hessian of the mean training loss."""
+
+    def product(rows: Rows) -> Rows:
+        total = np.zeros(rows.shape)
+        for batch in job.source.blocks(_BATCH):
+            total += job.engine.hessian_product(batch.x, batch.y, rows)
+        return total / len(job.source)
+
+    return product

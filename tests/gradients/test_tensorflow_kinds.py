@@ -9,7 +9,6 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
 
-from gradindex.gradients import double_backward  # noqa: E402
 from gradindex.gradients.engine import PathFailed  # noqa: E402
 from gradindex.gradients.tensorflow.engine import TensorFlowEngine  # noqa: E402
 from gradindex.sketch import CountSketch, Identity  # noqa: E402
@@ -75,7 +74,7 @@ def ways(engine, x, y, want, tolerance):
     blocked = frozenset().union(*(signal.blocks for signal in engine.find_signals(x, y)))
     for name, way in (
         ("forward mode", engine.directional),
-        ("double backward", lambda *parts: double_backward.directional(engine, *parts)),
+        ("double backward", engine.directional_twice),
     ):
         if name in blocked:
             with pytest.raises(PathFailed):

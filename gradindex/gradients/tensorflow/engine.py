@@ -1,6 +1,5 @@
 """TensorFlow (Keras 3): per-sample gradients factored or by ``vectorized_map``, directional ones by forward mode."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,15 +7,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradindex.data.forms import as_numpy
-from gradindex.data.source import Tree, index, leaves, length, map_leaves
+from gradindex.data.source import Tree, index, leaves, length
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.inputs import call_loss
 from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import FACTORED, FORWARD, VMAP, Signal
+from gradindex.gradients.tensorflow import second_order
 from gradindex.gradients.tensorflow.graph import BatchGraph
+from gradindex.gradients.tensorflow.inputs import as_tensors, each
 from gradindex.gradients.tensorflow.model import (
     bind_arguments,
     check_device,
@@ -25,8 +25,8 @@ from gradindex.gradients.tensorflow.model import (
     describe,
     in_half,
     needs_one_matrix,
+    state_hashes,
     unrolled,
-    weight_names,
     weight_owners,
 )
 from gradindex.gradients.tensorflow.oracle import TensorFlowOracle
@@ -79,6 +79,8 @@ class TensorFlowEngine(Engine):
     backend = "tensorflow"
     class_axis = -1
     fast_path = "vmap"
+    directional_twice = second_order.directional_twice
+    hessian_product = second_order.hessian_product
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class TensorFlowEngine(Engine):
         self._copied: list[Any] = []
         self._unknown = unknown_variables(model)
         self._graph_gradients: dict[tuple[str, ...], BatchGraph] = {}
-        self.oracle = TensorFlowOracle(model, loss_fn, chosen, self._tensors, self._device)
+        self.oracle = TensorFlowOracle(model, loss_fn, chosen, as_tensors, self._device)
         self._looks = Looks(model, self._variables, self._run, self._loss)
         self._factored = FactoredGraph(chosen, self._call_unrolled, self._sample_losses)
         self._graph_directional = BatchGraph(self._all_directional)
@@ -114,14 +116,14 @@ class TensorFlowEngine(Engine):
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
         with self._on_device(), state_kept(self.model, self._unknown):
-            if (array := as_array(self._call({}, self._tensors(x)))) is not None:
+            if (array := as_array(self._call({}, as_tensors(x)))) is not None:
                 return array
         raise TypeError("The model's output is not one tensor, so it has no predicted label. Pass Y.")
 
     def losses(self, outputs: Floats, y: Tree) -> Floats:
         """Return the loss of each sample (b,) given the model's outputs (b, …)."""
         with self._on_device():
-            out, targets = self._tensors(outputs), self._tensors(y)
+            out, targets = as_tensors(outputs), as_tensors(y)
             rows = [slice(i, i + 1) for i in range(len(outputs))]
             each = [self._loss(out[row], None if y is None else index(targets, row)) for row in rows]
             return to_numpy(tf.stack(each)) if each else np.empty(0, self.dtype)
@@ -129,7 +131,7 @@ class TensorFlowEngine(Engine):
     def output_gradients(self, outputs: Floats, y: Tree) -> Floats:
         """Return the derivatives (b, …) of each sample's loss by the model's outputs (b, …)."""
         with self._on_device():
-            return to_numpy(self._graph_outputs(self._tensors(outputs), self._tensors(y)))
+            return to_numpy(self._graph_outputs(as_tensors(outputs), as_tensors(y)))
 
     def batched_gradients(self, x: Tree, y: Tree) -> PerSample:
         """Return per-sample gradients by ``vectorized_map``; memory is b × P."""
@@ -150,7 +152,7 @@ class TensorFlowEngine(Engine):
         """Return the names of parameters all uses of which have a rule."""
         try:
             with self._on_device(), state_kept(self.model, self._unknown):
-                found = self._factored.plan(self._tensors(x))
+                found = self._factored.plan(as_tensors(x))
                 self.captured = self._factored.captured
                 return found
         except Exception as error:
@@ -201,10 +203,10 @@ class TensorFlowEngine(Engine):
             outputs = []
             for row in rows:
                 with self._on_device(), state_kept(self.model, self._unknown):  # each has the state that is there now
-                    outputs.append(self._call({}, self._tensors(index(x, slice(row, row + 1)))))
+                    outputs.append(self._call({}, as_tensors(index(x, slice(row, row + 1)))))
             with self._on_device(), state_kept(self.model, self._unknown):
                 output = joined_outputs(outputs)
-                target = None if y is None else self._tensors(index(y, np.array(rows)))
+                target = None if y is None else as_tensors(index(y, np.array(rows)))
                 loss = self.loss_fn(LABEL_FORMS[self._label_form or "as given"](output, target), output)
                 return float(loss) if loss.shape.rank == 0 else None
         except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
@@ -242,15 +244,11 @@ class TensorFlowEngine(Engine):
 
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every weight and statistic by name."""
-        names = weight_names(self.model)
-        return {
-            names[id(variable)]: hashlib.sha256(np.ascontiguousarray(variable.value.numpy()).tobytes()).hexdigest()
-            for variable in self.model.weights
-        }
+        return state_hashes(self.model)
 
     def _ready(self, x: Tree, y: Tree) -> tuple[Tree, Tree]:
         """Return inputs and labels as tensors, the label form settled, for a graph."""
-        inputs, targets = self._tensors(x), self._tensors(y)
+        inputs, targets = as_tensors(x), as_tensors(y)
         if any(isinstance(leaf, list) for leaf in leaves(inputs)):
             raise TypeError("Objects that are not arrays cannot be batched.")
         label = None if y is None else index(targets, slice(0, 1))
@@ -282,7 +280,7 @@ class TensorFlowEngine(Engine):
         }
 
         def sample(parts: dict[str, Any]) -> tuple[Any, ...]:
-            one, target = _each(lambda leaf: leaf[None], parts["x"]), _each(lambda leaf: leaf[None], parts.get("y"))
+            one, target = each(lambda leaf: leaf[None], parts["x"]), each(lambda leaf: leaf[None], parts.get("y"))
             output, loss, grads = self._backward(one, target, parts["copies"], names)
             main = main_tensor(output)
             flat = self._flat(grads, names)
@@ -298,7 +296,7 @@ class TensorFlowEngine(Engine):
         read = self._looks.read(seen.values)
 
         def sample(parts: tuple[Any, ...]) -> Any:
-            values, masks, *target = _each(lambda leaf: leaf[None], parts)
+            values, masks, *target = each(lambda leaf: leaf[None], parts)
             return self._loss(seen.rebuild(seen.put(values, read), masks), target[0] if target else None)
 
         parts = (tuple(seen.values[i] for i in read), tuple(seen.masks)) + (() if y is None else (y,))
@@ -323,7 +321,7 @@ class TensorFlowEngine(Engine):
         changes = [accumulator.jvp(value, **zero) for value in seen.smooth(chosen)]
 
         def sample(parts: tuple[Any, ...]) -> tuple[Any, Any]:
-            values, masks, ways, *target = _each(lambda leaf: leaf[None], parts)
+            values, masks, ways, *target = each(lambda leaf: leaf[None], parts)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(seen.smooth(values))
                 loss = self._loss(seen.rebuild(seen.put(values, read), masks), target[0] if target else None)
@@ -390,18 +388,5 @@ class TensorFlowEngine(Engine):
             self.plain_outputs = isinstance(output, tf.Tensor)
             self._loss(output, y)
 
-    def _tensors(self, tree: Tree) -> Tree:
-        return _each(self._tensor, tree)
-
-    def _tensor(self, leaf: Any) -> Any:
-        if isinstance(leaf, list) and not all(isinstance(item, int | float) for item in leaf):
-            arrays = all(isinstance(item, np.ndarray | np.generic) or tf.is_tensor(item) for item in leaf)
-            return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
-        return leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(np.asarray(as_numpy(leaf)))
-
     def _on_device(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._device is None else tf.device(self._device)  # type: ignore[no-any-return]
-
-
-def _each(function: Callable[[Any], Any], tree: Tree) -> Tree:
-    return None if tree is None else map_leaves(function, tree)

@@ -1,5 +1,6 @@
 """A Keras model from outside: names and layout of its weights, and how it is called."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from gradindex.data.source import Tree, leaves
@@ -267,3 +269,12 @@ def _einsum(equation: str) -> dict[str, Any]:
     if 0 < count < len(weights) and all(shared[:count]):
         return {"split": count, "outputs_first": False}
     return {"split": len(weights) - 1, "outputs_first": False}
+
+
+def state_hashes(model: Any) -> dict[str, str]:
+    """Return the sha256 of every weight and statistic of a model by name."""
+    names = weight_names(model)
+    return {
+        names[id(variable)]: hashlib.sha256(np.ascontiguousarray(variable.value.numpy()).tobytes()).hexdigest()
+        for variable in model.weights
+    }

@@ -1,44 +1,62 @@
-"""Products of the Hessian of the mean training loss with vectors, TensorFlow: two tapes."""
+"""Second derivatives, TensorFlow, by two tapes: the Hessian's products with vectors, and ⟨q, g_i⟩."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
+from gradindex.data.source import Tree
+from gradindex.gradients.parameter import Floats
+from gradindex.gradients.signals import BACKWARD
 from gradindex.gradients.tensorflow.state import stateless
-from gradindex.job import Job
-from gradindex.relevance.base import Rows
-from gradindex.relevance.curvature import Product
 
-_BATCH = 1024
+if TYPE_CHECKING:
+    from gradindex.gradients.tensorflow.engine import TensorFlowEngine
 
 
-def hessian_product(job: Job) -> Product:
-    """Return the function (k, P) -> (k, P) that multiplies rows with the Hessian."""
-    engine: Any = job.engine
-    source = job.source
+def directional_twice(engine: "TensorFlowEngine", x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
+    """Return ⟨direction, g_i⟩ (b,) and losses (b,) by two backward passes over the batch."""
+    with engine._on_device():
+        inputs, targets = engine._ready(x, y)
+        engine._looks.refuse(BACKWARD)
+        weights = [tf.convert_to_tensor(variable.value) for variable in engine._variables]
+        flat = tf.convert_to_tensor(np.asarray(direction, engine.dtype))
+        with tf.GradientTape(watch_accessed_variables=False) as outer:
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(weights)
+                with stateless(engine.model, dict(zip(map(id, engine._variables), weights, strict=True))):
+                    losses = engine._sample_losses(engine._run(inputs), targets)
+                each = tf.zeros_like(losses)
+                outer.watch(each)
+                weighted = tf.reduce_sum(each * losses)
+            gradients = inner.gradient(weighted, weights)
+            total = tf.add_n(
+                [
+                    tf.reduce_sum(tf.cast(tf.reshape(gradient, [-1]), flat.dtype) * flat[place])
+                    for gradient, (_, place) in zip(gradients, engine.slices(), strict=True)
+                    if gradient is not None
+                ]
+            )
+        dots = outer.gradient(total, each)
+        return dots.numpy(), losses.numpy()
 
-    def product(rows: Rows) -> Rows:
-        total = np.zeros(rows.shape)
-        vectors = tf.convert_to_tensor(rows, engine.dtype)
-        for batch in source.blocks(_BATCH):
-            with engine._on_device():
-                x, y = engine._ready(batch.x, batch.y)
-                total += _block(engine, x, y, vectors).numpy()
-        return total / len(source)
 
-    return product
-
-
-def _block(engine: Any, x: Any, y: Any, vectors: Any) -> Any:
-    weights = [tf.convert_to_tensor(variable.value) for variable in engine._variables]
-    values = {id(v): weight for v, weight in zip(engine._variables, weights, strict=True)}
-    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
-        outer.watch(weights)
-        with tf.GradientTape(watch_accessed_variables=False) as inner:
-            inner.watch(weights)
-            with stateless(engine.model, values):  # what the loss reads of weights itself has a Hessian, too
-                loss = tf.reduce_sum(engine._sample_losses(engine._run(x), y))
-        gradient = tf.concat(engine._flat(inner.gradient(loss, weights)), 0)
-        dots = [tf.reduce_sum(gradient * vector) for vector in tf.unstack(vectors)]
-    return tf.stack([tf.concat(engine._flat(outer.gradient(dot, weights)), 0) for dot in dots])
+def hessian_product(engine: "TensorFlowEngine", x: Tree, y: Tree, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the products of vectors (k, P) with the Hessian of the batch's summed loss."""
+    vectors = tf.convert_to_tensor(rows, engine.dtype)
+    with engine._on_device():
+        inputs, targets = engine._ready(x, y)
+        weights = [tf.convert_to_tensor(variable.value) for variable in engine._variables]
+        values = {id(v): weight for v, weight in zip(engine._variables, weights, strict=True)}
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+            outer.watch(weights)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(weights)
+                with stateless(engine.model, values):  # what the loss reads of weights itself has a Hessian, too
+                    loss = tf.reduce_sum(engine._sample_losses(engine._run(inputs), targets))
+            gradient = tf.concat(engine._flat(inner.gradient(loss, weights)), 0)
+            dots = [tf.reduce_sum(gradient * vector) for vector in tf.unstack(vectors)]
+        products = [tf.concat(engine._flat(outer.gradient(dot, weights)), 0) for dot in dots]
+        found: NDArray[np.float64] = tf.stack(products).numpy()
+        return found

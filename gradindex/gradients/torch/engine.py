@@ -13,12 +13,12 @@ from torch.func import functional_call
 from gradindex.data.source import Tree, index, leaves, length, map_leaves
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.inputs import bind_inputs, select
-from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.parameter import Floats
 from gradindex.gradients.paths import LOOP
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import Signal
-from gradindex.gradients.torch import costs, outputs, signals, vmap
+from gradindex.gradients.torch import costs, outputs, second_order, signals, vmap
 from gradindex.gradients.torch import model as torch_model
 from gradindex.gradients.torch import parts as torch_parts
 from gradindex.gradients.torch.inputs import Conversion
@@ -56,6 +56,8 @@ class TorchEngine(Engine):
     backend = "torch"
     class_axis = 1
     fast_path = "vmap"
+    directional_twice = second_order.directional_twice
+    hessian_product = second_order.hessian_product
 
     def __init__(
         self,
@@ -77,16 +79,7 @@ class TorchEngine(Engine):
         trainable = [name for name, value in named.items() if value.requires_grad]
         self.frozen = tuple(name for name, value in named.items() if not value.requires_grad)
         chosen = select(trainable, parameters)
-        self.parameters = tuple(
-            Parameter(
-                name=name,
-                position=trainable.index(name),
-                shape=tuple(named[name].shape),
-                dtype=str(named[name].dtype).removeprefix("torch."),
-                outputs_first=not torch_model.has_inputs_first(self.model, name),
-            )
-            for name in chosen
-        )
+        self.parameters = torch_model.describe(self.model, trainable, chosen)
         torch_model.check_real({name: named[name] for name in chosen})
         first = named[chosen[0]]
         self.device = first.device

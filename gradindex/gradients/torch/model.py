@@ -4,7 +4,7 @@ import hashlib
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
+from gradindex.gradients.parameter import Parameter
 from gradindex.gradients.torch.state import kept
 
 HALF = torch.bfloat16, torch.float16
@@ -170,3 +171,18 @@ def channels_last(leaf: Any) -> Any:
     _, channels, height, width = leaf.shape
     strides = (channels * height * width, 1, width * channels, channels)  # so that one channel counts as last, too
     return torch.empty_strided(leaf.shape, strides, dtype=leaf.dtype, device=leaf.device).copy_(leaf)
+
+
+def describe(model: nn.Module, trainable: Sequence[str], chosen: Sequence[str]) -> tuple[Parameter, ...]:
+    """Return what is to be known of the chosen parameters, of those that are trainable."""
+    named = dict(model.named_parameters())
+    return tuple(
+        Parameter(
+            name=name,
+            position=trainable.index(name),
+            shape=tuple(named[name].shape),
+            dtype=str(named[name].dtype).removeprefix("torch."),
+            outputs_first=not has_inputs_first(model, name),
+        )
+        for name in chosen
+    )
