@@ -4,17 +4,50 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from gradindex.data.chain import Chain
 from gradindex.data.source import Source, as_source
 from gradindex.gradients import backend_of, make_engine
 from gradindex.gradients.engine import Engine
 from gradindex.words import Backend, Task, choose_word
+
+
+@runtime_checkable
+class RowMaker(Protocol):
+    """Makes the rows of a job's samples: gradients, or what a metric has in their place."""
+
+    def engine(self, job: "Job") -> Engine:
+        """Return the engine whose gradients are these rows."""
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Return JSON-ready values that tell these rows from others; None for gradients."""
+
+
+class GradientRows:
+    """The rows of a job without a metric: gradients, those along training if it has checkpoints."""
+
+    def engine(self, job: "Job") -> Engine:
+        """Return the engine of the job's framework, at all of its checkpoints."""
+        backend = choose_word(Backend, job.backend, "backend")
+        engine = make_engine(job.model, job.loss_fn, backend=backend, parameters=job.parameters, device=job.device)
+        return engine_along_training(engine, job)
+
+    def to_json(self) -> None:
+        """Return None."""
+
+
+def engine_along_training(engine: Engine, job: "Job") -> Engine:
+    """Return the engine at all of a job's checkpoints; itself if it has none."""
+    if job.checkpoints is None:
+        return engine
+    from gradindex.gradients.training.tracin import TracInEngine
+
+    return TracInEngine(engine, job.model, job.checkpoints)
 
 
 @dataclass(frozen=True)
@@ -66,7 +99,7 @@ class Job:
     ValueError
         For an unknown task, backend or metric, or checkpoints with a metric.
     TypeError
-        If the model is of neither framework, or `loss_fn` or `render` is not callable.
+        If the model is of neither framework, `loss_fn` or `render` is not callable, or `metric` is no metric.
     """
 
     model: Any
@@ -81,7 +114,7 @@ class Job:
     columns: Any = None
     checkpoints: Sequence[tuple[Any, ...]] | None = field(default=None, repr=False)
     render: Callable[[int], Any] | None = field(default=None, repr=False)
-    metric: Mapping[str, Any] | None = None
+    metric: RowMaker | None = None
     reference: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -89,12 +122,10 @@ class Job:
             raise TypeError(f"loss_fn must be callable, got {type(self.loss_fn).__name__}.")
         if self.render is not None and not callable(self.render):
             raise TypeError(f"render must be callable, render(i), got {type(self.render).__name__}.")
-        if self.metric is not None:
-            from gradindex.relevance import options, spec
-
-            object.__setattr__(self, "metric", spec(self.metric["name"], options(self.metric)))
-            if self.checkpoints is not None:
-                raise ValueError("A metric is one of a single model: give a job either checkpoints or a metric.")
+        if self.metric is not None and self.checkpoints is not None:
+            raise ValueError("A metric is one of a single model: give a job either checkpoints or a metric.")
+        if self.metric is not None and not isinstance(self.metric, RowMaker):
+            raise TypeError(f"metric must be what gradindex.relevance.spec returns, got {type(self.metric).__name__}.")
         object.__setattr__(self, "task", choose_word(Task, self.task, "task"))
         backend = backend_of(self.model) if self.backend is None else self.backend
         object.__setattr__(self, "backend", choose_word(Backend, backend, "backend"))
@@ -103,33 +134,15 @@ class Job:
         """Pickle what was given, and nothing that was computed from it."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
-    def with_metric(self, metric: Mapping[str, Any] | None) -> "Job":
+    def with_metric(self, metric: RowMaker | None) -> "Job":
         """Return the job with the rows of this metric, or with gradients for None; itself if that is so already."""
-        return self if self.metric == metric else replace(self, metric=metric)
+        same = type(self.metric) is type(metric) and self.metric == metric
+        return self if same else replace(self, metric=metric)
 
     @cached_property
     def engine(self) -> Engine:
-        """The per-sample gradients of the model."""
-        return self._along_training(
-            make_engine(
-                self.model,
-                self.loss_fn,
-                backend=choose_word(Backend, self.backend, "backend"),
-                parameters=self.parameters,
-                device=self.device,
-            )
-        )
-
-    def _along_training(self, engine: Engine) -> Engine:
-        if self.metric is not None and self.metric["name"] not in ("GC", "GD"):
-            from gradindex.relevance.engine import FeatureEngine
-
-            return FeatureEngine(replace(self, metric=None), dict(self.metric))
-        if self.checkpoints is None:
-            return engine
-        from gradindex.gradients.training.tracin import TracInEngine
-
-        return TracInEngine(engine, self.model, self.checkpoints)
+        """What makes the rows: the per-sample gradients of the model, or the metric in their place."""
+        return (GradientRows() if self.metric is None else self.metric).engine(self)
 
     @cached_property
     def source(self) -> Source:

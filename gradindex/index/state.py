@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
 
+from gradindex import relevance
 from gradindex.ann import factory
 from gradindex.compute import landmarks, watch
 from gradindex.compute.blocks import embedding_batch_size
@@ -96,7 +97,7 @@ class Changing:
         self.summary: BuildSummary | None = None
         self.changed: list[Ids] = []
         """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
-        self._job = job if job is None else job.with_metric(store.header.metric)
+        self._job = job if job is None else job.with_metric(relevance.rows_of(store.header.metric))
         self._at_hand = None if self._job is None else AtHand(store, self._job)
 
     @classmethod

@@ -18,7 +18,7 @@ from gradindex.data.source import Batch, Ids, Source, Tree, as_source, index, le
 from gradindex.gradients import make_engine
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
-from gradindex.job import Job
+from gradindex.job import Job, engine_along_training
 from gradindex.sketch.hashing import check_seed
 from gradindex.words import Backend, choose_word
 
@@ -102,7 +102,7 @@ class UnsupervisedJob(Job):
     @cached_property
     def engine(self) -> Engine:
         """The per-sample gradients of the loss, averaged over the draws."""
-        return self._engine(self.noise_values)
+        return self._engine(self.noise_values) if self.metric is None else self.metric.engine(self)
 
     @cached_property
     def source(self) -> Source:
@@ -216,7 +216,7 @@ class UnsupervisedJob(Job):
         loss_fn = adapter.of_model if self.takes is Takes.MODEL else adapter.of_output(self.loss_fn)
         chosen = adapter.names(model, self.parameters)
         engine = make_engine(model, loss_fn, backend=framework, parameters=chosen, device=self.device)
-        return self._along_training(engine)
+        return engine_along_training(engine, self)
 
 
 class _Unlabelled(Source):

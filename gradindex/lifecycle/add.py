@@ -69,7 +69,7 @@ def add(
         If data, losses or gradients are not finite (the message names the ids), or rows are those of IF or FK.
     """
     store = Index.open(path).store
-    job = job.with_metric(store.header.metric)
+    job = job.with_metric(relevance.rows_of(store.header.metric))
     check_job(store, job, longer=True)
     relevance.check_growth(store.header.metric)
     first = store.state.positions

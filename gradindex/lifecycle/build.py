@@ -191,7 +191,7 @@ def check_job(store: Store, job: Job, *, longer: bool = False) -> None:
     saved, rows = store.header, store.state.positions
     if saved.backend == "none":
         raise MismatchError(f"{store.path} was made from arrays; it has no job, and can only be searched by vectors.")
-    job = job.with_metric(saved.metric)
+    job = job.with_metric(relevance.rows_of(saved.metric))
     differences = model_differences(saved, header(job, CountSketch(), 0, 1, 1))
     if len(job.source) != rows and not (longer and len(job.source) > rows):
         added = f" ({rows - saved.rows} of them were added)" if rows > saved.rows else ""
@@ -251,7 +251,7 @@ def header(
         columns=sorted(as_columns(job.columns, len(job.source))),
         threads=before.threads if before and engine.backend == "torch" else threads.count(engine.backend),
         deterministic=engine.deterministic,
-        metric=None if job.metric is None else dict(job.metric),
+        metric=None if job.metric is None else job.metric.to_json(),
     )
 
 

@@ -85,7 +85,7 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     if bad and job is None:
         raise ValueError(f"Shards {', '.join(bad)} have to be embedded again, which needs the job. {'; '.join(said)}")
     if job is not None:
-        job = job.with_metric(store.header.metric)
+        job = job.with_metric(relevance.rows_of(store.header.metric))
         check_job(store, job)
     wanted = factory.saved_factory(store)
     removed = dropped + _sweep_store(store)

@@ -8,46 +8,18 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradindex.kernels import Kernel
-from gradindex.words import choose_word
+from gradindex.metric_names import METRICS, check_growth, kernel_of, options, parse, title
+from gradindex.relevance.rows import MetricRows
 
 if TYPE_CHECKING:
     from gradindex.job import Job
     from gradindex.relevance.base import Metric
 
-_GRADIENT = {
-    "GD": ("dot", "grad"),
-    "GC": ("cos", "grad"),
-    "l2-grad": ("l2", "grad"),
-    "IF": ("dot", "IF"),
-    "cos-IF": ("cos", "IF"),
-    "l2-IF": ("l2", "IF"),
-    "FK": ("dot", "FK"),
-    "cos-FK": ("cos", "FK"),
-    "l2-FK": ("l2", "FK"),
-}
-_TABLE = {f"{s}-{f}": (s, f) for f in ("x", "last", "all") for s in ("l2", "cos", "dot")} | _GRADIENT
-METRICS = tuple(_TABLE)
-"""Names of all metrics; ``RIF`` is another name of ``cos-IF``."""
+__all__ = ["METRICS", "check_growth", "kernel_of", "metric", "metrics", "options", "parse", "rows_of", "spec", "title"]
 
 
-def parse(name: str) -> tuple[str, str]:
-    """Return (similarity, feature) of a metric.
-
-    Raises
-    ------
-    ValueError
-        If there is no such metric.
-    """
-    found = _TABLE.get("cos-IF" if name == "RIF" else name)
-    if found is None:
-        options = " | ".join(f"'{one}'" for one in (*METRICS, "RIF"))
-        raise ValueError(f"Unknown metric {name!r}. Expected one of: {options}.")
-    return found
-
-
-def spec(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a metric that an index can hold, with its options, as JSON-ready values.
+def spec(name: str, given: Mapping[str, Any] | None = None) -> MetricRows:
+    """Return a metric that an index can hold, with its options, as JSON-ready values: what `Job.metric` takes.
 
     >>> spec("cos-FK", {"damping": 0.001})
     {'name': 'cos-FK', 'damping': 0.001}
@@ -74,49 +46,12 @@ def spec(name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     if given.get("layers") is not None:
         given["layers"] = list(given["layers"])
     Options(**given)
-    return {"name": "cos-IF" if name == "RIF" else name, **given}
+    return MetricRows({"name": "cos-IF" if name == "RIF" else name, **given})
 
 
-def options(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `Options` that a `spec` holds."""
-    found = {name: value for name, value in spec.items() if name != "name"}
-    return found if found.get("layers") is None else {**found, "layers": tuple(found["layers"])}
-
-
-def kernel_of(spec: Mapping[str, Any] | None, kernel: str | None = None) -> Kernel:
-    """Return the kernel of rows by which an index answers: that of its metric, ``grad_cos`` if it has none.
-
-    Raises
-    ------
-    ValueError
-        If there is no such kernel, or the index holds rows that are no gradients and `kernel` is not their metric.
-    """
-    if spec is None:
-        return choose_word(Kernel, kernel or Kernel.COS, "kernel")
-    name = spec["name"]
-    similarity, feature = parse(name)
-    if kernel is None or kernel == name:
-        return Kernel.COS if similarity == "cos" else Kernel.DOT
-    if feature == "grad":
-        return choose_word(Kernel, kernel, "kernel")
-    raise ValueError(
-        f"This index holds rows of the metric {name!r}, no gradients, so the kernel {kernel!r} has no meaning for it. "
-        f"Leave kernel out, or build an index without metric."
-    )
-
-
-def check_growth(spec: Mapping[str, Any] | None) -> None:
-    """Raise ValueError if rows of the metric would be other ones with other training samples."""
-    if spec is not None and parse(spec["name"])[1] in ("IF", "FK"):
-        raise ValueError(
-            f"Rows of {spec['name']!r} carry a matrix of all training samples, so some cannot be embedded alone: build "
-            "the index anew."
-        )
-
-
-def title(spec: Mapping[str, Any] | None, kernel: Kernel) -> str:
-    """Return what to call the values of a kernel: its own name for gradients, else the metric's."""
-    return kernel.value if spec is None or parse(spec["name"])[1] == "grad" else str(spec["name"])
+def rows_of(saved: Mapping[str, Any] | None) -> MetricRows | None:
+    """Return the metric whose `MetricRows.to_json` an index's header has; None for gradients. Raises like `spec`."""
+    return None if saved is None else spec(saved["name"], options(saved))
 
 
 def metric(name: str, job: "Job", **options: Any) -> "Metric":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex import relevance
+from gradindex import metric_names
 
 if TYPE_CHECKING:
     from gradindex.relevance.features import Space
@@ -70,7 +70,7 @@ class Metric:
 
     def __init__(self, name: str, space: "Space") -> None:
         self.name = name
-        self.similarity, self.feature = relevance.parse(name)
+        self.similarity, self.feature = metric_names.parse(name)
         self.space = space
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gradindex import relevance
+from gradindex import metric_names
 from gradindex.data.source import Tree, has_ragged, index, length, rectangles
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats, Parameter
@@ -45,8 +45,8 @@ class FeatureEngine(Engine):
     def __init__(self, job: Job, spec: dict[str, Any]) -> None:
         super().__init__()
         self.metric = str(spec["name"])
-        self.similarity, self._feature = relevance.parse(self.metric)
-        options = Options(**relevance.options(spec))
+        self.similarity, self._feature = metric_names.parse(self.metric)
+        options = Options(**metric_names.options(spec))
         self._job, self._engine = job, job.engine
         self._space = Space(job, options)
         self._hidden = Hidden(job, options.layers)
