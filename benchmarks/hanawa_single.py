@@ -20,12 +20,13 @@ import torch
 
 from gradindex.evaluation import evaluate
 from gradindex.relevance import curvature
+from gradindex.relevance.inverse import Inverse
 
 FORMED = 2000
 EXACT = 8192  # parameters up to which the Hessian is formed; above, the Gauss-Newton matrix
 
 
-class Published(curvature.Inverse):
+class Published(Inverse):
     """The inverse of a matrix whose entries are in single precision, and its root."""
 
     def __init__(self, matrix, what):

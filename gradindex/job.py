@@ -6,14 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from gradindex.data.chain import Chain
-from gradindex.data.source import Source, as_source
+from gradindex.data.reading import as_source
+from gradindex.data.source import Source
 from gradindex.gradients import backend_of, make_engine
 from gradindex.gradients.engine import Engine
+from gradindex.store import location
 from gradindex.words import Backend, Task, choose_word
 
 
@@ -47,7 +49,7 @@ def engine_along_training(engine: Engine, job: "Job") -> Engine:
         return engine
     from gradindex.gradients.training.tracin import TracInEngine
 
-    return TracInEngine(engine, job.model, job.checkpoints)
+    return TracInEngine(engine, job.model, job.checkpoints, partial(location.on_disk, what="a checkpoint"))
 
 
 @dataclass(frozen=True)

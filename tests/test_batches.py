@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from gradindex.data.reading import as_source
 from gradindex.data.source import (
     Batch,
     ColumnSource,
     MapSource,
     StreamSource,
     as_columns,
-    as_source,
     index,
     is_tensor,
     leaves,

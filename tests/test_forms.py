@@ -17,7 +17,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import gradindex
 from gradindex.data import forms
 from gradindex.data.chain import Chain
-from gradindex.data.source import as_source, index, length, map_leaves
+from gradindex.data.reading import as_source
+from gradindex.data.source import index, length, map_leaves
 from tests.conftest import FRAMEWORKS
 
 N, D, C = 12, 5, 3

@@ -9,7 +9,8 @@ from torch import nn
 
 import gradindex
 from gradindex.data import hugging_face
-from gradindex.data.source import as_source
+from gradindex.data.reading import as_source
+from gradindex.interop.hugging_face import with_embeddings
 from tests.jobs import ROWS, digits, trained
 
 datasets = pytest.importorskip("datasets", reason="pip install datasets")
@@ -73,7 +74,7 @@ def test_nearest_examples_are_those_of_the_index(pictures, index):
     x, _ = digits()
     queries = index.sketch(x[:3])
     scores, ids = index.search(queries, 5)
-    found = hugging_face.with_embeddings(pictures, index)
+    found = with_embeddings(pictures, index)
     assert found.column_names == ["pixels", "label", "gradient"]
     found.add_faiss_index("gradient")
     for query, score, row in zip(queries, scores, ids, strict=True):
@@ -89,13 +90,13 @@ def test_nearest_examples_are_those_of_the_index(pictures, index):
 
 def test_embeddings_in_a_file(pictures, index, tmp_path):
     path = tmp_path / "rows.arrow"
-    found = hugging_face.with_embeddings(pictures, index, path=path)
-    want = hugging_face.with_embeddings(pictures, index)
+    found = with_embeddings(pictures, index, path=path)
+    want = with_embeddings(pictures, index)
     assert found.column_names == want.column_names
     np.testing.assert_array_equal(found["gradient"][:], want["gradient"][:])
     assert str(path) in {file["filename"] for file in found.cache_files}
     with pytest.raises(FileExistsError):
-        hugging_face.with_embeddings(pictures, index, path=path)
+        with_embeddings(pictures, index, path=path)
     assert [file.name for file in tmp_path.iterdir()] == ["rows.arrow"]
 
 
@@ -104,7 +105,7 @@ def test_removed_samples_are_left_out(pictures, tmp_path):
     index = gradindex.build(gradindex.Job(trained(), nn.CrossEntropyLoss(), pictures), tmp_path / "i")
     index.remove([0, 7])
     for _ in range(2):
-        found = hugging_face.with_embeddings(pictures, index, "row")
+        found = with_embeddings(pictures, index, "row")
         assert len(found) == ROWS - 2
         found.add_faiss_index("row")
         _, samples = found.get_nearest_examples("row", index.sketch(x[:1])[0], k=4)
@@ -114,9 +115,9 @@ def test_removed_samples_are_left_out(pictures, tmp_path):
 
 def test_what_does_not_fit_is_refused(pictures, index, monkeypatch):
     with pytest.raises(ValueError, match="has a column 'label' already"):
-        hugging_face.with_embeddings(pictures, index, "label")
+        with_embeddings(pictures, index, "label")
     with pytest.raises(ValueError, match="made of 240 samples but the dataset has 239"):
-        hugging_face.with_embeddings(pictures.select(range(239)), index)
+        with_embeddings(pictures.select(range(239)), index)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'gradindex\[datasets\]'"):
-        hugging_face.with_embeddings(pictures, index)
+        with_embeddings(pictures, index)

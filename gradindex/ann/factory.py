@@ -19,11 +19,10 @@ from gradindex.ann.operating_point import Point
 from gradindex.ann.selection import Selection
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.sketch import from_json
-from gradindex.sketch.countsketch import fold
+from gradindex.sketch.rows import fold, normalise
 from gradindex.store import Header, Store, changes, location
 from gradindex.store.location import Location, listing, make_directory, temporary, unlink
 from gradindex.store.publish import FileEntry, keep, publish, read_entries, read_json, refuse_extra
-from gradindex.store.shard import normalise
 
 library: Any = faiss
 _FOLD = re.compile(r"Fold(\d+),(.+)", re.DOTALL)

@@ -99,7 +99,8 @@ def examine(job: Any, samples: int) -> dict[str, Any]:
     Also, how exact products are computed, and what was seen of the model that some ways miss.
     """
     from gradindex.compute import exact
-    from gradindex.compute.blocks import check_finite, embedding_batch_size
+    from gradindex.compute.blocks import embedding_batch_size
+    from gradindex.data.checks import check_finite
     from gradindex.gradients import loop
     from gradindex.sketch import CountSketch
 

@@ -1,6 +1,5 @@
 """Dataset to gradient embeddings, block by block."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,8 @@ from numpy.typing import NDArray
 
 from gradindex.compute import watch
 from gradindex.data import labels
-from gradindex.data.forms import check_present, describe, is_tensor
-from gradindex.data.source import Batch, Ids, is_ragged, leaves, named_leaves, rectangles
+from gradindex.data.checks import as_ids, check_batch, check_finite
+from gradindex.data.source import Batch, Ids, is_ragged, leaves, rectangles
 from gradindex.gradients import in_double, loop, paths
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
@@ -184,24 +183,6 @@ def exact_gradients(job: Job, ids: Sequence[int] | NDArray[Any]) -> Floats:
     return loop.gradients(job.engine, batch.x, batch.y).gradients
 
 
-def as_ids(ids: Any) -> Ids:
-    """Return `ids` as a flat int64 array.
-
-    Raises
-    ------
-    TypeError
-        If they are not integers.
-    IndexError
-        If one is 2**63 or more, which no dataset has.
-    """
-    array = np.atleast_1d(np.asarray(ids))
-    if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"Ids must be integers, got {array.dtype}.")
-    if array.size and int(array.max()) >= 1 << 63:
-        raise IndexError(f"Ids up to {array.max()} are out of range: they go to 2**63 - 1.")
-    return array.astype(np.int64).ravel()
-
-
 def default_batch_size(engine: Engine, budget: int = MEMORY_BUDGET) -> int:
     """Return how many samples' formed gradients (with two working copies) fit into `budget` bytes, at most 128."""
     return int(np.clip(budget // (3 * engine.size * engine.dtype.itemsize), 1, _MOST))
@@ -227,40 +208,3 @@ def embedding_batch_size(job: Job, budget: int = MEMORY_BUDGET) -> int:
     each = max(1, job.engine.bytes_per_sample)
     most = int(np.clip(_SMALL_BATCH_BYTES // each, _MOST, _MOST_SMALL))
     return int(np.clip(budget // each, 1, most))
-
-
-def check_batch(batch: Batch) -> None:
-    """Raise ValueError if the batch has no labels, or its inputs or labels hold None, NaN or infinity."""
-    if batch.y is None:
-        shape = getattr(batch.x, "shape", None)
-        got = describe(batch.x) if shape is None else f"an array of shape {tuple(shape[1:])}"
-        raise ValueError(
-            "The dataset has no labels: expected (X, Y), a tuple of two parts, or samples (x, y), but the input alone "
-            f"is there: {got}. A list such as [X, Y] is one of two samples, a tuple of three parts one of three."
-        )
-    for what, name, tree in (("data", "X", batch.x), ("label", "Y", batch.y)):
-        for path, leaf in named_leaves(tree, name):
-            check_present(batch.ids, what, path, leaf)
-            check_finite(batch.ids, what, leaf)
-
-
-def check_finite(ids: Ids, what: str, values: Any) -> None:
-    """Raise ValueError naming the ids whose values hold NaN or infinity."""
-    if isinstance(values, list):
-        for i, value in zip(ids, values, strict=True) if is_ragged(values) else ():
-            check_finite(np.array([i]), what, value[None])
-        return
-    if is_tensor(values):
-        if not values.is_floating_point():
-            return
-        torch = sys.modules["torch"]
-        good = torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else torch.isfinite(values)
-        good = good.cpu().numpy()
-    else:
-        if values.dtype.kind not in "fc":
-            return
-        good = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not good.all():
-        bad = ids[~good]
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise ValueError(f"The {what} of samples {bad[:10].tolist()}{more} holds NaN or infinity.")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.compute.blocks import check_batch, check_finite, default_batch_size
+from gradindex.compute.blocks import default_batch_size
 from gradindex.compute.held_queries import HeldGradients, HeldQueries, compare, dots, hold, norms
+from gradindex.data.checks import check_batch, check_finite
 from gradindex.data.source import Batch, Ids, Source, is_ragged, leaves, rectangles
 from gradindex.gradients import loop, paths
 from gradindex.gradients.engine import Engine

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.compute.blocks import check_batch, check_finite, default_batch_size
+from gradindex.compute.blocks import default_batch_size
+from gradindex.data.checks import check_batch, check_finite
 from gradindex.data.source import Batch
 from gradindex.gradients import loop
 from gradindex.gradients.engine import Engine

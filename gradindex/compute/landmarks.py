@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.compute.blocks import check_batch, check_finite
+from gradindex.data.checks import check_batch, check_finite
 from gradindex.data.source import Batch, Ids
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.projector import Projector

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.compute import exact
-from gradindex.compute.blocks import check_finite, default_batch_size
+from gradindex.compute.blocks import default_batch_size
 from gradindex.data import labels
+from gradindex.data.checks import check_finite
 from gradindex.data.forms import as_columns, describe, missing, rebuilt, stack
 from gradindex.data.source import Batch, Tree, index, is_ragged, length
 from gradindex.gradients import loop
@@ -18,7 +19,7 @@ from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
 from gradindex.runtime.stages import stage
-from gradindex.store.shard import normalise
+from gradindex.sketch.rows import normalise
 from gradindex.words import Task
 
 _FORWARD_BATCH = 256

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from gradindex.data.source import Source, leaves
+from gradindex.data.tensors import is_torch
 
 _SAMPLES = 16
 
@@ -31,7 +32,7 @@ def _update(found: Any, leaf: Any) -> None:
     if isinstance(leaf, str | bytes | bool | int | float | None):
         found.update(repr(leaf).encode())
         return
-    array = np.asarray(leaf.detach().cpu() if hasattr(leaf, "detach") else leaf)
+    array = np.asarray(leaf.detach().cpu() if is_torch(leaf) else leaf)
     found.update(f"{type(leaf).__name__ if array.dtype == object else array.dtype} {array.shape}".encode())
     if array.dtype != object:
         found.update(np.ascontiguousarray(array).tobytes())

@@ -8,20 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.tensors import as_numpy, is_tensor, is_torch
+
 _NUMBERS = "biufc"  # the kinds of dtype that frameworks compute with
 _DOUBLE = {np.dtype(np.longdouble): np.dtype(np.float64), np.dtype(np.clongdouble): np.dtype(np.complex128)}
 _EXPECTED = "expected an array, a tensor, a list with an entry for each sample, or a dict or tuple of these"
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether `value` is a torch or TensorFlow tensor (neither package is imported to find out)."""
-    tensorflow = sys.modules.get("tensorflow")
-    return _is_torch(value) or (tensorflow is not None and tensorflow.is_tensor(value))
-
-
-def _is_torch(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def rebuilt(like: tuple[Any, ...], parts: Sequence[Any]) -> tuple[Any, ...]:
@@ -143,16 +134,6 @@ def check_present(ids: NDArray[np.int64], what: str, path: str, leaf: Any) -> No
     )
 
 
-def as_numpy(value: Any) -> Any:
-    """Return a tensor as an array, half precision as single; lists entry by entry, anything else as it is."""
-    if _is_torch(value):
-        value = value.detach().cpu()
-        return (value.float() if value.dtype.is_floating_point and value.dtype.itemsize < 4 else value).numpy()
-    if isinstance(value, list):
-        return [as_numpy(item) for item in value]
-    return value.numpy() if is_tensor(value) else value
-
-
 def _holds_tensors(sample: Any) -> bool:
     while isinstance(sample, list) and sample:
         sample = sample[0]
@@ -162,7 +143,7 @@ def _holds_tensors(sample: Any) -> bool:
 def _stacked_tensors(samples: Sequence[Any], name: str) -> Any:
     """Return tensors stacked if their shapes agree, else as a list; as arrays where some are no tensors."""
     samples = [_tensor(sample, name) if is_tensor(sample) else sample for sample in samples]
-    if not all(map(_is_torch, samples)):
+    if not all(map(is_torch, samples)):
         return column([as_numpy(sample) for sample in samples], name)
     if len({tuple(sample.shape) for sample in samples}) > 1:
         return samples
@@ -183,7 +164,7 @@ def _ragged(samples: Sequence[Any]) -> list[Any]:
 
 def _tensor(value: Any, name: str) -> Any:
     """Return a dense tensor of torch without its history, or TensorFlow's as an array; raises like `as_columns`."""
-    if not _is_torch(value):
+    if not is_torch(value):
         if hasattr(value, "dense_shape"):
             raise TypeError(f"{name} is a {type(value).__name__}: expected a dense tensor. Give tf.sparse.to_dense(…).")
         if hasattr(value, "nested_row_splits"):

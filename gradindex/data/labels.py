@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.data.forms import as_numpy
 from gradindex.data.source import is_ragged
+from gradindex.data.tensors import as_numpy
 
 
 def is_one_hot(y: Any) -> bool:

@@ -5,8 +5,6 @@ dict or tuple of such. A single sample of a tree keeps its first axis, with leng
 in shape, such as texts, are a ``list`` of arrays; `rectangles` makes batches of them.
 """
 
-import itertools
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,20 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data import tensors
 from gradindex.data.forms import (
     as_columns,
-    as_numpy,
     check_present,
     column,
     describe,
     is_pair,
-    is_tensor,
     native,
     rebuilt,
-    refuse_dataset,
     stack,
-    unreadable,
 )
+from gradindex.data.tensors import is_tensor, take
 
 Tree = Any
 Ids = NDArray[np.int64]
@@ -119,14 +115,12 @@ def length(tree: Tree, name: str = "The input") -> int:
 def index(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
     """Return the given rows of every leaf."""
 
-    def take(leaf: Any) -> Any:
+    def some(leaf: Any) -> Any:
         if isinstance(leaf, list):
             return leaf[rows] if isinstance(rows, slice) else [leaf[i] for i in rows]
-        if is_tensor(leaf) and not isinstance(rows, slice):
-            return leaf[sys.modules["torch"].as_tensor(rows)]
-        return native(leaf[rows])
+        return native(take(leaf, rows))
 
-    return map_leaves(take, tree)
+    return map_leaves(some, tree)
 
 
 def is_ragged(leaf: Any) -> bool:
@@ -237,7 +231,7 @@ class MapSource(Source):
         samples = [self._sample(int(i)) for i in ids] if several is None else list(several(ids.tolist()))
         if len(samples) != len(ids):
             raise ValueError(f"The dataset's __getitems__ returned {len(samples)} samples for {len(ids)} positions.")
-        batch = Batch(ids, *(_collated(samples) if self._collate is None else _pair(self._collate(samples))))
+        batch = Batch(ids, *(collated(samples) if self._collate is None else _pair(self._collate(samples))))
         sizes = {len(leaf) for leaf in leaves(batch.x) if isinstance(leaf, list) or leaf.shape}
         if sizes - {len(ids)}:
             raise ValueError(f"The collate function made {sorted(sizes)} entries for {len(ids)} samples.")
@@ -296,12 +290,10 @@ def concatenate(parts: list[Any]) -> Any:
     shapes = {None if isinstance(part, list) else tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1 or None in shapes:
         return [sample for part in parts for sample in part]
-    if all(is_tensor(part) for part in parts) and len({part.device for part in parts}) == 1:
-        return sys.modules["torch"].cat(parts)
-    return np.concatenate([as_numpy(part) for part in parts])
+    return tensors.concatenate(parts)
 
 
-def _collated(samples: list[Any]) -> tuple[Tree, Tree | None]:
+def collated(samples: list[Any]) -> tuple[Tree, Tree | None]:
     """Collate samples ``(x, y)``, ``[x, y]``, ``(x,)`` or ``x``."""
     found = stack([tuple(sample) if is_pair(sample) else sample for sample in samples])
     return _pair(found) if isinstance(found, tuple) else (found, None)
@@ -316,73 +308,3 @@ def _pair(batch: Any) -> tuple[Tree, Tree | None]:
         )
     y = parts[1] if len(parts) == 2 else None
     return as_columns(parts[0], "X"), None if y is None else as_columns(y, "Y")
-
-
-def as_source(dataset: Any) -> Source:
-    """Turn a user's dataset into a `Source`.
-
-    Parameters
-    ----------
-    dataset
-        ``(X, Y)`` or ``(X,)`` columns as a tuple; a torch ``Dataset``; a torch ``DataLoader`` (its dataset in
-        order and its ``collate_fn``; its sampler is ignored, since ids are dataset positions); a
-        ``tf.data.Dataset``, batched or not; a Hugging Face ``datasets.Dataset`` with a column ``label`` or ``labels``
-        (see `gradindex.hugging_face.source`); or any sequence of ``(x, y)`` samples.
-
-    Raises
-    ------
-    ValueError
-        If the dataset is empty, or its order is not fixed.
-    TypeError
-        If it is none of these.
-    """
-    source = _as_source(dataset)
-    if len(source) == 0:
-        raise ValueError("The dataset is empty: there is nothing to embed.")
-    return source
-
-
-def _as_source(dataset: Any) -> Source:
-    if isinstance(dataset, Source):
-        return dataset
-    if isinstance(dataset, tuple) and len(dataset) in (1, 2):
-        return ColumnSource(*dataset)
-    if isinstance(dataset, np.ndarray) or is_tensor(dataset):
-        return ColumnSource(dataset)
-    refuse_dataset(dataset)
-    from gradindex.data import hugging_face
-
-    if hugging_face.is_dataset(dataset):
-        return hugging_face.source(dataset)
-    tensorflow = sys.modules.get("tensorflow")
-    if tensorflow is not None and isinstance(dataset, tensorflow.data.Dataset):
-        from gradindex.data.tf_stream import stream
-
-        return StreamSource(*stream(dataset))
-    collate = None
-    if hasattr(dataset, "dataset") and hasattr(dataset, "collate_fn"):
-        if getattr(dataset, "batch_sampler", dataset) is None:
-            raise TypeError("The DataLoader makes no batches (batch_size=None): give its dataset, or a batch_size.")
-        dataset, collate = dataset.dataset, dataset.collate_fn
-    torch_data = sys.modules.get("torch.utils.data")
-    streams = torch_data is not None and isinstance(dataset, torch_data.IterableDataset)
-    streams = streams or (hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"))
-    if streams and hasattr(dataset, "__len__"):
-        return _iterable(dataset, collate or _collated)
-    if not streams and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
-        return MapSource(dataset, collate)
-    if streams:
-        raise TypeError(
-            f"A dataset of type {type(dataset).__name__} has no length. Give it a __len__, or a list of its "
-            "samples, so that ids and shards are fixed before the first sample is read."
-        )
-    raise unreadable(dataset)
-
-
-def _iterable(dataset: Any, collate: Callable[[list[Any]], Any]) -> StreamSource:
-    def batches(start: int, stop: int, size: int) -> Iterator[Any]:
-        samples = itertools.islice(iter(dataset), start, stop)
-        while chunk := list(itertools.islice(samples, size)):
-            yield collate(chunk)
-
-    return StreamSource(batches, len(dataset))

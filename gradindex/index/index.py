@@ -11,8 +11,8 @@ from gradindex.ann import factory
 from gradindex.ann.operating_point import Point
 from gradindex.ann.selection import Selection, select
 from gradindex.compute import exact, queries, watch
-from gradindex.compute.blocks import as_ids
 from gradindex.compute.held_queries import Held, compare
+from gradindex.data.checks import as_ids
 from gradindex.data.source import Batch, Ids
 from gradindex.data.source import index as take
 from gradindex.explanation import Explanation
@@ -27,7 +27,7 @@ from gradindex.search import cascade, norm_scan, tuning
 from gradindex.search import certify as proofs
 from gradindex.search.answer import check_k, check_max_checks, describe, meta
 from gradindex.search.audit import Audit, verify
-from gradindex.store.shard import normalise
+from gradindex.sketch.rows import normalise
 from gradindex.words import Task
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory

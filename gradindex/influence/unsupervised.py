@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.compute import exact
-from gradindex.compute.blocks import as_ids, check_finite, default_batch_size
+from gradindex.compute.blocks import default_batch_size
+from gradindex.data.checks import as_ids, check_finite
 from gradindex.data.forms import as_columns
-from gradindex.data.source import Batch, Ids, Source, Tree, as_source, index, length
+from gradindex.data.reading import as_source
+from gradindex.data.source import Batch, Ids, Source, Tree, index, length
 from gradindex.gradients import make_engine
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats

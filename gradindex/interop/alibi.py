@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import gradindex
 from gradindex import kernels
 from gradindex.compute import exact, queries
-from gradindex.compute.blocks import check_batch
+from gradindex.data.checks import check_batch
 from gradindex.data.labels import as_array
 from gradindex.data.source import Batch, ColumnSource, Tree, index, map_leaves
 from gradindex.explanation import Explanation

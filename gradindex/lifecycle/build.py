@@ -28,7 +28,8 @@ from gradindex.sketch.hashing import check_seed
 from gradindex.store import Header, Store
 from gradindex.store import replace as store_replace
 from gradindex.store.location import Location, exists, locate
-from gradindex.store.store import HEADER, SHARD_BYTES, model_differences
+from gradindex.store.shard import SHARD_BYTES
+from gradindex.store.store import HEADER, model_differences
 
 
 def build(

@@ -17,9 +17,9 @@ from gradindex.gradients.projector import Projector
 from gradindex.job import Job
 from gradindex.lifecycle.plan import Rates
 from gradindex.sketch import CountSketch, Sketch
+from gradindex.sketch.rows import normalise
 from gradindex.store import Store, location
 from gradindex.store.publish import keep
-from gradindex.store.shard import normalise
 
 _LARGE = 64 << 20  # bytes of what is scanned, more than caches hold
 _CENTROIDS = 8192  # compared with at once

@@ -11,7 +11,7 @@ from typing import Any
 
 from gradindex.ann import factory
 from gradindex.search import cascade
-from gradindex.store.store import SHARD_BYTES
+from gradindex.store.shard import SHARD_BYTES
 
 _FETCHED = max(
     cascade.LEAST_CANDIDATES, cascade.CANDIDATES_PER_CHECK * cascade.RERANK

@@ -5,7 +5,6 @@ A Hessian away from a minimum has negative eigenvalues; their square root is ima
 root (what the study's code takes) leaves those directions out.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -13,30 +12,11 @@ from numpy.typing import NDArray
 
 from gradindex.job import Job
 from gradindex.relevance.base import Options, Rows
+from gradindex.relevance.inverse import RELATIVE_DAMPING, Inverse
 from gradindex.runtime.log import log
 
-RELATIVE_DAMPING = 1e-10
 _BATCH = 1024
 Product = Callable[[Rows], Rows]
-
-
-class Inverse(ABC):
-    """(A + d)⁻¹ for a symmetric matrix A."""
-
-    solver: str
-    damping: float
-
-    @abstractmethod
-    def apply(self, rows: Rows) -> Rows:
-        """Return (A + d)⁻¹ g for rows (b, P)."""
-
-    @abstractmethod
-    def root(self, rows: Rows) -> Rows:
-        """Return the real part of (A + d)^(−1/2) g for rows (b, P)."""
-
-    def halves(self, rows: Rows, *, query: bool) -> Rows:
-        """Return one side of a product: ⟨halves(q, query=True), halves(g, query=False)⟩ = ⟨q, (A + d)⁻¹ g⟩."""
-        return self.apply(rows) if query else rows
 
 
 class Spectral(Inverse):

@@ -18,7 +18,7 @@ from torch import nn
 
 from gradindex.job import Job
 from gradindex.relevance.base import Options, Rows
-from gradindex.relevance.curvature import RELATIVE_DAMPING, Inverse
+from gradindex.relevance.inverse import RELATIVE_DAMPING, Inverse
 
 _BATCH = 512
 _LOSSES: dict[Any, type[nn.Module]] = {

@@ -11,6 +11,7 @@ from gradindex.job import Job
 from gradindex.relevance import curvature
 from gradindex.relevance.base import Options, Rows
 from gradindex.relevance.hidden import Hidden
+from gradindex.relevance.inverse import Inverse
 from gradindex.words import Task
 
 _BATCH = 128
@@ -27,7 +28,7 @@ class Space:
         self.job = job
         self.options = options
         self._train: dict[str, Rows] = {}
-        self._inverse: dict[str, curvature.Inverse] = {}
+        self._inverse: dict[str, Inverse] = {}
         self._example = job.source.take(np.arange(min(2, len(job.source)), dtype=np.int64))
         self._last: tuple[Any, Any, dict[str, Rows]] = (None, None, {})
         self._products: dict[str, tuple[Rows, tuple[Rows, Rows, Rows]]] = {}
@@ -80,7 +81,7 @@ class Space:
             return np.concatenate(parts).astype(np.float64)
         return Hidden(self.job, self.options.layers)(x, feature)
 
-    def inverse(self, matrix: str) -> curvature.Inverse:
+    def inverse(self, matrix: str) -> Inverse:
         """Return the inverse of the Hessian (``"IF"``) or of the Fisher information matrix (``"FK"``)."""
         if matrix not in self._inverse:
             if matrix == "FK":

@@ -31,7 +31,7 @@ from gradindex.gradients.engine import Engine
 from gradindex.kernels import Kernel
 from gradindex.search import norm_scan
 from gradindex.sketch.landmark import LandmarkProjector
-from gradindex.store.shard import normalise
+from gradindex.sketch.rows import normalise
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index

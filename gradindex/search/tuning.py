@@ -20,8 +20,8 @@ from gradindex.kernels import Kernel
 from gradindex.runtime.interrupts import kept_if_possible
 from gradindex.search import cascade, norm_scan
 from gradindex.search.answer import check_k
+from gradindex.sketch.rows import normalise
 from gradindex.store import Store
-from gradindex.store.shard import normalise
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.data.forms import is_tensor
+from gradindex.data import tensors
 from gradindex.data.labels import as_array
 from gradindex.data.source import Tree, is_ragged
 
@@ -55,7 +55,7 @@ def parse_inputs(samples: list[Any], example: Tree, name: str = "inputs") -> Tre
         return samples
     like = as_array(example[:1])
     arrays = np.stack([_array(sample, like.dtype, name, like.shape[1:]) for sample in samples])
-    return _tensor(arrays, example)
+    return tensors.like(arrays, example)
 
 
 def parse_labels(labels: list[Any], example: Tree) -> Tree:
@@ -65,15 +65,7 @@ def parse_labels(labels: list[Any], example: Tree) -> Tree:
     like = as_array(example[:1])
     arrays = [_array(label, like.dtype, "labels", like.shape[1:], scalar=True) for label in labels]
     stacked = np.stack(arrays)
-    return _tensor(stacked.reshape(-1, *like.shape[1:]), example)
-
-
-def _tensor(array: NDArray[Any], example: Any) -> Any:
-    if is_tensor(example) and hasattr(example, "detach"):
-        import torch
-
-        return torch.from_numpy(array).to(example.dtype)
-    return array
+    return tensors.like(stacked.reshape(-1, *like.shape[1:]), example)
 
 
 def _array(
@@ -117,8 +109,4 @@ def concatenate(trees: list[Tree]) -> Tree:
         return tuple(concatenate(list(parts)) for parts in zip(*trees, strict=True))
     if isinstance(first, list):
         return [sample for tree in trees for sample in tree]
-    if is_tensor(first) and hasattr(first, "detach"):
-        import torch
-
-        return torch.cat(trees)
-    return np.concatenate(trees)
+    return tensors.concatenate(trees)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import relevance
-from gradindex.data.forms import is_tensor
 from gradindex.data.labels import as_array
 from gradindex.data.source import is_ragged
 from gradindex.index.index import Index
@@ -211,7 +210,7 @@ class Lookup:
             return {"kind": "array", "shape": [None, *as_array(x[0]).shape[1:]]}
         if isinstance(x, list):
             return {"kind": "text" if isinstance(x[0], str) else "object"}
-        array = as_array(x) if not is_tensor(x) or hasattr(x, "detach") else np.asarray(x)
+        array = as_array(x)
         picture = self.renderer.query(x, 0)
         shape = list(picture.value.shape) if picture is not None and picture.kind == "image" else None
         low, high = self.renderer.shades

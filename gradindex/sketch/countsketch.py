@@ -195,23 +195,6 @@ def _counts(
     return counts
 
 
-def fold(sketches: NDArray[Any], dim: int) -> NDArray[Any]:
-    """Return the CountSketch of size `dim` from one of a multiple of that size, shape (n, dim).
-
-    Raises
-    ------
-    ValueError
-        If the width of `sketches` is not a multiple of `dim`.
-    """
-    n, width = sketches.shape
-    if width % dim:
-        raise ValueError(f"Cannot fold {width} buckets to {dim}: not a multiple.")
-    if width == dim:
-        return sketches
-    folded: NDArray[Any] = sketches.reshape(n, width // dim, dim).sum(axis=1, dtype=np.float32)
-    return folded
-
-
 def _tables(parameter: Parameter, seed: int, dim: int) -> SideTables:
     outputs = _side(seed, parameter, True, parameter.output_index(), dim)
     inputs = _side(seed, parameter, False, parameter.input_index(), dim)

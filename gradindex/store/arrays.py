@@ -1,57 +1,33 @@
 """Stores of embeddings that were computed elsewhere."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.columns import as_columns
-from gradindex.errors import IndexExistsError
-from gradindex.store.location import Location, exists, locate
+from gradindex.sketch.rows import normalise
 from gradindex.store.publish import Header
-from gradindex.store.shard import Rows, normalise
-from gradindex.store.store import HEADER, SHARD_BYTES, Store
+from gradindex.store.shard import SHARD_BYTES, Rows
 
 _END = 1 << 63  # of int64
 _NORMS = np.finfo(np.float32)
 
 
-def write(
+def as_rows(
     sketch: NDArray[Any],
     ids: NDArray[Any],
     norms: NDArray[Any],
-    path: str | Location,
-    *,
     columns: Any = None,
     shard_rows: int | None = None,
-) -> None:
-    """Write a store of embeddings that were computed elsewhere.
-
-    Give it an index with `gradindex.index_store`, and open it with `gradindex.load`: it answers `search`,
-    `self_influence` and lookups by id; `explain` needs a job, which it does not have.
-
-    Parameters
-    ----------
-    sketch
-        Embeddings (n, dim), any scale; unit-norm rows are stored, in float16.
-    ids
-        Distinct integers ≥ 0, (n,).
-    norms
-        Norms of the unprojected gradients, (n,); where unknown, give those of `sketch`.
-    path
-        A directory, new or empty.
-    columns
-        More columns of n entries: a mapping of names to sequences, a DataFrame or an Arrow table.
-    shard_rows
-        Rows of a shard; None: as many as 128 MiB hold.
+) -> tuple[Header, Iterator[Rows]]:
+    """Return the header of a store and the rows of its shards; see `gradindex.Store.from_arrays`.
 
     Raises
     ------
     ValueError
-        If shapes disagree, ids repeat, are negative or 2**63 and more, or anything holds NaN, infinity or norms beyond
-        float32.
-    IndexExistsError
-        If `path` holds anything.
+        If they are no such arrays.
     """
     sketch, ids, norms = np.asarray(sketch), np.asarray(ids), np.asarray(norms)
     _check_arrays(sketch, ids, norms)
@@ -70,14 +46,15 @@ def write(
         versions={},
         columns=sorted(every),
     )
-    if exists(locate(path) / HEADER):
-        raise IndexExistsError(f"{path} already holds a gradindex store; give another directory.")
-    store = Store.create(path, header)
-    for number in range(header.shards):
-        here = slice(*header.span(number))
-        rows = normalise(sketch[here]).astype(np.float16)
-        some = {name: values[here.start : here.stop] for name, values in every.items()}
-        store.write(number, Rows(rows, norms[here].astype(np.float32), ids[here].astype(np.int64), some))
+
+    def shards() -> Iterator[Rows]:
+        for number in range(header.shards):
+            here = slice(*header.span(number))
+            rows = normalise(sketch[here]).astype(np.float16)
+            some = {name: values[here.start : here.stop] for name, values in every.items()}
+            yield Rows(rows, norms[here].astype(np.float32), ids[here].astype(np.int64), some)
+
+    return header, shards()
 
 
 def _check_arrays(sketch: NDArray[Any], ids: NDArray[Any], norms: NDArray[Any]) -> None:

@@ -24,11 +24,11 @@ from gradindex.store.location import Location, temporary
 from gradindex.store.mapping import advise, map_file
 from gradindex.store.publish import FileEntry, Header, keep, publish, read_entries, read_json
 
+SHARD_BYTES = 128 << 20
 _ARRAYS = ("sketch", "norm", "id")
 _BLOCK_BYTES = 1 << 14
 """Bytes of rows under one checksum: looking up scattered rows reads little more than them."""
 _FEW_BLOCKS = 64  # not worth another thread
-_SQUARE = 1e-140  # a norm whose square is still far from the smallest number
 _CHECKED = 1 << 19  # bytes compared before they are converted, so that they are read from memory once
 
 
@@ -43,21 +43,6 @@ class Rows:
     norms: NDArray[np.float32]
     ids: Ids
     columns: Mapping[str, Any]
-
-
-def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
-    """Return rows scaled to unit norm, float32; zero rows stay zero, whatever else their scale."""
-    wide = np.asarray(sketches, np.float64)
-    with np.errstate(over="ignore", under="ignore"):
-        norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    odd = ((norms < _SQUARE) | np.isinf(norms)).ravel()  # squares are no longer exact, or larger than any number
-    if odd.any():
-        wide = wide.copy()
-        largest = np.abs(wide[odd]).max(axis=1, keepdims=True, initial=0)
-        wide[odd] = np.divide(wide[odd], largest, out=np.zeros_like(wide[odd]), where=largest > 0)
-        norms[odd] = np.linalg.norm(wide[odd], axis=1, keepdims=True)
-    unit: NDArray[np.float32] = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)
-    return unit
 
 
 def write_shard(directory: Location, number: int, rows: Rows, header: Header) -> None:

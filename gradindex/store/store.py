@@ -13,15 +13,14 @@ from gradindex.data.source import Ids
 from gradindex.data.table import Columns
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.store import changes, location, side_files
+from gradindex.store.arrays import as_rows
 from gradindex.store.changes import Part, State
 from gradindex.store.differences import compare, model_differences
 from gradindex.store.location import Location, is_temporary, listing, locate
 from gradindex.store.publish import HEADER, Header, publish, read_json, refuse_extra
 from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
 
-SHARDS = "shards"
-SHARD_BYTES = 128 << 20
-PARTS, AUDIT = "parts", "audit.json"
+SHARDS, PARTS, AUDIT = "shards", "parts", "audit.json"
 WATCH = "watch"
 """Directory of what `gradindex.compute.watch` writes: how many rows of each shard were compared with training steps."""
 KNOWN = {HEADER, SHARDS, PARTS, AUDIT, WATCH, "index", side_files.DIRECTORY, changes.DIRECTORY}
@@ -363,10 +362,38 @@ class Store:
         columns: Any = None,
         shard_rows: int | None = None,
     ) -> "Store":
-        """Write a store of embeddings that were computed elsewhere; see `gradindex.store.arrays.write`."""
-        from gradindex.store.arrays import write
+        """Write a store of embeddings that were computed elsewhere; `gradindex.index_store` gives it an index.
 
-        write(sketch, ids, norms, path, columns=columns, shard_rows=shard_rows)
+        `gradindex.load` then answers `search`, `self_influence` and lookups by id; `explain` needs a job.
+
+        Parameters
+        ----------
+        sketch
+            Embeddings (n, dim), any scale; unit-norm rows are stored, in float16.
+        ids
+            Distinct integers ≥ 0, (n,).
+        norms
+            Norms of the unprojected gradients, (n,); where unknown, give those of `sketch`.
+        path
+            A directory, new or empty.
+        columns
+            More columns of n entries: a mapping of names to sequences, a DataFrame or an Arrow table.
+        shard_rows
+            Rows of a shard; None: as many as 128 MiB hold.
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree, ids repeat, are negative or 2**63 and more, or numbers are not finite in float32.
+        IndexExistsError
+            If `path` holds anything.
+        """
+        header, shards = as_rows(sketch, ids, norms, columns, shard_rows)
+        if location.exists(locate(path) / HEADER):
+            raise IndexExistsError(f"{path} already holds a gradindex store; give another directory.")
+        store = cls.create(path, header)
+        for number, rows in enumerate(shards):
+            store.write(number, rows)
         return cls.open(path)
 
 

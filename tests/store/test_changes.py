@@ -15,7 +15,8 @@ from gradindex.ann import factory
 from gradindex.cli.app import run
 from gradindex.data import fingerprint
 from gradindex.data.chain import Chain
-from gradindex.data.source import ColumnSource, MapSource, as_source
+from gradindex.data.reading import as_source
+from gradindex.data.source import ColumnSource, MapSource
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.lifecycle import compact, embed_shards
 from gradindex.store import Store, changes

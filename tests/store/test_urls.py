@@ -12,7 +12,6 @@ import pytest
 import gradindex
 from gradindex import GradientSimilarity
 from gradindex.cli.app import run
-from gradindex.gradients.training.checkpoints import check_checkpoints
 from gradindex.report import write_report
 from gradindex.store.location import locate, on_disk
 from gradindex.store.remote import RemotePath
@@ -115,7 +114,7 @@ def test_what_takes_no_url_says_so(index, tmp_path):
     with pytest.raises(ValueError, match=r"GradientSimilarity.load takes a path on this machine, got s3://b/e"):
         GradientSimilarity.load("s3://b/e", trained())
     with pytest.raises(ValueError, match=r"a checkpoint takes a path on this machine, got s3://b/c.pt"):
-        check_checkpoints(trained(), [("s3://b/c.pt", 0.1)])
+        gradindex.Job(trained(), index.job.loss_fn, (x, y), checkpoints=[("s3://b/c.pt", 0.1)]).engine  # noqa: B018
 
 
 def test_a_url_that_was_made_a_path():

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradindex.data.forms import as_numpy
 from gradindex.data.source import Tree, map_leaves
+from gradindex.data.tensors import as_numpy
 
 
 def each(function: Callable[[Any], Any], tree: Tree) -> Tree:

@@ -1,13 +1,14 @@
 """Checkpoints: weights and learning rates along training, collected, checked and put into a model for a moment."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradindex.data.tensors import is_torch
 from gradindex.gradients import backend_of
 from gradindex.gradients.training.adam import check_preconditioner, read_preconditioner, trainable_shapes
 from gradindex.words import Backend
@@ -122,8 +123,17 @@ def read_state(model: Any, on_host: bool = True) -> Any:
     return [np.array(value) for value in model.get_weights()]
 
 
-def check_checkpoints(model: Any, checkpoints: Any) -> list[Checkpoint]:
+def check_checkpoints(model: Any, checkpoints: Any, find: Callable[[Any], Path] = Path) -> list[Checkpoint]:
     """Return checkpoints with their files read, after comparing each with the model.
+
+    Parameters
+    ----------
+    model
+        The model.
+    checkpoints
+        ``[(state, learning rate), …]``, see `Checkpoint`.
+    find
+        Returns the file of a state that is a path, or refuses it.
 
     Raises
     ------
@@ -139,11 +149,9 @@ def check_checkpoints(model: Any, checkpoints: Any) -> list[Checkpoint]:
         raise TypeError("checkpoints must be a sequence of (state, learning_rate).")
     if not checkpoints:
         raise ValueError("There are no checkpoints: give at least one (state, learning_rate).")
-    from gradindex.store.location import on_disk
-
     found = []
     for place, (state, rate, factors) in enumerate(Checkpoint(*given) for given in checkpoints):
-        state = _read_file(model, on_disk(state, "a checkpoint")) if isinstance(state, str | Path) else state
+        state = _read_file(model, find(state)) if isinstance(state, str | Path) else state
         difference = _difference(model, state)
         if difference:
             raise ValueError(f"Checkpoint {place} is not of this model: {difference}.")
@@ -188,7 +196,7 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _copied(value: Any, on_host: bool) -> Any:
-    if not hasattr(value, "detach"):
+    if not is_torch(value):
         return value
     return value.detach().to("cpu" if on_host else value.device, copy=True)
 

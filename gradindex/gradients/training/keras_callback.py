@@ -1,16 +1,17 @@
 """Keras: record checkpoints from ``fit``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from gradindex.gradients.training.checkpoints import CheckpointRecorder
+if TYPE_CHECKING:
+    from gradindex.gradients.training.checkpoints import CheckpointRecorder
 
 
 class RecordEpochs(keras.callbacks.Callback):  # type: ignore[misc]
     """Records the model and its optimiser's learning rate after every `every`-th epoch."""
 
-    def __init__(self, recorder: CheckpointRecorder, every: int) -> None:
+    def __init__(self, recorder: "CheckpointRecorder", every: int) -> None:
         super().__init__()
         self._recorder, self._every = recorder, every
 

@@ -15,8 +15,9 @@ therefore hashes, of their own. See ``benchmarks/tracin.py`` for why not beside 
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class TracInEngine(Engine):
         The model whose weights the checkpoints are.
     checkpoints
         ``[(state, learning rate), …]``, see `gradindex.influence.Checkpoint`.
+    find
+        Returns the file of a state that is a path, see `check_checkpoints`.
 
     Raises
     ------
@@ -55,10 +58,10 @@ class TracInEngine(Engine):
 
     fast_path = "vmap"
 
-    def __init__(self, engine: Engine, model: Any, checkpoints: Any) -> None:
+    def __init__(self, engine: Engine, model: Any, checkpoints: Any, find: Callable[[Any], Path] = Path) -> None:
         super().__init__()
         self._engine, self._model = engine, model
-        self._checkpoints = check_checkpoints(model, checkpoints)
+        self._checkpoints = check_checkpoints(model, checkpoints, find)
         self._scales = [checkpoint.learning_rate**0.5 for checkpoint in self._checkpoints]
         self.backend, self.class_axis = engine.backend, engine.class_axis  # type: ignore[misc]
         self.dtype, self.frozen = engine.dtype, engine.frozen

@@ -1,16 +1,17 @@
 """Hugging Face: record checkpoints from a ``Trainer``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from gradindex.gradients.training.checkpoints import CheckpointRecorder
+if TYPE_CHECKING:
+    from gradindex.gradients.training.checkpoints import CheckpointRecorder
 
 
 class RecordTraining(TrainerCallback):  # type: ignore[misc]
     """Records the model and the learning rate of the last step after every `every`-th epoch or step."""
 
-    def __init__(self, recorder: CheckpointRecorder, every: int, unit: str) -> None:
+    def __init__(self, recorder: "CheckpointRecorder", every: int, unit: str) -> None:
         self._recorder, self._every, self._unit = recorder, every, unit
         self._rate = 0.0
 
