@@ -14,6 +14,7 @@ from rich.table import Table
 
 from gradindex.cli.console import out
 from gradindex.cli.options import Json
+from gradindex.runtime import threads
 
 _PACKAGES = (
     "numpy",
@@ -86,10 +87,10 @@ def _devices(versions: dict[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = {"faiss threads": int(faiss.omp_get_max_threads())}
     if "torch" in versions:
-        import torch
+        from gradindex.gradients.torch.model import devices
 
-        found["torch threads"] = int(torch.get_num_threads())
-        found["torch devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"]
+        found["torch threads"] = threads.count("torch")
+        found["torch devices"] = devices()
     return found
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gradindex.data.forms import describe
@@ -98,3 +98,11 @@ def select(trainable: Sequence[str], wanted: str | Sequence[str] | None) -> list
     if not chosen:
         raise ValueError(f"{wanted!r} selects none of the trainable parameters: {', '.join(trainable)}.")
     return chosen
+
+
+def check_layers(names: Sequence[str], there: Mapping[str, Any]) -> Sequence[str]:
+    """Return names of layers; raises ValueError if one is not among those `there`."""
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ValueError(f"There is no layer {missing[0]!r}. Expected some of: {', '.join(filter(None, there))}.")
+    return names

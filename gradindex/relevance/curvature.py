@@ -96,7 +96,7 @@ def hessian(job: Job, options: Options) -> Inverse:
     """Return the inverse of the Hessian of a job's mean training loss, or of what stands for it.
 
     Up to `exact_limit` parameters the Hessian is formed. Above, it is the Gauss-Newton matrix as EKFAC where
-    curvlinops takes the model (see `gradindex.relevance.ekfac`), else MINRES iterates with the Hessian itself.
+    curvlinops takes the model (see `gradindex.gradients.torch.ekfac`), else MINRES iterates with the Hessian itself.
 
     Raises
     ------
@@ -169,7 +169,8 @@ def exact_fisher(gradients: Rows, damping: float | None) -> Spectral:
 def _kronecker(job: Job, options: Options, *, empirical: bool = False) -> Inverse | None:
     reason = "the model is not PyTorch's"
     if job.backend == "torch":
-        from gradindex.relevance.ekfac import Kronecker, Unsupported
+        from gradindex.gradients.torch.ekfac import Unsupported
+        from gradindex.relevance.ekfac import Kronecker
 
         try:
             return Kronecker(job, options, empirical=empirical)

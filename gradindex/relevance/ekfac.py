@@ -1,45 +1,23 @@
-"""The Gauss-Newton matrix of a large PyTorch model as EKFAC, by curvlinops.
+"""The inverse of a large PyTorch model's Gauss-Newton matrix, as EKFAC."""
 
-EKFAC (George et al. 2018, https://arxiv.org/abs/1806.03884) writes a layer's block of the matrix as
-(B ⊗ A) diag(λ) (B ⊗ A)ᵀ with orthogonal A and B, so that any function of the matrix is that of λ. For a softmax the
-Gauss-Newton matrix is the Fisher information under the model's own labels, and the Hessian where the model is linear
-in its parameters; it has no negative eigenvalues.
-"""
+from typing import TYPE_CHECKING, cast
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
-from typing import Any
-
-import numpy as np
-import torch
-from torch import nn
-
+from gradindex.gradients.torch.ekfac import EKFAC
 from gradindex.job import Job
 from gradindex.relevance.base import Options, Rows
 from gradindex.relevance.inverse import RELATIVE_DAMPING, Inverse
 
-_BATCH = 512
-_LOSSES: dict[Any, type[nn.Module]] = {
-    nn.functional.cross_entropy: nn.CrossEntropyLoss,
-    nn.functional.mse_loss: nn.MSELoss,
-    nn.functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
-}
-
-
-class Unsupported(Exception):
-    """The model or the loss is none that curvlinops' EKFAC takes; says which."""
+if TYPE_CHECKING:
+    from gradindex.gradients.torch.engine import TorchEngine
 
 
 class Kronecker(Inverse):
-    """(G + d)⁻¹ for the EKFAC G of a job's mean training loss.
+    """(G + d)⁻¹ for the EKFAC G of a job's mean training loss; see `gradindex.gradients.torch.ekfac`.
 
     Parameters
     ----------
     job
-        A PyTorch job whose selected parameters belong to Linear and Conv2d layers, whose loss is cross-entropy,
-        binary cross-entropy of logits or the squared error, and whose inputs and outputs are one tensor each.
+        A PyTorch job of those that `EKFAC` takes.
     options
         `damping`, and `samples` with `seed`: labels drawn from the model for a sample, 0 for the exact expectation.
     empirical
@@ -52,134 +30,22 @@ class Kronecker(Inverse):
     """
 
     def __init__(self, job: Job, options: Options, *, empirical: bool = False) -> None:
-        with _ready(job):
-            self._operator = _operator(job, options, empirical)
-            self._operator.compute_eigenvalue_correction()
-        self._layers: dict[str, Any] = self._operator.state_dict()["corrected_eigenvalues"]
-        # curvlinops' own trace needs the Kronecker factors, which are gone by now.
-        trace = sum(float(values.sum()) for values in _leaves(self._layers))
-        self.damping = RELATIVE_DAMPING * trace / job.engine.size if options.damping is None else options.damping
+        engine = cast("TorchEngine", job.engine)
+        self._matrix = EKFAC(engine, job.loss_fn, job.source, options.samples, options.seed, empirical)
+        own = RELATIVE_DAMPING * self._matrix.trace / engine.size
+        self.damping = own if options.damping is None else options.damping
         kind = "Fisher" if empirical else "Gauss-Newton"
         drawn = f", {options.samples} drawn label(s) a sample" if options.samples and not empirical else ""
-        self.solver = f"EKFAC of the {kind} matrix{drawn} (curvlinops {version('curvlinops-for-pytorch')})"
+        self.solver = f"EKFAC of the {kind} matrix{drawn} (curvlinops {self._matrix.version})"
 
     def apply(self, rows: Rows) -> Rows:
         """Return (G + d)⁻¹ g."""
-        return self._product(rows, -1.0)
+        return self._matrix.power(rows, self.damping, -1.0)
 
     def root(self, rows: Rows) -> Rows:
         """Return (G + d)^(−1/2) g."""
-        return self._product(rows, -0.5)
+        return self._matrix.power(rows, self.damping, -0.5)
 
     def halves(self, rows: Rows, *, query: bool) -> Rows:
         """Return the root for both sides."""
         return self.root(rows)
-
-    def _product(self, rows: Rows, power: float) -> Rows:
-        # load_state_dict would do, and write the model's weights again.
-        self._operator._corrected_eigenvalues = _map(self._layers, lambda v: _power(v, self.damping, power))
-        columns = torch.as_tensor(
-            np.ascontiguousarray(rows.T), dtype=self._operator.dtype, device=self._operator.device
-        )
-        with torch.no_grad():
-            found: Rows = (self._operator @ columns).T.double().cpu().numpy()
-        return found
-
-
-def _power(values: torch.Tensor, damping: float, power: float) -> torch.Tensor:
-    """Return (λ + d) ** power, 0 for 0 (the pseudo-inverse)."""
-    damped = values.clamp(min=0) + damping
-    return torch.where(damped > 0, damped, torch.inf) ** power
-
-
-def _map(values: Any, function: Any) -> Any:
-    if isinstance(values, dict):
-        return {name: _map(part, function) for name, part in values.items()}
-    return function(values)
-
-
-def _leaves(values: Any) -> Iterator[torch.Tensor]:
-    for part in values.values():
-        if isinstance(part, dict):
-            yield from _leaves(part)
-        else:
-            yield part
-
-
-@contextmanager
-def _ready(job: Job) -> Iterator[None]:
-    """Put every submodule into inference mode, and back; and torch's random state, too."""
-    engine: Any = job.engine
-    modes = [(module, module.training) for module in engine.model.modules()]
-    try:
-        engine.model.eval()
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)  # torch's own
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _operator(job: Job, options: Options, empirical: bool) -> Any:
-    try:
-        from curvlinops import EKFACLinearOperator, FisherType
-    except ImportError:
-        raise Unsupported("curvlinops is not installed: pip install 'gradindex[curvature]'") from None
-    engine: Any = job.engine
-    weights = dict(engine.model.named_parameters())
-    names = [parameter.name for parameter in engine.parameters]
-    for name in names:
-        layer = engine.model.get_submodule(name.rpartition(".")[0])
-        if type(layer) not in (nn.Linear, nn.Conv2d) or (isinstance(layer, nn.Conv2d) and layer.groups > 1):
-            raise Unsupported(f"parameter {name!r} belongs to a {type(layer).__name__}")
-    drawn = options.samples > 0 and not empirical
-    try:
-        return EKFACLinearOperator(
-            engine.model,
-            _loss(job.loss_fn),
-            [weights[name] for name in names],
-            _Batches(job),
-            check_deterministic=False,
-            seed=options.seed,
-            fisher_type=FisherType.EMPIRICAL if empirical else FisherType.MC if drawn else FisherType.TYPE2,
-            mc_samples=options.samples if drawn else 1,
-            separate_weight_and_bias=False,
-            num_data=len(job.source),
-            num_per_example_loss_terms=1,
-        )
-    except (NotImplementedError, ValueError) as error:
-        raise Unsupported(str(error)) from error
-
-
-def _loss(loss_fn: Any) -> nn.Module:
-    """Return a loss as the module with reduction 'mean' that curvlinops knows."""
-    if loss_fn in _LOSSES:
-        return _LOSSES[loss_fn]()
-    if type(loss_fn) in _LOSSES.values():
-        plain = type(loss_fn)()
-        # The loss of one sample of cross-entropy is the same with any reduction.
-        ignored = {"training", "reduction"} if isinstance(plain, nn.CrossEntropyLoss) else {"training"}
-        kept = {name: value for name, value in vars(loss_fn).items() if name not in ignored}
-        if all(_same(value, getattr(plain, name, None)) for name, value in kept.items()):
-            return plain
-    raise Unsupported(f"the loss is {getattr(loss_fn, '__name__', loss_fn)}")
-
-
-def _same(one: Any, other: Any) -> bool:
-    return one is other or (not isinstance(one, torch.Tensor) and bool(one == other))
-
-
-class _Batches:
-    """The job's samples as pairs of tensors, as often as they are asked for."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        engine: Any = self._job.engine
-        for batch in self._job.source.blocks(_BATCH):
-            x, y = engine._tensors(batch.x), engine._targets(batch.y)
-            if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
-                raise Unsupported("inputs or labels are not one tensor")
-            yield x, y

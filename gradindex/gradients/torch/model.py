@@ -126,6 +126,11 @@ class NoLeaves(TorchFunctionMode):  # type: ignore[misc]
         return args[0] if func in MAKE_LEAVES else func(*args, **kwargs or {})
 
 
+def devices() -> list[str]:
+    """Return the names of the devices that torch sees."""
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] or ["cpu"]
+
+
 def check_device(device: Any) -> None:
     """Raise TypeError unless `device` is None or something that names a device."""
     if device is not None and not isinstance(device, str | int | torch.device):
