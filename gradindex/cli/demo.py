@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gradindex
+from gradindex.errors import missing
 from gradindex.gradients import require
 from gradindex.job import Job
 from gradindex.words import Backend
@@ -103,7 +104,7 @@ def digits(backend: Backend, seed: int) -> tuple[NDArray[Any], ...]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("The demo needs scikit-learn. Type: pip install 'gradindex[demo]'") from error
+        raise missing("scikit-learn", "gradindex[demo]", "The demo") from error
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32).reshape(-1, 8, 8)
     images = images[:, None] if backend is Backend.TORCH else images[..., None]

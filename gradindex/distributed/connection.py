@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradindex.distributed.options import Ray
+from gradindex.errors import missing
 from gradindex.runtime.log import log
 from gradindex.store.location import Location
 
@@ -31,7 +32,7 @@ class Connection:
         try:
             import ray
         except ImportError:
-            raise ImportError("Ray is not installed. Type: pip install 'gradindex[ray]'") from None
+            raise missing("Ray", "gradindex[ray]") from None
         self.ray: Any = ray
         self.options = options
         self._owned = not ray.is_initialized()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradindex.errors import missing
 from gradindex.gradients.engine import Engine
 from gradindex.words import Backend as Backend  # pickled objects name them here
 from gradindex.words import BackendName as BackendName
@@ -37,7 +38,7 @@ def require(backend: Backend) -> None:
         __import__(backend.value)
     except ImportError as error:
         title = {"torch": "PyTorch", "tensorflow": "TensorFlow"}[backend]
-        raise ImportError(f"{title} is not installed. Type: pip install 'gradindex[{backend}]'") from error
+        raise missing(title, f"gradindex[{backend}]") from error
 
 
 def make_engine(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.source import Ids
+from gradindex.errors import missing
 
 Matrix = NDArray[np.float64]
 
@@ -281,7 +282,7 @@ def require_sklearn(module: str) -> Any:
     try:
         return import_module(f"sklearn.{module}")
     except ImportError as error:
-        raise ImportError("This needs scikit-learn, which is not installed: pip install scikit-learn.") from error
+        raise missing("scikit-learn", "scikit-learn", "This") from error
 
 
 def _matrix(name: str, value: Any) -> Matrix:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradindex.errors import missing
 from gradindex.sketch.rows import normalise
 from gradindex.store import location
 
@@ -53,9 +54,7 @@ def with_embeddings(dataset: Any, index: "Index", column: str = "gradient", path
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(
-            "This needs Hugging Face datasets, which is not installed. Type: pip install 'gradindex[datasets]'"
-        ) from error
+        raise missing("Hugging Face datasets", "gradindex[datasets]", "This") from error
     import pyarrow as pa
 
     store = index.store

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradindex.errors import missing
 from gradindex.plots.read import Chart, Picture, Side, class_name, short_number
 from gradindex.store import location
 
@@ -214,7 +215,5 @@ def load_figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
-            "Drawing needs matplotlib, which is not installed: pip install 'gradindex[plots]'."
-        ) from error
+        raise missing("matplotlib", "gradindex[plots]", "Drawing") from error
     return Figure

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradindex.data.labels import as_array
 from gradindex.data.source import Tree, index, is_ragged
+from gradindex.errors import missing
 from gradindex.job import Job
 from gradindex.runtime.log import log
 
@@ -163,7 +164,7 @@ def png(picture: NDArray[np.float64], low: float, high: float) -> bytes:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("Pictures need Pillow, which is not installed: pip install 'gradindex[serve]'.") from error
+        raise missing("Pillow", "gradindex[serve]", "A picture") from error
     scaled = np.clip((np.nan_to_num(picture) - low) / (high - low), 0, 1)
     file = io.BytesIO()
     Image.fromarray((scaled * 255).round().astype(np.uint8)).save(file, "PNG")

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from gradindex.errors import missing
 from gradindex.store.location import Location, locate, save
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def report(
     try:
         import jinja2
     except ImportError as error:
-        raise ImportError("A report needs Jinja2, which is not installed: pip install 'gradindex[report]'.") from error
+        raise missing("Jinja2", "gradindex[report]", "A report") from error
     from gradindex.report.facts import Facts
 
     facts = Facts(index)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gradindex.errors import missing
 from gradindex.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -78,6 +79,4 @@ def _require() -> None:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            f"The service needs {error.name}, which is not installed. Type: pip install 'gradindex[serve]'"
-        ) from error
+        raise missing(str(error.name), "gradindex[serve]", "The service") from error

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+from gradindex.errors import missing
+
 _ATTEMPTS = 4
 _CACHING = ("blockcache", "filecache", "simplecache")  # protocols of fsspec whose path is that of what they cache
 _WAIT = 0.1  # seconds before a remote file system is asked again; doubled each time
@@ -33,7 +35,7 @@ class RemotePath:
         try:
             from fsspec.core import url_to_fs
         except ImportError:
-            raise ImportError("fsspec is not installed. Type: pip install 'gradindex[remote]'") from None
+            raise missing("fsspec", "gradindex[remote]") from None
         try:
             fs, path = url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:

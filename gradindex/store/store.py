@@ -21,8 +21,7 @@ from gradindex.store.publish import HEADER, Header, publish, read_json, refuse_e
 from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
 
 SHARDS, PARTS, AUDIT = "shards", "parts", "audit.json"
-WATCH = "watch"
-"""Directory of what `gradindex.compute.watch` writes: how many rows of each shard were compared with training steps."""
+WATCH = "watch"  # directory of what `gradindex.compute.watch` writes: how many rows of each shard were compared
 KNOWN = {HEADER, SHARDS, PARTS, AUDIT, WATCH, "index", side_files.DIRECTORY, changes.DIRECTORY}
 _IDS_PER_CHANGE = 1_000_000
 
@@ -340,9 +339,8 @@ class Store:
                 refuse_extra(one.path, {HEADER, SHARDS, WATCH})
             records = {manifest_path(one.path / WATCH, number).name for number in range(one.header.shards)}
             refuse_extra(one.path / WATCH, records)
-            for path in listing(one.path / WATCH):
-                if path.name in records:
-                    read_json(path)
+            for path in (path for path in listing(one.path / WATCH) if path.name in records):
+                read_json(path)
         if all(part.name for part in self.state.parts):
             refuse_extra(self.path / SHARDS, set())
         last = changes.read(self.path, self.header)
@@ -373,12 +371,9 @@ class Store:
 
         Parameters
         ----------
-        sketch
-            Embeddings (n, dim), any scale; unit-norm rows are stored, in float16.
-        ids
-            Distinct integers ≥ 0, (n,).
-        norms
-            Norms of the unprojected gradients, (n,); where unknown, give those of `sketch`.
+        sketch, ids, norms
+            Embeddings (n, dim) of any scale, stored as float16 rows of unit norm; distinct integers ≥ 0 (n,); norms of
+            the unprojected gradients (n,), where unknown those of `sketch`.
         path
             A directory, new or empty.
         columns

@@ -259,5 +259,5 @@ def test_bad_input_is_refused(make, error, message):
 
 def test_scikit_learn_that_is_missing_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.neighbors", None)
-    with pytest.raises(ImportError, match=r"needs scikit-learn.*: pip install scikit-learn"):
+    with pytest.raises(ImportError, match=r"needs scikit-learn.*Type: pip install scikit-learn"):
         KNNInfluence(X, 2).loss(Z)

@@ -181,7 +181,7 @@ def test_options_are_validated(case):
 
 def test_without_curvlinops_another_solver_is_used(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "curvlinops", None)
-    message = r"curvlinops is not installed: pip install 'gradindex\[curvature\]'"
+    message = r"curvlinops is not installed. Type: pip install 'gradindex\[curvature\]'"
     with pytest.raises(ValueError, match=f"EKFAC cannot be had: {message}"):
         relevance.metric("IF", torch_job(), solver="ekfac").scores(Q, QY)
     assert relevance.metric("IF", torch_job(), exact_limit=5).solver.startswith("MINRES")

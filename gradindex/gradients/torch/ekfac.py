@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradindex.data.source import Source
+from gradindex.errors import missing
 
 if TYPE_CHECKING:
     from gradindex.gradients.torch.engine import TorchEngine
@@ -119,7 +120,7 @@ def _operator(engine: "TorchEngine", loss_fn: Any, source: Source, samples: int,
     try:
         from curvlinops import EKFACLinearOperator, FisherType
     except ImportError:
-        raise Unsupported("curvlinops is not installed: pip install 'gradindex[curvature]'") from None
+        raise Unsupported(str(missing("curvlinops", "gradindex[curvature]"))) from None
     weights = dict(engine.model.named_parameters())
     names = [parameter.name for parameter in engine.parameters]
     for name in names:

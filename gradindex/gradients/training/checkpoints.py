@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradindex.data.tensors import is_torch
+from gradindex.errors import missing
 from gradindex.gradients import backend_of
 from gradindex.gradients.training.adam import check_preconditioner, read_preconditioner, trainable_shapes
 from gradindex.words import Backend
@@ -112,7 +113,7 @@ class CheckpointRecorder:
         except ModuleNotFoundError as error:
             if error.name != "transformers":
                 raise
-            raise ImportError("Transformers is not installed. Type: pip install transformers accelerate") from error
+            raise missing("Transformers", "transformers accelerate") from error
         return RecordTraining(self, _check_every(every), unit)
 
 
