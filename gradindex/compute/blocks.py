@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.compute import watch
+from gradindex.compute import landmarks, watch
 from gradindex.data import labels
 from gradindex.data.checks import as_ids, check_batch, check_finite
 from gradindex.data.source import Batch, Ids, is_ragged, leaves, rectangles
@@ -20,7 +20,6 @@ from gradindex.gradients.results import Embedded, joined
 from gradindex.job import Job
 from gradindex.runtime.log import log
 from gradindex.sketch import CountSketch, Sketch
-from gradindex.sketch.landmark import LandmarkProjector
 
 MEMORY_BUDGET = 1 << 30  # bytes for one batch
 _MOST = 128  # beyond this most models gain nothing
@@ -69,10 +68,7 @@ def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: 
         If data, losses or gradients hold NaN or infinity (the message names the ids), or labels are missing.
     """
     projector = (sketch or CountSketch()).bind(job.engine.parameters, seed)
-    if isinstance(projector, LandmarkProjector):
-        from gradindex.compute.landmarks import prepare
-
-        prepare(projector, job, projector.draw(len(job.source)))
+    landmarks.prepare(projector, job)
     size = batch_size or embedding_batch_size(job)
     question = (type(projector).__name__, projector.dim, seed, size)
     again = question in job.engine.compared  # the same rows by the same path: nothing new to compare
@@ -116,7 +112,6 @@ def embed_rows(
 
 def _block(job: Job, projector: Projector, batch_size: int, batch: Batch, compared: watch.RowWatch | None) -> Block:
     check_batch(batch)
-    bounded = isinstance(projector, LandmarkProjector)
     parts = rectangles(batch.x, batch.y, batch_size)
     found = joined([(rows, _embed(job.engine, Batch(batch.ids[rows], x, y), projector)) for rows, x, y in parts])
     check_finite(batch.ids, "loss", found.losses)
@@ -130,7 +125,7 @@ def _block(job: Job, projector: Projector, batch_size: int, batch: Batch, compar
         found.losses,
         labels.as_classes(batch.y),
         labels.predicted_classes(found.outputs),
-        in_double.directions(job.engine, found.outputs, batch.y) if bounded else None,
+        in_double.directions(job.engine, found.outputs, batch.y) if projector.bounds_cosine else None,
     )
 
 

@@ -47,11 +47,17 @@ def bound(store: Store, job: Job, create: bool = False) -> Projector:
         return projector
     if create and not side_files.exists(store.path, ASSET):
         ids = projector.draw(len(job.source))
-        _save(store, projector, ids, prepare(projector, job, ids))
+        _save(store, projector, ids, whiten(projector, job, ids))
     return _load(store, projector, job)
 
 
-def prepare(projector: LandmarkProjector, job: Job, ids: Ids) -> Whitening:
+def prepare(projector: Projector, job: Job) -> None:
+    """Embed a projection's landmarks, drawn from the job's dataset; for others there is nothing to do."""
+    if isinstance(projector, LandmarkProjector):
+        whiten(projector, job, projector.draw(len(job.source)))
+
+
+def whiten(projector: LandmarkProjector, job: Job, ids: Ids) -> Whitening:
     """Embed the landmarks `ids` of a job, and find the directions they span."""
     return projector.whiten(_adopt(projector, job, ids))
 

@@ -19,6 +19,8 @@ class Projector(ABC):
     """Whether a parameter may come with another order of its axes, as its `input_order` says."""
     one_row: ClassVar[bool] = True
     """Whether what all samples' gradients have in common may be given as one row, outside the batch."""
+    bounds_cosine: ClassVar[bool] = False
+    """Whether two finished rows bound the cosine of their gradients, so that answers can be proved."""
 
     @property
     def width(self) -> int:

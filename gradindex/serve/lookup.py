@@ -21,6 +21,7 @@ from gradindex.runtime import stages as runtime_stages
 from gradindex.serve import models
 from gradindex.serve.batching import Task
 from gradindex.serve.inputs import concatenate
+from gradindex.sketch import bounds_cosine
 from gradindex.store import Store
 
 log = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ class Lookup:
             metric=metric,
             kernels=[default] if default == metric else [kernel.value for kernel in Kernel],
             kernel=default,
-            certifiable=header.sketch.get("kind") == "landmark",
+            certifiable=bounds_cosine(header.sketch),
             max_k=0,
             max_queries=0,
             version=__version__,

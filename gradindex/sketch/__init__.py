@@ -1,13 +1,24 @@
 """Random projections of gradients: frozen options here, tables bound to a model's parameters elsewhere."""
 
-from gradindex.sketch.base import Sketch, from_json
+from gradindex.sketch.base import Sketch, bounds_cosine, from_json
 from gradindex.sketch.countsketch import CountSketch
 from gradindex.sketch.dense import Gaussian, Rademacher
 from gradindex.sketch.identity import Identity
 from gradindex.sketch.landmark import Landmark
 from gradindex.sketch.sjlt import SJLT
 
-__all__ = ["SJLT", "CountSketch", "Gaussian", "Identity", "Landmark", "Rademacher", "Sketch", "from_json", "widest"]
+__all__ = [
+    "SJLT",
+    "CountSketch",
+    "Gaussian",
+    "Identity",
+    "Landmark",
+    "Rademacher",
+    "Sketch",
+    "bounds_cosine",
+    "from_json",
+    "widest",
+]
 
 _WIDE = 4096  # numbers a sample, where there are few samples
 _FEW = 20_000

@@ -20,6 +20,8 @@ class Sketch(ABC):
     kind: ClassVar[str]
     foldable: ClassVar[bool] = False
     """Whether adding up buckets modulo dim/2 gives the sketch of half the size."""
+    bounds_cosine: ClassVar[bool] = False
+    """Whether two rows bound the cosine of their gradients, so that answers can be proved."""
 
     def __init_subclass__(cls) -> None:
         if not cls.__name__.startswith("_"):
@@ -54,3 +56,9 @@ def from_json(saved: dict[str, Any]) -> Sketch:
         return _KINDS[kind](**options)
     except TypeError as error:
         raise ValueError(f"Bad options for sketch {kind!r}: {error}.") from None
+
+
+def bounds_cosine(saved: dict[str, Any]) -> bool:
+    """Whether rows of the sketch whose `to_json` is `saved` bound cosines; not so for kinds that are unknown here."""
+    kind = _KINDS.get(str(saved.get("kind")))
+    return kind is not None and kind.bounds_cosine

@@ -65,6 +65,7 @@ class Landmark(Sketch):
     memory: int = 1 << 30
     residual: int = 0
     kind: ClassVar[str] = "landmark"
+    bounds_cosine: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("landmarks", "dims", "memory"):
@@ -108,6 +109,8 @@ class LandmarkProjector(Projector):
     `touches`: embedding tables are kept as the rows that were looked up, whatever the memory. Stores whose landmarks
     were kept formed, or not at all, need that again.
     """
+
+    bounds_cosine: ClassVar[bool] = True
 
     def __init__(self, options: Landmark, parameters: Sequence[Parameter], seed: int, *, touches: bool = False) -> None:
         self.options, self.seed, self.parameters, self.touches = options, seed, tuple(parameters), touches

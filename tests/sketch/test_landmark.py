@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex.compute.landmarks import prepare
-from gradindex.sketch import CountSketch, Landmark, from_json
+from gradindex.compute.landmarks import whiten
+from gradindex.sketch import CountSketch, Landmark, bounds_cosine, from_json
 from tests import oracles
 
 
@@ -45,7 +45,7 @@ def kit_job(kit):
 def prepared(job, **options):
     projector = Landmark(**{"landmarks": 24, "dims": 12, **options}).bind(job.engine.parameters, 0)
     ids = projector.draw(40)
-    prepare(projector, job, ids)
+    whiten(projector, job, ids)
     return projector, ids
 
 
@@ -176,3 +176,10 @@ def test_options():
         Landmark(landmarks=10, dims=20)
     with pytest.raises(RuntimeError, match="landmarks are not chosen yet"):
         sketch.bind([], 0).finish(np.zeros((1, 10), np.float32), np.ones(1))
+
+
+def test_only_rows_of_landmarks_bound_cosines():
+    for sketch, wanted in ((Landmark(landmarks=8, dims=4), True), (CountSketch(8), False)):
+        assert bounds_cosine(sketch.to_json()) is wanted
+        assert sketch.bind([], 0).bounds_cosine is wanted
+    assert not bounds_cosine({"kind": "arrays", "dim": 4})
