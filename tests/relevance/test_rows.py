@@ -54,3 +54,10 @@ def test_a_job_is_given_another_metric_only_if_it_is_another():
     assert job.with_metric(None).metric is None
     x = job.source.take(np.arange(3)).x
     np.testing.assert_allclose(job.engine.gradients(x, np.zeros(3, int)).gradients, x.reshape(3, -1))
+
+
+def test_a_job_pickled_with_a_plain_mapping_gets_its_metric_back():
+    job = digits_job()
+    object.__setattr__(job, "metric", {"name": "cos-x"})  # as earlier versions pickled it
+    again = job.with_metric(relevance.rows_of(job.metric))
+    assert again.engine.metric == "cos-x"
