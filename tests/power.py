@@ -15,6 +15,7 @@ import numpy as np
 import gradindex
 from gradindex.ann import factory
 from gradindex.errors import DamagedIndexError
+from gradindex.lifecycle.header import check_job
 from gradindex.store import location
 from tests import oracles
 from tests.crashes import Recorder, lay
@@ -96,7 +97,7 @@ def _overwrite(root, mark):
 def _which(root: Path) -> str:
     index = _sound(root / "i")
     try:
-        gradindex.lifecycle.build.check_job(index.store, digits_job())
+        check_job(index.store, digits_job())
     except gradindex.MismatchError:
         return "new"
     return "old"

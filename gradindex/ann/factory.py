@@ -316,6 +316,17 @@ def load(store: Store, *, mapped: bool = True) -> Searcher:
     return Searcher(index, str(saved.get("factory")), index.d, entry.bytes, entry.name)
 
 
+def open_last(path: str | Location) -> tuple[Store, Searcher]:
+    """Open the last state of a store with its index; raises like `Store.open` and `load`."""
+    while True:
+        store = Store.open(path)
+        try:
+            return store, load(store)
+        except DamagedIndexError:
+            if store.is_last():  # else its rows changed while their index was being opened
+                raise
+
+
 def _read(store: Store) -> tuple[dict[str, Any], FileEntry]:
     path = manifest_path(store)
     saved = read_json(path)

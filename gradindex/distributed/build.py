@@ -1,8 +1,7 @@
 """A build on Ray: the driver hands out shards, trains the quantiser, and puts the inverted lists together."""
 
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradindex.ann import factory
 from gradindex.compute import landmarks
@@ -11,14 +10,16 @@ from gradindex.distributed import inverted_lists
 from gradindex.distributed.build_worker import Worker
 from gradindex.distributed.connection import Connection, reachable
 from gradindex.distributed.job_sender import recipe
-from gradindex.distributed.options import Ray
 from gradindex.distributed.pool import Pool
 from gradindex.gradients.engine import log
 from gradindex.job import Job
+from gradindex.lifecycle.embed_shards import check_versions
+from gradindex.lifecycle.executor import Advance
 from gradindex.runtime.progress import progress_bar
 from gradindex.store import Store
 
-Advance = Callable[[int], None]
+if TYPE_CHECKING:
+    from gradindex.distributed.options import Ray
 
 
 class Workers:
@@ -32,7 +33,7 @@ class Workers:
         What is built.
     """
 
-    def __init__(self, options: Ray, job: Job, store: Store) -> None:
+    def __init__(self, options: "Ray", job: Job, store: Store) -> None:
         self._options, self._job, self._store = options, job, store
         self._pool: Pool | None = None
 
@@ -47,8 +48,6 @@ class Workers:
 
     def embed_missing(self, progress: bool | None = None) -> int:
         """Embed and publish the shards that the store lacks; return how many samples were embedded."""
-        from gradindex.lifecycle.embed_shards import check_versions
-
         store, missing = self._store, self._store.missing()
         if not missing:
             return 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,18 @@ from gradindex.compute import exact
 from gradindex.data.source import Batch, Ids
 from gradindex.distributed.connection import Connection, reachable
 from gradindex.distributed.job_sender import recipe
-from gradindex.distributed.options import Ray
 from gradindex.distributed.search_worker import IndexPart, packed, ranges
 from gradindex.errors import DamagedIndexError
 from gradindex.gradients.engine import Floats, log
 from gradindex.index.index import Index
 from gradindex.job import Job
 from gradindex.kernels import Kernel
+from gradindex.lifecycle.header import check_job
 from gradindex.search import norm_scan
 from gradindex.store import Store
+
+if TYPE_CHECKING:
+    from gradindex.distributed.options import Ray
 
 _TRIES = 5  # actors that may die under one question
 _PATIENCE = 30.0  # seconds without an answer before saying what is waited for
@@ -106,7 +109,7 @@ class ClusterIndex(Index):
         If the FAISS index has no parts (graphs).
     """
 
-    def __init__(self, store: Store, job: Job | None, options: Ray) -> None:
+    def __init__(self, store: Store, job: Job | None, options: "Ray") -> None:
         super().__init__(store, job, searcher=factory.load(store))
         factory.check(store)
         if not self.searcher.filters:
@@ -127,10 +130,8 @@ class ClusterIndex(Index):
             raise
 
     @classmethod
-    def connect(cls, path: Any, job: Job | None, options: Ray) -> "ClusterIndex":
+    def connect(cls, path: Any, job: Job | None, options: "Ray") -> "ClusterIndex":
         """Open the index at `path` on a cluster; raises like `gradindex.load`."""
-        from gradindex.lifecycle.build import check_job
-
         while True:
             store = Store.open(path)
             if job is not None:

@@ -155,7 +155,7 @@ class IndexPart:
     def _job(self) -> Any:
         if self._recipe is None:
             raise ValueError("This index was opened without a job.")
-        from gradindex.lifecycle.build import check_job
+        from gradindex.lifecycle.header import check_job
 
         job = self._recipe.make()
         check_job(self._whole, job)

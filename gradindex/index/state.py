@@ -15,6 +15,8 @@ from gradindex.data.source import Batch, Ids
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.engine import Projector
 from gradindex.job import Job
+from gradindex.lifecycle import add as adding
+from gradindex.lifecycle import compact as compacting
 from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking
 from gradindex.store import Store
@@ -102,13 +104,8 @@ class Changing:
     @classmethod
     def open(cls, path: str | Location, job: Job | None = None) -> Self:
         """Open the last state of a store; raises like `Store.open`."""
-        while True:
-            store = Store.open(path)
-            try:
-                return cls(store, job)
-            except DamagedIndexError:
-                if store.is_last():  # else its rows changed while their index was being opened
-                    raise
+        store, searcher = factory.open_last(path)
+        return cls(store, job, searcher=searcher)
 
     def __copy__(self) -> Self:
         """Return an index that shares everything, until one of the two changes."""
@@ -165,17 +162,16 @@ class Changing:
         MismatchError
             If another process added samples since this index was opened.
         """
-        from gradindex.lifecycle.add import add
-
         first = len(self.job.source)
-        self._take(add(self.store.path, self.job.extended(dataset, columns), progress=progress))
+        job, summary = adding.add(self.store.path, self.job.extended(dataset, columns), progress=progress)
+        longer = type(self).open(self.store.path, job)
+        longer.summary = summary
+        self._take(longer)
         return np.arange(first, len(self.job.source), dtype=np.int64)
 
     def compact(self, *, progress: bool | None = None) -> int:
         """Rewrite the store without removed rows; return how many were left out. See `gradindex.compact`."""
-        from gradindex.lifecycle.compact import compact
-
-        left_out = compact(self.store.path, progress=progress)
+        left_out = compacting.compact(self.store.path, progress=progress)
         self._take(type(self).open(self.store.path, self._job))
         return left_out
 

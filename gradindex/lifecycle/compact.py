@@ -19,34 +19,7 @@ from gradindex.store.store import PARTS
 
 
 def compact(path: str | Location, *, progress: bool | None = None) -> int:
-    """Rewrite a store without the rows that were removed, and its parts as one.
-
-    Ids keep their meaning: they stay the positions of samples in the dataset, which keeps its removed samples. The new
-    shards and their FAISS index are written beside the old ones; then one exclusive write puts them in their place, and
-    the old ones are deleted. Killed before that, the same call continues; killed in the middle of the deletion,
-    `gradindex.repair` or the next compaction deletes the rest. Indexes that are open keep answering as before.
-
-    Parameters
-    ----------
-    path
-        Directory or URL of the index.
-    progress
-        Show a progress bar; None: only on a terminal.
-
-    Returns
-    -------
-    int
-        How many rows were left out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no index.
-    DamagedIndexError
-        If the index is damaged.
-    MismatchError
-        If another process compacted it meanwhile.
-    """
+    """Rewrite a store without the rows that were removed, and its parts as one; see `gradindex.compact`."""
     store = Store.open(path)
     rows = np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
     if len(rows) == len(store) and len(store.state.parts) == 1:

@@ -50,10 +50,10 @@ def measure(job: Job, *, sketch: Sketch | None = None, seconds: float = 60.0, se
         raise ValueError(f"seconds must be positive, got {seconds!r}.")
     if (sketch or CountSketch()).to_json()["kind"] == "landmark":
         raise ValueError("A plan is for sketches without landmarks, such as CountSketch.")
-    from gradindex.lifecycle import build
+    from gradindex.lifecycle.header import header as make_header
 
     began = time.perf_counter()
-    header = build.header(job, sketch or CountSketch(), seed, None, None)
+    header = make_header(job, sketch or CountSketch(), seed, None, None)
     projector: Projector = (sketch or CountSketch()).bind(job.engine.parameters, seed)
     start = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:

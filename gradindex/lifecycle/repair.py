@@ -13,9 +13,9 @@ from gradindex.data.columns import as_columns
 from gradindex.errors import DamagedIndexError
 from gradindex.gradients.engine import log
 from gradindex.job import Job
-from gradindex.lifecycle.build import check_job
 from gradindex.lifecycle.clean_up import settle
 from gradindex.lifecycle.embed_shards import embed_missing
+from gradindex.lifecycle.header import check_job
 from gradindex.store import Header, Store, changes
 from gradindex.store.changes import Part, State
 from gradindex.store.location import Location, exists, is_directory, listing, locate, remove_tree, unlink
@@ -42,36 +42,7 @@ class Repair:
 
 
 def repair(path: str | Location, job: Job | None = None, *, progress: bool | None = None) -> Repair:
-    """Mend an index in place.
-
-    Contents of all files are compared with their manifests. Damaged or missing shards are embedded again (their
-    rows are the same bits where the header says that the device is deterministic), a damaged or missing FAISS index is
-    built from the store, and files that belong to nothing, such as those of killed builds, are removed; so is a last
-    change that removes what is no id, which no reader ever accepted. Do not run it beside a build of the same index.
-    Errors of the machine (permissions, an unreachable file system, too many open files) end it: they are no damage.
-
-    Parameters
-    ----------
-    path
-        Directory of the index.
-    job
-        The job it was built from; needed only where shards are damaged.
-    progress
-        Show a progress bar; None: only on a terminal.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no index.
-    DamagedIndexError
-        If the header or the list of removed samples is damaged: then only a new build helps.
-    ValueError
-        If shards are damaged and no job is given; names them.
-    MismatchError
-        If the job is not that of the index.
-    OSError
-        If a file cannot be read; it is not damaged then.
-    """
+    """Mend an index in place; see `gradindex.repair`."""
     path = locate(path)
     if not exists(path / HEADER):
         raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex._version import __version__
 from gradindex.compute import queries
 from gradindex.data import labels
 from gradindex.gradients.engine import Engine
@@ -61,12 +62,10 @@ def distinct(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def meta(name: str, params: dict[str, Any]) -> dict[str, Any]:
     """Return the `meta` of an explanation, in Alibi's form."""
-    import gradindex
-
     return {
         "name": name,
         "type": ["whitebox"],
         "explanations": ["local"],
         "params": params,
-        "version": gradindex.__version__,
+        "version": __version__,
     }
