@@ -82,9 +82,9 @@ def environment() -> dict[str, Any]:
 
 
 def _devices(versions: dict[str, Any]) -> dict[str, Any]:
-    import faiss
+    from gradindex.ann import blas
 
-    found: dict[str, Any] = {"faiss threads": int(faiss.omp_get_max_threads())}
+    found: dict[str, Any] = {"faiss threads": blas.threads()}
     if "torch" in versions:
         import torch
 

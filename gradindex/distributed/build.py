@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
 from gradindex.compute import landmarks
 from gradindex.data.columns import as_columns
 from gradindex.distributed import inverted_lists
@@ -64,9 +64,9 @@ class Workers:
         return embedded
 
     def add(self, index: Any, store: Store, dim: int, advance: Advance) -> None:
-        """Add all rows of a store to a trained index as `factory.add` does, encoded by the workers."""
+        """Add all rows of a store to a trained index as `indexing.add` does, encoded by the workers."""
         if not inverted_lists.spreads(index):
-            factory.add(index, store, dim, advance)
+            indexing.add(index, store, dim, advance)
             return
         numbers = range(store.header.shards)
         trained = (self._connection.ray.put(inverted_lists.sent(index)),)

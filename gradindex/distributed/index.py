@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.ann import factory
+from gradindex.ann import files as index_files
 from gradindex.ann.operating_point import Point
 from gradindex.ann.selection import SCAN_ROWS, Selection
 from gradindex.compute import exact
@@ -110,8 +110,8 @@ class ClusterIndex(Index):
     """
 
     def __init__(self, store: Store, job: Job | None, options: "Ray") -> None:
-        super().__init__(store, job, searcher=factory.load(store))
-        factory.check(store)
+        super().__init__(store, job, searcher=index_files.load(store))
+        index_files.check(store)
         if not self.searcher.filters:
             raise ValueError(
                 f"An index {self.searcher.factory!r} cannot be searched in parts. Open it without an engine, or build "

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import relevance
-from gradindex.ann import factory
+from gradindex.ann import files as index_files
 from gradindex.ann.operating_point import Point
 from gradindex.ann.selection import Selection, select
 from gradindex.compute import exact, queries, watch
@@ -262,8 +262,8 @@ class Index(Changing):
             Naming the first file that is damaged or belongs to no manifest.
         """
         self.store.check()
-        factory.check(self.store)
-        factory.check_extra(self.store)
+        index_files.check(self.store)
+        index_files.check_extra(self.store)
 
     @pinned
     def self_influence(self, top: int = 10) -> tuple[NDArray[np.float64], Ids]:

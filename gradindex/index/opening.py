@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gradindex import relevance
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
 from gradindex.errors import MismatchError
 from gradindex.gradients.engine import log
 from gradindex.index.index import Index
@@ -262,5 +262,5 @@ def index_store(store: Store, index: str = "auto", *, seed: int = 0, progress: b
         If FAISS does not know `index`, or cannot train it on so few rows.
     """
     with progress_bar("Indexing", len(store), show=progress) as advance:
-        factory.build(store, index, seed, advance)
+        indexing.build(store, index, seed, advance)
     return Index(store)

@@ -8,7 +8,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
 
-from gradindex.ann import factory
+from gradindex.ann import files as index_files
+from gradindex.ann.searcher import Searcher
 from gradindex.compute import landmarks, watch
 from gradindex.compute.blocks import embedding_batch_size
 from gradindex.data.source import Batch, Ids
@@ -91,10 +92,10 @@ class AtHand:
 class Changing:
     """A state of a store with its FAISS index, and the ways to the next one."""
 
-    def __init__(self, store: Store, job: Job | None = None, *, searcher: factory.Searcher | None = None) -> None:
+    def __init__(self, store: Store, job: Job | None = None, *, searcher: Searcher | None = None) -> None:
         forking.settle()
         self.store = store
-        self.searcher = searcher or factory.load(store)
+        self.searcher = searcher or index_files.load(store)
         self.summary: BuildSummary | None = None
         self.changed: list[Ids] = []
         """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
@@ -104,7 +105,7 @@ class Changing:
     @classmethod
     def open(cls, path: str | Location, job: Job | None = None) -> Self:
         """Open the last state of a store; raises like `Store.open`."""
-        store, searcher = factory.open_last(path)
+        store, searcher = index_files.open_last(path)
         return cls(store, job, searcher=searcher)
 
     def __copy__(self) -> Self:

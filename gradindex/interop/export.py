@@ -107,7 +107,7 @@ def query_vectors(index: Index, x: Any = None, y: Any = None, *, ids: Any = None
 
 def faiss_vectors(index: Index, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return vectors of `query_vectors` in the width of the exported FAISS file, (m, faiss_dim)."""
-    from gradindex.ann.factory import as_vectors
+    from gradindex.ann.searcher import as_vectors
 
     return as_vectors(vectors, index.searcher.dim)
 
@@ -152,10 +152,10 @@ def _write_faiss(index: Index, path: Location) -> None:
     """Write the FAISS index with ids for rows, and without removed rows."""
     import faiss
 
-    from gradindex.ann import factory
+    from gradindex.ann import files as index_files
 
     store = index.store
-    found = factory.load(store, mapped=False).index  # a copy of its own: it is changed, and a mapped one cannot be
+    found = index_files.load(store, mapped=False).index  # a copy of its own: it is changed, and a mapped one cannot be
     alive = store.alive
     lists: Any = faiss.try_extract_index_ivf(found)
     if lists is not None:

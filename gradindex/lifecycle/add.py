@@ -4,7 +4,8 @@ import dataclasses
 import time
 
 from gradindex import relevance
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
+from gradindex.ann import files as index_files
 from gradindex.compute import landmarks
 from gradindex.data.fingerprint import fingerprint
 from gradindex.errors import MismatchError
@@ -34,7 +35,7 @@ def add(
 
     Returns the job, with the index's metric, and what was done: None if there was nothing to add.
     """
-    store, _ = factory.open_last(path)
+    store, _ = index_files.open_last(path)
     job = job.with_metric(store.header.metric)
     check_job(store, job, longer=True)
     relevance.check_growth(store.header.metric)
@@ -54,7 +55,7 @@ def add(
         middle = time.perf_counter()
         _publish(store, part)
         settle(store)
-    store, searcher = factory.open_last(path)
+    store, searcher = index_files.open_last(path)
     summary = BuildSummary(
         rows=len(store),
         embedded=embedded,
@@ -104,8 +105,8 @@ def _publish(store: Store, part: Store) -> None:
             )
         before = Store(store.path, store.header, state)
         after = Store(store.path, store.header, dataclasses.replace(state, parts=(*state.parts, new)))
-        if not factory.exists(after):
-            factory.extend(before, after)
+        if not index_files.exists(after):
+            indexing.extend(before, after)
         return change
 
     changes.commit(store.path, store.header, make)

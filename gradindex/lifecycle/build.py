@@ -3,7 +3,9 @@
 import time
 from pathlib import Path
 
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
+from gradindex.ann import files as index_files
+from gradindex.ann import plan as index_plan
 from gradindex.errors import FinishedError, IndexExistsError
 from gradindex.gradients import in_double
 from gradindex.gradients.engine import log
@@ -46,14 +48,14 @@ def build(
     replaced = overwrite and store_replace.begin(out)
     target = store_replace.aside(out) if replaced else out
     wanted = header(job, sketch, check_seed(seed), batch_size, shard_rows, begun(target))
-    index, _ = factory.plan(wanted, index, memory=index_memory)  # a mistake here should not cost an embedding
+    index, _ = index_plan.plan(wanted, index, memory=index_memory)  # a mistake here should not cost an embedding
     if replaced:
         with store_replace.replacement(Path(out), wanted) as new:
             summary = _fill(job, new, index, progress, engine)
         return new.header, summary
     store = Store.create(out, wanted)
-    if not store.missing() and factory.exists(store):
-        same = not store.state.number and factory.saved_factory(store) == index
+    if not store.missing() and index_files.exists(store):
+        same = not store.state.number and index_files.saved_factory(store) == index
         raise (FinishedError if same else IndexExistsError)(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
@@ -85,7 +87,7 @@ def _fill(job: Job, store: Store, index: str, progress: bool | None, engine: Clu
             middle = time.perf_counter()
             _refuse_zeros(job, store)
             with progress_bar("Indexing", len(store), show=progress) as advance:
-                factory.build(store, index, store.header.seed, advance, workers.add)
+                indexing.build(store, index, store.header.seed, advance, workers.add)
     if zeros := int((store.norms == 0).sum()):
         log.warning("%d samples have a gradient of zero; their cosine with anything is 0", zeros)
     if (rounded := in_double.share_rounded(job, store.columns["loss"], store.header.batch_size)) >= 0.05:
@@ -101,6 +103,6 @@ def _fill(job: Job, store: Store, index: str, progress: bool | None, engine: Clu
         indexing_seconds=time.perf_counter() - middle,
         peak_bytes=peak_bytes(),
         store_bytes=store.bytes,
-        index_bytes=factory.load(store).bytes,
+        index_bytes=index_files.load(store).bytes,
         paths=count_paths(job.engine.paths),
     )

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
+from gradindex.ann import files as index_files
 from gradindex.compute import watch
 from gradindex.errors import MismatchError
 from gradindex.gradients.engine import log
@@ -77,8 +78,8 @@ def _publish(store: Store, part: Store) -> None:
             raise MismatchError(f"Another process compacted {store.path} meanwhile.")
         after = Store(store.path, store.header, dataclasses.replace(state, parts=(new, *state.parts[len(old) :])))
         before = Store(store.path, store.header, state)
-        if not factory.exists(after):
-            _index(after, factory.saved_factory(before))
+        if not index_files.exists(after):
+            _index(after, index_files.saved_factory(before))
         return change
 
     changes.commit(store.path, store.header, make)
@@ -86,7 +87,7 @@ def _publish(store: Store, part: Store) -> None:
 
 def _index(store: Store, wanted: str) -> None:
     try:
-        factory.build(store, wanted, store.header.seed)
+        indexing.build(store, wanted, store.header.seed)
     except ValueError as error:  # fewer rows than lists
         log.warning("%s; 'auto' is taken instead", error)
-        factory.build(store, "auto", store.header.seed)
+        indexing.build(store, "auto", store.header.seed)

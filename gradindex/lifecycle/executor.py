@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
 from gradindex.job import Job
 from gradindex.lifecycle import embed_shards
 from gradindex.store import Store
@@ -63,4 +63,4 @@ class ThisProcess:
 
     def add(self, index: Any, store: Store, dim: int, advance: Advance) -> None:
         """Add all rows of a store, folded to `dim` numbers, to a trained FAISS index, in the order of the rows."""
-        factory.add(index, store, dim, advance)
+        indexing.add(index, store, dim, advance)

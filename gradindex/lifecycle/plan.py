@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gradindex.ann import factory
+from gradindex.ann import plan as index_plan
 from gradindex.search import cascade
 from gradindex.store.store import SHARD_BYTES
 
@@ -95,7 +95,7 @@ class Prediction:
 
 def choose(rates: Rates, rows: int) -> int:
     """Return the number of inverted lists that ``index='auto'`` takes, 0 for an exact index."""
-    kind, _ = factory.choose(rows, rates.dim, rates.width < rates.dim)
+    kind, _ = index_plan.choose(rows, rates.dim, rates.width < rates.dim)
     return 0 if kind == "Flat" else int(kind.removeprefix("IVF").partition(",")[0])
 
 
@@ -135,9 +135,9 @@ def predict(
             adding = max(adding, rows * rates.append)  # which the driver does alone
         centroids = 4 * lists * rates.width
         index_bytes = rows * (rates.width + _LIST_ROW) + centroids
-        sample = 4 * rates.width * factory.training_rows(rows, lists)
+        sample = 4 * rates.width * index_plan.training_rows(rows, lists)
         assembling = max(2.0 * sample, _GROWN_LISTS * index_bytes)  # FAISS trains the codes on a copy
-        search = lists * rates.coarse + part * factory.probes(lists) / lists * rates.scan + _FETCHED * rates.fetch
+        search = lists * rates.coarse + part * index_plan.probes(lists) / lists * rates.scan + _FETCHED * rates.fetch
         held = part * (rates.width + _LIST_ROW) + centroids
     else:
         centroids, training, adding = 0, 0.0, rows * rates.add_flat
@@ -180,4 +180,4 @@ def _embedding(rates: Rates, rows: int, workers: int, shard_rows: int) -> float:
 
 def _training(rates: Rates, rows: int, lists: int) -> float:
     """Return the seconds of k-means on one machine: each iteration compares the sample with all centroids."""
-    return factory.training_rows(rows, lists) * (rates.fold + _ITERATIONS * lists * rates.assign)
+    return index_plan.training_rows(rows, lists) * (rates.fold + _ITERATIONS * lists * rates.assign)

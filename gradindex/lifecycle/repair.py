@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from gradindex import relevance
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
+from gradindex.ann import files as index_files
 from gradindex.compute import landmarks, watch
 from gradindex.data.chain import Picked
 from gradindex.data.columns import as_columns
@@ -58,7 +59,7 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     if job is not None:
         job = job.with_metric(store.header.metric)
         check_job(store, job)
-    wanted = factory.saved_factory(store)
+    wanted = index_files.saved_factory(store)
     removed = dropped + _sweep_store(store)
     for part, one, known, damaged in found:
         removed += _sweep(one.path / SHARDS, known)
@@ -69,9 +70,9 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
             _embed_again(store, part, one, job, progress)
     rebuild = not _sound(store)
     if rebuild:
-        remove_tree(path / factory.DIRECTORY)
-        factory.build(store, wanted, store.header.seed)
-    removed += _sweep(path / factory.DIRECTORY, factory.names(store)) + _bad_audit(path / AUDIT)
+        remove_tree(path / index_files.DIRECTORY)
+        indexing.build(store, wanted, store.header.seed)
+    removed += _sweep(path / index_files.DIRECTORY, index_files.names(store)) + _bad_audit(path / AUDIT)
     done = Repair(tuple(bad), rebuild, tuple(removed))
     log.info("%s", done)
     return done
@@ -127,8 +128,8 @@ def _may_be_added(part: Location, state: State) -> bool:
 
 def _sound(store: Store) -> bool:
     try:
-        factory.check(store)  # what lies there, where `load` would take a copy from the cache
-        factory.load(store)
+        index_files.check(store)  # what lies there, where `load` would take a copy from the cache
+        index_files.load(store)
     except (DamagedIndexError, RuntimeError) as error:
         log.info("the FAISS index is built again: %s", error)
         return False

@@ -24,7 +24,7 @@ from gradindex.search.answer import distinct
 from gradindex.store import Store
 
 if TYPE_CHECKING:
-    from gradindex.ann.factory import Searcher
+    from gradindex.ann.searcher import Searcher
     from gradindex.index.index import Index
 
 RERANK = 50

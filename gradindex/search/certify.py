@@ -257,7 +257,7 @@ def _range_pays(index: "Index", queries: int) -> bool:
     """
     projector, searcher = index.projector, index.searcher
     bounded = isinstance(projector, LandmarkProjector) and not projector.options.residual
-    return bounded and ranges.serve(index) and queries * searcher.index.code_size <= 4 * searcher.dim
+    return bounded and ranges.serve(index.store, searcher) and queries * searcher.index.code_size <= 4 * searcher.dim
 
 
 def _in_range(
@@ -265,7 +265,7 @@ def _in_range(
 ) -> tuple[Ids, NDArray[np.float32]]:
     """Return the rows whose cosine may be evaluated as `least` or more, ascending, and upper bounds of it."""
     slack = row_error(len(sketch), index.projector.whitening.error)  # type: ignore[attr-defined]
-    rows = ranges.within(index, sketch, max(least - slack - _USUAL, -2.0))
+    rows = ranges.within(index.store, index.searcher, sketch, max(least - slack - _USUAL, -2.0))
     rows = np.union1d(rows, np.flatnonzero(error > _USUAL))
     bounds = np.empty(len(rows), np.float32)
     for begin in range(0, len(rows), _ROWS):

@@ -9,6 +9,7 @@ from torch import nn
 
 import gradindex
 from gradindex.ann import ranges
+from gradindex.ann.searcher import inverted
 from gradindex.compute import landmarks
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.engine import Engine
@@ -396,9 +397,9 @@ def test_ordinary_answers_say_what_they_prove(plain, kernel):
 def test_ivf_counts_the_rows_of_its_lists(tmp_path):
     for factory in ("IVF8,Flat", "PCA16,IVF8,Flat"):
         index = gradindex.build(digits_job(), tmp_path / factory, index=factory)
-        gradindex.ann.factory.inverted(index.searcher.index).nprobe = 8
+        inverted(index.searcher.index).nprobe = 8
         assert (index.explain(ids=[1, 2], k=3).scanned == ROWS).all()
-        gradindex.ann.factory.inverted(index.searcher.index).nprobe = 2
+        inverted(index.searcher.index).nprobe = 2
         scanned = index.explain(ids=[1, 2], k=3).scanned
         assert ((scanned > 0) & (scanned < ROWS)).all()
     graph = gradindex.build(digits_job(), tmp_path / "h", index="HNSW16")
