@@ -3,23 +3,21 @@
 import copy
 import functools
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
 
 from gradindex.ann import files as index_files
 from gradindex.ann.searcher import Searcher
-from gradindex.compute import landmarks, watch
-from gradindex.compute.blocks import embedding_batch_size
-from gradindex.data.source import Batch, Ids
+from gradindex.data.source import Ids
 from gradindex.errors import DamagedIndexError, MismatchError
-from gradindex.gradients.engine import Projector
 from gradindex.job import Job
 from gradindex.lifecycle import add as adding
 from gradindex.lifecycle import compact as compacting
 from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking
+from gradindex.search.prepared import Prepared
+from gradindex.search.rows import LocalRows, RowSearch
 from gradindex.store import Store
 from gradindex.store.location import Location
 
@@ -47,48 +45,6 @@ def pinned(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     return cast(Callable[Concatenate[S, P], R], run)
 
 
-class AtHand:
-    """What queries need of a job and its store's header, computed once and shared by all states."""
-
-    def __init__(self, store: Store, job: Job) -> None:
-        self._store, self._job = store, job
-
-    @cached_property
-    def projector(self) -> Projector:
-        """The projection that made the stored sketches."""
-        return landmarks.bound(self._store, self._job)
-
-    @cached_property
-    def batch_size(self) -> int:
-        """Samples at once."""
-        return embedding_batch_size(self._job)
-
-    @cached_property
-    def compared(self) -> watch.Compared:
-        """How many stored rows were compared with training steps: in the build, or else now.
-
-        Where some differed in the build, what made them differ may make exact products wrong, too: these are then taken
-        from training steps alone.
-        """
-        found = watch.of_store(self._store)
-        self._job.engine.ways.distrusted |= bool(found.differed)
-        return found or self._comparison[0]
-
-    @cached_property
-    def rows_hold(self) -> bool:
-        """Whether stored rows were compared with training steps, and are theirs."""
-        return bool(watch.of_store(self._store)) or self._comparison[1]
-
-    @cached_property
-    def _comparison(self) -> tuple[watch.Compared, bool]:
-        return watch.compare_stored(self._store, self._job, self.projector)
-
-    @cached_property
-    def example(self) -> Batch:
-        """The first samples of the dataset: the form that queries and labels must have."""
-        return self._job.source.take(np.arange(min(64, len(self._job.source)), dtype=np.int64))
-
-
 class Changing:
     """A state of a store with its FAISS index, and the ways to the next one."""
 
@@ -100,7 +56,8 @@ class Changing:
         self.changed: list[Ids] = []
         """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
         self._job = job if job is None else job.with_metric(store.header.metric)
-        self._at_hand = None if self._job is None else AtHand(store, self._job)
+        self._at_hand = None if self._job is None else Prepared(store, self._job)
+        self.rows: RowSearch = LocalRows(store, self.searcher, self._at_hand)
 
     @classmethod
     def open(cls, path: str | Location, job: Job | None = None) -> Self:
@@ -123,17 +80,17 @@ class Changing:
         return self._job
 
     @property
-    def at_hand(self) -> AtHand:
+    def at_hand(self) -> Prepared:
         """What queries need; raises ValueError if the index was opened without a job."""
-        if self._at_hand is None:
-            self._at_hand = AtHand(self.store, self.job)
+        _ = self.job  # says what is missing
+        assert self._at_hand is not None
         return self._at_hand
 
     def remove(self, ids: Any) -> int:
         """Remove samples from all answers, of this index and of those opened from now on; see `Store.remove`."""
         store = copy.copy(self.store)
         removed = store.remove(ids)
-        self.store = store
+        self.__dict__.update(store=store, rows=self.rows.over(store))  # at once: other threads see the one or the other
         return removed
 
     def add(self, dataset: Any, *, columns: Any = None, progress: bool | None = None) -> Ids:

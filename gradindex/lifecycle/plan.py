@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradindex.ann import plan as index_plan
-from gradindex.search import cascade
+from gradindex.search import question
 from gradindex.store.store import SHARD_BYTES
 
 _FETCHED = max(
-    cascade.LEAST_CANDIDATES, cascade.CANDIDATES_PER_CHECK * cascade.RERANK
+    question.LEAST_CANDIDATES, question.CANDIDATES_PER_CHECK * question.RERANK
 )  # stored rows that a query reads
 _ITERATIONS = 10  # of k-means in FAISS's inverted lists
 _BUFFERS = 2  # bytes a number of a shard while it is put together: its float16 rows
@@ -145,7 +145,7 @@ def predict(
         assembling = _GROWN * index_bytes
         held = 4 * rates.dim * part
         search = part * rates.scan_flat
-    explained = rates.query + 2 * search + 2 * cascade.RERANK * rates.check / searching
+    explained = rates.query + 2 * search + 2 * question.RERANK * rates.check / searching
     building = max(rates.embed_bytes + _BUFFERS * rates.dim * size, 2.0 * centroids)
     if workers == 1:
         building = assembling = max(building, assembling)

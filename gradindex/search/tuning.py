@@ -18,7 +18,7 @@ from gradindex.ann.operating_point import Point
 from gradindex.errors import DamagedIndexError
 from gradindex.kernels import Kernel
 from gradindex.runtime.interrupts import kept_if_possible
-from gradindex.search import cascade, norm_scan
+from gradindex.search import norm_scan, question
 from gradindex.search.answer import check_k
 from gradindex.store import Store
 from gradindex.store.shard import normalise
@@ -124,7 +124,7 @@ def tune(
         raise ValueError(f"Expected vectors of shape (m, {store.header.dim}), got {vectors.shape}.")
     vectors = normalise(vectors)
     own = own if len(own) else np.full(len(vectors), -1)
-    wanted = cascade.ask(len(store), Kernel.COS, k + 1, k + 1, candidates)
+    wanted = question.ask(len(store), Kernel.COS, k + 1, k + 1, candidates)
     depth = wanted.depth if index.searcher.exact else wanted.candidates
     _, truth, _ = norm_scan.scan(store, vectors, np.ones(len(vectors)), Kernel.COS, k + 1)
     truth = without(truth, own)[:, :k]
