@@ -9,7 +9,7 @@ import pytest
 
 import gradindex
 from gradindex.errors import MismatchError
-from gradindex.lifecycle import add, header
+from gradindex.lifecycle import add, build, header
 from gradindex.store import Store, changes, disk, locks, replace
 from gradindex.store.location import make_directory
 from tests.jobs import ROWS, digits_job, longer_job, other_model_job

@@ -140,4 +140,17 @@ def test_a_torn_record_of_the_watch_counts_as_not_compared(built, record):
     found = index.explain(ids=[0, 7], k=3)
     assert found.meta["params"]["compared"]["rows"] == 64  # compared now
     assert found.exact.all()
+    if record == "sealed":
+        index.check()
+        return
+    with pytest.raises(DamagedIndexError, match=r"watch/000000\.json is damaged"):
+        index.check()
+    assert len(gradindex.repair(path).removed) == len(index.store.shards)
     index.check()
+
+
+def test_a_file_beside_the_records_of_the_watch_is_found(built):
+    path, _ = built
+    (path / "watch" / "000099.json").write_text("{}")
+    with pytest.raises(DamagedIndexError, match=r"000099\.json belongs to no manifest"):
+        gradindex.load(path).check()

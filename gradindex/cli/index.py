@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from gradindex.cli import engines, inputs
+from gradindex.cli import engines, inputs, sketches
 from gradindex.cli.console import err, out
 from gradindex.cli.options import FILE, JobName, Json, Out
 from gradindex.kernels import Kernel
@@ -22,7 +22,11 @@ Rerank = Annotated[int, typer.Option(min=0, help="Candidates of each side evalua
 def build(
     job: JobName,
     out_path: Out,
-    dim: Annotated[int | None, typer.Option(min=1, help="Width of the CountSketch.  [default: 1024]")] = None,
+    sketch: sketches.SketchOption = None,
+    dim: sketches.Dim = None,
+    landmarks: sketches.Landmarks = None,
+    dims: sketches.Dims = None,
+    residual: sketches.Residual = None,
     metric: Annotated[
         str | None, typer.Option(help="Index the rows of this relevance metric, such as cos-last, not gradients.")
     ] = None,
@@ -50,14 +54,14 @@ def build(
     from gradindex.errors import FinishedError
     from gradindex.index import opening
     from gradindex.loading import load
-    from gradindex.sketch import CountSketch
 
+    chosen = sketches.sketch_of(sketch, dim, landmarks, dims, residual)
     made = inputs.job_of(job, device)
     try:
         index_ = opening.build(
             made,
             out_path,
-            sketch=None if dim is None else CountSketch(dim),
+            sketch=chosen,
             metric=metric,
             metric_options=inputs.metric_options(metric_option or []),
             index=index,
@@ -91,12 +95,18 @@ def explain(
     recall: Annotated[
         float | None, typer.Option(min=0, max=1, help="Search as fast as this recall allows; needs `tune` first.")
     ] = None,
+    certify: Annotated[
+        bool, typer.Option("--certify", help="Check rows until the answer is proved; for indexes of landmark rows.")
+    ] = False,
+    max_checks: Annotated[
+        int | None, typer.Option(min=1, help="With --certify: give up after so many for a query and side.")
+    ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Find only samples with COLUMN=VALUE[,VALUE].")] = None,
     as_json: Json = False,
 ) -> None:
     """Print the training samples most and least similar to each query."""
     from gradindex.ann import selection
-    from gradindex.cli.tables import explanation_tables
+    from gradindex.cli.tables import explanation_tables, proofs_line
     from gradindex.loading import load
 
     if (rows is None) == (ids is None):
@@ -106,13 +116,16 @@ def explain(
     index = load(path, loaded)
     x, y = (None, None) if rows is None else inputs.read_rows(rows)
     chosen = selection.parse(index.store, where or [])
-    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel, rerank=rerank, recall=recall, where=chosen)
+    proof = {"certify": certify, "max_checks": max_checks}
+    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel, rerank=rerank, recall=recall, where=chosen, **proof)
     if as_json:
         typer.echo(result.to_json())
         return
     names = [f"sample {i}" for i in wanted] if wanted is not None else None
     for table in explanation_tables(result, names, loaded.class_names, width=out.width):
         out.print(table, crop=False)  # rather a line that wraps than one without its end
+    if certify:
+        out.print(proofs_line(result), highlight=False, markup=False)
 
 
 def verify(

@@ -42,6 +42,18 @@ class _Column:
         return max(map(cell_len, (*self.cells, self.title[:_FOLDED])))  # the title folds
 
 
+def proofs_line(result: Explanation) -> str:
+    """Return how many of a certified explanation's answers are proved, and what that took."""
+    sides = [result.proved, result.opponent_proved]
+    checked = np.concatenate([result.checked, result.opponent_checked])
+    rows = result.meta["params"]["rows"]
+    line = f"Proved: the proponents of {sides[0].sum()} of {len(sides[0])} queries, the opponents of {sides[1].sum()}. "
+    line += f"Checked exactly for a query and side: {np.median(checked):,.0f} of {rows:,} rows (median)."
+    if not np.concatenate(sides).all():
+        line += " What is not proved is the best that was found: allow more --max-checks, or build with more --dims."
+    return line
+
+
 def explanation_tables(
     result: Explanation,
     names: Sequence[str] | None = None,

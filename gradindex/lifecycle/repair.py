@@ -1,5 +1,6 @@
 """Mending a damaged index: what is disposable is built anew, damaged shards are embedded again, the rest is kept."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,6 +65,7 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     for part, one, known, damaged in found:
         removed += _sweep(one.path / SHARDS, known)
         removed += _sweep(one.path / WATCH, set(map(watch.name, range(one.header.shards))))
+        removed += _drop_unreadable(listing(one.path / WATCH))
         for number in damaged:
             unlink(manifest_path(one.path / SHARDS, number))
         if damaged and job is not None:
@@ -72,7 +74,7 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     if rebuild:
         remove_tree(path / index_files.DIRECTORY)
         indexing.build(store, wanted, store.header.seed)
-    removed += _sweep(path / index_files.DIRECTORY, index_files.names(store)) + _bad_audit(path / AUDIT)
+    removed += _sweep(path / index_files.DIRECTORY, index_files.names(store)) + _drop_unreadable([path / AUDIT])
     done = Repair(tuple(bad), rebuild, tuple(removed))
     log.info("%s", done)
     return done
@@ -148,11 +150,14 @@ def _sweep(directory: Location, known: set[str]) -> list[str]:
     return removed
 
 
-def _bad_audit(path: Location) -> list[str]:
-    try:
-        if exists(path):
-            read_json(path)
-    except DamagedIndexError:
-        unlink(path)
-        return [path.name]
-    return []
+def _drop_unreadable(manifests: Iterable[Location]) -> list[str]:
+    """Delete records of measurements that are damaged; return their names."""
+    removed = []
+    for path in manifests:
+        try:
+            if exists(path):
+                read_json(path)
+        except DamagedIndexError:
+            unlink(path)
+            removed.append(path.name)
+    return removed

@@ -339,6 +339,11 @@ class Store:
             refuse_extra(one.path / SHARDS, one.files())
             if one.path != self.path:
                 refuse_extra(one.path, {HEADER, SHARDS, WATCH})
+            records = {manifest_path(one.path / WATCH, number).name for number in range(one.header.shards)}
+            refuse_extra(one.path / WATCH, records)
+            for path in listing(one.path / WATCH):
+                if path.name in records:
+                    read_json(path)
         if all(part.name for part in self.state.parts):
             refuse_extra(self.path / SHARDS, set())
         last = changes.read(self.path, self.header)

@@ -247,3 +247,67 @@ def test_explain_finds_only_what_is_asked_for(path, capsys):
     code, _, said = cli(capsys, "explain", path, JOB, "--ids", "3", "--where", "label=77")
     assert code == 1
     assert "matches none" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ([], None),
+        (["--dim", "64"], gradindex.CountSketch(64)),
+        (["--sketch", "countsketch"], gradindex.CountSketch()),
+        (["--sketch", "sjlt", "--dim", "32"], gradindex.SJLT(32)),
+        (["--sketch", "gaussian", "--dim", "16"], gradindex.Gaussian(16)),
+        (["--sketch", "rademacher"], gradindex.Rademacher()),
+        (["--sketch", "identity"], gradindex.Identity()),
+        (["--sketch", "landmark"], gradindex.Landmark()),
+        (["--landmarks", "60", "--dims", "16"], gradindex.Landmark(landmarks=60, dims=16)),
+        (
+            ["--sketch", "landmark", "--landmarks", "60", "--dims", "16", "--residual", "8"],
+            gradindex.Landmark(landmarks=60, dims=16, residual=8),
+        ),
+    ],
+)
+def test_every_sketch(options, want, tmp_path, monkeypatch):
+    asked = []
+
+    def build(*arguments, sketch, **others):
+        asked.append(sketch)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("gradindex.index.opening.build", build)
+    assert run(["build", JOB, str(tmp_path / "i"), *options]) == 1
+    assert asked == [want]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--sketch", "sjlt", "--dims", "5"], "--dims is for --sketch landmark, not sjlt."),
+        (["--sketch", "landmark", "--dim", "5"], "The width of landmark rows follows from --dims and --residual."),
+        (["--sketch", "identity", "--dim", "5"], "An identity keeps the whole gradient"),
+        (["--landmarks", "5", "--dim", "5"], "The width of landmark rows follows from --dims and --residual."),
+    ],
+)
+def test_options_of_sketches_that_do_not_go_together(options, said, tmp_path, capsys):
+    assert run(["build", JOB, str(tmp_path / "i"), *options]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_certified_answers(tmp_path, capsys):
+    place = str(tmp_path / "i")
+    assert run(["build", JOB, place, "--landmarks", "200", "--dims", "64"]) == 0
+    capsys.readouterr()
+    asked = ["explain", place, JOB, "--ids", "3,7", "-k", "3", "--certify"]
+    assert run([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    want = gradindex.load(place, digits_job()).explain(ids=[3, 7], k=3, certify=True)
+    assert want.proved.all() and want.checked.max() < 240
+    assert found["data"]["proved"] == [True, True]
+    assert found["data"]["checked"] == want.checked.tolist()
+    assert run(asked) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Proved: the proponents of 2 of 2 queries, the opponents of 2." in said
+    assert run([*asked, "--max-checks", "3"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Proved: the proponents of 0 of 2 queries" in said and "allow more --max-checks" in said
+    assert run([*asked[:-1], "--max-checks", "3"]) == 1

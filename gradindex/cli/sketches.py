@@ -1,0 +1,62 @@
+"""Options that choose a sketch, with the words of `gradindex.sketch`."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher, Sketch
+
+
+class SketchName(StrEnum):
+    """Kinds of sketches."""
+
+    COUNTSKETCH = CountSketch.kind
+    GAUSSIAN = Gaussian.kind
+    RADEMACHER = Rademacher.kind
+    SJLT = SJLT.kind
+    IDENTITY = Identity.kind
+    LANDMARK = Landmark.kind
+
+
+SketchOption = Annotated[
+    SketchName | None,
+    typer.Option("--sketch", help="How gradients are compressed.  [default: countsketch; landmark if its options are]"),
+]
+Dim = Annotated[
+    int | None, typer.Option(min=1, help="Width of the sketch, all but landmark and identity.  [default: 1024]")
+]
+Landmarks = Annotated[int | None, typer.Option(min=1, help="With landmark: training samples.  [default: 1024]")]
+Dims = Annotated[int | None, typer.Option(min=1, help="With landmark: coordinates kept.  [default: 256]")]
+Residual = Annotated[
+    int | None, typer.Option(min=0, help="With landmark: numbers for what coordinates leave out.  [default: 0]")
+]
+
+
+def sketch_of(
+    kind: SketchName | None, dim: int | None, landmarks: int | None, dims: int | None, residual: int | None
+) -> Sketch | None:
+    """Return the sketch that options choose; None: the default.
+
+    Raises
+    ------
+    BadParameter
+        If they do not go together.
+    """
+    asked = {"landmarks": landmarks, "dims": dims, "residual": residual}
+    own = {name: value for name, value in asked.items() if value is not None}
+    kind = kind or (SketchName.LANDMARK if own else SketchName.COUNTSKETCH if dim is not None else None)
+    if own and kind is not SketchName.LANDMARK:
+        raise typer.BadParameter(f"--{next(iter(own))} is for --sketch landmark, not {kind}.")
+    if dim is not None and kind in (SketchName.LANDMARK, SketchName.IDENTITY):
+        raise typer.BadParameter(
+            "The width of landmark rows follows from --dims and --residual."
+            if kind is SketchName.LANDMARK
+            else "An identity keeps the whole gradient: it has no --dim."
+        )
+    if kind is SketchName.LANDMARK:
+        return Landmark(**own)
+    if kind is SketchName.IDENTITY:
+        return Identity()
+    kinds = {one.kind: one for one in (CountSketch, Gaussian, Rademacher, SJLT)}
+    return None if kind is None else kinds[kind](**({} if dim is None else {"dim": dim}))
