@@ -25,7 +25,7 @@ from gradindex.compute import exact
 from gradindex.compute.blocks import embed_rows, embedding_batch_size
 from gradindex.compute.held_queries import HeldQueries
 from gradindex.data.source import Batch
-from gradindex.search import certify
+from gradindex.search import bounds
 from gradindex.sketch import CountSketch, Landmark
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -99,7 +99,7 @@ def all_cosines(job, queries):
 def violations(index, queries, cosines):
     """Return how many of all bounds (two a pair) an exact cosine breaks, and the median width between them."""
     gradients = index.job.engine.gradients(queries.x, queries.y).gradients
-    upper, minus_lower = certify.cosine_bounds(index, index.sketches(gradients, exact.norms(gradients)))
+    upper, minus_lower = bounds.cosine_bounds(index, index.sketches(gradients, exact.norms(gradients)))
     rounding = 1e-6  # of the float32 evaluation itself
     broken = (cosines > upper + rounding).sum() + (-cosines > minus_lower + rounding).sum()
     return int(broken), float(np.median(upper + minus_lower))

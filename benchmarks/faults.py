@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import gradindex
 from gradindex.errors import DamagedIndexError, IndexExistsError
-from gradindex.lifecycle import build as lifecycle_build
+from gradindex.index import opening
 from gradindex.store import Store
 from gradindex.store.location import is_temporary
 from tests.at_once import MOST, Workers, until
@@ -76,7 +76,7 @@ def finished(child):
 def build(out, replace=False):
     """Build the index at `out`, or take it up again."""
     try:
-        lifecycle_build.build(digits_job(), out, shard_rows=20, batch_size=8, overwrite=replace, progress=False)
+        opening.build(digits_job(), out, shard_rows=20, batch_size=8, overwrite=replace, progress=False)
     except IndexExistsError as error:
         if "already holds an index" not in str(error):
             raise
@@ -84,7 +84,7 @@ def build(out, replace=False):
 
 def build_other(out):
     """Build the index that is to be replaced."""
-    lifecycle_build.build(other_model_job(), out, shard_rows=20, batch_size=8, progress=False)
+    opening.build(other_model_job(), out, shard_rows=20, batch_size=8, progress=False)
 
 
 def change(out):

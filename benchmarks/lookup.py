@@ -31,6 +31,7 @@ from torch import nn
 
 import gradindex
 from gradindex import kernels
+from gradindex.ann.searcher import as_vectors
 from gradindex.compute import exact
 from gradindex.compute.held_queries import HeldQueries
 from gradindex.data.source import Batch
@@ -217,8 +218,8 @@ def million(path, args):
     sketches = index.sketch(x, y)
     flat = faiss.IndexFlatIP(index.searcher.dim)
     for _, block in index.store.blocks():
-        flat.add(gradindex.ann.factory.as_vectors(block, index.searcher.dim))
-    narrow = gradindex.ann.factory.as_vectors(sketches, index.searcher.dim)
+        flat.add(as_vectors(block, index.searcher.dim))
+    narrow = as_vectors(sketches, index.searcher.dim)
     _, wanted = flat.search(narrow, K)
     point = index.curve.pick(min(0.99, max(p.recall for p in index.curve.points)))
     settings = gradindex.ann.operating_point.parse(point.key)

@@ -3,7 +3,7 @@
     GRADINDEX_DATA=… python benchmarks/rounding.py [--rows 20000] [--out FILE]
 
 Trains the MLP of `certified.py` for 8 epochs on Fashion-MNIST. By norm of the gradient: the room that
-`certify.evaluation_error` leaves for its cosines beside the usual 1e-5, and how far the direction is from that of the
+`bounds.evaluation_error` leaves for its cosines beside the usual 1e-5, and how far the direction is from that of the
 same model in double precision. Then the distance of directions between passes in single precision, in batches of other
 sizes. Both for the loss in single precision and for the same loss in double (`gradindex.InDouble`). Directions are
 compared in CountSketches of 4,096 numbers.
@@ -21,7 +21,7 @@ from torch import nn
 
 import gradindex
 from gradindex.gradients import in_double
-from gradindex.search import certify
+from gradindex.search import bounds
 
 DECADES = [0, *(10.0**power for power in range(-8, 1)), np.inf]
 
@@ -66,8 +66,8 @@ def compare(job, projector, truth, again):
     here, norms = embedded(job, projector, ids, 512)
     batch = job.source.take(ids)
     turned = in_double.directions(job.engine, job.engine.outputs(batch.x), batch.y)
-    error = certify.evaluation_error(norms.astype(np.float32), certify.unit(job.engine), turned)
-    room = error - certify.EVALUATION
+    error = bounds.evaluation_error(norms.astype(np.float32), bounds.unit(job.engine), turned)
+    room = error - bounds.EVALUATION
     off = np.linalg.norm(here - truth, axis=1)
     print(f"largest norm {norms.max():.3g}; a gradient of zero: {(norms == 0).mean():.3f} of the rows")
     print(f"{'norm':>18}{'rows':>8}{'room, median':>14}{'off, median':>13}{'off, most':>11}{'most off/allowed':>18}")

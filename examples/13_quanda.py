@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gradindex.evaluation.quanda_adapter import GradindexExplainer
 from quanda.metrics.downstream_eval import ClassDetectionMetric, SubclassDetectionMetric
 from sklearn.datasets import load_digits
 from torch import nn
@@ -19,7 +20,6 @@ from torch.utils.data import TensorDataset
 import gradindex
 from gradindex import relevance
 from gradindex.evaluation import criteria
-from gradindex.evaluation.quanda_adapter import GradindexExplainer
 
 
 def fit(x, y, classes, seed):

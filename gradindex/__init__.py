@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gradindex import _moved
+from gradindex._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gradindex.ann.choice import choose_index
@@ -17,29 +18,25 @@ if TYPE_CHECKING:
     from gradindex.explanation import Explanation
     from gradindex.gradients.in_double import InDouble
     from gradindex.index.index import Index
+    from gradindex.index.opening import add, build, compact, index_store, repair
     from gradindex.interop.alibi import GradientSimilarity
     from gradindex.interop.export import export
     from gradindex.interop.sklearn import GradientNeighborsTransformer
     from gradindex.job import Job
-    from gradindex.lifecycle.add import add
-    from gradindex.lifecycle.build import build, index_store, load
-    from gradindex.lifecycle.compact import compact
-    from gradindex.lifecycle.repair import repair
+    from gradindex.loading import load
     from gradindex.search.audit import Audit
     from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher
     from gradindex.store import Store
-
-__version__ = "0.1.0"
 
 _moved.install()
 
 # Loaded when first used, so that importing gradindex costs next to nothing.
 _HOMES = {
-    "add": "lifecycle.add",
-    "compact": "lifecycle.compact",
-    "build": "lifecycle.build",
-    "index_store": "lifecycle.build",
-    "load": "lifecycle.build",
+    "add": "index.opening",
+    "compact": "index.opening",
+    "build": "index.opening",
+    "index_store": "index.opening",
+    "load": "loading",
     "embed": "compute.blocks",
     "exact_gradients": "compute.blocks",
     "DamagedIndexError": "errors",
@@ -51,7 +48,7 @@ _HOMES = {
     "Index": "index.index",
     "choose_index": "ann.choice",
     "Job": "job",
-    "repair": "lifecycle.repair",
+    "repair": "index.opening",
     "CountSketch": "sketch",
     "Gaussian": "sketch",
     "GradientNeighborsTransformer": "interop.sklearn",

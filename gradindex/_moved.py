@@ -1,4 +1,4 @@
-"""Modules under the names that they had, for objects that were pickled then."""
+"""Modules under the names that they had, for objects that were pickled then, and programs that import them so."""
 
 import sys
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ MOVED = {
     "gradindex.batches": "gradindex.data.source",
     "gradindex.chain": "gradindex.data.chain",
     "gradindex.embedding": "gradindex.compute.blocks",
+    "gradindex.evaluation.quanda_adapter": "gradindex.interop.quanda",
     "gradindex.explainer": "gradindex.interop.alibi",
     "gradindex.exporting": "gradindex.interop.export",
     "gradindex.influence.checkpoints": "gradindex.gradients.training.checkpoints",

@@ -50,7 +50,7 @@ class Explanation:
 
     def plot(self, k: int = 5, *, opponents: bool = True, figure: Any = None, axes: Any = None) -> Any:
         """Draw each query beside its neighbours, as `Job.render` shows them; see `gradindex.plots.plot_explanation`."""
-        from gradindex.plots import plot_explanation
+        from gradindex.plots.results import plot_explanation
 
         return plot_explanation(self, k, opponents=opponents, figure=figure, axes=axes)
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 import gradindex
-from gradindex.ann import factory
+from gradindex.ann import files as index_files
 from gradindex.errors import DamagedIndexError
+from gradindex.lifecycle.header import check_job
 from gradindex.store import location
 from tests import oracles
 from tests.crashes import Recorder, lay
@@ -45,7 +46,7 @@ def _sound(out: Path) -> gradindex.Index:
     for shard in index.store.shards:
         shard.check()
         _ = shard.table()
-    factory.check(index.store)
+    index_files.check(index.store)
     rows = index.store.gather(np.arange(0, len(index), 40))
     alive = index.store.ids[::40] if index.store.alive is None else index.store.ids[::40][index.store.alive[::40]]
     assert np.isin(alive, index.search(rows, 3)[1]).all()
@@ -96,7 +97,7 @@ def _overwrite(root, mark):
 def _which(root: Path) -> str:
     index = _sound(root / "i")
     try:
-        gradindex.lifecycle.build.check_job(index.store, digits_job())
+        check_job(index.store, digits_job())
     except gradindex.MismatchError:
         return "new"
     return "old"

@@ -233,7 +233,7 @@ def test_a_failed_overwrite_leaves_the_old_index(tmp_path, monkeypatch):
         gradindex.build(other_model_job(), out, index="IVX", overwrite=True)
     assert list(tmp_path.iterdir()) == [out]  # noticed before anything was embedded
     with monkeypatch.context() as patch:
-        patch.setattr("gradindex.lifecycle.build.factory.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("gradindex.ann.build.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             gradindex.build(other_model_job(), out, shard_rows=64, overwrite=True)
     assert files(out) == before
@@ -247,7 +247,7 @@ def test_an_overwrite_does_not_continue_another_jobs_leftovers(tmp_path, monkeyp
     out = tmp_path / "i"
     gradindex.build(digits_job(), out)
     with monkeypatch.context() as patch:
-        patch.setattr("gradindex.lifecycle.build.factory.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("gradindex.ann.build.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             gradindex.build(other_model_job(), out, overwrite=True)
     before = files(gradindex.build(digits_job(), tmp_path / "fresh", seed=3).store.path)

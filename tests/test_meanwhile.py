@@ -9,7 +9,7 @@ import pytest
 
 import gradindex
 from gradindex.errors import MismatchError
-from gradindex.lifecycle import add, build
+from gradindex.lifecycle import add, build, header
 from gradindex.store import Store, changes, disk, locks, replace
 from gradindex.store.location import make_directory
 from tests.jobs import ROWS, digits_job, longer_job, other_model_job
@@ -121,11 +121,11 @@ def test_a_directory_that_is_moved_while_it_is_made(tmp_path, monkeypatch):
 
 def test_a_header_that_is_moved_while_it_is_looked_at(tmp_path, monkeypatch):
     index = built(tmp_path / "index")
-    monkeypatch.setattr(build, "exists", lambda path: True)
-    assert build.begun(tmp_path / "gone") is None
-    assert build.begun(index.store.path) is None  # nothing is missing
+    monkeypatch.setattr(header, "exists", lambda path: True)
+    assert header.begun(tmp_path / "gone") is None
+    assert header.begun(index.store.path) is None  # nothing is missing
     shutil.rmtree(index.store.path / "shards")
-    assert build.begun(index.store.path).seal == index.store.header.seal
+    assert header.begun(index.store.path).seal == index.store.header.seal
 
 
 def test_a_lock_is_on_what_lies_there_now(tmp_path):

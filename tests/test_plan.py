@@ -6,7 +6,7 @@ import math
 import pytest
 
 import gradindex
-from gradindex.ann import factory
+from gradindex.ann import plan as index_plan
 from gradindex.cli.app import run
 from gradindex.lifecycle.measure import measure
 from gradindex.lifecycle.plan import Rates, choose, predict
@@ -90,7 +90,7 @@ def test_costs_grow_with_rows_and_shrink_with_workers():
 
 def test_the_index_is_the_one_that_a_build_takes():
     for rows in (50_000, 10**6, 10**9):
-        kind, width = factory.choose(rows, 1024, True)
+        kind, width = index_plan.choose(rows, 1024, True)
         assert predict(RATES, rows).index == kind
         assert width == (1024 if rows == 50_000 else RATES.width)
     assert choose(RATES, 50_000) == 0

@@ -8,7 +8,7 @@ import pytest
 
 import gradindex
 from gradindex.gradients import in_double
-from gradindex.search import certify
+from gradindex.search import bounds
 
 CLASSES, FEATURES, ROWS = 4, 6, 300
 
@@ -130,7 +130,7 @@ def test_errors_of_directions_cover_those_that_are_there(linear):
     found = engine.gradients(linear.x, linear.y).gradients.astype(np.float64)
     off = np.linalg.norm(unit(found) - unit(truth), axis=1)
     norms = np.linalg.norm(found, axis=1).astype(np.float32)
-    assert (off <= certify.evaluation_error(norms, certify.unit(engine), turned)).all()
+    assert (off <= bounds.evaluation_error(norms, bounds.unit(engine), turned)).all()
 
 
 def unit(rows):
@@ -195,7 +195,7 @@ def test_room_for_rounding_comes_back_with_a_loss_in_single_precision(tmp_path):
     gradindex.build(linear.job(), tmp_path / "i", sketch=sketch)
     index = gradindex.load(tmp_path / "i", linear.job(linear.loss))
     np.testing.assert_array_equal(
-        certify.errors(index), certify.evaluation_error(index.store.norms, certify.unit(index.job.engine))
+        bounds.errors(index), bounds.evaluation_error(index.store.norms, bounds.unit(index.job.engine))
     )
     assert "rounding" not in gradindex.build(linear.job(), tmp_path / "j").store.columns  # no bounds, no need
 

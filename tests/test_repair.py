@@ -7,7 +7,6 @@ import gradindex
 from gradindex.cli.app import run
 from gradindex.compute import watch
 from gradindex.errors import DamagedIndexError, MismatchError
-from gradindex.lifecycle import build
 from gradindex.store.publish import publish
 from tests.jobs import digits_job, other_model_job
 from tests.test_builder import files
@@ -102,7 +101,7 @@ def test_a_continued_build_keeps_batches_threads_and_versions(tmp_path, monkeypa
 
     want = gradindex.build(digits_job(), tmp_path / "whole", shard_rows=50, batch_size=7).store.path
     with monkeypatch.context() as patch:
-        patch.setattr(build.factory, "build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("gradindex.ann.build.build", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             gradindex.build(digits_job(), tmp_path / "i", shard_rows=50, batch_size=7)
     (tmp_path / "i" / "shards" / "000001.json").unlink()

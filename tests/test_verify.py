@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gradindex
+from gradindex.ann.searcher import inverted
 from gradindex.search.agreement import mean, ranks, recalls, share, spearman
 from gradindex.search.audit import FINAL, INDEX, SKETCH
 from tests.jobs import ROWS, digits, digits_job
@@ -97,7 +98,7 @@ def test_stages_are_what_naive_counts_give(index):
 
 def test_a_lossy_index_is_seen_in_its_own_stage(tmp_path):
     index = gradindex.build(digits_job(), tmp_path / "i", index="IVF32,Flat")
-    gradindex.ann.factory.inverted(index.searcher.index).nprobe = 1
+    inverted(index.searcher.index).nprobe = 1
     audit = index.verify(queries=60)
     assert audit.stages[INDEX]["recall@10"][0] < 0.9
     assert audit.stages[SKETCH]["recall@10"][0] > 0.9

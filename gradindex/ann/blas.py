@@ -11,6 +11,11 @@ _lock = threading.Lock()
 _inside, _usual = 0, 0
 
 
+def threads() -> int:
+    """Return how many threads FAISS computes with."""
+    return int(faiss.omp_get_max_threads())
+
+
 @contextmanager
 def for_few() -> Iterator[None]:
     """Let FAISS multiply matrices where it would compare one query after the other; see `benchmarks/flat.py`.

@@ -8,17 +8,35 @@ from collections.abc import Mapping
 from typing import Any
 
 import faiss
+import numpy as np
 
 Point = Mapping[str, float]
 """FAISS's names of search-time parameters (nprobe, efSearch, k_factor_rf, …) and their values."""
 
 _library: Any = faiss
+_MOST_POINTS = 48  # settings tried
+_UNUSED = {"ht"}  # of polysemous codes, which factory strings do not train
 
 
 def parse(key: str) -> dict[str, float]:
     """Return the point that a key of FAISS's ``ParameterSpace`` such as ``'nprobe=16,ht=64'`` names."""
     pairs = (part.split("=") for part in key.split(",") if part)
     return {name: float(value) for name, value in pairs}
+
+
+def keys(index: Any) -> list[str]:
+    """Return the keys of FAISS's parameter space; evenly chosen ones if there are too many."""
+    space = _library.ParameterSpace()
+    space.initialize(index)
+    points = [parse(space.combination_name(number)) for number in range(space.n_combinations())]
+    named = [_key({name: value for name, value in point.items() if name not in _UNUSED}) for point in points]
+    distinct = list(dict.fromkeys(named))
+    chosen = np.unique(np.linspace(0, len(distinct) - 1, min(len(distinct), _MOST_POINTS)).astype(np.int64))
+    return [distinct[number] for number in chosen]
+
+
+def _key(point: Point) -> str:
+    return ",".join(f"{name}={value:g}" for name, value in point.items())
 
 
 def filters(index: Any) -> bool:

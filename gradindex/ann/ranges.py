@@ -8,19 +8,17 @@ What FAISS compares may be rounded (to 8 bits, say). With x̂ the vector that it
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.ann import factory
+from gradindex.ann import files as index_files
+from gradindex.ann.searcher import Searcher, inverted
 from gradindex.data.source import Ids
 from gradindex.errors import DamagedIndexError
 from gradindex.store import Store
-
-if TYPE_CHECKING:
-    from gradindex.index.index import Index
 
 KEY = "rounding"
 _ALL_BUT = 1e-3  # of the rows: those that are rounded worst are always found, and do not widen the search
@@ -38,27 +36,26 @@ class Rounding:
     worse: Ids
 
 
-def serve(index: "Index") -> bool:
+def serve(store: Store, searcher: Searcher) -> bool:
     """Whether FAISS can search ranges of what it holds, and tell what that is: flat rows and lists, also of codes."""
-    searcher = index.searcher
     kinds = faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer
-    return searcher.dim == index.store.header.dim and isinstance(searcher.index, kinds)
+    return searcher.dim == store.header.dim and isinstance(searcher.index, kinds)
 
 
-def within(index: "Index", query: NDArray[np.float32], bound: float) -> Ids:
+def within(store: Store, searcher: Searcher, query: NDArray[np.float32], bound: float) -> Ids:
     """Return all rows whose stored sketch has an inner product of at least `bound` with `query` (dim,), of unit norm.
 
     And some more: those that only may. Ascending.
     """
-    found = rounding(index.store, index.searcher)
+    found = rounding(store, searcher)
     radius = bound - found.error - len(query) * _SINGLE
-    ivf = factory.inverted(index.searcher.index)
+    ivf = inverted(searcher.index)
     everywhere = None if ivf is None else library.IVFSearchParameters(nprobe=ivf.nlist)
-    _, _, rows = index.searcher.index.range_search(query[None], np.nextafter(np.float32(radius), -4), params=everywhere)
+    _, _, rows = searcher.index.range_search(query[None], np.nextafter(np.float32(radius), -4), params=everywhere)
     return np.union1d(rows, found.worse).astype(np.int64)
 
 
-def rounding(store: Store, searcher: factory.Searcher) -> Rounding:
+def rounding(store: Store, searcher: Searcher) -> Rounding:
     """Return how far what FAISS holds is from the store's rows; measured if the index's manifest does not say.
 
     The index that is open may not be the one that lies on disk by now: what is kept names the file it is of.
@@ -71,7 +68,7 @@ def rounding(store: Store, searcher: factory.Searcher) -> Rounding:
 
 def _saved(store: Store, file: str) -> Rounding | None:
     try:
-        saved = factory.annotation(store, KEY)
+        saved = index_files.annotation(store, KEY)
     except DamagedIndexError:  # of other rows by now
         return None
     if not isinstance(saved, dict) or saved.get("file") != file:
@@ -79,17 +76,17 @@ def _saved(store: Store, file: str) -> Rounding | None:
     return Rounding(float(saved["error"]), np.array(saved["worse"], np.int64))
 
 
-def _measured(store: Store, searcher: factory.Searcher) -> Rounding:
+def _measured(store: Store, searcher: Searcher) -> Rounding:
     errors = _errors(store, searcher)
     count = int(_ALL_BUT * len(errors))
     worse = np.sort(np.argpartition(-errors, count)[:count]) if count else np.empty(0, np.int64)
     error = float(np.delete(errors, worse).max(initial=0)) * (1 + 1e-6)
     with contextlib.suppress(OSError, DamagedIndexError):  # a store that may only be read, or has other rows by now
-        factory.annotate(store, KEY, {"file": searcher.file, "error": error, "worse": worse.tolist()})
+        index_files.annotate(store, KEY, {"file": searcher.file, "error": error, "worse": worse.tolist()})
     return Rounding(error, worse.astype(np.int64))
 
 
-def _errors(store: Store, searcher: factory.Searcher) -> NDArray[np.float64]:
+def _errors(store: Store, searcher: Searcher) -> NDArray[np.float64]:
     """Return ‖x − x̂‖ (n,) of all rows; infinite for one that FAISS does not hold."""
     errors = np.full(len(store), np.inf)
     for rows, vectors in _held(searcher.index):
@@ -100,7 +97,7 @@ def _errors(store: Store, searcher: factory.Searcher) -> NDArray[np.float64]:
 
 def _held(index: Any) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
     """Yield rows and the vectors that an index holds in their place, by blocks."""
-    ivf = factory.inverted(index)
+    ivf = inverted(index)
     if ivf is None:
         for begin in range(0, index.ntotal, _BLOCK):
             count = min(_BLOCK, index.ntotal - begin)

@@ -1,29 +1,27 @@
 """The commands. Each is a thin layer over a function of the same name."""
 
-import dataclasses
 import json
 import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from gradindex.cli import engines, sketches
 from gradindex.cli.changes import add, compact, remove
 from gradindex.cli.console import err, out
 from gradindex.cli.doctor import doctor
 from gradindex.cli.evaluate import evaluate
+from gradindex.cli.export import export
+from gradindex.cli.index import build, explain, info, repair, tune, verify
 from gradindex.cli.influence import self_influence
-from gradindex.cli.options import FILE, JobName, Json, Out
-from gradindex.cli.plan import export, plan
+from gradindex.cli.options import FILE, Json
+from gradindex.cli.plan import plan
 from gradindex.cli.report import report
 from gradindex.cli.serve import serve
-from gradindex.kernels import Kernel
 from gradindex.words import Backend
 
 app = typer.Typer(
@@ -43,11 +41,12 @@ app.command()(plan)
 app.command()(export)
 app.command()(report)
 app.command()(doctor)
-
-KernelOption = Annotated[
-    Kernel | None, typer.Option(help="Which kernel.  [default: grad_cos, or the index's own metric]")
-]
-Rerank = Annotated[int, typer.Option(min=0, help="Candidates of each side evaluated exactly; 0 for none.")]
+app.command()(build)
+app.command()(explain)
+app.command()(verify)
+app.command()(tune)
+app.command()(info)
+app.command()(repair)
 
 
 def run(arguments: list[str]) -> int:
@@ -84,221 +83,6 @@ def _root(
 
 
 @app.command()
-def build(
-    job: JobName,
-    out_path: Out,
-    sketch: sketches.SketchOption = None,
-    dim: sketches.Dim = None,
-    landmarks: sketches.Landmarks = None,
-    dims: sketches.Dims = None,
-    residual: sketches.Residual = None,
-    metric: Annotated[
-        str | None, typer.Option(help="Index the rows of this relevance metric, such as cos-last, not gradients.")
-    ] = None,
-    metric_option: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE for the metric, such as damping=0.001 or layers=2,4.")
-    ] = None,
-    index: Annotated[str, typer.Option(help="'auto' or a FAISS factory string.")] = "auto",
-    index_memory: Annotated[
-        int | None, typer.Option(min=1, help="Bytes that an index chosen by 'auto' may take.  [default: any]")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the projection.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.  [default: fits memory]")] = None,
-    shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: 128 MiB]")] = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute.  [default: where the model is]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is already there.")] = False,
-    engine: engines.EngineOption = None,
-    address: engines.Address = None,
-    workers: engines.Workers = None,
-    resources: engines.Resources = None,
-    working_dir: engines.WorkingDir = None,
-    as_json: Json = False,
-) -> None:
-    """Embed a job's dataset into OUT and index it; continues an interrupted build."""
-    import gradindex
-    from gradindex.cli.tables import info_table
-    from gradindex.errors import FinishedError
-
-    chosen = sketches.sketch_of(sketch, dim, landmarks, dims, residual)
-    made = _job(job, device)
-    try:
-        index_ = gradindex.build(
-            made,
-            out_path,
-            sketch=chosen,
-            metric=metric,
-            metric_options=_metric_options(metric_option or []),
-            index=index,
-            index_memory=index_memory,
-            seed=seed,
-            batch_size=batch_size,
-            shard_rows=shard_rows,
-            overwrite=overwrite,
-            engine=engines.engine_of(engine, address, workers, resources, working_dir),
-        )
-    except FinishedError:  # the last build was stopped in its last moment, or its end was not seen
-        index_ = gradindex.load(out_path, made)
-    if as_json:
-        summary = None if index_.summary is None else index_.summary.to_json()
-        typer.echo(json.dumps(describe(index_) | {"summary": summary}))
-        return
-    out.print(info_table(describe(index_)))
-    out.print(str(index_.summary or "All of it was there already; nothing was left to do."), highlight=False)
-
-
-@app.command()
-def explain(
-    path: Out,
-    job: JobName,
-    rows: Annotated[
-        Path | None, typer.Option("--rows", help="FILE.npz with inputs x and, optionally, labels y.", **FILE)
-    ] = None,
-    ids: Annotated[str | None, typer.Option("--ids", help="Training rows as queries, such as 3,14.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many proponents and opponents.")] = 10,
-    kernel: KernelOption = None,
-    rerank: Rerank = 50,
-    recall: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Search as fast as this recall allows; needs `tune` first.")
-    ] = None,
-    certify: Annotated[
-        bool, typer.Option("--certify", help="Check rows until the answer is proved; for indexes of landmark rows.")
-    ] = False,
-    max_checks: Annotated[
-        int | None, typer.Option(min=1, help="With --certify: give up after so many for a query and side.")
-    ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Find only samples with COLUMN=VALUE[,VALUE].")] = None,
-    as_json: Json = False,
-) -> None:
-    """Print the training samples most and least similar to each query."""
-    import gradindex
-    from gradindex.ann import selection
-    from gradindex.cli.tables import explanation_tables, proofs_line
-
-    if (rows is None) == (ids is None):
-        raise typer.BadParameter("Give either --rows FILE.npz or --ids 3,14.")
-    wanted = None if ids is None else _ids(ids)
-    loaded = _job(job)
-    index = gradindex.load(path, loaded)
-    x, y = (None, None) if rows is None else _read_rows(rows)
-    chosen = selection.parse(index.store, where or [])
-    proof = {"certify": certify, "max_checks": max_checks}
-    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel, rerank=rerank, recall=recall, where=chosen, **proof)
-    if as_json:
-        typer.echo(result.to_json())
-        return
-    names = [f"sample {i}" for i in wanted] if wanted is not None else None
-    for table in explanation_tables(result, names, loaded.class_names, width=out.width):
-        out.print(table, crop=False)  # rather a line that wraps than one without its end
-    if certify:
-        out.print(proofs_line(result), highlight=False, markup=False)
-
-
-@app.command()
-def verify(
-    path: Out,
-    job: JobName,
-    queries: Annotated[int, typer.Option(min=1, help="Training samples drawn as queries.")] = 200,
-    k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = 10,
-    kernel: KernelOption = None,
-    rerank: Rerank = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = 0,
-    min_recall: Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 below this recall.")] = 0.0,
-    rows: Annotated[
-        Path | None,
-        typer.Option("--rows", help="FILE.npz with held-out queries x and labels y.", **FILE),
-    ] = None,
-    max_seconds: Annotated[
-        float | None, typer.Option(min=0, help="Stop comparing rows after so long; recalls are then upper limits.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the audit into this file.", **FILE)] = None,
-    as_json: Json = False,
-) -> None:
-    """Audit the index: recall and rank correlation against the exact kernel."""
-    import gradindex
-    from gradindex.cli.tables import audit_table
-
-    index = gradindex.load(path, _job(job))
-    with err.status("Computing the exact kernel over the training set"):
-        x, y = (None, None) if rows is None else _read_rows(rows)
-        audit = index.verify(
-            queries=queries, k=k, kernel=kernel, rerank=rerank, seed=seed, x=x, y=y, max_seconds=max_seconds
-        )
-    if plot is not None:
-        from gradindex import plots
-        from gradindex.plots.page import save_figure
-
-        save_figure(plots.plot_audit(audit, index.curve), plot, dpi=100)
-    if as_json:
-        typer.echo(json.dumps(audit.to_json()))
-    else:
-        out.print(audit_table(audit))
-    if audit.recall < min_recall:
-        raise ValueError(f"recall@{k} is {audit.recall:.4f}, below the {min_recall} asked for.")
-    if min_recall and not audit.complete:
-        raise ValueError(
-            f"Only {audit.compared} of {audit.rows} rows could be compared, so recall@{k} is {audit.recall:.4f} at "
-            f"most; whether it is {min_recall} is not known. Give more --max-seconds."
-        )
-
-
-@app.command()
-def tune(
-    path: Out,
-    queries: Annotated[int, typer.Option(min=1, help="Stored rows drawn as queries.")] = 200,
-    k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Measure recall against latency at FAISS's settings, and keep the curve with the index."""
-    import gradindex
-
-    curve = gradindex.load(path).tune(queries=queries, k=k, seed=seed)
-    if as_json:
-        typer.echo(json.dumps(curve.to_json()))
-    else:
-        out.print(str(curve), highlight=False, markup=False)
-
-
-@app.command()
-def info(
-    path: Out,
-    check: Annotated[bool, typer.Option("--check", help="Compare the sha256 of every file.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Say what an index holds."""
-    import gradindex
-    from gradindex.cli.tables import info_table
-
-    index = gradindex.load(path)
-    if check:
-        index.check()
-    found = describe(index) | ({"checked": "every file matches its sha256"} if check else {})
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        out.print(info_table(found))
-
-
-@app.command()
-def repair(
-    path: Out,
-    job: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODULE:FUNCTION]", help="The job, needed only if shards are damaged."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Mend a damaged index: embed damaged shards again, rebuild the FAISS index, remove leftovers."""
-    import gradindex
-
-    done = gradindex.repair(path, None if job is None else _job(job))
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(done)))
-    else:
-        out.print(str(done), markup=False, highlight=False)
-
-
-@app.command()
 def demo(
     backend: Annotated[Backend, typer.Option(help="Framework of the model.")] = Backend.TORCH,
     path: Annotated[Path, typer.Option("--out", help="Where to save index, model and picture.", **FILE)] = Path(
@@ -313,87 +97,3 @@ def demo(
     found = run_demo(backend, path, seed, Console(quiet=True) if as_json else out, err)
     if as_json:
         typer.echo(json.dumps(found))
-
-
-def describe(index: Any) -> dict[str, Any]:
-    """Return what `gradindex info` tells about an index, JSON-ready."""
-    from gradindex.compute import watch
-
-    header, searcher = index.store.header, index.searcher
-    norms = index.store.norms
-    return {
-        "path": str(index.store.path),
-        "samples": len(index),
-        "removed": 0 if index.store.alive is None else int((~index.store.alive).sum()),
-        "shards": len(index.store.shards),
-        "parts": len(index.store.state.parts),
-        "sketch": header.sketch,
-        "seed": header.seed,
-        "dim": header.dim,
-        "index": searcher.factory,
-        "index_dim": searcher.dim,
-        "store_bytes": index.store.bytes,
-        "index_bytes": searcher.bytes,
-        "zero_gradients": int((norms == 0).sum()),
-        "median_norm": float(np.median(norms)),
-        "compared": dataclasses.asdict(watch.of_store(index.store)),
-        "metric": header.metric,
-        "task": header.task,
-        "backend": header.backend,
-        "batch_size": header.batch_size,
-        "parameters": [
-            {key: parameter[key] for key in ("name", "shape", "path") if key in parameter}
-            for parameter in header.parameters
-        ],
-        "columns": sorted(index.store.columns),
-        "threads": header.threads,
-        "deterministic": header.deterministic,
-        "versions": header.versions,
-    }
-
-
-def _job(reference: str, device: str | None = None) -> Any:
-    from gradindex.job import JobReferenceError, load_job
-
-    try:
-        job = load_job(reference)
-    except JobReferenceError as error:
-        raise typer.BadParameter(str(error)) from None
-    return job if device is None else dataclasses.replace(job, device=device)
-
-
-def _metric_options(pairs: list[str]) -> dict[str, Any]:
-    """Return ``KEY=VALUE`` as a dict, with numbers as numbers and layers as a list of names."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--metric-option takes KEY=VALUE, got {pair!r}.")
-        if name == "layers":
-            found[name] = text.split(",")
-            continue
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
-    return found
-
-
-def _ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise typer.BadParameter(f"--ids takes integers such as 3,14, got {text!r}.") from None
-
-
-def _read_rows(path: Path) -> tuple[Any, Any]:
-    """Read x and y; a file without an array x gives a dict of all its arrays but y."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"Cannot read {path}: {error}") from None
-    y = found.pop("y", None)
-    if not found:
-        raise typer.BadParameter(f"{path} holds no array x.")
-    return found.get("x", found), y

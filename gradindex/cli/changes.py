@@ -20,12 +20,12 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add the samples that a job's dataset has behind those of the index; continues if it was interrupted."""
-    import gradindex
-    from gradindex.cli.app import _job
+    from gradindex.cli import inputs
+    from gradindex.index import opening
     from gradindex.store import Store
 
     before = len(Store.open(path))
-    index = gradindex.add(path, _job(job), batch_size=batch_size, shard_rows=shard_rows)
+    index = opening.add(path, inputs.job_of(job), batch_size=batch_size, shard_rows=shard_rows)
     summary = index.summary
     text = (
         f"Nothing to add: the index has all {before} samples."
@@ -42,18 +42,18 @@ def remove(
     as_json: Json = False,
 ) -> None:
     """Remove training samples from all answers; indexes that are open now keep finding them."""
-    from gradindex.cli.app import _ids
+    from gradindex.cli import inputs
     from gradindex.store import Store
 
-    count = Store.open(path).remove(_ids(ids))
+    count = Store.open(path).remove(inputs.ids_of(ids))
     _say(f"Removed {count} samples.", {"removed": count}, as_json)
 
 
 def compact(path: Out, as_json: Json = False) -> None:
     """Rewrite an index without the samples that were removed; ids keep their meaning."""
-    import gradindex
+    from gradindex.index import opening
 
-    count = gradindex.compact(path)
+    count = opening.compact(path)
     _say(f"Left out {count} removed samples.", {"left_out": count}, as_json)
 
 

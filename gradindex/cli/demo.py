@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-import gradindex
 from gradindex.errors import missing
 from gradindex.gradients import require
 from gradindex.job import Job
@@ -51,6 +50,7 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
     """
     from gradindex import plots
     from gradindex.cli.tables import audit_table, explanation_tables
+    from gradindex.index import opening
     from gradindex.plots.page import save_figure
 
     require(backend)
@@ -61,7 +61,7 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
         fit(model, x_train, y_train)
     job = _job(backend, model, x_train, y_train)
     began = time.perf_counter()
-    index = gradindex.build(job, path / "index", seed=seed, overwrite=True)
+    index = opening.build(job, path / "index", seed=seed, overwrite=True)
     seconds = time.perf_counter() - began
     _save_weights(path / WEIGHTS, backend, model, seed)
     accuracy = float((job.engine.outputs(x_test).argmax(axis=1) == y_test).mean())

@@ -46,11 +46,11 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is installed and what there is to compute with; test the gradients of a job against the plain loop."""
-    from gradindex.cli.app import _job
+    from gradindex.cli import inputs
 
     found: dict[str, Any] = {"environment": environment()}
     if job is not None:
-        found["job"] = examine(_job(job), samples)
+        found["job"] = examine(inputs.job_of(job), samples)
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -66,7 +66,7 @@ def doctor(
 
 def environment() -> dict[str, Any]:
     """Return versions, devices and threads, without importing a framework that is not there."""
-    from gradindex import __version__
+    from gradindex._version import __version__
 
     versions = {"gradindex": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in _PACKAGES:
@@ -83,9 +83,9 @@ def environment() -> dict[str, Any]:
 
 
 def _devices(versions: dict[str, Any]) -> dict[str, Any]:
-    import faiss
+    from gradindex.ann import blas
 
-    found: dict[str, Any] = {"faiss threads": int(faiss.omp_get_max_threads())}
+    found: dict[str, Any] = {"faiss threads": blas.threads()}
     if "torch" in versions:
         from gradindex.gradients.torch.model import devices
 

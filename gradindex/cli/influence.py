@@ -22,9 +22,9 @@ def self_influence(
     as_json: Json = False,
 ) -> None:
     """Print the samples that influence themselves most: mislabelled, atypical or hard ones."""
-    import gradindex
+    from gradindex.loading import load
 
-    index = gradindex.load(path)
+    index = load(path)
     values, ids = index.self_influence(min(top, len(index)))
     rows = index.store.rows_of(ids)
     columns = {

@@ -1,6 +1,5 @@
-"""The commands `plan` and `export`."""
+"""The command `gradindex plan`."""
 
-import dataclasses
 import json
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from gradindex.cli.console import err, out
-from gradindex.cli.options import Json, Out
+from gradindex.cli.options import Json
 from gradindex.lifecycle.plan import Prediction, Rates
 
 
@@ -22,13 +21,13 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Measure a job here, and say what a build of many rows would take: hours, bytes, memory, queries a second."""
-    import gradindex
-    from gradindex.cli.app import _job
+    from gradindex.cli import inputs
     from gradindex.lifecycle.measure import measure
     from gradindex.lifecycle.plan import predict
+    from gradindex.sketch import CountSketch
 
     with err.status(f"Embedding, storing and searching some rows for about {seconds:g} s"):
-        rates = measure(_job(job), sketch=gradindex.CountSketch(dim), seconds=seconds)
+        rates = measure(inputs.job_of(job), sketch=CountSketch(dim), seconds=seconds)
     found = predict(rates, int(rows), workers)
     sizes = [max(1, int(rows * factor)) for factor in (0.01, 0.1, 1, 10)]
     growth = [predict(rates, size, workers) for size in sizes]
@@ -37,23 +36,6 @@ def plan(
         typer.echo(json.dumps(every))
         return
     _print(rates, found, growth)
-
-
-def export(
-    path: Out,
-    parquet: Annotated[str | None, typer.Option(help="New directory for Parquet files, or a URL.")] = None,
-    faiss: Annotated[str | None, typer.Option(help="New file for the FAISS index with ids, or a URL.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the Parquet vectors: 'float32' or 'float16'.")] = "float32",
-    as_json: Json = False,
-) -> None:
-    """Write the embeddings for other programs: Parquet for vector databases, FAISS for its readers."""
-    from gradindex.interop.export import export as write
-
-    done = write(path, parquet=parquet, faiss=faiss, dtype=dtype)
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(done)))
-    else:
-        out.print(str(done), markup=False, highlight=False)
 
 
 def _print(rates: Rates, found: Prediction, growth: list[Prediction]) -> None:

@@ -28,17 +28,17 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write a page on an index and on some queries: one file that needs no network."""
-    import gradindex
-    from gradindex.cli.app import _ids, _job, _read_rows
+    from gradindex.cli import inputs
+    from gradindex.loading import load
     from gradindex.report import write_report
     from gradindex.store.location import size
 
-    index = gradindex.load(path, _job(job))
+    index = load(path, inputs.job_of(job))
     x = y = ids = None
     if queries is not None and queries.endswith(".npz"):
-        x, y = _read_rows(local_file(queries))
+        x, y = inputs.read_rows(local_file(queries))
     elif queries is not None:
-        ids = _ids(queries)
+        ids = inputs.ids_of(queries)
     written = write_report(index, file, x, y, ids=ids, k=k, top=top, kernel=kernel)
     bytes_ = size(written)
     found = {"report": str(written), "bytes": bytes_}

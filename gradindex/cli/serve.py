@@ -36,8 +36,8 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Answer lookups over HTTP, and serve a page to explore the index; stops at SIGTERM or Ctrl+C."""
-    import gradindex
-    from gradindex.cli.app import _job
+    from gradindex.cli import inputs
+    from gradindex.loading import load
     from gradindex.serve import Settings
     from gradindex.serve import serve as run
 
@@ -57,4 +57,4 @@ def serve(
         if as_json:
             typer.echo(json.dumps({"address": address}))
 
-    run(gradindex.load(path, _job(job)), settings, host=host, port=port, ready=ready)
+    run(load(path, inputs.job_of(job)), settings, host=host, port=port, ready=ready)

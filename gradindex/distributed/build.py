@@ -1,24 +1,25 @@
 """A build on Ray: the driver hands out shards, trains the quantiser, and puts the inverted lists together."""
 
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
 from gradindex.compute import landmarks
 from gradindex.data.columns import as_columns
 from gradindex.distributed import inverted_lists
 from gradindex.distributed.build_worker import Worker
 from gradindex.distributed.connection import Connection, reachable
 from gradindex.distributed.job_sender import recipe
-from gradindex.distributed.options import Ray
 from gradindex.distributed.pool import Pool
 from gradindex.job import Job
+from gradindex.lifecycle.embed_shards import check_versions
+from gradindex.lifecycle.executor import Advance
 from gradindex.runtime.log import log
 from gradindex.runtime.progress import progress_bar
 from gradindex.store import Store
 
-Advance = Callable[[int], None]
+if TYPE_CHECKING:
+    from gradindex.distributed.options import Ray
 
 
 class Workers:
@@ -32,7 +33,7 @@ class Workers:
         What is built.
     """
 
-    def __init__(self, options: Ray, job: Job, store: Store) -> None:
+    def __init__(self, options: "Ray", job: Job, store: Store) -> None:
         self._options, self._job, self._store = options, job, store
         self._pool: Pool | None = None
 
@@ -47,8 +48,6 @@ class Workers:
 
     def embed_missing(self, progress: bool | None = None) -> int:
         """Embed and publish the shards that the store lacks; return how many samples were embedded."""
-        from gradindex.lifecycle.embed_shards import check_versions
-
         store, missing = self._store, self._store.missing()
         if not missing:
             return 0
@@ -65,9 +64,9 @@ class Workers:
         return embedded
 
     def add(self, index: Any, store: Store, dim: int, advance: Advance) -> None:
-        """Add all rows of a store to a trained index as `factory.add` does, encoded by the workers."""
+        """Add all rows of a store to a trained index as `indexing.add` does, encoded by the workers."""
         if not inverted_lists.spreads(index):
-            factory.add(index, store, dim, advance)
+            indexing.add(index, store, dim, advance)
             return
         numbers = range(store.header.shards)
         trained = (self._connection.ray.put(inverted_lists.sent(index)),)

@@ -41,8 +41,8 @@ class Worker:
         from gradindex.compute import landmarks
         from gradindex.data.columns import as_columns
         from gradindex.errors import MismatchError
-        from gradindex.lifecycle.build import check_job
         from gradindex.lifecycle.embed_shards import check_versions
+        from gradindex.lifecycle.header import check_job
         from gradindex.runtime import threads
         from gradindex.store import Header, Store
         from gradindex.store.location import exists, locate

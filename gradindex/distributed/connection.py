@@ -4,12 +4,14 @@ import logging
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradindex.distributed.options import Ray
 from gradindex.errors import missing
 from gradindex.runtime.log import log
 from gradindex.store.location import Location
+
+if TYPE_CHECKING:
+    from gradindex.distributed.options import Ray
 
 
 class Connection:
@@ -28,7 +30,7 @@ class Connection:
         If no cluster answers.
     """
 
-    def __init__(self, options: Ray) -> None:
+    def __init__(self, options: "Ray") -> None:
         try:
             import ray
         except ImportError:
@@ -89,7 +91,7 @@ def reachable(path: Location) -> str:
     return str(path.resolve() if isinstance(path, Path) else path)
 
 
-def _connect(ray: Any, options: Ray) -> None:
+def _connect(ray: Any, options: "Ray") -> None:
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     try:

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.ann.factory import as_vectors
+from gradindex.ann.searcher import as_vectors
 from gradindex.store import Store
 from gradindex.store.shard import Shard
 from gradindex.store.store import SHARDS

@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradindex.distributed.build import Workers
+    from gradindex.distributed.index import ClusterIndex
+    from gradindex.job import Job
+    from gradindex.store import Store
+    from gradindex.store.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,18 @@ class Ray:
             if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount >= 0:
                 raise ValueError(f"resources[{name!r}] must be a number of 0 or more, got {amount!r}.")
         object.__setattr__(self, "resources", {"CPU": 1, **self.resources})
+
+    def workers_of(self, job: "Job", store: "Store") -> "Workers":
+        """Return the workers of one build, a `gradindex.lifecycle.executor.Executor`; they start in its context."""
+        from gradindex.distributed.build import Workers
+
+        return Workers(self, job, store)
+
+    def connect(self, path: "str | Location", job: "Job | None") -> "ClusterIndex":
+        """Open the index at `path` on the cluster; see `gradindex.load`."""
+        from gradindex.distributed.index import ClusterIndex
+
+        return ClusterIndex.connect(path, job, self)
 
     def actor_options(self) -> dict[str, Any]:
         """Return the resources of a worker in the form that Ray's actors take."""

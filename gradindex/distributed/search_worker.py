@@ -9,8 +9,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.ann import factory
+from gradindex.ann import files as index_files
 from gradindex.ann.operating_point import Point
+from gradindex.ann.searcher import Searcher
 from gradindex.ann.selection import Selection
 from gradindex.data.source import Ids
 from gradindex.distributed.job_sender import Recipe
@@ -138,11 +139,11 @@ class IndexPart:
         return exact.candidate_dots(self._job.engine, self._job.source, None, gradients, candidates)
 
     @cached_property
-    def _mapped(self) -> tuple[StorePart, factory.Searcher]:
+    def _mapped(self) -> tuple[StorePart, Searcher]:
         """These rows and the FAISS index; raises DamagedIndexError if their files are damaged, or gone by now."""
         try:
             _ = self._store.shards
-            return self._store, factory.load(self._whole)
+            return self._store, index_files.load(self._whole)
         except DamagedIndexError:
             if self._whole.is_last():
                 raise
@@ -155,7 +156,7 @@ class IndexPart:
     def _job(self) -> Any:
         if self._recipe is None:
             raise ValueError("This index was opened without a job.")
-        from gradindex.lifecycle.build import check_job
+        from gradindex.lifecycle.header import check_job
 
         job = self._recipe.make()
         check_job(self._whole, job)

@@ -1,17 +1,17 @@
 """The index as an object: explain, search, verify."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import relevance
-from gradindex.ann import factory
-from gradindex.ann.operating_point import Point
-from gradindex.ann.selection import Selection, select
-from gradindex.compute import exact, queries, watch
-from gradindex.compute.held_queries import Held, compare
+from gradindex.ann import files as index_files
+from gradindex.ann.selection import select
+from gradindex.compute import queries, watch
+from gradindex.compute.held_queries import Held
 from gradindex.data.checks import as_ids
 from gradindex.data.source import Batch, Ids
 from gradindex.data.source import index as take
@@ -23,9 +23,9 @@ from gradindex.gradients.ways import STEPS, WayDiffers
 from gradindex.index.state import Changing, pinned
 from gradindex.kernels import Kernel
 from gradindex.runtime.log import log
-from gradindex.search import cascade, norm_scan, tuning
+from gradindex.search import cascade, question, tuning
 from gradindex.search import certify as proofs
-from gradindex.search.answer import check_k, check_max_checks, describe, meta
+from gradindex.search.answer import Answer, check_k, check_max_checks, describe, explanation_data, joined, meta
 from gradindex.search.audit import Audit, verify
 from gradindex.sketch.rows import normalise
 from gradindex.words import Task
@@ -72,7 +72,7 @@ class Index(Changing):
         ids: Any = None,
         k: int = 10,
         kernel: str | None = None,
-        rerank: int = cascade.RERANK,
+        rerank: int = question.RERANK,
         candidates: int | None = None,
         recall: float | None = None,
         eps: float = 0.0,
@@ -148,35 +148,28 @@ class Index(Changing):
         check_max_checks(certify, max_checks, k)
         selection = select(self.store, where)
         point = None if recall is None else tuning.pick(self.store, recall)
-        wanted = cascade.ask(len(self), parsed, k, rerank, candidates, eps, selection, point)
+        wanted = question.ask(len(self), parsed, k, rerank, candidates, eps, selection, point)
         asked = self.labelled(x, y, ids)
         compared = self.at_hand.compared if rerank or certify else watch.Compared()
         self.changed = []  # of the copy that is pinned for this call
-        parts, methods = [], set()
+        answers, methods = [], set()
         most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
         formed = rerank and not certify
         chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked, most)
         for some, rows, norms in chunks:
             batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
             if certify:
-                part, method = self._certified(batch, wanted, max_checks)
+                found, method = self._certified(batch, wanted, max_checks)
             elif formed:
-                part, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
+                found, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
             else:
-                part, method = cascade.answer(self, batch, None, rows, norms, wanted)
-            parts.append(part)
+                found, method = cascade.answer(self, batch, None, rows, norms, wanted)
+            answers.append(found)
             methods.add(method)
-        data: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        if len(changed := np.concatenate([*self.changed, np.empty(0, np.int64)])):
-            for prefix, ids_ in (("", "ordered_indices"), ("opponent_", "opponent_indices")):
-                data[f"{prefix}exact"] &= ~np.isin(data[ids_], changed)
-                data[f"{prefix}proved"][:] = False
-        if data["proved"].any() or data["opponent_proved"].any():  # by bounds, which hold for right rows only
-            data["proved"] &= self.at_hand.rows_hold
-            data["opponent_proved"] &= self.at_hand.rows_hold
-        data.update(describe(self.store, self.job.engine, asked, data))
+        answer = self._doubted(joined(answers))
+        described = describe(self.store, self.job.engine, asked, answer)
         if ids is None and y is None:
-            data.pop("query_labels", None)  # they were the predictions
+            described = replace(described, query_labels=None)  # they were the predictions
         params = {
             "kernel": relevance.title(self.store.header.metric, parsed),
             "k": k,
@@ -194,11 +187,9 @@ class Index(Changing):
             "searched": "scan of the store" if certify else cascade.searched(self, wanted),
             "sketch": self.store.header.sketch,
         }
-        return Explanation(meta("Index", params), data, view=(self.job, asked.x, ids))
+        return Explanation(meta("Index", params), explanation_data(answer, described), view=(self.job, asked.x, ids))
 
-    def _certified(
-        self, batch: Batch, wanted: cascade.Question, max_checks: int | None
-    ) -> tuple[dict[str, NDArray[Any]], str]:
+    def _certified(self, batch: Batch, wanted: question.Question, max_checks: int | None) -> tuple[Answer, str]:
         """Return a certified answer and how values were computed; anew where these are not those of training steps."""
         try:
             found = proofs.answer(self, batch, wanted, max_checks)
@@ -206,6 +197,14 @@ class Index(Changing):
             log.warning("%s, so training steps are taken", error)
             found = proofs.answer(self, batch, wanted, max_checks)
         return found, FACTORS if self.job.engine.ways.usable(FACTORS) else STEPS
+
+    def _doubted(self, answer: Answer) -> Answer:
+        """Return an answer without what samples that have changed, or wrong stored rows, leave unproved."""
+        if len(changed := np.concatenate([*self.changed, np.empty(0, np.int64)])):
+            answer = Answer(*(side.without(changed) for side in answer.sides))
+        if any(side.proved.any() for side in answer.sides):  # by bounds, which hold for right rows only
+            answer = Answer(*(replace(side, proved=side.proved & self.at_hand.rows_hold) for side in answer.sides))
+        return answer
 
     @pinned
     def search(self, vectors: NDArray[Any], k: int = 10, *, where: Any = None) -> tuple[NDArray[np.float32], Ids]:
@@ -227,7 +226,7 @@ class Index(Changing):
             raise ValueError(f"Expected vectors of shape (m, {self.store.header.dim}), got {vectors.shape}.")
         if not np.isfinite(vectors).all():
             raise ValueError("The vectors hold NaN or infinity.")
-        scores, rows, _ = self._nearest(normalise(vectors), k, select(self.store, where))
+        scores, rows, _ = self.rows.nearest(normalise(vectors), k, select(self.store, where))
         return scores, cascade.ids_of(self.store, rows)
 
     @pinned
@@ -265,8 +264,8 @@ class Index(Changing):
             Naming the first file that is damaged or belongs to no manifest.
         """
         self.store.check()
-        factory.check(self.store)
-        factory.check_extra(self.store)
+        index_files.check(self.store)
+        index_files.check_extra(self.store)
 
     @pinned
     def self_influence(self, top: int = 10) -> tuple[NDArray[np.float64], Ids]:
@@ -324,7 +323,7 @@ class Index(Changing):
         queries: int = 200,
         k: int = 10,
         kernel: str | None = None,
-        rerank: int = cascade.RERANK,
+        rerank: int = question.RERANK,
         seed: int = 0,
         x: Any = None,
         y: Any = None,
@@ -356,17 +355,9 @@ class Index(Changing):
         WayDiffers
             If some that were compared are not those of training steps.
         """
-        job, ids, size = self.job, self.store.ids[rows], self.at_hand.batch_size
-        out = np.empty((held.count, len(ids)))
-        losses: dict[int, float] = {}
-        for begin in range(0, len(ids), size):
-            batch = job.source.take(ids[begin : begin + size])
-            products, found = held.dots(batch)
-            compare(job.engine, held, batch, products)
-            out[:, begin : begin + len(batch)] = products
-            losses.update(zip(batch.ids.tolist(), found.losses.tolist(), strict=True))
+        products, losses = self.rows.evaluate(held, self.store.ids[rows])
         self.changed.append(cascade.compare_losses(self.store, losses))
-        return out
+        return products
 
     @property
     def example(self) -> Batch:
@@ -389,15 +380,3 @@ class Index(Changing):
         self, asked: queries.Queries, most: int = _QUERIES
     ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
         return queries.sketch_chunks(self.job.engine, asked, self.projector, self.at_hand.batch_size, most)
-
-    def _scan(self, *asked: Any, **options: Any) -> norm_scan.Found:
-        return norm_scan.scan(self.store, *asked, **options)
-
-    def _nearest(
-        self, sketches: NDArray[np.float32], k: int, selection: Selection | None, point: Point | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-        return cascade.nearest(self, sketches, k, selection, point)
-
-    def _dots(self, asked: Batch, gradients: Floats, ids: Ids) -> exact.Evaluated:
-        size = self.at_hand.batch_size
-        return exact.candidate_dots(self.job.engine, self.job.source, asked, gradients, ids, size)

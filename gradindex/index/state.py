@@ -3,21 +3,22 @@
 import copy
 import functools
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
 
 from gradindex import relevance
-from gradindex.ann import factory
-from gradindex.compute import landmarks, watch
-from gradindex.compute.blocks import embedding_batch_size
-from gradindex.data.source import Batch, Ids
+from gradindex.ann import files as index_files
+from gradindex.ann.searcher import Searcher
+from gradindex.data.source import Ids
 from gradindex.errors import DamagedIndexError, MismatchError
-from gradindex.gradients.projector import Projector
 from gradindex.job import Job
+from gradindex.lifecycle import add as adding
+from gradindex.lifecycle import compact as compacting
 from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking
+from gradindex.search.prepared import Prepared
+from gradindex.search.rows import LocalRows, RowSearch
 from gradindex.store import Store
 from gradindex.store.location import Location
 
@@ -45,71 +46,25 @@ def pinned(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     return cast(Callable[Concatenate[S, P], R], run)
 
 
-class AtHand:
-    """What queries need of a job and its store's header, computed once and shared by all states."""
-
-    def __init__(self, store: Store, job: Job) -> None:
-        self._store, self._job = store, job
-
-    @cached_property
-    def projector(self) -> Projector:
-        """The projection that made the stored sketches."""
-        return landmarks.bound(self._store, self._job)
-
-    @cached_property
-    def batch_size(self) -> int:
-        """Samples at once."""
-        return embedding_batch_size(self._job)
-
-    @cached_property
-    def compared(self) -> watch.Compared:
-        """How many stored rows were compared with training steps: in the build, or else now.
-
-        Where some differed in the build, what made them differ may make exact products wrong, too: these are then taken
-        from training steps alone.
-        """
-        found = watch.of_store(self._store)
-        self._job.engine.ways.distrusted |= bool(found.differed)
-        return found or self._comparison[0]
-
-    @cached_property
-    def rows_hold(self) -> bool:
-        """Whether stored rows were compared with training steps, and are theirs."""
-        return bool(watch.of_store(self._store)) or self._comparison[1]
-
-    @cached_property
-    def _comparison(self) -> tuple[watch.Compared, bool]:
-        return watch.compare_stored(self._store, self._job, self.projector)
-
-    @cached_property
-    def example(self) -> Batch:
-        """The first samples of the dataset: the form that queries and labels must have."""
-        return self._job.source.take(np.arange(min(64, len(self._job.source)), dtype=np.int64))
-
-
 class Changing:
     """A state of a store with its FAISS index, and the ways to the next one."""
 
-    def __init__(self, store: Store, job: Job | None = None, *, searcher: factory.Searcher | None = None) -> None:
+    def __init__(self, store: Store, job: Job | None = None, *, searcher: Searcher | None = None) -> None:
         forking.settle()
         self.store = store
-        self.searcher = searcher or factory.load(store)
+        self.searcher = searcher or index_files.load(store)
         self.summary: BuildSummary | None = None
         self.changed: list[Ids] = []
         """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
         self._job = job if job is None else job.with_metric(relevance.rows_of(store.header.metric))
-        self._at_hand = None if self._job is None else AtHand(store, self._job)
+        self._at_hand = None if self._job is None else Prepared(store, self._job)
+        self.rows: RowSearch = LocalRows(store, self.searcher, self._at_hand)
 
     @classmethod
     def open(cls, path: str | Location, job: Job | None = None) -> Self:
         """Open the last state of a store; raises like `Store.open`."""
-        while True:
-            store = Store.open(path)
-            try:
-                return cls(store, job)
-            except DamagedIndexError:
-                if store.is_last():  # else its rows changed while their index was being opened
-                    raise
+        store, searcher = index_files.open_last(path)
+        return cls(store, job, searcher=searcher)
 
     def __copy__(self) -> Self:
         """Return an index that shares everything, until one of the two changes."""
@@ -126,17 +81,17 @@ class Changing:
         return self._job
 
     @property
-    def at_hand(self) -> AtHand:
+    def at_hand(self) -> Prepared:
         """What queries need; raises ValueError if the index was opened without a job."""
-        if self._at_hand is None:
-            self._at_hand = AtHand(self.store, self.job)
+        _ = self.job  # says what is missing
+        assert self._at_hand is not None
         return self._at_hand
 
     def remove(self, ids: Any) -> int:
         """Remove samples from all answers, of this index and of those opened from now on; see `Store.remove`."""
         store = copy.copy(self.store)
         removed = store.remove(ids)
-        self.store = store
+        self.__dict__.update(store=store, rows=self.rows.over(store))  # at once: other threads see the one or the other
         return removed
 
     def add(self, dataset: Any, *, columns: Any = None, progress: bool | None = None) -> Ids:
@@ -166,17 +121,16 @@ class Changing:
         MismatchError
             If another process added samples since this index was opened.
         """
-        from gradindex.lifecycle.add import add
-
         first = len(self.job.source)
-        self._take(add(self.store.path, self.job.extended(dataset, columns), progress=progress))
+        job, summary = adding.add(self.store.path, self.job.extended(dataset, columns), progress=progress)
+        longer = type(self).open(self.store.path, job)
+        longer.summary = summary
+        self._take(longer)
         return np.arange(first, len(self.job.source), dtype=np.int64)
 
     def compact(self, *, progress: bool | None = None) -> int:
         """Rewrite the store without removed rows; return how many were left out. See `gradindex.compact`."""
-        from gradindex.lifecycle.compact import compact
-
-        left_out = compact(self.store.path, progress=progress)
+        left_out = compacting.compact(self.store.path, progress=progress)
         self._take(type(self).open(self.store.path, self._job))
         return left_out
 

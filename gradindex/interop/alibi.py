@@ -6,13 +6,13 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import gradindex
 from gradindex import kernels
+from gradindex._version import __version__
 from gradindex.compute import exact, queries
 from gradindex.data.checks import check_batch
 from gradindex.data.labels import as_array
@@ -21,17 +21,17 @@ from gradindex.explanation import Explanation
 from gradindex.gradients import make_engine
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
+from gradindex.index.index import Index
+from gradindex.index.opening import build
+from gradindex.interop import alibi_saved
 from gradindex.job import Job
 from gradindex.kernels import Kernel
 from gradindex.runtime.progress import progress_bar
+from gradindex.search.answer import check_k
 from gradindex.sketch import Sketch, widest
 from gradindex.store.location import Location, locate, on_disk
 from gradindex.words import Backend, BackendName, Task, choose_word
 
-if TYPE_CHECKING:
-    from gradindex.index.index import Index
-
-MANIFEST = "explainer.json"
 _SHOWN = 5  # samples in most_similar and least_similar
 
 
@@ -136,7 +136,7 @@ class GradientSimilarity:
                 "backend_name": self.backend.value,
                 "task_name": self.task.value,
             },
-            "version": gradindex.__version__,
+            "version": __version__,
         }
         self._set_predictor(predictor)
 
@@ -234,9 +234,7 @@ class GradientSimilarity:
         TypeError
             If the training data are objects that JSON cannot hold.
         """
-        from gradindex.interop.alibi_saved import save
-
-        save(self, on_disk(path, "GradientSimilarity.save"))
+        alibi_saved.save(self, on_disk(path, "GradientSimilarity.save"))
 
     @classmethod
     def load(
@@ -262,9 +260,9 @@ class GradientSimilarity:
         ValueError
             If `loss_fn` is needed, or `path` is a URL.
         """
-        from gradindex.interop.alibi_saved import load
-
-        explainer: GradientSimilarity = load(cls, on_disk(path, "GradientSimilarity.load"), predictor, loss_fn)
+        explainer: GradientSimilarity = alibi_saved.load(
+            cls, on_disk(path, "GradientSimilarity.load"), predictor, loss_fn
+        )
         return explainer
 
     def _set_predictor(self, predictor: Any) -> None:
@@ -308,7 +306,7 @@ class GradientSimilarity:
         if self.precompute_grads and self.grad_X_train is None:
             self._adopt_gradients(np.concatenate([found for _, found in self._blocks("Gradients")]))
 
-    def _build_index(self, factory: str) -> "Index":
+    def _build_index(self, factory: str) -> Index:
         if self.index_path is not None:
             index = self._build_index_at(self.index_path, factory, overwrite=self._built_at_path)
             self._built_at_path = True
@@ -322,9 +320,9 @@ class GradientSimilarity:
         weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)
         return index
 
-    def _build_index_at(self, out: Location, factory: str, overwrite: bool) -> "Index":
+    def _build_index_at(self, out: Location, factory: str, overwrite: bool) -> Index:
         assert self._source is not None
-        return gradindex.build(
+        return build(
             self._job(),
             out,
             sketch=self.sketch or widest(self._engine.size, len(self._source)),
@@ -354,8 +352,6 @@ class GradientSimilarity:
                 yield batch, found.gradients
 
     def _rank_all(self, asked: queries.Queries, k: int | None) -> dict[str, Any]:
-        from gradindex.search.answer import check_k
-
         assert self._source is not None
         if k is not None:
             check_k(k, len(self._source))

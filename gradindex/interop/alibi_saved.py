@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import gradindex
 from gradindex.data.labels import as_array
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.engine import Engine
-from gradindex.interop.alibi import MANIFEST
+from gradindex.index import opening
 from gradindex.sketch import from_json
 from gradindex.store import location
 from gradindex.store.location import Location
@@ -26,6 +25,8 @@ from gradindex.store.store import model_differences
 if TYPE_CHECKING:
     from gradindex.interop.alibi import GradientSimilarity
 
+MANIFEST = "explainer.json"
+"""There where a directory holds an explainer."""
 FORMAT = "gradindex explainer"
 VERSION = 2  # version 1, whose files had fixed names, is read, too
 _INDEX, _GRADIENTS = "index", "gradients.npy"
@@ -145,7 +146,7 @@ def load(kind: type["GradientSimilarity"], path: Path, predictor: Any, loss_fn: 
     if saved["has_gradients"]:
         explainer._adopt_gradients(_load_array(path / _plain(path, saved.get("gradients", _GRADIENTS))))
     if saved["has_index"]:
-        explainer.index = gradindex.load(path / _plain(path, saved.get("index_directory", _INDEX)), explainer._job())
+        explainer.index = opening.open(path / _plain(path, saved.get("index_directory", _INDEX)), explainer._job())
     return explainer
 
 

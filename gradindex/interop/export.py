@@ -5,7 +5,7 @@ the gradients. Removed samples are left out.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gradindex.errors import IndexExistsError
+from gradindex.index.index import Index
 from gradindex.store import Store, location
 from gradindex.store.location import Location
-
-if TYPE_CHECKING:
-    from gradindex.index.index import Index
 
 _DTYPES = {"float16": np.float16, "float32": np.float32}
 _ROW_GROUP = 16384
@@ -67,13 +65,11 @@ def export(
     IndexExistsError
         If a target exists.
     """
-    from gradindex.lifecycle.build import load
-
     if parquet is None and faiss is None:
         raise ValueError("Give a directory for Parquet files, a name for a FAISS file, or both.")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}.")
-    index = load(path)
+    index = Index.open(path)
     folder, file = (None if one is None else location.locate(one) for one in (parquet, faiss))
     if (
         folder is not None
@@ -96,7 +92,7 @@ def export(
     return Exported(alive, tuple(map(str, files)), bytes_, *about)
 
 
-def query_vectors(index: "Index", x: Any = None, y: Any = None, *, ids: Any = None) -> NDArray[np.float32]:
+def query_vectors(index: Index, x: Any = None, y: Any = None, *, ids: Any = None) -> NDArray[np.float32]:
     """Return the vectors (m, dim), of unit norm, with which to search what was exported.
 
     Parameters
@@ -109,9 +105,9 @@ def query_vectors(index: "Index", x: Any = None, y: Any = None, *, ids: Any = No
     return index.sketch(x, y, ids=ids)
 
 
-def faiss_vectors(index: "Index", vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def faiss_vectors(index: Index, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return vectors of `query_vectors` in the width of the exported FAISS file, (m, faiss_dim)."""
-    from gradindex.ann.factory import as_vectors
+    from gradindex.ann.searcher import as_vectors
 
     return as_vectors(vectors, index.searcher.dim)
 
@@ -152,14 +148,14 @@ def _schema(store: Store, dtype: str) -> pa.Schema:
     return pa.schema(own)
 
 
-def _write_faiss(index: "Index", path: Location) -> None:
+def _write_faiss(index: Index, path: Location) -> None:
     """Write the FAISS index with ids for rows, and without removed rows."""
     import faiss
 
-    from gradindex.ann import factory
+    from gradindex.ann import files as index_files
 
     store = index.store
-    found = factory.load(store, mapped=False).index  # a copy of its own: it is changed, and a mapped one cannot be
+    found = index_files.load(store, mapped=False).index  # a copy of its own: it is changed, and a mapped one cannot be
     alive = store.alive
     lists: Any = faiss.try_extract_index_ivf(found)
     if lists is not None:

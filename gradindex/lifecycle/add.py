@@ -4,15 +4,15 @@ import dataclasses
 import time
 
 from gradindex import relevance
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
+from gradindex.ann import files as index_files
 from gradindex.compute import landmarks
 from gradindex.data.fingerprint import fingerprint
 from gradindex.errors import MismatchError
-from gradindex.index.index import Index
 from gradindex.job import Job
-from gradindex.lifecycle.build import begun, check_job, header
 from gradindex.lifecycle.clean_up import settle
 from gradindex.lifecycle.embed_shards import embed_missing
+from gradindex.lifecycle.header import begun, check_job, header
 from gradindex.lifecycle.summary import BuildSummary, count_paths, peak_bytes
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
 from gradindex.runtime.log import log
@@ -30,45 +30,12 @@ def add(
     batch_size: int | None = None,
     shard_rows: int | None = None,
     progress: bool | None = None,
-) -> Index:
-    """Add to an index the samples of its job that it does not have yet: those behind the last one that it has.
+) -> tuple[Job, BuildSummary | None]:
+    """Add the samples of a job that an index does not have yet; see `gradindex.add`.
 
-    They are embedded into a part of the store, shard by shard, and added to a copy of the FAISS index; then one
-    exclusive write makes all of them visible. Killed before that, the same call continues; called again
-    afterwards, it finds nothing to add. Indexes that are open keep answering as before.
-
-    Parameters
-    ----------
-    path
-        Directory or URL of the index.
-    job
-        The job it was built from, with a dataset that is longer now: the same samples first (see `Job.extended`), and
-        columns for all of them.
-    batch_size
-        Samples at once; None: as in the build.
-    shard_rows
-        Rows of a shard; None: as in the build.
-    progress
-        Show a progress bar; None: only on a terminal.
-
-    Returns
-    -------
-    Index
-        With all samples, and a `summary` of what was done.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no index.
-    MismatchError
-        If the model is another one, the dataset is shorter than the index, or another process added other samples
-        meanwhile.
-    DamagedIndexError
-        If the index is damaged.
-    ValueError
-        If data, losses or gradients are not finite (the message names the ids), or rows are those of IF or FK.
+    Returns the job, with the index's metric, and what was done: None if there was nothing to add.
     """
-    store = Index.open(path).store
+    store, _ = index_files.open_last(path)
     job = job.with_metric(relevance.rows_of(store.header.metric))
     check_job(store, job, longer=True)
     relevance.check_growth(store.header.metric)
@@ -76,7 +43,7 @@ def add(
     if len(job.source) == first:
         settle(store)
         log.info("there is nothing to add: all %d samples of the dataset are in %s", first, store.path)
-        return Index.open(path, job)
+        return job, None
     part = _part(store, job, first, batch_size, shard_rows)
 
     def state() -> str:
@@ -88,19 +55,19 @@ def add(
         middle = time.perf_counter()
         _publish(store, part)
         settle(store)
-    index = Index.open(path, job)
-    index.summary = BuildSummary(
-        rows=len(index.store),
+    store, searcher = index_files.open_last(path)
+    summary = BuildSummary(
+        rows=len(store),
         embedded=embedded,
         embedding_seconds=middle - began,
         indexing_seconds=time.perf_counter() - middle,
         peak_bytes=peak_bytes(),
-        store_bytes=index.store.bytes,
-        index_bytes=index.searcher.bytes,
+        store_bytes=store.bytes,
+        index_bytes=searcher.bytes,
         paths=count_paths(job.engine.paths),
     )
-    log.info("%s", index.summary)
-    return index
+    log.info("%s", summary)
+    return job, summary
 
 
 def _part(store: Store, job: Job, first: int, batch_size: int | None, shard_rows: int | None) -> Store:
@@ -138,8 +105,8 @@ def _publish(store: Store, part: Store) -> None:
             )
         before = Store(store.path, store.header, state)
         after = Store(store.path, store.header, dataclasses.replace(state, parts=(*state.parts, new)))
-        if not factory.exists(after):
-            factory.extend(before, after)
+        if not index_files.exists(after):
+            indexing.extend(before, after)
         return change
 
     changes.commit(store.path, store.header, make)

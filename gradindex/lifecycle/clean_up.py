@@ -1,6 +1,6 @@
 """What is left to do after a change was made, and what a process that was killed then did not do."""
 
-from gradindex.ann import factory
+from gradindex.ann import files as index_files
 from gradindex.store import Store, changes
 from gradindex.store.location import exists, remove_tree
 from gradindex.store.store import PARTS, SHARDS
@@ -15,7 +15,7 @@ def settle(store: Store) -> list[str]:
     last, deleted = states[-1], []
     for state in {state.rows_seal: state for state in states}.values():
         if state.rows_seal != last.rows_seal:
-            factory.delete(Store(store.path, store.header, state))
+            index_files.delete(Store(store.path, store.header, state))
     for part in dict.fromkeys(part for state in states for part in state.parts):
         place = store.path / PARTS / part.name if part.name else store.path / SHARDS
         if part not in last.parts and exists(place):

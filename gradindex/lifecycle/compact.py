@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
+from gradindex.ann import files as index_files
 from gradindex.compute import watch
 from gradindex.errors import MismatchError
 from gradindex.lifecycle.clean_up import settle
@@ -19,34 +20,7 @@ from gradindex.store.store import PARTS
 
 
 def compact(path: str | Location, *, progress: bool | None = None) -> int:
-    """Rewrite a store without the rows that were removed, and its parts as one.
-
-    Ids keep their meaning: they stay the positions of samples in the dataset, which keeps its removed samples. The new
-    shards and their FAISS index are written beside the old ones; then one exclusive write puts them in their place, and
-    the old ones are deleted. Killed before that, the same call continues; killed in the middle of the deletion,
-    `gradindex.repair` or the next compaction deletes the rest. Indexes that are open keep answering as before.
-
-    Parameters
-    ----------
-    path
-        Directory or URL of the index.
-    progress
-        Show a progress bar; None: only on a terminal.
-
-    Returns
-    -------
-    int
-        How many rows were left out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no index.
-    DamagedIndexError
-        If the index is damaged.
-    MismatchError
-        If another process compacted it meanwhile.
-    """
+    """Rewrite a store without the rows that were removed, and its parts as one; see `gradindex.compact`."""
     store = Store.open(path)
     rows = np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
     if len(rows) == len(store) and len(store.state.parts) == 1:
@@ -104,8 +78,8 @@ def _publish(store: Store, part: Store) -> None:
             raise MismatchError(f"Another process compacted {store.path} meanwhile.")
         after = Store(store.path, store.header, dataclasses.replace(state, parts=(new, *state.parts[len(old) :])))
         before = Store(store.path, store.header, state)
-        if not factory.exists(after):
-            _index(after, factory.saved_factory(before))
+        if not index_files.exists(after):
+            _index(after, index_files.saved_factory(before))
         return change
 
     changes.commit(store.path, store.header, make)
@@ -113,7 +87,7 @@ def _publish(store: Store, part: Store) -> None:
 
 def _index(store: Store, wanted: str) -> None:
     try:
-        factory.build(store, wanted, store.header.seed)
+        indexing.build(store, wanted, store.header.seed)
     except ValueError as error:  # fewer rows than lists
         log.warning("%s; 'auto' is taken instead", error)
-        factory.build(store, "auto", store.header.seed)
+        indexing.build(store, "auto", store.header.seed)

@@ -2,28 +2,23 @@
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
-from numpy.typing import NDArray
 
-from gradindex.ann import factory
+from gradindex.ann import costs
+from gradindex.ann import plan as index_plan
+from gradindex.ann.choice import FLAT_ROWS
+from gradindex.ann.searcher import as_vectors
 from gradindex.compute import exact
 from gradindex.compute.blocks import Block, embed_rows
 from gradindex.gradients.projector import Projector
 from gradindex.job import Job
 from gradindex.lifecycle.plan import Rates
 from gradindex.sketch import CountSketch, Sketch
-from gradindex.sketch.rows import normalise
-from gradindex.store import Store, location
-from gradindex.store.publish import keep
+from gradindex.store import Store
 
-_LARGE = 64 << 20  # bytes of what is scanned, more than caches hold
-_CENTROIDS = 8192  # compared with at once
-_ROWS = 4096  # assigned at once
 _LEAST = 64  # rows embedded at the very least
 
 
@@ -50,22 +45,22 @@ def measure(job: Job, *, sketch: Sketch | None = None, seconds: float = 60.0, se
         raise ValueError(f"seconds must be positive, got {seconds!r}.")
     if (sketch or CountSketch()).to_json()["kind"] == "landmark":
         raise ValueError("A plan is for sketches without landmarks, such as CountSketch.")
-    from gradindex.lifecycle import build
+    from gradindex.lifecycle.header import header as make_header
 
     began = time.perf_counter()
-    header = build.header(job, sketch or CountSketch(), seed, None, None)
+    header = make_header(job, sketch or CountSketch(), seed, None, None)
     projector: Projector = (sketch or CountSketch()).bind(job.engine.parameters, seed)
     start = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:
         embed, publish, store, base, most = _embedding(job, projector, header, 0.8 * seconds, Path(folder))
         rows = store.gather(np.arange(len(store)))
-        width = factory.choose(10 * factory.FLAT_ROWS, header.dim, factory.foldable(header))[1]
+        width = index_plan.choose(10 * FLAT_ROWS, header.dim, index_plan.foldable(header))[1]
         return Rates(
             embed=embed,
             publish=publish,
             start=start,
             **_indexing(store, width, seed),
-            **_exact_index(rows, Path(folder)),
+            **costs.flat(rows, Path(folder)),
             **_queries(job, store, projector, seed),
             row_bytes=store.bytes / len(store),
             base_bytes=base,
@@ -89,7 +84,7 @@ def _embedding(
     _reset_peak()
     before, began = _status("VmRSS"), time.perf_counter()
     blocks: list[Block] = []
-    count, limit = 0, max(1, _LARGE // (4 * header.dim))
+    count, limit = 0, max(1, costs.LARGE // (4 * header.dim))
     spent = 0.0
     while spent < seconds or count < _LEAST:  # over again if the dataset is short
         for block in embed_rows(job, projector, size):
@@ -120,57 +115,13 @@ def _embedding(
 
 def _indexing(store: Store, width: int, seed: int) -> dict[str, float]:
     """Return the costs of inverted lists over a store's rows, folded to `width` numbers."""
-    library: Any = faiss
-
     times = []
     for fresh in (Store.open(store.path) for _ in range(3)):  # whose rows' checksums were not compared yet
         began = time.perf_counter()
-        vectors = np.concatenate([factory.as_vectors(rows, width) for _, rows in fresh.blocks()])
+        vectors = np.concatenate([as_vectors(rows, width) for _, rows in fresh.blocks()])
         times.append(time.perf_counter() - began)
     fold = float(np.median(times)) / len(store)
-    rng = np.random.default_rng(seed)
-    centroids = normalise(rng.standard_normal((_CENTROIDS, width)))
-    quantiser = library.IndexFlatIP(width)
-    quantiser.add(centroids)
-    some = np.resize(vectors, (_ROWS, width))
-    assign = _seconds(lambda: quantiser.search(some, 1)) / (_ROWS * _CENTROIDS)
-    many = _LARGE // (4 * width)
-    wide = library.IndexFlatIP(width)
-    wide.add(np.resize(centroids, (many, width)))
-    coarse = _seconds(lambda: wide.search(some[:1], 64)) / many
-    lists = library.index_factory(width, "IVF1,SQ8", library.METRIC_INNER_PRODUCT)
-    lists.train(vectors)
-    encode = _seconds(lambda: lists.sa_encode(some)) / _ROWS
-    codes = np.resize(lists.sa_encode(vectors), (_LARGE // width, lists.sa_code_size()))
-    began = time.perf_counter()
-    lists.add_sa_codes(codes)
-    append = (time.perf_counter() - began) / len(codes)
-    scan = _seconds(lambda: lists.search(some[:1], 100)) / lists.ntotal
-    return {"fold": fold, "assign": assign, "encode": encode, "append": append, "coarse": coarse, "scan": scan}
-
-
-def _exact_index(rows: NDArray[np.float32], folder: Path) -> dict[str, float]:
-    """Return the costs of an exact index over rows like these (n, dim), which is written to a folder."""
-    library: Any = faiss
-    count, stored = max(len(rows), _LARGE // (4 * rows.shape[1])), rows.astype(np.float16)
-
-    def filled() -> Any:
-        index = library.IndexFlatIP(rows.shape[1])
-        for begin in range(0, count, len(rows)):
-            index.add(factory.as_vectors(stored[: count - begin].astype(np.float32), rows.shape[1]))
-        return index
-
-    def save(index: Any) -> None:
-        with location.temporary(folder) as part:
-            library.write_index(index, str(part))
-            keep(part, folder, "<tag>.faiss")
-
-    flat = filled()
-    added = _seconds(filled) / count
-    finish = _seconds(lambda: save(library.IndexFlatIP(rows.shape[1])))
-    saved = max(0.0, _seconds(lambda: save(flat)) - finish) / (4 * rows.shape[1] * count)
-    scan = _seconds(lambda: flat.search(rows[:1], 100)) / count
-    return {"add_flat": added, "finish": finish, "save": saved, "scan_flat": scan}
+    return {"fold": fold, **costs.inverted_lists(vectors, seed)}
 
 
 def _queries(job: Job, store: Store, projector: Projector, seed: int) -> dict[str, float]:
@@ -186,22 +137,11 @@ def _queries(job: Job, store: Store, projector: Projector, seed: int) -> dict[st
 
     chosen = rng.choice(len(store), min(100, len(store)), replace=False)
     return {
-        "query": _seconds(query),
-        "fetch": _seconds(lambda: store.gather(chosen)) / len(chosen),
-        "check": _seconds(lambda: exact.candidate_dots(job.engine, job.source, None, gradients, candidates))
+        "query": costs.seconds(query),
+        "fetch": costs.seconds(lambda: store.gather(chosen)) / len(chosen),
+        "check": costs.seconds(lambda: exact.candidate_dots(job.engine, job.source, None, gradients, candidates))
         / candidates.size,
     }
-
-
-def _seconds(work: Callable[[], Any], least: float = 0.2) -> float:
-    """Return the median seconds of some repetitions after a first one."""
-    work()
-    times: list[float] = []
-    while sum(times) < least or len(times) < 3:
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
 
 
 def _reset_peak() -> None:

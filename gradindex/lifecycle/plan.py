@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gradindex.ann import factory
-from gradindex.search import cascade
+from gradindex.ann import plan as index_plan
+from gradindex.search import question
 from gradindex.store.shard import SHARD_BYTES
 
 _FETCHED = max(
-    cascade.LEAST_CANDIDATES, cascade.CANDIDATES_PER_CHECK * cascade.RERANK
+    question.LEAST_CANDIDATES, question.CANDIDATES_PER_CHECK * question.RERANK
 )  # stored rows that a query reads
 _ITERATIONS = 10  # of k-means in FAISS's inverted lists
 _BUFFERS = 2  # bytes a number of a shard while it is put together: its float16 rows
@@ -95,7 +95,7 @@ class Prediction:
 
 def choose(rates: Rates, rows: int) -> int:
     """Return the number of inverted lists that ``index='auto'`` takes, 0 for an exact index."""
-    kind, _ = factory.choose(rows, rates.dim, rates.width < rates.dim)
+    kind, _ = index_plan.choose(rows, rates.dim, rates.width < rates.dim)
     return 0 if kind == "Flat" else int(kind.removeprefix("IVF").partition(",")[0])
 
 
@@ -135,9 +135,9 @@ def predict(
             adding = max(adding, rows * rates.append)  # which the driver does alone
         centroids = 4 * lists * rates.width
         index_bytes = rows * (rates.width + _LIST_ROW) + centroids
-        sample = 4 * rates.width * factory.training_rows(rows, lists)
+        sample = 4 * rates.width * index_plan.training_rows(rows, lists)
         assembling = max(2.0 * sample, _GROWN_LISTS * index_bytes)  # FAISS trains the codes on a copy
-        search = lists * rates.coarse + part * factory.probes(lists) / lists * rates.scan + _FETCHED * rates.fetch
+        search = lists * rates.coarse + part * index_plan.probes(lists) / lists * rates.scan + _FETCHED * rates.fetch
         held = part * (rates.width + _LIST_ROW) + centroids
     else:
         centroids, training, adding = 0, 0.0, rows * rates.add_flat
@@ -145,7 +145,7 @@ def predict(
         assembling = _GROWN * index_bytes
         held = 4 * rates.dim * part
         search = part * rates.scan_flat
-    explained = rates.query + 2 * search + 2 * cascade.RERANK * rates.check / searching
+    explained = rates.query + 2 * search + 2 * question.RERANK * rates.check / searching
     building = max(rates.embed_bytes + _BUFFERS * rates.dim * size, 2.0 * centroids)
     if workers == 1:
         building = assembling = max(building, assembling)
@@ -180,4 +180,4 @@ def _embedding(rates: Rates, rows: int, workers: int, shard_rows: int) -> float:
 
 def _training(rates: Rates, rows: int, lists: int) -> float:
     """Return the seconds of k-means on one machine: each iteration compares the sample with all centroids."""
-    return factory.training_rows(rows, lists) * (rates.fold + _ITERATIONS * lists * rates.assign)
+    return index_plan.training_rows(rows, lists) * (rates.fold + _ITERATIONS * lists * rates.assign)

@@ -7,15 +7,16 @@ import numpy as np
 import pyarrow as pa
 
 from gradindex import relevance
-from gradindex.ann import factory
+from gradindex.ann import build as indexing
+from gradindex.ann import files as index_files
 from gradindex.compute import landmarks, watch
 from gradindex.data.chain import Picked
 from gradindex.data.columns import as_columns
 from gradindex.errors import DamagedIndexError
 from gradindex.job import Job
-from gradindex.lifecycle.build import check_job
 from gradindex.lifecycle.clean_up import settle
 from gradindex.lifecycle.embed_shards import embed_missing
+from gradindex.lifecycle.header import check_job
 from gradindex.runtime.log import log
 from gradindex.store import Header, Store, changes
 from gradindex.store.changes import Part, State
@@ -43,36 +44,7 @@ class Repair:
 
 
 def repair(path: str | Location, job: Job | None = None, *, progress: bool | None = None) -> Repair:
-    """Mend an index in place.
-
-    Contents of all files are compared with their manifests. Damaged or missing shards are embedded again (their
-    rows are the same bits where the header says that the device is deterministic), a damaged or missing FAISS index is
-    built from the store, and files that belong to nothing, such as those of killed builds, are removed; so is a last
-    change that removes what is no id, which no reader ever accepted. Do not run it beside a build of the same index.
-    Errors of the machine (permissions, an unreachable file system, too many open files) end it: they are no damage.
-
-    Parameters
-    ----------
-    path
-        Directory of the index.
-    job
-        The job it was built from; needed only where shards are damaged.
-    progress
-        Show a progress bar; None: only on a terminal.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no index.
-    DamagedIndexError
-        If the header or the list of removed samples is damaged: then only a new build helps.
-    ValueError
-        If shards are damaged and no job is given; names them.
-    MismatchError
-        If the job is not that of the index.
-    OSError
-        If a file cannot be read; it is not damaged then.
-    """
+    """Mend an index in place; see `gradindex.repair`."""
     path = locate(path)
     if not exists(path / HEADER):
         raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
@@ -88,7 +60,7 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     if job is not None:
         job = job.with_metric(relevance.rows_of(store.header.metric))
         check_job(store, job)
-    wanted = factory.saved_factory(store)
+    wanted = index_files.saved_factory(store)
     removed = dropped + _sweep_store(store)
     for part, one, known, damaged in found:
         removed += _sweep(one.path / SHARDS, known)
@@ -100,9 +72,9 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
             _embed_again(store, part, one, job, progress)
     rebuild = not _sound(store)
     if rebuild:
-        remove_tree(path / factory.DIRECTORY)
-        factory.build(store, wanted, store.header.seed)
-    removed += _sweep(path / factory.DIRECTORY, factory.names(store)) + _drop_unreadable([path / AUDIT])
+        remove_tree(path / index_files.DIRECTORY)
+        indexing.build(store, wanted, store.header.seed)
+    removed += _sweep(path / index_files.DIRECTORY, index_files.names(store)) + _drop_unreadable([path / AUDIT])
     done = Repair(tuple(bad), rebuild, tuple(removed))
     log.info("%s", done)
     return done
@@ -158,8 +130,8 @@ def _may_be_added(part: Location, state: State) -> bool:
 
 def _sound(store: Store) -> bool:
     try:
-        factory.check(store)  # what lies there, where `load` would take a copy from the cache
-        factory.load(store)
+        index_files.check(store)  # what lies there, where `load` would take a copy from the cache
+        index_files.load(store)
     except (DamagedIndexError, RuntimeError) as error:
         log.info("the FAISS index is built again: %s", error)
         return False

@@ -1,17 +1,18 @@
 """Results and indexes in notebooks; everything that comes from data is escaped."""
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from gradindex.explanation import Explanation
+from gradindex.plots.read import Result, class_name
 
 _QUERIES = 20  # shown of a result
 _ROWS = 10
 
 
-def explanation_html(result: Explanation) -> str:
+def explanation_html(result: Result) -> str:
     """Return a table a query, proponents beside opponents."""
     data = result.data
     if "ordered_indices" not in data or "scores" not in data:
@@ -33,11 +34,11 @@ def table_html(lines: dict[str, Any]) -> str:
     return f"<table><tbody>{rows}</tbody></table>"
 
 
-def _query(data: dict[str, Any], row: int, names: Any) -> str:
+def _query(data: Mapping[str, Any], row: int, names: Any) -> str:
     facts = [f"query {row}"]
     for title, key in (("label", "query_labels"), ("predicted", "query_predictions")):
         if data.get(key) is not None:
-            facts.append(f"{title} {_name(data[key][row], names)}")
+            facts.append(f"{title} {class_name(names, data[key][row])}")
     sides = [("proponent", "", "ordered_indices")]
     if "opponent_indices" in data:
         sides.append(("opponent", "opponent_", "opponent_indices"))
@@ -51,16 +52,10 @@ def _query(data: dict[str, Any], row: int, names: Any) -> str:
     return f"<table>{top}<tbody>{''.join(lines)}</tbody></table>"
 
 
-def _cells(data: dict[str, Any], prefix: str, i: Any, place: tuple[int, int], names: Any) -> str:
+def _cells(data: Mapping[str, Any], prefix: str, i: Any, place: tuple[int, int], names: Any) -> str:
     if i < 0:
         return "<td>none</td><td></td><td></td>"
     labels, exact = data.get(f"{prefix}labels"), data.get(f"{prefix}exact")
-    label = "" if labels is None else escape(_name(labels[place], names))
+    label = "" if labels is None else escape(class_name(names, labels[place]))
     mark = "" if exact is None or exact[place] else "≈"
     return f"<td>{int(i)}</td><td>{label}</td><td>{mark}{float(data[f'{prefix}scores'][place]):.4g}</td>"
-
-
-def _name(value: Any, names: Any) -> str:
-    from gradindex.plots.read import class_name
-
-    return class_name(names, value)

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.labels import as_array, as_classes
-from gradindex.explanation import Explanation
 from gradindex.plots.rendering import printable
 
 _KERNELS = {
@@ -18,6 +17,25 @@ _KERNELS = {
 }
 Picture = NDArray[np.float64] | str
 _ONE_LINE = 18  # characters that fit above a picture
+
+
+class Result(Protocol):
+    """What is read of a result, such as `gradindex.Explanation`; see there."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Name and parameters of what explained."""
+        ...
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Scores and ids, and what is known of queries and samples."""
+        ...
+
+    @property
+    def view(self) -> Any:
+        """The job, the inputs of the queries, and their ids or None; None where there is no job."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ class Chart:
 
 
 def make_charts(
-    result: Explanation, queries: _Queries, y_train: Any, train_predictions: Any, max_classes: int
+    result: Result, queries: _Queries, y_train: Any, train_predictions: Any, max_classes: int
 ) -> list[Chart]:
     """Return the charts by true and, where predictions are known, by predicted class."""
     labels, predictions = read_classes("y_train", y_train), read_classes("train_predictions", train_predictions)
@@ -118,7 +136,7 @@ def make_charts(
     ]
 
 
-def _scores_by_sample(result: Explanation, n: int) -> NDArray[np.float64]:
+def _scores_by_sample(result: Result, n: int) -> NDArray[np.float64]:
     """Return scores (m, n) by training position, undoing the ranking."""
     scores, order = np.asarray(result.data["scores"]), np.asarray(result.data["ordered_indices"])
     if order.shape[1] < n:
@@ -161,7 +179,7 @@ def _limits(means: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     return (low - room if low < 0 else 0.0), high + room if high > 0 else 0.0
 
 
-def read_queries(result: Explanation, pictures: Any, y: Any, predictions: Any) -> _Queries:
+def read_queries(result: Result, pictures: Any, y: Any, predictions: Any) -> _Queries:
     """Return the queries with pictures, labels and predictions, given or from the result."""
     m = len(result.data["scores"])
     columns: list[list[Any]] = []
@@ -183,7 +201,7 @@ def _query_pictures(pictures: Any, m: int) -> Sequence[Any]:
     return [pictures[row] for row in range(m)]
 
 
-def read_side(result: Explanation, train: Train, k: int, prefix: str) -> Side:
+def read_side(result: Result, train: Train, k: int, prefix: str) -> Side:
     """Return the most similar samples, or with prefix ``opponent_`` the least similar."""
     data = result.data
     names, turn = ("scores", "ordered_indices"), slice(None, k)
@@ -304,7 +322,7 @@ def short_number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def kernel_title(result: Explanation) -> str:
+def kernel_title(result: Result) -> str:
     """Return the name of the result's kernel in words."""
     params = result.meta.get("params", {})
     name = params.get("sim_fn_name", params.get("kernel", "score"))

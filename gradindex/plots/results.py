@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradindex.explanation import Explanation
 from gradindex.plots.page import FONT, load_figure_class
-from gradindex.plots.read import kernel_title
+from gradindex.plots.read import Result, kernel_title
 from gradindex.plots.rendering import Renderer
+from gradindex.plots.similar import plot_similar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ class _Shown(Sequence[Any]):
 
 
 def plot_explanation(
-    result: Explanation, k: int = 5, *, opponents: bool = True, figure: Any = None, axes: Any = None
+    result: Result, k: int = 5, *, opponents: bool = True, figure: Any = None, axes: Any = None
 ) -> "Figure":
     """Draw each query beside its neighbours: pictures, texts or tables of features, whatever `Job.render` returns.
 
@@ -57,8 +57,6 @@ def plot_explanation(
     ImportError
         If matplotlib is not installed.
     """
-    from gradindex.plots import plot_similar
-
     load_figure_class()
     if result.view is None:
         raise ValueError("This result does not know its samples: use gradindex.plots.plot_similar with pictures.")
@@ -81,7 +79,7 @@ def plot_explanation(
     )
 
 
-def plot_scores(result: Explanation, *, bins: int = 40, axes: Any = None) -> "Figure":
+def plot_scores(result: Result, *, bins: int = 40, axes: Any = None) -> "Figure":
     """Draw the distribution of a result's scores: proponents, opponents, or all samples where all are ranked.
 
     Parameters

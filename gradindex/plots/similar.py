@@ -3,21 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradindex.explanation import Explanation
-from gradindex.plots.audit import plot_audit
 from gradindex.plots.page import FONT, NEUTRAL, Page, Shades, annotate, draw_bars, draw_side, load_figure_class
-from gradindex.plots.read import Train, kernel_title, make_charts, read_classes, read_queries, read_side
+from gradindex.plots.read import Result, Train, kernel_title, make_charts, read_classes, read_queries, read_side
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-from gradindex.plots.results import plot_explanation, plot_scores
-
-__all__ = ["plot_audit", "plot_distributions", "plot_explanation", "plot_scores", "plot_similar"]
-
 
 def plot_similar(
-    result: Explanation,
+    result: Result,
     X_query: Any,
     X_train: Any = None,
     y_query: Any = None,
@@ -103,7 +97,7 @@ def plot_similar(
 
 
 def plot_distributions(
-    result: Explanation,
+    result: Result,
     y_train: Any,
     train_predictions: Any = None,
     *,

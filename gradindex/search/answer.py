@@ -1,34 +1,129 @@
-"""What every answer of an index needs: checked arguments, labels and columns of the rows found, meta data."""
+"""Answers: what was found for each query on both sides, and how that becomes an explanation's data."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex._version import __version__
 from gradindex.compute import queries
 from gradindex.data import labels
+from gradindex.data.source import Ids
+from gradindex.data.table import Columns
 from gradindex.gradients.engine import Engine
 from gradindex.runtime.stages import stage
 from gradindex.store import Store
 
 
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What was found on one side of m queries, best first.
+
+    `ids` (m, k), −1 where nothing was found; their `scores` (m, k), NaN there; `exact` (m, k): whether they were
+    evaluated exactly. `proved` (m,): whether this is the answer of the exact kernel; `checked` (m,): rows evaluated
+    exactly; `scanned` (m,): rows looked at, −1 where that is not known; `bound_left` (m,): where not proved, what the
+    values of all rows not evaluated keep to, else NaN.
+    """
+
+    ids: Ids
+    scores: NDArray[np.float64]
+    exact: NDArray[np.bool_]
+    proved: NDArray[np.bool_]
+    checked: NDArray[np.int64]
+    scanned: NDArray[np.int64]
+    bound_left: NDArray[np.float64]
+
+    def without(self, changed: Ids) -> "Side":
+        """Return the side where samples turned out to have `changed`: they are not exact, and nothing is proved."""
+        return replace(self, exact=self.exact & ~np.isin(self.ids, changed), proved=np.zeros_like(self.proved))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The samples of the highest kernel values for each of m queries, and those of the lowest."""
+
+    proponents: Side
+    opponents: Side
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Proponents and opponents."""
+        return self.proponents, self.opponents
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a store says of the samples found on one side: labels, predictions, the user's own columns, or None."""
+
+    labels: NDArray[Any] | None = None
+    predictions: NDArray[Any] | None = None
+    columns: Columns | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """Labels and predictions of m queries, as far as they are known, and what is known of the samples found."""
+
+    query_labels: NDArray[Any] | None
+    query_predictions: NDArray[Any] | None
+    proponents: Known
+    opponents: Known
+
+
+def joined(answers: Sequence[Answer]) -> Answer:
+    """Return the answers to some queries after each other as one."""
+    both = []
+    for sides in zip(*(answer.sides for answer in answers), strict=True):
+        both.append(
+            Side(**{field.name: np.concatenate([getattr(one, field.name) for one in sides]) for field in fields(Side)})
+        )
+    return Answer(*both)
+
+
+def explanation_data(answer: Answer, described: Described) -> dict[str, Any]:
+    """Return the `data` of an `Explanation`, under the names that `Index.explain` documents; what is None is left out.
+
+    This is the one place that knows them: proponents' ids are `ordered_indices`, opponents' `opponent_indices`, and all
+    else of opponents is called as it is of proponents with ``opponent_`` in front.
+    """
+    data: dict[str, Any] = {}
+    for prefix, indices, side in zip(_PREFIXES, _INDICES, answer.sides, strict=True):
+        data[f"{prefix}proved"] = side.proved
+        data[f"{prefix}bound_left"] = side.bound_left
+        data[f"{prefix}checked"] = side.checked
+        data[f"{prefix}scanned"] = side.scanned
+        data[f"{prefix}scores"] = side.scores
+        data[indices] = side.ids
+        data[f"{prefix}exact"] = side.exact
+    data |= {"query_labels": described.query_labels, "query_predictions": described.query_predictions}
+    for prefix, known in zip(_PREFIXES, (described.proponents, described.opponents), strict=True):
+        data[f"{prefix}labels"] = known.labels
+        data[f"{prefix}predictions"] = known.predictions
+        data[f"{prefix}columns"] = known.columns
+    return {name: value for name, value in data.items() if value is not None}
+
+
+_PREFIXES = "", "opponent_"
+_INDICES = "ordered_indices", "opponent_indices"
+
+
 @stage("describe")
-def describe(store: Store, engine: Engine, asked: queries.Queries, data: dict[str, Any]) -> dict[str, Any]:
-    """Return labels and predictions of queries and of the found samples."""
-    found: dict[str, Any] = {"query_labels": labels.as_classes(asked.y)}
+def describe(store: Store, engine: Engine, asked: queries.Queries, answer: Answer) -> Described:
+    """Return labels and predictions of queries, and what the store says of the samples found."""
     try:
-        found["query_predictions"] = labels.predicted_classes(queries.outputs(engine, asked.x))
+        predictions = labels.predicted_classes(queries.outputs(engine, asked.x))
     except TypeError:
-        found["query_predictions"] = None
-    for prefix, indices in (("", "ordered_indices"), ("opponent_", "opponent_indices")):
-        ids = data[indices]
-        rows = store.rows_of(np.where(ids < 0, store.ids[0], ids).ravel()).reshape(ids.shape)
-        for column in ("label", "prediction"):
-            if column in store.columns:
-                found[f"{prefix}{column}s"] = store.columns[column][rows]
-        if store.header.columns:
-            found[f"{prefix}columns"] = store.columns.take(np.where(ids < 0, -1, rows), store.header.columns)
-    return {name: value for name, value in found.items() if value is not None}
+        predictions = None
+    return Described(labels.as_classes(asked.y), predictions, *(_known(store, side.ids) for side in answer.sides))
+
+
+def _known(store: Store, ids: Ids) -> Known:
+    rows = store.rows_of(np.where(ids < 0, store.ids[0], ids).ravel()).reshape(ids.shape)
+    found = {name: store.columns[name][rows] for name in ("label", "prediction") if name in store.columns}
+    own = store.columns.take(np.where(ids < 0, -1, rows), store.header.columns) if store.header.columns else None
+    return Known(found.get("label"), found.get("prediction"), own)
 
 
 def check_k(k: int, rows: int) -> None:
@@ -49,24 +144,12 @@ def check_max_checks(certify: bool, max_checks: int | None, k: int) -> None:
         raise ValueError(f"max_checks must be an integer of k = {k} or more, got {max_checks!r}.")
 
 
-def distinct(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return rows (m, c) with repeated entries of a line replaced by −1."""
-    order = np.argsort(rows, axis=1, kind="stable")
-    ordered = np.take_along_axis(rows, order, 1)
-    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = -1
-    out = np.empty_like(rows)
-    np.put_along_axis(out, order, ordered, 1)
-    return out
-
-
 def meta(name: str, params: dict[str, Any]) -> dict[str, Any]:
     """Return the `meta` of an explanation, in Alibi's form."""
-    import gradindex
-
     return {
         "name": name,
         "type": ["whitebox"],
         "explanations": ["local"],
         "params": params,
-        "version": gradindex.__version__,
+        "version": __version__,
     }

@@ -5,90 +5,30 @@ the result.
 """
 
 import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import kernels
-from gradindex.ann.operating_point import Point
-from gradindex.ann.selection import SCAN_ROWS, Selection
 from gradindex.data.source import Batch, Ids
 from gradindex.gradients.parameter import Floats
 from gradindex.kernels import Kernel
 from gradindex.runtime.stages import stage
-from gradindex.search import certify as proofs
 from gradindex.search import norm_scan
-from gradindex.search.answer import distinct
+from gradindex.search.answer import Answer, Side
+from gradindex.search.bounds import proof
+from gradindex.search.question import Question
+from gradindex.search.rows import by_faiss
 from gradindex.store import Store
 
 if TYPE_CHECKING:
-    from gradindex.ann.factory import Searcher
     from gradindex.index.index import Index
 
-RERANK = 50
-"""Candidates of each side that are evaluated exactly by default: recall@10 of .999 in benchmarks/lookup.py."""
-CANDIDATES_PER_CHECK, LEAST_CANDIDATES = 4, 400
 # Stored rows held at once while candidates are scored anew. Scattered ones map up to 110 KB each of the store, which
 # counts as the process's memory, so after so many they are let go of.
 _GATHERED = 1024
 _SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked about each query.
-
-    `k` results of each side of `kernel` with `eps`; `depth` candidates of each side leave the stored rows' stage, to
-    be evaluated exactly if `rerank`; FAISS is asked for `candidates` (at least `depth`) at its operating `point`
-    (None: its own settings); only rows of `selection` may be found.
-    """
-
-    kernel: Kernel
-    k: int
-    depth: int
-    candidates: int
-    rerank: bool = True
-    eps: float = 0.0
-    selection: Selection | None = None
-    point: Point | None = None
-
-
-def ask(
-    rows: int,
-    kernel: Kernel,
-    k: int,
-    rerank: int,
-    candidates: int | None = None,
-    eps: float = 0.0,
-    selection: Selection | None = None,
-    point: Point | None = None,
-) -> Question:
-    """Return the question with its depths resolved, for an index of so many rows; see `Index.explain`.
-
-    Raises
-    ------
-    ValueError
-        If `rerank` is negative, or `candidates` less than what is to be evaluated.
-    """
-    if rerank < 0:
-        raise ValueError(f"rerank must be 0 or more, got {rerank}.")
-    depth = min(rows, max(k, rerank))
-    if candidates is None:
-        candidates = max(LEAST_CANDIDATES, CANDIDATES_PER_CHECK * depth)
-    elif candidates < depth:
-        raise ValueError(f"candidates must be at least k and rerank, {depth}, got {candidates}.")
-    return Question(
-        kernel=kernel,
-        k=k,
-        depth=depth,
-        candidates=min(rows, candidates),
-        rerank=bool(rerank),
-        eps=eps,
-        selection=selection,
-        point=point,
-    )
 
 
 def answer(
@@ -98,7 +38,7 @@ def answer(
     sketches: NDArray[np.float32],
     norms: NDArray[np.float64],
     asked: Question,
-) -> tuple[dict[str, NDArray[Any]], str]:
+) -> tuple[Answer, str]:
     """Return proponents and opponents of some queries, and how exact values were computed.
 
     Parameters
@@ -122,18 +62,22 @@ def answer(
         found = [norm_scan.top(np.where(checked < 0, -np.inf, side * values), checked, k) for side in (1, -1)]
     else:
         found = [(estimates[half, :k], near[half, :k]) for half in halves]
-    out: dict[str, NDArray[Any]] = {}
-    for i, (prefix, side, (scores, rows)) in enumerate(zip(("", "opponent_"), (1, -1), found, strict=True)):
+    sides = []
+    for half, sign, (scores, rows) in zip(halves, (1, -1), found, strict=True):
         missing = rows < 0
         kth = np.where(missing[:, -1] | (not rerank), -np.inf, scores[:, -1])
-        proved, left = proofs.proof(index, asked.kernel, asked.eps, norms, checked, kth, asked.selection)
-        out[f"{prefix}proved"], out[f"{prefix}bound_left"] = proved, side * left
-        out[f"{prefix}checked"] = (checked >= 0).sum(axis=1)
-        out[f"{prefix}scanned"] = scanned[halves[i]]
-        out[f"{prefix}scores"] = np.where(missing, np.nan, side * np.where(missing, 0.0, scores))
-        out["opponent_indices" if prefix else "ordered_indices"] = ids_of(index.store, rows)
-        out[f"{prefix}exact"] = ~missing & rerank
-    return out, method
+        proved, left = proof(index, asked.kernel, asked.eps, norms, checked, kth, asked.selection)
+        side = Side(
+            ids=ids_of(index.store, rows),
+            scores=np.where(missing, np.nan, sign * np.where(missing, 0.0, scores)),
+            exact=~missing & rerank,
+            proved=proved,
+            checked=(checked >= 0).sum(axis=1),
+            scanned=scanned[half],
+            bound_left=sign * left,
+        )
+        sides.append(side)
+    return Answer(*sides), method
 
 
 @stage("search")
@@ -146,9 +90,9 @@ def candidates(
     """
     kernel, depth, eps, selection = asked.kernel, asked.depth, asked.eps, asked.selection
     if kernel is not Kernel.COS:
-        return index._scan(sketches, norms, kernel, depth, eps, selection)
+        return index.rows.scan(sketches, norms, kernel, depth, eps, selection)
     same = index.searcher.exact
-    found, rows, scanned = index._nearest(sketches, depth if same else asked.candidates, selection, asked.point)
+    found, rows, scanned = index.rows.nearest(sketches, depth if same else asked.candidates, selection, asked.point)
     scores, rows = norm_scan.top(found if same else rescored(index.store, sketches, rows), rows, depth)
     if not eps:
         return scores, rows, scanned
@@ -161,34 +105,9 @@ def candidates(
     # the last one found; where the k-th score is below that, the order of cosines is no guide.
     unsure = scores[:, asked.k - 1] < last - _SKETCH_TOLERANCE
     if unsure.any():
-        scan = index._scan(sketches[unsure], norms[unsure], kernel, depth, eps, selection)
+        scan = index.rows.scan(sketches[unsure], norms[unsure], kernel, depth, eps, selection)
         scores[unsure], rows[unsure], scanned[unsure] = scan
     return scores, rows, scanned
-
-
-def nearest(
-    index: "Index",
-    sketches: NDArray[np.float32],
-    k: int,
-    selection: Selection | None,
-    point: Point | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return cosines and rows (m, k) of the nearest selected rows of the index, and rows looked at (m,)."""
-    searcher = index.searcher
-    if selection is None:
-        return *searcher.search(sketches, k, point=point), searcher.scanned(sketches, point)
-    if not by_faiss(searcher, selection):
-        ones = np.ones(len(sketches))
-        scores, rows, scanned = norm_scan.scan(index.store, sketches, ones, Kernel.COS, k, selection=selection)
-        return scores.astype(np.float32), rows, scanned
-    found, rows = searcher.search(sketches, k, selection, point)
-    scanned = np.full(len(sketches), len(selection))
-    return found, rows, scanned if selection.everywhere else searcher.scanned(sketches, point)
-
-
-def by_faiss(searcher: "Searcher", selection: Selection | None) -> bool:
-    """Whether FAISS finds the nearest of some rows (None: of all), rather than a scan of the store."""
-    return selection is None or ((len(selection) > SCAN_ROWS or not selection.everywhere) and searcher.filters)
 
 
 def searched(index: "Index", asked: Question) -> str:
@@ -211,6 +130,16 @@ def rescored(store: Store, sketches: NDArray[np.float32], rows: NDArray[np.int64
     return out
 
 
+def distinct(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return rows (m, c) with repeated entries of a line replaced by −1."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    ordered = np.take_along_axis(rows, order, 1)
+    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = -1
+    out = np.empty_like(rows)
+    np.put_along_axis(out, order, ordered, 1)
+    return out
+
+
 def ids_of(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the ids of some rows; −1 stays −1."""
     return np.where(rows < 0, -1, store.ids[rows])
@@ -224,7 +153,7 @@ def _exact(
     rows: NDArray[np.int64],
     asked: Question,
 ) -> tuple[NDArray[np.float64], str]:
-    found = index._dots(queries, gradients, ids_of(index.store, rows))
+    found = index.rows.dots(queries, gradients, ids_of(index.store, rows))
     index.changed.append(compare_losses(index.store, found.losses))
     dots = np.where(rows < 0, 0.0, found.dots)
     return kernels.values(asked.kernel, dots, norms, index.store.norms[rows], asked.eps), found.method

@@ -9,16 +9,16 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.ann import factory, operating_point
+from gradindex.ann import files as index_files
+from gradindex.ann import operating_point
 from gradindex.ann.operating_point import Point
 from gradindex.errors import DamagedIndexError
 from gradindex.kernels import Kernel
 from gradindex.runtime.interrupts import kept_if_possible
-from gradindex.search import cascade, norm_scan
+from gradindex.search import norm_scan, question
 from gradindex.search.answer import check_k
 from gradindex.sketch.rows import normalise
 from gradindex.store import Store
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from gradindex.index.index import Index
 
 KEY = "tuning"
-_MOST_POINTS = 48  # settings tried
-_UNUSED = {"ht"}  # of polysemous codes, which factory strings do not train
 
 
 @dataclass(frozen=True)
@@ -126,15 +124,15 @@ def tune(
         raise ValueError(f"Expected vectors of shape (m, {store.header.dim}), got {vectors.shape}.")
     vectors = normalise(vectors)
     own = own if len(own) else np.full(len(vectors), -1)
-    wanted = cascade.ask(len(store), Kernel.COS, k + 1, k + 1, candidates)
+    wanted = question.ask(len(store), Kernel.COS, k + 1, k + 1, candidates)
     depth = wanted.depth if index.searcher.exact else wanted.candidates
     _, truth, _ = norm_scan.scan(store, vectors, np.ones(len(vectors)), Kernel.COS, k + 1)
     truth = without(truth, own)[:, :k]
-    found = [_measure(index, key, vectors, own, truth, depth) for key in _keys(index.searcher.index)]
+    found = [_measure(index, key, vectors, own, truth, depth) for key in operating_point.keys(index.searcher.index)]
     found.sort(key=lambda point: point.seconds)
     curve = Curve(k, len(vectors), depth, tuple(_marked(found)))
     with kept_if_possible(store.path, "the curve"):
-        factory.annotate(store, KEY, curve.to_json())
+        index_files.annotate(store, KEY, curve.to_json())
     return curve
 
 
@@ -146,7 +144,7 @@ def saved(store: Store) -> Curve | None:
     DamagedIndexError
         If what is saved is none.
     """
-    found = factory.annotation(store, KEY)
+    found = index_files.annotation(store, KEY)
     if found is None:
         return None
     try:
@@ -157,7 +155,7 @@ def saved(store: Store) -> Curve | None:
         return Curve(int(found["k"]), int(found["queries"]), int(found["candidates"]), points)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedIndexError(
-            f"{factory.manifest_path(store)} is damaged: its {KEY!r} is none ({error}); tune again."
+            f"{index_files.manifest_path(store)} is damaged: its {KEY!r} is none ({error}); tune again."
         ) from None
 
 
@@ -183,22 +181,6 @@ def without(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64
     for line, (found, this) in enumerate(zip(rows, own, strict=True)):
         out[line] = found[found != this][: rows.shape[1] - 1]
     return out
-
-
-def _keys(index: Any) -> list[str]:
-    """Return the keys of FAISS's parameter space; evenly chosen ones if there are too many."""
-    library: Any = faiss
-    space = library.ParameterSpace()
-    space.initialize(index)
-    points = [operating_point.parse(space.combination_name(number)) for number in range(space.n_combinations())]
-    keys = [_key({name: value for name, value in point.items() if name not in _UNUSED}) for point in points]
-    distinct = list(dict.fromkeys(keys))
-    chosen = np.unique(np.linspace(0, len(distinct) - 1, min(len(distinct), _MOST_POINTS)).astype(np.int64))
-    return [distinct[number] for number in chosen]
-
-
-def _key(point: Point) -> str:
-    return ",".join(f"{name}={value:g}" for name, value in point.items())
 
 
 def _measure(

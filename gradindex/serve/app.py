@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-import gradindex
+from gradindex._version import __version__
 from gradindex.index.index import Index
 from gradindex.search.audit import AUDIT
 from gradindex.serve import models
@@ -48,7 +48,7 @@ def make(index: Index, settings: Settings) -> FastAPI:
     service = Service(index, settings)
     app = FastAPI(
         title="gradindex",
-        version=gradindex.__version__,
+        version=__version__,
         summary="Which training samples are behind a prediction?",
         docs_url=None,
         redoc_url=None,

@@ -173,7 +173,7 @@ class Lookup:
         return self._info[1]
 
     def _describe(self, store: Store) -> models.IndexInfo:
-        from gradindex import __version__
+        from gradindex._version import __version__
 
         header, columns = store.header, store.columns
         metric = None if header.metric is None else str(header.metric["name"])

@@ -274,7 +274,7 @@ def test_every_sketch(options, want, tmp_path, monkeypatch):
         asked.append(sketch)
         raise ValueError("that is enough")
 
-    monkeypatch.setattr(gradindex, "build", build)
+    monkeypatch.setattr("gradindex.index.opening.build", build)
     assert run(["build", JOB, str(tmp_path / "i"), *options]) == 1
     assert asked == [want]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex.ann import factory
+from gradindex.ann import files as index_files
 from gradindex.errors import MismatchError
 from tests.distributed.test_search import assert_same
 from tests.jobs import ROWS, digits, digits_job, longer_job
@@ -107,7 +107,7 @@ def test_changes_while_it_is_open_on_the_cluster(nodes, tmp_path):
 
 
 def test_another_process_compacts_while_it_is_opened(nodes, tmp_path, monkeypatch):
-    path, check = tmp_path / "i", factory.check
+    path, check = tmp_path / "i", index_files.check
     gradindex.build(digits_job(), path, **OPTIONS).remove([3])
 
     def late(store):
@@ -115,7 +115,7 @@ def test_another_process_compacts_while_it_is_opened(nodes, tmp_path, monkeypatc
         gradindex.compact(path)
         check(store)
 
-    monkeypatch.setattr(factory, "check", late)
+    monkeypatch.setattr(index_files, "check", late)
     with gradindex.load(path, engine=gradindex.Ray(address=nodes.address, workers=1)) as there:
         assert len(there) == ROWS - 1
         vectors = there.store.gather(np.arange(5))

@@ -9,11 +9,12 @@ from torch import nn
 
 import gradindex
 from gradindex.ann import ranges
+from gradindex.ann.searcher import inverted
 from gradindex.compute import landmarks
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.engine import Engine
 from gradindex.kernels import Kernel
-from gradindex.search import certify
+from gradindex.search import bounds
 from tests import oracles
 from tests.jobs import ROWS, digits, digits_job, trained
 from tests.test_builder import Fails, files
@@ -81,7 +82,7 @@ def test_no_bound_is_broken(case):
     """All pairs: queries with training samples, and training samples among themselves."""
     for gradients in (case.asked, case.train):
         norms = np.linalg.norm(gradients, axis=1)
-        upper, minus_lower = certify.cosine_bounds(case.index, case.index.sketches(gradients.astype(np.float32), norms))
+        upper, minus_lower = bounds.cosine_bounds(case.index, case.index.sketches(gradients.astype(np.float32), norms))
         cosines = oracles.kernel("grad_cos", gradients, case.train, eps=0)
         assert (cosines <= upper.astype(np.float64) + 1e-9).all()
         assert (-cosines <= minus_lower.astype(np.float64) + 1e-9).all()
@@ -146,7 +147,7 @@ def test_rows_are_the_exact_projection(case):
     np.testing.assert_allclose(finished[:, :-1] @ finished[:, :-1].T, projected @ projected.T, atol=2e-5)
     assert (finished[:, -1] >= rest - 1e-7).all()  # never understated
     np.testing.assert_allclose(finished[:, -1] ** 2, rest**2, atol=1e-3)
-    error = certify.row_error(rows.shape[1], case.index.projector.whitening.error)
+    error = bounds.row_error(rows.shape[1], case.index.projector.whitening.error)
     assert np.abs(rows @ finished.T - finished @ finished.T).max() < error
 
 
@@ -200,9 +201,9 @@ def test_few_queries_are_certified_by_range_search(case, tmp_path, monkeypatch, 
         np.testing.assert_allclose(result.opponent_scores[0], np.sort(values[0, ids])[:10], atol=1e-5)
         assert result.proved.all()
         assert result.data["opponent_proved"].all()
-        upper = certify.cosine_bounds(index, index.sketch(case.queries[one], case.labels[one]))[:, 0]
-        for rows, bounds, kth in zip(found[-2:], upper, (values[0, ids], -values[0, ids]), strict=True):
-            reach = np.flatnonzero(bounds >= -np.sort(-kth)[9])
+        upper = bounds.cosine_bounds(index, index.sketch(case.queries[one], case.labels[one]))[:, 0]
+        for rows, most, kth in zip(found[-2:], upper, (values[0, ids], -values[0, ids]), strict=True):
+            reach = np.flatnonzero(most >= -np.sort(-kth)[9])
             assert np.isin(reach, rows).all()  # nothing that may be in the answer is missed
     assert len(found) == 8
     assert np.mean([len(rows) for rows in found]) < 0.9 * N
@@ -243,7 +244,7 @@ def test_residual_rows_certify(case, tmp_path):
     index = gradindex.build(case.job, tmp_path / "i", sketch=sketch)
     norms = np.linalg.norm(case.asked, axis=1)
     rows = index.sketches(case.asked.astype(np.float32), norms)
-    upper, minus_lower = certify.cosine_bounds(index, rows)
+    upper, minus_lower = bounds.cosine_bounds(index, rows)
     cosines = case.truth("grad_cos")
     assert (cosines <= upper.astype(np.float64) + 1e-9).all()
     assert (-cosines <= minus_lower.astype(np.float64) + 1e-9).all()
@@ -326,7 +327,7 @@ def test_layers_over_the_memory_budget_stay_in_rho(tmp_path):
     gradients = gradindex.exact_gradients(index.job, np.arange(ROWS)).astype(np.float64)
     norms = np.linalg.norm(gradients, axis=1)
     cosines = oracles.kernel("grad_cos", gradients[:40], gradients, eps=0)
-    upper, minus_lower = certify.cosine_bounds(index, index.sketches(gradients[:40].astype(np.float32), norms[:40]))
+    upper, minus_lower = bounds.cosine_bounds(index, index.sketches(gradients[:40].astype(np.float32), norms[:40]))
     assert (cosines <= upper.astype(np.float64) + 1e-9).all()
     assert (-cosines <= minus_lower.astype(np.float64) + 1e-9).all()
     found = index.explain(ids=np.arange(40), k=5, certify=True)
@@ -396,9 +397,9 @@ def test_ordinary_answers_say_what_they_prove(plain, kernel):
 def test_ivf_counts_the_rows_of_its_lists(tmp_path):
     for factory in ("IVF8,Flat", "PCA16,IVF8,Flat"):
         index = gradindex.build(digits_job(), tmp_path / factory, index=factory)
-        gradindex.ann.factory.inverted(index.searcher.index).nprobe = 8
+        inverted(index.searcher.index).nprobe = 8
         assert (index.explain(ids=[1, 2], k=3).scanned == ROWS).all()
-        gradindex.ann.factory.inverted(index.searcher.index).nprobe = 2
+        inverted(index.searcher.index).nprobe = 2
         scanned = index.explain(ids=[1, 2], k=3).scanned
         assert ((scanned > 0) & (scanned < ROWS)).all()
     graph = gradindex.build(digits_job(), tmp_path / "h", index="HNSW16")

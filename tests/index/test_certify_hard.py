@@ -11,7 +11,7 @@ import gradindex
 from gradindex import kernels
 from gradindex.compute.held_queries import hold
 from gradindex.kernels import Kernel
-from gradindex.search import certify
+from gradindex.search import bounds, certify
 from gradindex.sketch.landmark import LandmarkProjector
 from tests.jobs import digits
 
@@ -41,7 +41,7 @@ def assert_proofs_hold(index, ids, kernel, eps, found, allowed=None):
     job, store = index.job, index.store
     gradients = gradindex.exact_gradients(job, np.arange(len(store))).astype(np.float64)
     norms = np.linalg.norm(gradients, axis=1)
-    error = certify.evaluation_error(store.norms, certify.unit(job.engine))
+    error = bounds.evaluation_error(store.norms, bounds.unit(job.engine))
     mask = np.ones(len(store), bool) if allowed is None else allowed
     for line, one in enumerate(ids):
         values = kernels.values(kernel, gradients[one : one + 1] @ gradients.T, norms[[one]], norms, eps)[0]
@@ -125,21 +125,21 @@ def test_a_model_that_is_sure_of_everything(tmp_path):
     rows, norms = certify._rows_of(index, hold(job.engine, job.source.take(ids)))
     gradients = gradindex.exact_gradients(job, ids).astype(np.float64)
     np.testing.assert_allclose(norms, np.linalg.norm(gradients, axis=1), rtol=1e-5)
-    bounds = certify.cosine_bounds(index, rows)
+    most = bounds.cosine_bounds(index, rows)
     every = gradindex.exact_gradients(job, np.arange(400)).astype(np.float64)
     cosines = kernels.values(Kernel.COS, gradients @ every.T, norms, np.linalg.norm(every, axis=1))
-    error = certify.evaluation_error(index.store.norms, certify.unit(job.engine))
-    assert (cosines <= bounds[0] + error).all()
-    assert (-cosines <= bounds[1] + error).all()
+    error = bounds.evaluation_error(index.store.norms, bounds.unit(job.engine))
+    assert (cosines <= most[0] + error).all()
+    assert (-cosines <= most[1] + error).all()
 
 
 def test_small_gradients_are_given_more_room():
     norms = np.array([0, 1e-40, 1e-6, 1e-3, 1], np.float32)
-    error = certify.evaluation_error(norms, 2.0**-24)
-    assert error[0] == certify.EVALUATION
+    error = bounds.evaluation_error(norms, 2.0**-24)
+    assert error[0] == bounds.EVALUATION
     assert error[1] == 3
     np.testing.assert_allclose(error[2:], 1e-5 + 2.0**-24 / norms[2:].astype(float), rtol=1e-6)
-    assert certify.evaluation_error(norms, 2.0**-8)[4] > 0.03  # a model in half precision
+    assert bounds.evaluation_error(norms, 2.0**-8)[4] > 0.03  # a model in half precision
 
 
 def test_landmarks_that_come_out_otherwise_widen_the_bounds(tmp_path, monkeypatch):

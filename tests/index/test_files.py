@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import gradindex
-from gradindex.ann import factory, files
+from gradindex.ann import files
+from gradindex.ann import plan as index_plan
 from gradindex.errors import DamagedIndexError
 from gradindex.store import Store
 
@@ -129,6 +130,6 @@ def test_rows_are_added(kind, tmp_path):
 def test_strings_that_are_no_index_of_inner_products(store):
     for kind in ("LSH", "IMI2x4,Flat", "IVF64,ZnLattice2x8_4", "nonsense"):
         with pytest.raises(ValueError, match=r"Unknown index .* Expected 'auto' or a FAISS factory string"):
-            factory.plan(store.header, kind)
+            index_plan.plan(store.header, kind)
     with pytest.raises(ValueError, match="FAISS cannot train 'IVF64_NSG8,Flat' on 320 rows"):
         gradindex.index_store(store, "IVF64_NSG8,Flat")

@@ -8,7 +8,7 @@ import pytest
 
 import gradindex
 from gradindex.kernels import Kernel
-from gradindex.search import cascade, norm_scan, tuning
+from gradindex.search import cascade, norm_scan, question, tuning
 from gradindex.store import hashed as store_hashed
 from gradindex.store import location
 from tests.jobs import ROWS, digits, digits_job
@@ -69,7 +69,7 @@ def test_lookup(index, truth, store, monkeypatch):
     assert result.meta["params"]["exact_method"] == "factors"
     assert index.searcher.filters == KINDS[kind]
 
-    monkeypatch.setattr(cascade, "SCAN_ROWS", 10)
+    monkeypatch.setattr("gradindex.search.rows.SCAN_ROWS", 10)
     mask = store.columns["label"] == 5
     rows = store.gather(np.arange(ROWS))
     filtered = index.explain(ids=QUERIES[:6], k=8, where={"label": 5})
@@ -93,7 +93,7 @@ def test_lookup(index, truth, store, monkeypatch):
 
 
 def cascade_rows(index, sketches, point):
-    wanted = cascade.ask(len(index), Kernel.COS, 5, 5, 60, point=point)
+    wanted = question.ask(len(index), Kernel.COS, 5, 5, 60, point=point)
     return cascade.candidates(index, sketches, np.ones(len(sketches)), wanted)[1]
 
 
@@ -137,7 +137,7 @@ def test_more_probes_find_more(store):
     assert recalls["nprobe=1"] < recalls["nprobe=4"] <= recalls["nprobe=16"] <= 1
     vectors = store.gather(QUERIES)
     _, truth, _ = norm_scan.scan(store, vectors, np.ones(len(vectors)), Kernel.COS, 10)
-    found = {probes: cascade.nearest(index, vectors, 10, None, {"nprobe": probes}) for probes in (1, 32)}
+    found = {probes: index.rows.nearest(vectors, 10, None, {"nprobe": probes}) for probes in (1, 32)}
     assert recall(truth, found[1][1]) < 0.95
     assert recall(truth, found[32][1]) >= 0.99  # but for ties, such as duplicates
     assert (found[1][2] < ROWS).all()

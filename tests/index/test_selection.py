@@ -7,7 +7,6 @@ import gradindex
 from gradindex.ann import operating_point
 from gradindex.ann.selection import Selection, parse, select
 from gradindex.kernels import Kernel
-from gradindex.search import cascade
 from tests import oracles
 from tests.jobs import ROWS, digits_job
 
@@ -63,7 +62,7 @@ def test_fewer_than_k_are_said_to_be_missing(built, certify):
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "HNSW16", "IVF8,SQ8", "SQ8", "PCA16,IVF8,Flat"])
 def test_every_kind_of_index_has_full_recall(built, factory, monkeypatch):
     index, _ = built
-    monkeypatch.setattr(cascade, "SCAN_ROWS", 10)  # more are searched by FAISS, where it can
+    monkeypatch.setattr("gradindex.search.rows.SCAN_ROWS", 10)  # more are searched by FAISS, where it can
     other = gradindex.index_store(index.store, factory)
     mask = index.store.columns["label"] == 5
     rows = index.store.gather(np.arange(ROWS))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex.ann import factory
+from gradindex.ann import files as index_files
 from gradindex.cli.app import run
 from gradindex.data import fingerprint
 from gradindex.data.chain import Chain
@@ -541,5 +541,5 @@ def test_removed_rows_stay_out_of_an_index_that_is_built_anew(path):
     gradindex.index_store(Store.open(path), "IVF4,Flat")
     again = gradindex.load(path, longer_job(ROWS + MORE))
     assert again.searcher.factory == "IVF4,Flat"
-    assert factory.manifest_path(again.store).name != "index.json"
+    assert index_files.manifest_path(again.store).name != "index.json"
     assert ROWS + 3 not in again.search(again.store.gather(np.array([ROWS + 3])), 5)[1]

@@ -1,0 +1,61 @@
+"""Reading what commands are given: jobs, ids, files of rows, options of metrics."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import typer
+
+if TYPE_CHECKING:
+    from gradindex.job import Job
+
+
+def job_of(reference: str, device: str | None = None) -> "Job":
+    """Return the job that a reference names; raises BadParameter if there is none."""
+    from gradindex.job import JobReferenceError, load_job
+
+    try:
+        job = load_job(reference)
+    except JobReferenceError as error:
+        raise typer.BadParameter(str(error)) from None
+    return job if device is None else dataclasses.replace(job, device=device)
+
+
+def metric_options(pairs: list[str]) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` as a dict, with numbers as numbers and layers as a list of names."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--metric-option takes KEY=VALUE, got {pair!r}.")
+        if name == "layers":
+            found[name] = text.split(",")
+            continue
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def ids_of(text: str) -> list[int]:
+    """Return ``3,14`` as a list of integers."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"--ids takes integers such as 3,14, got {text!r}.") from None
+
+
+def read_rows(path: Path) -> tuple[Any, Any]:
+    """Read x and y; a file without an array x gives a dict of all its arrays but y."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"Cannot read {path}: {error}") from None
+    y = found.pop("y", None)
+    if not found:
+        raise typer.BadParameter(f"{path} holds no array x.")
+    return found.get("x", found), y
