@@ -23,8 +23,9 @@ from gradindex.index.state import Changing, pinned
 from gradindex.kernels import Kernel, Task
 from gradindex.search import cascade, question, tuning
 from gradindex.search import certify as proofs
-from gradindex.search.answer import Answer, check_k, check_max_checks, describe, explanation_data, joined, meta
+from gradindex.search.answer import Answer, check_k, check_max_checks, explanation_data, joined, meta
 from gradindex.search.audit import Audit, verify
+from gradindex.search.describe import describe
 from gradindex.store.shard import normalise
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
