@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gradindex.search.answer import Found, found_sides
+
 
 class Explanation:
     """Metadata and data of an explanation; every entry of `data` is an attribute too.
@@ -77,26 +79,12 @@ class Explanation:
         """
         import pyarrow as pa
 
-        sides = [("", "proponent", "ordered_indices"), ("opponent_", "opponent", "opponent_indices")]
-        parts = [pa.table(self._side(*side)) for side in sides if side[2] in self.data]
+        parts = [pa.table(_lines(side)) for side in found_sides(self.data)]
         return pa.concat_tables(parts, promote_options="permissive").sort_by([("query", "ascending")])
 
     def to_pandas(self) -> Any:
         """Return `to_arrow` as a ``pandas.DataFrame``; needs pandas."""
         return self.to_arrow().to_pandas(use_threads=False)  # as in Shard.table
-
-    def _side(self, prefix: str, side: str, indices: str) -> dict[str, Any]:
-        ids = np.asarray(self.data[indices])
-        found = ids >= 0
-        queries, ranks = np.nonzero(found)
-        columns = {"query": queries, "side": [side] * len(queries), "rank": ranks + 1, "id": ids[found]}
-        names = {"score": "scores", "exact": "exact", "label": "labels", "prediction": "predictions"}
-        more = {name: self.data.get(prefix + key) for name, key in names.items()}
-        columns |= {name: np.asarray(values)[found] for name, values in more.items() if values is not None}
-        own: Any = self.data.get(f"{prefix}columns") or {}
-        if _is_columns(own):
-            return columns | {name: own.table.column(name).filter(found.ravel()) for name in own}
-        return columns | {name: np.asarray(values)[found] for name, values in own.items()}  # of an earlier version
 
     @classmethod
     def from_json(cls, text: str) -> "Explanation":
@@ -116,6 +104,20 @@ class Explanation:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"Not an explanation: {error!r}.") from None
         return cls(saved["meta"], data)
+
+
+def _lines(side: Found) -> dict[str, Any]:
+    """Return the columns of a side's table, a line for each sample found."""
+    ids = np.asarray(side.ids)
+    there = ids >= 0
+    queries, ranks = np.nonzero(there)
+    columns = {"query": queries, "side": [side.name] * len(queries), "rank": ranks + 1, "id": ids[there]}
+    more = {"score": side.scores, "exact": side.exact, "label": side.labels, "prediction": side.predictions}
+    columns |= {name: np.asarray(values)[there] for name, values in more.items() if values is not None}
+    own: Any = side.columns or {}
+    if _is_columns(own):
+        return columns | {name: own.table.column(name).filter(there.ravel()) for name in own}
+    return columns | {name: np.asarray(values)[there] for name, values in own.items()}  # of an earlier version
 
 
 def _is_columns(value: Any) -> bool:

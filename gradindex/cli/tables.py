@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gradindex.compute.watch import Compared
 from gradindex.explanation import Explanation
+from gradindex.search.answer import Found, found_sides
 from gradindex.search.audit import Audit
 
 _WIDEST, _LEGIBLE, _NARROWEST = 32, 12, 8  # places of a user's column or a label
@@ -80,10 +81,10 @@ def explanation_tables(
         for title, key in (("label", "query_labels"), ("predicted", "query_predictions")):
             if key in data:
                 facts.append(f"{title} {_class(data[key][line], class_names)}")
-        sides = [_side(data, "", line, class_names), _side(data, "opponent_", line, class_names)]
+        sides = [_side(side, line, class_names) for side in found_sides(data)]
         ranks = _Column("#", [str(rank + 1) for rank in range(data["scores"].shape[1])])
         own = [column.title for column in sides[0] if column.own]
-        shown = [ranks, *sides[0], *sides[1]]
+        shown = [ranks, *(column for side in sides for column in side)]
         left_out: list[str] = []
         while own and _needed(shown) > width:
             left_out.insert(0, own.pop())
@@ -184,24 +185,20 @@ def info_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _side(data: dict[str, Any], prefix: str, line: int, class_names: Sequence[str] | None) -> list[_Column]:
+def _side(side: Found, line: int, class_names: Sequence[str] | None) -> list[_Column]:
     """Return the columns of one side of a query's answer."""
-    side = "opponent" if prefix else "proponent"
-    ids = data["opponent_indices" if prefix else "ordered_indices"][line].tolist()
+    ids = side.ids[line].tolist()
 
     def column(title: str, values: Iterable[Any], text: Callable[[Any], str], **how: bool) -> _Column:
         return _Column(title, ["" if i < 0 else text(value) for i, value in zip(ids, values, strict=True)], **how)
 
-    found = [_Column(side, ["–" if i < 0 else str(i) for i in ids])]
-    if "labels" in data:
-        labels = data[f"{prefix}labels"][line]
-        found.append(column("label", labels, lambda value: _class(value, class_names), elastic=True))
-    own = data.get(f"{prefix}columns")
-    for name, values in ({} if own is None else own.line(line).to_json()).items():
+    found = [_Column(side.name, ["–" if i < 0 else str(i) for i in ids])]
+    if side.labels is not None:
+        found.append(column("label", side.labels[line], lambda value: _class(value, class_names), elastic=True))
+    for name, values in ({} if side.columns is None else side.columns.line(line).to_json()).items():
         found.append(column(name, values, _own, own=True, elastic=True))
-    exact = data[f"{prefix}exact"][line].all()
-    scores = data[f"{prefix}scores"][line]
-    found.append(column("exact score" if exact else "estimate", scores, lambda value: f"{value:.4g}"))
+    exact = side.exact is not None and side.exact[line].all()
+    found.append(column("exact score" if exact else "estimate", side.scores[line], lambda value: f"{value:.4g}"))
     return found
 
 

@@ -25,10 +25,10 @@ from gradindex.kernels import Kernel
 from gradindex.runtime.log import log
 from gradindex.search import cascade, question, tuning
 from gradindex.search import certify as proofs
-from gradindex.search.answer import Answer, check_k, check_max_checks, describe, explanation_data, joined, meta
+from gradindex.search.answer import Answer, check_k, check_max_checks, explanation_data, joined, meta
 from gradindex.search.audit import Audit, verify
-from gradindex.sketch.rows import normalise
-from gradindex.words import Task
+from gradindex.search.describe import describe
+from gradindex.store.shard import normalise
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
 

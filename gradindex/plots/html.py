@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradindex.plots.read import Result, class_name
+from gradindex.search.answer import Found, found_sides
 
 _QUERIES = 20  # shown of a result
 _ROWS = 10
@@ -39,23 +40,21 @@ def _query(data: Mapping[str, Any], row: int, names: Any) -> str:
     for title, key in (("label", "query_labels"), ("predicted", "query_predictions")):
         if data.get(key) is not None:
             facts.append(f"{title} {class_name(names, data[key][row])}")
-    sides = [("proponent", "", "ordered_indices")]
-    if "opponent_indices" in data:
-        sides.append(("opponent", "opponent_", "opponent_indices"))
-    head = "".join(f"<th>{side}</th><th>label</th><th>score</th>" for side, _, _ in sides)
+    sides = found_sides(data)
+    head = "".join(f"<th>{side.name}</th><th>label</th><th>score</th>" for side in sides)
     lines = []
     for place in range(min(_ROWS, np.asarray(data["scores"]).shape[1])):
-        cells = "".join(_cells(data, prefix, data[ids][row][place], (row, place), names) for _, prefix, ids in sides)
+        cells = "".join(_cells(side, (row, place), names) for side in sides)
         lines.append(f"<tr><th>{place + 1}</th>{cells}</tr>")
     caption = escape(", ".join(facts))
     top = f"<caption>{caption}</caption><thead><tr><th></th>{head}</tr></thead>"
     return f"<table>{top}<tbody>{''.join(lines)}</tbody></table>"
 
 
-def _cells(data: Mapping[str, Any], prefix: str, i: Any, place: tuple[int, int], names: Any) -> str:
+def _cells(side: Found, place: tuple[int, int], names: Any) -> str:
+    i = side.ids[place]
     if i < 0:
         return "<td>none</td><td></td><td></td>"
-    labels, exact = data.get(f"{prefix}labels"), data.get(f"{prefix}exact")
-    label = "" if labels is None else escape(class_name(names, labels[place]))
-    mark = "" if exact is None or exact[place] else "≈"
-    return f"<td>{int(i)}</td><td>{label}</td><td>{mark}{float(data[f'{prefix}scores'][place]):.4g}</td>"
+    label = "" if side.labels is None else escape(class_name(names, side.labels[place]))
+    mark = "" if side.exact is None or side.exact[place] else "≈"
+    return f"<td>{int(i)}</td><td>{label}</td><td>{mark}{float(side.scores[place]):.4g}</td>"

@@ -1,7 +1,7 @@
 """What is drawn: queries, neighbours and class means read from a result and the user's data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gradindex.data.labels import as_array, as_classes
 from gradindex.plots.rendering import printable
+from gradindex.search.answer import found_sides
 
 _KERNELS = {
     "grad_cos": "gradient cosine",
@@ -201,16 +202,14 @@ def _query_pictures(pictures: Any, m: int) -> Sequence[Any]:
     return [pictures[row] for row in range(m)]
 
 
-def read_side(result: Result, train: Train, k: int, prefix: str) -> Side:
-    """Return the most similar samples, or with prefix ``opponent_`` the least similar."""
-    data = result.data
-    names, turn = ("scores", "ordered_indices"), slice(None, k)
-    if prefix and "opponent_indices" in data:
-        names = ("opponent_scores", "opponent_indices")
-    elif prefix:  # all samples are ranked: the last are the least similar
-        turn = slice(None, -k - 1, -1)
-    scores, ids = (np.asarray(data[name])[:, turn] for name in names)
-    stored = data.get("least_similar" if prefix else "most_similar")
+def read_side(result: Result, train: Train, k: int, least: bool = False) -> Side:
+    """Return the most similar samples, or the least similar."""
+    data, sides = result.data, found_sides(result.data)
+    side, turn = sides[-1 if least else 0], slice(None, k)
+    if least and len(sides) == 1:  # all samples are ranked: the last are the least similar
+        side, turn = replace(side, exact=None, labels=None, predictions=None), slice(None, -k - 1, -1)
+    scores, ids = np.asarray(side.scores)[:, turn], np.asarray(side.ids)[:, turn]
+    stored = data.get("least_similar" if least else "most_similar")
     if train.pictures is None:
         if stored is None:
             raise ValueError("This result holds ids, not pictures: pass the training pictures as X_train.")
@@ -220,12 +219,12 @@ def read_side(result: Result, train: Train, k: int, prefix: str) -> Side:
         pictures = [_training_picture(train.pictures, max(int(i), 0)) for i in ids.ravel()]
     columns = slice(None, ids.shape[1])
     return Side(
-        "Least similar" if prefix else "Most similar",
+        "Least similar" if least else "Most similar",
         ids,
         scores,
-        np.asarray(data.get(f"{prefix}exact", np.ones(ids.shape, bool)))[:, columns],
-        _of_samples("y_train", train.labels, ids, data.get(f"{prefix}labels")),
-        _of_samples("train_predictions", train.predictions, ids, data.get(f"{prefix}predictions")),
+        np.ones(ids.shape, bool) if side.exact is None else np.asarray(side.exact)[:, columns],
+        _of_samples("y_train", train.labels, ids, side.labels),
+        _of_samples("train_predictions", train.predictions, ids, side.predictions),
         [None if i < 0 else picture for i, picture in zip(ids.ravel(), pictures, strict=True)],
     )
 

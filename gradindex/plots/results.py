@@ -9,6 +9,7 @@ from gradindex.plots.page import FONT, load_figure_class
 from gradindex.plots.read import Result, kernel_title
 from gradindex.plots.rendering import Renderer
 from gradindex.plots.similar import plot_similar
+from gradindex.search.answer import found_sides
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,15 +104,15 @@ def plot_scores(result: Result, *, bins: int = 40, axes: Any = None) -> "Figure"
     make_figure = load_figure_class()
     if axes is None:
         axes = make_figure(figsize=(4.6, 3.0), layout="constrained").add_subplot()
-    groups = [("proponents", "scores", _PROPONENT, ""), ("opponents", "opponent_scores", _OPPONENT, "//")]
-    scores = {key: np.asarray(result.data[key]).ravel() for _, key, *_ in groups if key in result.data}
-    scores = {key: values[np.isfinite(values)] for key, values in scores.items()}
+    groups = {"proponent": (_PROPONENT, ""), "opponent": (_OPPONENT, "//")}
+    scores = {side.name: np.asarray(side.scores).ravel() for side in found_sides(result.data)}
+    scores = {name: values[np.isfinite(values)] for name, values in scores.items()}
     every = np.concatenate(list(scores.values()))
     low, high = (float(every.min()), float(every.max())) if every.size else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    for name, key, colour, hatch in groups:
-        if key in scores:
-            axes.hist(scores[key], edges, color=colour, alpha=0.8, hatch=hatch, label=name)
+    for name, values in scores.items():
+        colour, hatch = groups[name]
+        axes.hist(values, edges, color=colour, alpha=0.8, hatch=hatch, label=f"{name}s")
     axes.set_xlabel(kernel_title(result))
     axes.set_ylabel("samples")
     if len(scores) > 1:

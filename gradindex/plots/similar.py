@@ -75,9 +75,9 @@ def plot_similar(
         raise ValueError(f"k must be a positive integer, got {k!r}.")
     queries = read_queries(result, X_query, y_query, query_predictions)
     train = Train(X_train, read_classes("y_train", y_train), read_classes("train_predictions", train_predictions))
-    sides = [read_side(result, train, k, "")]
+    sides = [read_side(result, train, k)]
     if opponents:
-        sides.append(read_side(result, train, k, "opponent_"))
+        sides.append(read_side(result, train, k, least=True))
     groups = [queries.captions(class_names), *(side.captions(class_names) for side in sides)]
     lines = max(text.count("\n") + 1 for group in groups for text in group)
     widths = [1, *(side.ids.shape[1] for side in sides)]

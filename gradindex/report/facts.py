@@ -12,6 +12,7 @@ from gradindex.index.index import Index
 from gradindex.kernels import Kernel
 from gradindex.plots.read import class_name, short_number
 from gradindex.plots.rendering import Rendered, Renderer, data_uri
+from gradindex.search.answer import Found, found_sides
 from gradindex.search.audit import AUDIT
 from gradindex.store.location import exists
 from gradindex.store.publish import read_json
@@ -107,7 +108,7 @@ class Facts:
 
     def queries(self, result: Explanation, x: Any, ids: Any) -> list[dict[str, Any]]:
         """Return each query with its neighbours."""
-        data = result.data
+        data, sides = result.data, found_sides(result.data)
         tree = None if x is None else match_shapes(x, None, self.index.example)[0]
         named = None if ids is None else np.atleast_1d(np.asarray(ids)).tolist()
         found = []
@@ -121,9 +122,8 @@ class Facts:
                     "label": self._name(label),
                     "prediction": self._name(prediction),
                     "shown": self._shown(shown),
-                    "proved": bool(data["proved"][row] and data["opponent_proved"][row]),
-                    "proponents": list(self._side(data, "", "ordered_indices", row, own)),
-                    "opponents": list(self._side(data, "opponent_", "opponent_indices", row, own)),
+                    "proved": all(side.proved is not None and bool(side.proved[row]) for side in sides),
+                    **{f"{side.name}s": list(self._side(side, row, own)) for side in sides},
                 }
             )
         return found
@@ -140,14 +140,15 @@ class Facts:
             found.append(self._sample(i, known, score=short_number(float(value)), exact=True, same=None))
         return found
 
-    def _side(self, data: dict[str, Any], prefix: str, indices: str, row: int, own: Any) -> Iterator[dict[str, Any]]:
-        for place, i in enumerate(data[indices][row].tolist()):
+    def _side(self, side: Found, row: int, own: Any) -> Iterator[dict[str, Any]]:
+        given = {"label": side.labels, "prediction": side.predictions}
+        for place, i in enumerate(side.ids[row].tolist()):
             if i < 0:
                 continue
-            known = {name: self._value(data.get(f"{prefix}{name}s"), (row, place)) for name in ("label", "prediction")}
+            known = {name: self._value(values, (row, place)) for name, values in given.items()}
             same = None if own is None or known["label"] is None else bool(known["label"] == own)
-            score = short_number(float(data[f"{prefix}scores"][row, place]))
-            yield self._sample(i, known, score=score, exact=bool(data[f"{prefix}exact"][row, place]), same=same)
+            exact = side.exact is not None and bool(side.exact[row, place])
+            yield self._sample(i, known, score=short_number(float(side.scores[row, place])), exact=exact, same=same)
 
     def _sample(self, i: int, known: dict[str, Any], **more: Any) -> dict[str, Any]:
         names = {name: self._name(value) for name, value in known.items()}

@@ -1,20 +1,20 @@
-"""Answers: what was found for each query on both sides, and how that becomes an explanation's data."""
+"""Answers: what was found for each query on both sides; how an explanation's data has it, written and read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex._version import __version__
-from gradindex.compute import queries
-from gradindex.data import labels
-from gradindex.data.source import Ids
-from gradindex.data.table import Columns
-from gradindex.gradients.engine import Engine
-from gradindex.runtime.stages import stage
-from gradindex.store import Store
+
+if TYPE_CHECKING:
+    from gradindex.data.source import Ids
+    from gradindex.data.table import Columns
+
+_PREFIXES = "", "opponent_"
+_INDICES = "ordered_indices", "opponent_indices"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Side:
     values of all rows not evaluated keep to, else NaN.
     """
 
-    ids: Ids
+    ids: "Ids"
     scores: NDArray[np.float64]
     exact: NDArray[np.bool_]
     proved: NDArray[np.bool_]
@@ -35,7 +35,7 @@ class Side:
     scanned: NDArray[np.int64]
     bound_left: NDArray[np.float64]
 
-    def without(self, changed: Ids) -> "Side":
+    def without(self, changed: "Ids") -> "Side":
         """Return the side where samples turned out to have `changed`: they are not exact, and nothing is proved."""
         return replace(self, exact=self.exact & ~np.isin(self.ids, changed), proved=np.zeros_like(self.proved))
 
@@ -59,7 +59,7 @@ class Known:
 
     labels: NDArray[Any] | None = None
     predictions: NDArray[Any] | None = None
-    columns: Columns | None = None
+    columns: "Columns | None" = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def joined(answers: Sequence[Answer]) -> Answer:
 def explanation_data(answer: Answer, described: Described) -> dict[str, Any]:
     """Return the `data` of an `Explanation`, under the names that `Index.explain` documents; what is None is left out.
 
-    This is the one place that knows them: proponents' ids are `ordered_indices`, opponents' `opponent_indices`, and all
-    else of opponents is called as it is of proponents with ``opponent_`` in front.
+    With `found_sides`, which reads them, this is all that knows these names: proponents' ids are `ordered_indices`,
+    opponents' `opponent_indices`, and all else of opponents is called as of proponents with ``opponent_`` in front.
     """
     data: dict[str, Any] = {}
     for prefix, indices, side in zip(_PREFIXES, _INDICES, answer.sides, strict=True):
@@ -105,25 +105,33 @@ def explanation_data(answer: Answer, described: Described) -> dict[str, Any]:
     return {name: value for name, value in data.items() if value is not None}
 
 
-_PREFIXES = "", "opponent_"
-_INDICES = "ordered_indices", "opponent_indices"
+@dataclass(frozen=True)
+class Found:
+    """One side as an explanation's data has it: arrays (m, k), and `proved` (m,).
+
+    The data may come from a file or another explainer, so that only ids and scores are always there.
+    """
+
+    name: str
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    exact: NDArray[np.bool_] | None
+    labels: NDArray[Any] | None
+    predictions: NDArray[Any] | None
+    columns: Any
+    """`gradindex.data.table.Columns`; of an earlier version, a dict of arrays."""
+    proved: NDArray[np.bool_] | None
 
 
-@stage("describe")
-def describe(store: Store, engine: Engine, asked: queries.Queries, answer: Answer) -> Described:
-    """Return labels and predictions of queries, and what the store says of the samples found."""
-    try:
-        predictions = labels.predicted_classes(queries.outputs(engine, asked.x))
-    except TypeError:
-        predictions = None
-    return Described(labels.as_classes(asked.y), predictions, *(_known(store, side.ids) for side in answer.sides))
-
-
-def _known(store: Store, ids: Ids) -> Known:
-    rows = store.rows_of(np.where(ids < 0, store.ids[0], ids).ravel()).reshape(ids.shape)
-    found = {name: store.columns[name][rows] for name in ("label", "prediction") if name in store.columns}
-    own = store.columns.take(np.where(ids < 0, -1, rows), store.header.columns) if store.header.columns else None
-    return Known(found.get("label"), found.get("prediction"), own)
+def found_sides(data: Mapping[str, Any]) -> list[Found]:
+    """Return the sides that an explanation's `data` has: proponents and, if there are some, opponents."""
+    sides = []
+    for name, prefix, indices in zip(("proponent", "opponent"), _PREFIXES, _INDICES, strict=True):
+        if indices in data:
+            names = ("exact", "labels", "predictions", "columns", "proved")
+            more = {key: data.get(f"{prefix}{key}") for key in names}
+            sides.append(Found(name, data[indices], data[f"{prefix}scores"], **more))
+    return sides
 
 
 def check_k(k: int, rows: int) -> None:

@@ -18,6 +18,7 @@ from gradindex.plots.read import class_name
 from gradindex.plots.rendering import Rendered as Shown
 from gradindex.plots.rendering import Renderer, data_uri, printable
 from gradindex.runtime import stages as runtime_stages
+from gradindex.search.answer import Found, found_sides
 from gradindex.serve import models
 from gradindex.serve.batching import Task
 from gradindex.serve.inputs import concatenate
@@ -221,36 +222,33 @@ class Lookup:
         known: dict[str, Any] = {
             name: data[f"query_{name}s"][row] for name in ("label", "prediction") if f"query_{name}s" in data
         }
+        proponents, opponents = found_sides(data)
         one = None if asked.ids is None else int(asked.ids[place])
         shown = None
         if asked.render:
             shown = self.rendered(one) if one is not None else self._show(self.renderer.query(asked.x, place))
         return models.Answer(
             query=models.Sample(id=one, rendered=shown, **self._named(known)),
-            proponents=self._side(data, "", "ordered_indices", row, asked.render),
-            opponents=self._side(data, "opponent_", "opponent_indices", row, asked.render),
-            proved=bool(data["proved"][row] and data["opponent_proved"][row]),
+            proponents=self._side(proponents, row, asked.render),
+            opponents=self._side(opponents, row, asked.render),
+            proved=all(side.proved is not None and bool(side.proved[row]) for side in (proponents, opponents)),
             checked=int(data["checked"][row]),
         )
 
-    def _side(self, data: dict[str, Any], prefix: str, indices: str, row: int, render: bool) -> list[models.Neighbour]:
+    def _side(self, side: Found, row: int, render: bool) -> list[models.Neighbour]:
         found = []
-        own = data.get(f"{prefix}columns")
-        table = {} if own is None else own.line(row).to_json()
-        for place, i in enumerate(data[indices][row].tolist()):
+        table = {} if side.columns is None else side.columns.line(row).to_json()
+        given = {"label": side.labels, "prediction": side.predictions}
+        for place, i in enumerate(side.ids[row].tolist()):
             if i < 0:
                 continue
-            known: dict[str, Any] = {
-                name: data[f"{prefix}{name}s"][row, place]
-                for name in ("label", "prediction")
-                if f"{prefix}{name}s" in data
-            }
+            known: dict[str, Any] = {name: some[row, place] for name, some in given.items() if some is not None}
             columns = {name: values[place] for name, values in table.items()}
             found.append(
                 models.Neighbour(
                     id=i,
-                    score=float(data[f"{prefix}scores"][row, place]),
-                    exact=bool(data[f"{prefix}exact"][row, place]),
+                    score=float(side.scores[row, place]),
+                    exact=side.exact is not None and bool(side.exact[row, place]),
                     columns=columns,
                     rendered=self.rendered(i) if render else None,
                     **self._named(known),
