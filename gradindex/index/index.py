@@ -28,7 +28,7 @@ from gradindex.search import certify as proofs
 from gradindex.search.answer import Answer, check_k, check_max_checks, explanation_data, joined, meta
 from gradindex.search.audit import Audit, verify
 from gradindex.search.describe import describe
-from gradindex.store.shard import normalise
+from gradindex.sketch.rows import normalise
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
 
