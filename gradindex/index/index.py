@@ -29,6 +29,7 @@ from gradindex.search.answer import Answer, check_k, check_max_checks, explanati
 from gradindex.search.audit import Audit, verify
 from gradindex.search.describe import describe
 from gradindex.sketch.rows import normalise
+from gradindex.words import Task
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
 
