@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LINES = re.findall(r"^python3 -m venv .*", (ROOT / "README.md").read_text(), re.MULTILINE)
-CHECKS = (".venv/bin/ruff ", ".venv/bin/mypy ")
+CHECKS = (".venv/bin/ruff ", ".venv/bin/mypy ", ".venv/bin/lint-imports ")
 # Every command writes itself into a log. A new environment holds such commands, and none can be made where one is.
 LOGS = """#!/usr/bin/env bash
 echo "{name} $*" >>"$LOG"
@@ -17,7 +17,7 @@ echo "{name} $*" >>"$LOG"
 PYTHON = """
 set -e
 mkdir "$3" "$3/bin"
-for name in pip python gradindex ruff mypy; do
+for name in pip python gradindex ruff mypy lint-imports; do
   sed "s|^echo .*|echo \\"$3/bin/$name \\$*\\" >>\\"\\$LOG\\"|" "$0" | head -2 >"$3/bin/$name"
   chmod +x "$3/bin/$name"
 done
@@ -57,5 +57,6 @@ def test_the_readmes_lines_are_run_as_they_stand(tmp_path):
 def test_linters_and_types_are_checked_before_the_tests(tmp_path):
     found = commands_run(tmp_path)
     checks = [line for line in found if line.startswith(CHECKS)]
-    assert checks == [".venv/bin/ruff check .", ".venv/bin/ruff format --check .", ".venv/bin/mypy "]
+    ruff = [".venv/bin/ruff check .", ".venv/bin/ruff format --check ."]
+    assert checks == [*ruff, ".venv/bin/mypy ", ".venv/bin/lint-imports --no-cache"]
     assert max(map(found.index, checks)) < found.index(".venv/bin/python -m pytest")

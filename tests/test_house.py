@@ -1,0 +1,44 @@
+"""The house: layers, circles and the root, as CONTRIBUTING.md describes them. `lint-imports` checks the layers, too."""
+
+from pathlib import Path
+
+import grimp
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+PACKAGE = Path(__file__).parents[1] / "gradindex"
+# They lead from names that users know, or knew, to where the code is.
+DOORS = {"gradindex", "gradindex.__main__", "gradindex._moved", "gradindex.demo", "gradindex.hugging_face"}
+
+
+def imports():
+    """Who imports whom, imports in functions included, those for type checking alone left out."""
+    graph = grimp.build_graph("gradindex", exclude_type_checking_imports=True, cache_dir=None)
+    return {one: graph.find_modules_directly_imported_by(one) - DOORS for one in sorted(graph.modules - DOORS)}
+
+
+def circles(edges):
+    names = sorted(edges)
+    place = {name: i for i, name in enumerate(names)}
+    pairs = np.array([(place[a], place[b]) for a in names for b in edges[a]]).T
+    graph = csr_matrix((np.ones(pairs.shape[1]), pairs), shape=(len(names), len(names)))
+    count, which = connected_components(graph, directed=True, connection="strong")
+    return [part for i in range(count) if len(part := [names[j] for j in np.flatnonzero(which == i)]) > 1]
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    edges = imports()
+    assert len(edges) > 200
+    assert circles(edges) == []
+    edges["gradindex.errors"] = {"gradindex.cli.app"}
+    assert "gradindex.cli.app" in circles(edges)[0]
+
+
+def test_the_root_is_small():
+    assert len(list(PACKAGE.glob("*.py"))) <= 14
+
+
+def test_files_stay_short():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {path: n for path, n in lengths.items() if n > 400} == {}
