@@ -99,22 +99,28 @@ def names(store: Store) -> set[str]:
     return {manifest_path(store).name} | ({entry.name} if entry else set())
 
 
-def files(store: Store) -> set[str]:
-    """Return the names of all files that belong to an index, also of rows that are being added by another process."""
+def files(store: Store, without: str = "") -> set[str]:
+    """Return the names of all files that belong to an index, also of rows that are being added by another process.
+
+    Of manifests, one may be left `without`.
+    """
     known: set[str] = set()
     for path in listing(store.path / DIRECTORY):
         with contextlib.suppress(DamagedIndexError):
-            if path.name.endswith(".json"):
+            if path.name.endswith(".json") and path.name != without:
                 known |= {path.name, read_entries(read_json(path), path, {"faiss"})["faiss"].name}
     return known
 
 
 def delete(store: Store) -> None:
-    """Delete the index over a store's rows, when they are no longer the last."""
-    entry = saved_entry(store)
-    unlink(manifest_path(store))
-    if entry is not None and entry.name not in files(store):  # the same rows in other parts have the same index
+    """Delete the index over a store's rows, when they are no longer the last.
+
+    The manifest goes last: while it is there, whoever comes after a kill knows which file to delete.
+    """
+    entry, manifest = saved_entry(store), manifest_path(store)
+    if entry is not None and entry.name not in files(store, manifest.name):  # the same rows in other parts have it, too
         unlink(store.path / DIRECTORY / entry.name)
+    unlink(manifest)
 
 
 def saved_entry(store: Store) -> FileEntry | None:

@@ -109,7 +109,15 @@ def test_what_is_loopback(host, loopback):
     assert is_loopback(host) == loopback
 
 
-def test_it_serves_beside_a_notebooks_event_loop(index):
+@pytest.fixture
+def interrupts():
+    """SIGINT raises KeyboardInterrupt, also where the tests were started with it ignored, as in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_it_serves_beside_a_notebooks_event_loop(index, interrupts):
     """A cell runs within the kernel's loop: serve answers until the cell is interrupted, and the loop goes on."""
     from gradindex.serve import serve
 

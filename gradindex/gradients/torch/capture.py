@@ -6,7 +6,7 @@ projections and a subclass with its own `forward` are all just calls, and since 
 is known to be factored only if each of its uses had a rule. What has none is reported, never missed.
 
 Calls whose result depends on parameters alone (its shape does not follow the number of samples) are kept apart:
-see `torch_shared`.
+see `gradindex.gradients.torch.shared`.
 """
 
 import inspect
