@@ -87,6 +87,9 @@ def _wrong(
         return names
     wrong = _differing(engine, names, found, truth)
     if wrong:
+        engine.ways.distrusted = (
+            True  # what a batch of gradients misses, a batch of products may miss for other samples
+        )
         few = ", ".join(map(repr, wrong[:5])) + (", …" if len(wrong) > 5 else "")
         warnings.warn(
             f"{path} gradients of {few} differ from the one-sample loop (does the model mix samples of a "

@@ -30,3 +30,10 @@ def test_what_is_marked_exact_is(first, tmp_path, refused, caplog):
         if not found.right:
             wrong.append(found)
     assert not wrong
+
+
+@pytest.mark.parametrize("seed", [1417, 1807, 2040, 2044, 3584, 3898])
+def test_what_few_samples_show_of_a_batch_is_not_forgotten_by_products(seed, tmp_path, caplog):
+    """A penalty on the samples of one class: the paths were chosen right, forward mode missed it for some of them."""
+    caplog.set_level(logging.ERROR, "gradindex")
+    assert judge(draw(seed, 30), tmp_path).right
