@@ -127,7 +127,7 @@ def test_what_curvlinops_does_not_take(model, loss, message):
 
 
 def test_an_index_of_rows_by_ekfac(tmp_path):
-    options = {"exact_limit": 10, "samples": 1}
+    options = {"exact_limit": 10, "samples": 1, "damping": 1e-6}  # far less, and rounding is what rows differ by
     index = gradindex.build(digits_job(), tmp_path / "wide", metric="cos-IF", metric_options=options)
     assert index.store.header.sketch["kind"] == "countsketch"
     x, _ = digits()
