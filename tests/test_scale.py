@@ -16,7 +16,7 @@ def scale():
     spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])
+        patch.syspath_prepend(ROOT / "benchmarks")
         for name in ("OMP_NUM_THREADS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_USAGE_STATS_ENABLED"):
             patch.setenv(name, os.environ.get(name, "0"))
         spec.loader.exec_module(module)
