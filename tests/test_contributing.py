@@ -8,7 +8,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES = re.findall(r"^\*\*(.+?)\.\*\*\n((?:.+\n)+)", TEXT, re.M)
-MOVED = (ROOT / "gradindex" / "lifecycle").exists()  # the paths are those of the folders that the modules move into
 
 
 def test_the_map_has_at_most_ten_lines():
@@ -16,7 +15,6 @@ def test_the_map_has_at_most_ten_lines():
     assert 0 < len(block.splitlines()) <= 10
 
 
-@pytest.mark.skipif(not MOVED, reason="the modules have not moved yet")
 def test_the_map_shows_every_folder():
     (block,) = re.findall(r"## The map\n.*?```\n(.*?)```", TEXT, re.S)
     words = {word for line in block.splitlines() for word in re.split(r"\s+", re.split(r"\s{3,}", line)[0])}
@@ -44,8 +42,6 @@ def test_the_recipes_are_those_that_are_asked_for():
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:gradindex|tests|benchmarks|examples)/[^`\s]*)`", TEXT))))
 def test_paths_exist(path):
-    if path.startswith("gradindex/") and not MOVED:
-        pytest.skip("the modules have not moved yet")
     assert (ROOT / path).exists()
 
 

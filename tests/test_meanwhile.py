@@ -75,6 +75,29 @@ def test_what_an_old_state_lacks_is_no_damage(tmp_path, change):
     np.testing.assert_array_equal(found.scores, want.scores)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_proof_over_ranges_of_an_old_state(tmp_path, replaced):
+    """What it measures of FAISS's rounding has no place in the new state's manifest, and is used all the same."""
+    place, how = tmp_path / "index", {"index": "IVF4,SQ8", "sketch": gradindex.Landmark(landmarks=60, dims=16)}
+    gradindex.build(digits_job(), place, progress=False, **how).remove([3])
+    index = gradindex.load(place, digits_job())
+    index.sketch(ids=[0])  # reads the landmarks
+    if replaced:
+        gradindex.build(other_model_job(), place, overwrite=True, progress=False, **how)
+    else:
+        gradindex.compact(place, progress=False)
+    before = contents(place)
+    found = index.explain(ids=[7], k=3, certify=True)
+    assert found.meta["params"]["searched"] == "FAISS"
+    assert found.proved.all()
+    exact = gradindex.exact_gradients(digits_job(), range(ROWS)).astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    values = exact @ exact[7]
+    values[3] = -2
+    np.testing.assert_array_equal(found.ordered_indices[0], np.argsort(-values)[:3])
+    assert contents(place) == before
+
+
 def test_nothing_to_add_while_another_process_compacts(tmp_path, monkeypatch):
     built(tmp_path / "index").remove([3, 4])
 

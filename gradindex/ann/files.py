@@ -131,6 +131,11 @@ def saved_entry(store: Store) -> FileEntry | None:
         return None
 
 
+def size(store: Store) -> int:
+    """Return the bytes of the saved index file, as its manifest has them; raises DamagedIndexError."""
+    return _manifest(store)[1].bytes
+
+
 def saved_factory(store: Store) -> str:
     """Return the factory string of the saved index; ``'auto'`` where its manifest is lost."""
     try:

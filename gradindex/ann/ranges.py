@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gradindex.ann import files as index_files
 from gradindex.ann.searcher import Searcher, inverted
 from gradindex.data.source import Ids
-from gradindex.errors import DamagedIndexError
+from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.store import Store
 
 KEY = "rounding"
@@ -81,7 +81,8 @@ def _measured(store: Store, searcher: Searcher) -> Rounding:
     count = int(_ALL_BUT * len(errors))
     worse = np.sort(np.argpartition(-errors, count)[:count]) if count else np.empty(0, np.int64)
     error = float(np.delete(errors, worse).max(initial=0)) * (1 + 1e-6)
-    with contextlib.suppress(OSError, DamagedIndexError):  # a store that may only be read, or has other rows by now
+    # A store that may only be read, or has other rows by now, or was replaced.
+    with contextlib.suppress(OSError, DamagedIndexError, MismatchError):
         index_files.annotate(store, KEY, {"file": searcher.file, "error": error, "worse": worse.tolist()})
     return Rounding(error, worse.astype(np.int64))
 

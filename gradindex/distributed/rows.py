@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.ann.operating_point import Point
-from gradindex.ann.selection import SCAN_ROWS, Selection
+from gradindex.ann.selection import Selection
 from gradindex.compute import exact
 from gradindex.compute.held_queries import Held
 from gradindex.data.source import Batch, Ids
@@ -18,7 +18,7 @@ from gradindex.gradients.parameter import Floats
 from gradindex.kernels import Kernel
 from gradindex.runtime.log import log
 from gradindex.search import norm_scan
-from gradindex.search.rows import LocalRows, Nearest
+from gradindex.search.rows import LocalRows, Nearest, by_faiss
 from gradindex.store import Store
 
 _TRIES = 5  # actors that may die under one question
@@ -118,19 +118,16 @@ class ClusterRows:
         self, sketches: NDArray[np.float32], k: int, selection: Selection | None, point: Point | None = None
     ) -> Nearest:
         """Return the selected rows whose cosines with unit-norm sketches are the highest; see `RowSearch`."""
-        if selection is not None and selection.everywhere and len(selection) <= SCAN_ROWS:
+        if not by_faiss(self.here.searcher, selection):
             scores, rows, scanned = self.scan(sketches, np.ones(len(sketches)), Kernel.COS, k, selection=selection)
             return scores.astype(np.float32), rows, scanned
         everywhere = selection is not None and selection.everywhere
         each = [(sketches, k, mask, everywhere, point) for mask in self._masks(selection)]
         found = self.parts.ask("search", *zip(*each, strict=True))
         scores, rows = _merged(found, k)
-        scanned = (
-            np.full(len(sketches), len(selection))
-            if everywhere and selection
-            else self.here.searcher.scanned(sketches, point)
-        )
-        return scores.astype(np.float32), rows, scanned
+        if selection is not None and selection.everywhere:
+            return scores.astype(np.float32), rows, np.full(len(sketches), len(selection))
+        return scores.astype(np.float32), rows, self.here.searcher.scanned(sketches, point)
 
     def dots(self, asked: Batch, gradients: Floats, ids: Ids) -> exact.Evaluated:
         """Do what `exact.candidate_dots` does, each part with a share of the candidates."""

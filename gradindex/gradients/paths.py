@@ -87,9 +87,8 @@ def _wrong(
         return names
     wrong = _differing(engine, names, found, truth)
     if wrong:
-        engine.ways.distrusted = (
-            True  # what a batch of gradients misses, a batch of products may miss for other samples
-        )
+        # What a batch of gradients misses here, a batch of products may miss for other samples.
+        engine.ways.distrusted = True
         few = ", ".join(map(repr, wrong[:5])) + (", …" if len(wrong) > 5 else "")
         warnings.warn(
             f"{path} gradients of {few} differ from the one-sample loop (does the model mix samples of a "

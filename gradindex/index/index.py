@@ -153,7 +153,7 @@ class Index(Changing):
         asked = self.labelled(x, y, ids)
         compared = self.at_hand.compared if rerank or certify else watch.Compared()
         self.changed = []  # of the copy that is pinned for this call
-        answers, methods = [], set()
+        answers, methods, searched = [], set(), set()
         most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
         formed = rerank and not certify
         chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked, most)
@@ -161,6 +161,7 @@ class Index(Changing):
             batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
             if certify:
                 found, method = self._certified(batch, wanted, max_checks)
+                searched.add(proofs.searched(self, wanted, len(batch)))
             elif formed:
                 found, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
             else:
@@ -185,7 +186,7 @@ class Index(Changing):
             "selected": len(self) if selection is None else len(selection),
             "rows": len(self),
             "index": self.searcher.factory,
-            "searched": "scan of the store" if certify else cascade.searched(self, wanted),
+            "searched": " + ".join(sorted(searched)) if certify else cascade.searched(self, wanted),
             "sketch": self.store.header.sketch,
         }
         return Explanation(meta("Index", params), explanation_data(answer, described), view=(self.job, asked.x, ids))

@@ -39,8 +39,8 @@ def build(
 ) -> tuple[Header, BuildSummary]:
     """Embed a job's dataset into a store at `out` and build its FAISS index; see `gradindex.build`.
 
-    Returns the header of the store, and what was done. Another process may have
-    put another store in its place by then: whoever opens it compares the seals.
+    Returns the header of the store, and what was done. Another process may have put another store in its place by then:
+    whoever opens it compares the seals.
     """
     out = locate(out)
     forking.settle(job.backend)
@@ -103,6 +103,6 @@ def _fill(job: Job, store: Store, index: str, progress: bool | None, engine: Clu
         indexing_seconds=time.perf_counter() - middle,
         peak_bytes=peak_bytes(),
         store_bytes=store.bytes,
-        index_bytes=index_files.load(store).bytes,
+        index_bytes=index_files.size(store),
         paths=count_paths(job.engine.paths),
     )

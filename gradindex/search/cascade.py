@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Stored rows held at once while candidates are scored anew. Scattered ones map up to 110 KB each of the store, which
 # counts as the process's memory, so after so many they are let go of.
 _GATHERED = 1024
+FAISS, STORE = "FAISS", "scan of the store"
 _SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
 
 
@@ -112,8 +113,7 @@ def candidates(
 
 def searched(index: "Index", asked: Question) -> str:
     """Return what finds the candidates of a question: FAISS, or a scan of the store in the order of the norms."""
-    faiss = asked.kernel is Kernel.COS and by_faiss(index.searcher, asked.selection)
-    return "FAISS" if faiss else "scan of the store"
+    return FAISS if asked.kernel is Kernel.COS and by_faiss(index.searcher, asked.selection) else STORE
 
 
 def rescored(store: Store, sketches: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -130,7 +130,7 @@ def answer(
     kernel, k, eps, selection = asked.kernel, asked.k, asked.eps, asked.selection
     held = hold(index.job.engine, queries)
     sketches, norms = _rows_of(index, held)
-    by_range = kernel is Kernel.COS and not eps and _range_pays(index, len(norms))
+    by_range = _by_range(index, asked, len(norms))
     bounds = None if by_range else cosine_bounds(index, sketches)
     scanned = np.full((2, len(norms)), len(index))
     seeds = np.full((2, len(norms), 0), -1, np.int64)
@@ -167,11 +167,18 @@ def answer(
     return _collect(index, searches, scanned, k)
 
 
-def _range_pays(index: "Index", queries: int) -> bool:
+def searched(index: "Index", asked: Question, queries: int) -> str:
+    """Return what looks for the rows that may enter the answers to so many queries; see `cascade.searched`."""
+    return cascade.FAISS if _by_range(index, asked, queries) else cascade.STORE
+
+
+def _by_range(index: "Index", asked: Question, queries: int) -> bool:
     """Whether to search ranges for so few queries, where FAISS can and its inner products are bounds.
 
     A scan reads and converts the stored rows once for all queries, FAISS its own, shorter ones twice for each.
     """
+    if asked.kernel is not Kernel.COS or asked.eps:
+        return False
     projector, searcher = index.projector, index.searcher
     bounded = isinstance(projector, LandmarkProjector) and not projector.options.residual
     return bounded and ranges.serve(index.store, searcher) and queries * searcher.index.code_size <= 4 * searcher.dim

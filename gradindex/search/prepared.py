@@ -7,8 +7,6 @@ import numpy as np
 from gradindex.compute import landmarks, watch
 from gradindex.compute.blocks import embedding_batch_size
 from gradindex.data.source import Batch
-from gradindex.gradients import paths
-from gradindex.gradients.paths import LOOP
 from gradindex.gradients.projector import Projector
 from gradindex.job import Job
 from gradindex.store import Store
@@ -37,12 +35,9 @@ class Prepared:
         Where some differed in the build, what made them differ may make exact products wrong, too: these are then taken
         from training steps alone. Likewise where the first samples, on which the paths were chosen, differed.
         """
-        found, engine = watch.of_store(self._store), self.job.engine
-        engine.ways.distrusted |= bool(found.differed)
-        slow = any(one.get("path") == LOOP for one in self._store.header.parameters)
-        if slow and "undecided" in engine.paths.values():  # opened anew: why the loop was taken is found again
-            first = self.example.select(np.arange(min(paths.SAMPLES, len(self.example))))
-            engine.embed(first.x, first.y, self.projector)
+        _ = self.batch_size  # the paths are chosen on the dataset's first samples, as in the build, if none were yet
+        found = watch.of_store(self._store)
+        self.job.engine.ways.distrusted |= bool(found.differed)
         return found or self._comparison[0]
 
     @cached_property

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+import gradindex
 from tests.drawn_judge import judge
 from tests.drawn_models import draw
 
@@ -37,3 +38,19 @@ def test_what_few_samples_show_of_a_batch_is_not_forgotten_by_products(seed, tmp
     """A penalty on the samples of one class: the paths were chosen right, forward mode missed it for some of them."""
     caplog.set_level(logging.ERROR, "gradindex")
     assert judge(draw(seed, 30), tmp_path).right
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("seed", [1417, 2044, 3898])
+def test_nor_by_an_index_that_is_opened(seed, tmp_path, caplog):
+    """By whatever door, and though a query of its own shows nothing of the penalty."""
+    caplog.set_level(logging.ERROR, "gradindex")
+    drawn = draw(seed, 30)
+    gradindex.build(drawn.job(), tmp_path / "index", progress=False)
+    harmless = int((drawn.y != drawn.y.max()).nonzero()[0])
+    for door in (gradindex.load, gradindex.Index.open):
+        index = door(tmp_path / "index", drawn.job())
+        found = index.explain(ids=[harmless], k=5)
+        assert index.job.engine.ways.distrusted
+        assert found.meta["params"]["exact_method"] == "training steps"
+        assert found.exact.all()

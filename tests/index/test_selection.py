@@ -103,6 +103,17 @@ def test_a_result_says_what_was_searched(built, options, searched):
     assert built[0].explain(ids=[3], k=2, **options).meta["params"]["searched"] == searched
 
 
+def test_a_proof_says_what_was_searched(tmp_path):
+    """A few queries search FAISS's ranges, many share a scan; both prove the same."""
+    sketch = gradindex.Landmark(landmarks=60, dims=16)
+    index = gradindex.build(digits_job(), tmp_path / "i", sketch=sketch, index="IVF4,SQ8", progress=False)
+    few, many = (index.explain(ids=range(n), k=2, certify=True) for n in (1, 40))
+    assert few.meta["params"]["searched"] == "FAISS"
+    assert many.meta["params"]["searched"] == "scan of the store"
+    assert few.proved.all() and many.proved.all()
+    np.testing.assert_array_equal(few.ordered_indices[0], many.ordered_indices[0])
+
+
 def test_ids_of_any_form(built):
     import torch
 

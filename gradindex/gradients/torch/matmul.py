@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Multiply-adds from which a call pays: of one product, and where it takes the place of one call for many.
-_WORTH_A_CALL, _WORTH_MANY_CALLS = 1 << 20, 1 << 24
+_WORTH_A_CALL, _WORTH_MANY_CALLS = 1 << 21, 1 << 24
 
 
 def _find_onednn() -> Any:

@@ -1,8 +1,8 @@
 """An LSTM's recurrence with its backward pass written out (Hochreiter & Schmidhuber 1997; gates i, f, g, o).
 
-Autograd's graph over single steps costs three times torch's own fused layer; here a step is eight operations
-forward, into buffers made once, and six backward, since whatever does not depend on the step after is done
-for all steps at once.
+Autograd's graph over single steps costs three times torch's own fused layer. Here a step is eight operations forward,
+into buffers made once; backward it is a compiled loop and a product, or, where there is no such loop, six operations,
+since whatever does not depend on the step after is done for all steps at once.
 """
 
 from typing import Any
