@@ -12,7 +12,8 @@ import argparse
 import numpy as np
 import record
 
-from gradindex import GradientSimilarity, demo
+from gradindex import GradientSimilarity
+from gradindex.cli import demo
 from gradindex.words import Backend
 
 KERNELS = ("grad_dot", "grad_cos", "grad_asym_dot")

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import gradindex
-from gradindex.compute import exact
+from gradindex.compute import exact, landmarks
 from gradindex.compute.blocks import embed_rows, embedding_batch_size
 from gradindex.compute.held_queries import HeldQueries
 from gradindex.data.source import Batch
@@ -70,8 +70,7 @@ def rates(job, sketches):
     projectors = []
     for sketch in sketches:
         projector = sketch.bind(job.engine.parameters, 0)
-        if isinstance(sketch, Landmark):
-            gradindex.compute.landmarks.prepare(projector, job, projector.draw(len(job.source)))
+        landmarks.prepare(projector, job)
         projectors.append(projector)
     best = [np.inf] * len(projectors)
     for _ in range(3):
