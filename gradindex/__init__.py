@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from gradindex.interop.export import export
     from gradindex.interop.sklearn import GradientNeighborsTransformer
     from gradindex.job import Job
+    from gradindex.lifecycle.options import BuildOptions
     from gradindex.loading import load
     from gradindex.search.audit import Audit
+    from gradindex.search.options import SearchOptions
     from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher
     from gradindex.store import Store
 
@@ -44,6 +46,8 @@ _HOMES = {
     "MismatchError": "errors",
     "GradientSimilarity": "interop.alibi",
     "Explanation": "explanation",
+    "BuildOptions": "lifecycle.options",
+    "SearchOptions": "search.options",
     "export": "interop.export",
     "Index": "index.index",
     "choose_index": "ann.choice",
@@ -65,6 +69,7 @@ _HOMES = {
 __all__ = [
     "SJLT",
     "Audit",
+    "BuildOptions",
     "CountSketch",
     "DamagedIndexError",
     "Explanation",
@@ -80,6 +85,7 @@ __all__ = [
     "MismatchError",
     "Rademacher",
     "Ray",
+    "SearchOptions",
     "Store",
     "add",
     "build",

@@ -1,6 +1,5 @@
 """Every figure that a page quotes stands in a result file that a script wrote; one that is off by a digit is found."""
 
-import inspect
 import re
 import sys
 from pathlib import Path
@@ -83,7 +82,7 @@ def test_a_figure_that_is_off_by_a_digit_is_found(page):
 
 def test_every_figure_of_the_readme_is_a_claim_or_a_constant_of_the_code():
     """Numbers outside code and links. What is no figure is compared with the code that it speaks of."""
-    checks = inspect.signature(gradindex.Index.explain).parameters["rerank"].default
+    checks = gradindex.SearchOptions().rerank
     text = re.sub(r"```.*?```", "", PAGES["README.md"], flags=re.S)
     text = claims.LINKED.sub("", text)
     text = re.sub(r"^\[[^\]]*\]: \S+$", "", text, flags=re.M)

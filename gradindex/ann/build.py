@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from gradindex.ann import files, operating_point
 from gradindex.ann.plan import new_index, plan, training_rows, unfold
 from gradindex.ann.searcher import as_vectors, inverted
+from gradindex.defaults import BLOCK_ROWS
 from gradindex.store import Store
-
-_TRAIN_BLOCK = 16384
 
 
 def add(index: Any, store: Store, dim: int, advance: Callable[[int], None], first: int = 0) -> None:
@@ -84,8 +83,8 @@ def _train(index: Any, factory: str, store: Store, dim: int, seed: int) -> None:
     size = training_rows(len(store), lists)
     chosen = np.sort(np.random.default_rng(seed).choice(len(store), size, replace=False))
     rows = np.empty((size, dim), np.float32)
-    for at in range(0, size, _TRAIN_BLOCK):  # wide rows are folded before the next ones are read
-        some = slice(at, at + _TRAIN_BLOCK)
+    for at in range(0, size, BLOCK_ROWS):  # wide rows are folded before the next ones are read
+        some = slice(at, at + BLOCK_ROWS)
         rows[some] = as_vectors(store.gather(chosen[some]), dim)
         store.release()
     try:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from gradindex.ann import files as index_files
 from gradindex.ann.searcher import Searcher, inverted
 from gradindex.data.source import Ids
+from gradindex.defaults import BLOCK_ROWS
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.store import Store
 
 KEY = "rounding"
 _ALL_BUT = 1e-3  # of the rows: those that are rounded worst are always found, and do not widen the search
-_BLOCK = 16384
 _SINGLE = 2.0**-24
 
 library: Any = faiss
@@ -100,8 +100,8 @@ def _held(index: Any) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
     """Yield rows and the vectors that an index holds in their place, by blocks."""
     ivf = inverted(index)
     if ivf is None:
-        for begin in range(0, index.ntotal, _BLOCK):
-            count = min(_BLOCK, index.ntotal - begin)
+        for begin in range(0, index.ntotal, BLOCK_ROWS):
+            count = min(BLOCK_ROWS, index.ntotal - begin)
             yield np.arange(begin, begin + count, dtype=np.int64), index.reconstruct_n(begin, count)
         return
     lists, width = ivf.invlists, ivf.code_size
@@ -112,7 +112,7 @@ def _held(index: Any) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
         rows = faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
         codes = faiss.rev_swig_ptr(lists.get_codes(number), size * width).reshape(size, width)
         prefix = np.frombuffer(number.to_bytes(8, "little"), np.uint8)[: ivf.coarse_code_size()]
-        for begin in range(0, size, _BLOCK):
-            some = codes[begin : begin + _BLOCK]
+        for begin in range(0, size, BLOCK_ROWS):
+            some = codes[begin : begin + BLOCK_ROWS]
             whole = np.hstack([np.broadcast_to(prefix, (len(some), len(prefix))), some])
-            yield rows[begin : begin + _BLOCK], ivf.sa_decode(np.ascontiguousarray(whole))
+            yield rows[begin : begin + BLOCK_ROWS], ivf.sa_decode(np.ascontiguousarray(whole))

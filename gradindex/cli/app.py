@@ -22,6 +22,7 @@ from gradindex.cli.options import FILE, Json
 from gradindex.cli.plan import plan
 from gradindex.cli.report import report
 from gradindex.cli.serve import serve
+from gradindex.defaults import SEED
 from gradindex.words import Backend
 
 app = typer.Typer(
@@ -88,7 +89,7 @@ def demo(
     path: Annotated[Path, typer.Option("--out", help="Where to save index, model and picture.", **FILE)] = Path(
         "gradindex-demo"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = SEED,
     as_json: Json = False,
 ) -> None:
     """Train a small CNN on scikit-learn's digits, index it, explain test digits, audit the answers."""

@@ -74,7 +74,7 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
     for table in explanation_tables(result, [f"test digit {i}" for i in chosen]):
         out.print(table)
     with err.status("Auditing against the exact kernel"):
-        audit = index.verify(queries=200, k=10, seed=seed)
+        audit = index.verify(seed=seed)
     out.print(audit_table(audit))
     figure = plots.plot_similar(result, x_test[chosen], x_train)
     save_figure(figure, path / PICTURE)

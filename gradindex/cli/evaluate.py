@@ -8,6 +8,7 @@ import typer
 
 from gradindex.cli.console import out
 from gradindex.cli.options import FILE, Json
+from gradindex.defaults import FISHER, NEIGHBOURS, REPEATS, SEED, SOLVER
 
 
 def evaluate(
@@ -23,14 +24,14 @@ def evaluate(
     rows: Annotated[
         Path | None, typer.Option("--rows", help="FILE.npz with test inputs x and classes y, for a Job.", **FILE)
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="How often to train; 1 for a Job.")] = 10,
-    k: Annotated[int, typer.Option("-k", min=1, help="Of the top-k tests.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Repeat r uses seed + r.")] = 0,
-    fisher: Annotated[str, typer.Option(help="true or mean, for FK.")] = "true",
+    repeats: Annotated[int, typer.Option(min=1, help="How often to train; 1 for a Job.")] = REPEATS,
+    k: Annotated[int, typer.Option("-k", min=1, help="Of the top-k tests.")] = NEIGHBOURS,
+    seed: Annotated[int, typer.Option(min=0, help="Repeat r uses seed + r.")] = SEED,
+    fisher: Annotated[str, typer.Option(help="true or mean, for FK.")] = FISHER,
     damping: Annotated[
         float | None, typer.Option(help="Added to the diagonal of IF's and FK's matrix.  [default: 1e-10 of its mean]")
     ] = None,
-    solver: Annotated[str, typer.Option(help="auto, exact, ekfac or minres, for IF and FK.")] = "auto",
+    solver: Annotated[str, typer.Option(help="auto, exact, ekfac or minres, for IF and FK.")] = SOLVER,
     top: Annotated[
         int | None, typer.Option(min=1, help="Randomize only so many layers, from the output down.  [default: all]")
     ] = None,

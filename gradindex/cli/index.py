@@ -11,6 +11,7 @@ import typer
 from gradindex.cli import engines, inputs, sketches
 from gradindex.cli.console import err, out
 from gradindex.cli.options import FILE, JobName, Json, Out
+from gradindex.defaults import INDEX, NEIGHBOURS, QUERIES, RERANK, SEED
 from gradindex.kernels import Kernel
 
 KernelOption = Annotated[
@@ -33,11 +34,11 @@ def build(
     metric_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the metric, such as damping=0.001 or layers=2,4.")
     ] = None,
-    index: Annotated[str, typer.Option(help="'auto' or a FAISS factory string.")] = "auto",
+    index: Annotated[str, typer.Option(help="'auto' or a FAISS factory string.")] = INDEX,
     index_memory: Annotated[
         int | None, typer.Option(min=1, help="Bytes that an index chosen by 'auto' may take.  [default: any]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the projection.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the projection.")] = SEED,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.  [default: fits memory]")] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: 128 MiB]")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute.  [default: where the model is]")] = None,
@@ -53,23 +54,26 @@ def build(
     from gradindex.cli.tables import info_table
     from gradindex.errors import FinishedError
     from gradindex.index import opening
+    from gradindex.lifecycle.options import BuildOptions
     from gradindex.loading import load
 
-    chosen = sketches.sketch_of(sketch, dim, landmarks, dims, residual)
+    options = BuildOptions(
+        sketch=sketches.sketch_of(sketch, dim, landmarks, dims, residual),
+        index=index,
+        index_memory=index_memory,
+        seed=seed,
+        batch_size=batch_size,
+        shard_rows=shard_rows,
+        overwrite=overwrite,
+    )
     made = inputs.job_of(job, device)
     try:
         index_ = opening.build(
             made,
             out_path,
-            sketch=chosen,
             metric=metric,
             metric_options=inputs.metric_options(metric_option or []),
-            index=index,
-            index_memory=index_memory,
-            seed=seed,
-            batch_size=batch_size,
-            shard_rows=shard_rows,
-            overwrite=overwrite,
+            options=options,
             engine=engines.engine_of(engine, address, workers, resources, working_dir),
         )
     except FinishedError:  # the last build was stopped in its last moment, or its end was not seen
@@ -89,9 +93,9 @@ def explain(
         Path | None, typer.Option("--rows", help="FILE.npz with inputs x and, optionally, labels y.", **FILE)
     ] = None,
     ids: Annotated[str | None, typer.Option("--ids", help="Training rows as queries, such as 3,14.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many proponents and opponents.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many proponents and opponents.")] = NEIGHBOURS,
     kernel: KernelOption = None,
-    rerank: Rerank = 50,
+    rerank: Rerank = RERANK,
     recall: Annotated[
         float | None, typer.Option(min=0, max=1, help="Search as fast as this recall allows; needs `tune` first.")
     ] = None,
@@ -108,6 +112,7 @@ def explain(
     from gradindex.ann import selection
     from gradindex.cli.tables import explanation_tables, proofs_line
     from gradindex.loading import load
+    from gradindex.search.options import SearchOptions
 
     if (rows is None) == (ids is None):
         raise typer.BadParameter("Give either --rows FILE.npz or --ids 3,14.")
@@ -116,8 +121,8 @@ def explain(
     index = load(path, loaded)
     x, y = (None, None) if rows is None else inputs.read_rows(rows)
     chosen = selection.parse(index.store, where or [])
-    proof = {"certify": certify, "max_checks": max_checks}
-    result = index.explain(x, y, ids=wanted, k=k, kernel=kernel, rerank=rerank, recall=recall, where=chosen, **proof)
+    options = SearchOptions(k=k, kernel=kernel, rerank=rerank, recall=recall, certify=certify, max_checks=max_checks)
+    result = index.explain(x, y, ids=wanted, where=chosen, options=options)
     if as_json:
         typer.echo(result.to_json())
         return
@@ -131,11 +136,11 @@ def explain(
 def verify(
     path: Out,
     job: JobName,
-    queries: Annotated[int, typer.Option(min=1, help="Training samples drawn as queries.")] = 200,
-    k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = 10,
+    queries: Annotated[int, typer.Option(min=1, help="Training samples drawn as queries.")] = QUERIES,
+    k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = NEIGHBOURS,
     kernel: KernelOption = None,
-    rerank: Rerank = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = 0,
+    rerank: Rerank = RERANK,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = SEED,
     min_recall: Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 below this recall.")] = 0.0,
     rows: Annotated[
         Path | None,
@@ -177,9 +182,9 @@ def verify(
 
 def tune(
     path: Out,
-    queries: Annotated[int, typer.Option(min=1, help="Stored rows drawn as queries.")] = 200,
-    k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = 0,
+    queries: Annotated[int, typer.Option(min=1, help="Stored rows drawn as queries.")] = QUERIES,
+    k: Annotated[int, typer.Option("-k", min=1, help="recall@k.")] = NEIGHBOURS,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the queries.")] = SEED,
     as_json: Json = False,
 ) -> None:
     """Measure recall against latency at FAISS's settings, and keep the curve with the index."""

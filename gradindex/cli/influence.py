@@ -11,11 +11,12 @@ from rich.table import Table
 
 from gradindex.cli.console import out
 from gradindex.cli.options import FILE, Json
+from gradindex.defaults import INFLUENTIAL
 
 
 def self_influence(
     path: Annotated[str, typer.Argument(metavar="OUT", help="Directory of the index, or a URL.")],
-    top: Annotated[int, typer.Option(min=1, help="How many samples, most influential first.")] = 50,
+    top: Annotated[int, typer.Option(min=1, help="How many samples, most influential first.")] = INFLUENTIAL,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the distribution, and its relation to the loss.", **FILE)
     ] = None,

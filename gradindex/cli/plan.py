@@ -9,6 +9,7 @@ from rich.table import Table
 
 from gradindex.cli.console import err, out
 from gradindex.cli.options import Json
+from gradindex.defaults import MEASURED_SECONDS, SKETCH_DIM
 from gradindex.lifecycle.plan import Prediction, Rates
 
 
@@ -16,8 +17,8 @@ def plan(
     job: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns a gradindex.Job.")],
     rows: Annotated[float, typer.Option(min=1, help="Samples of the build, such as 1e9.")],
     workers: Annotated[int, typer.Option(min=1, help="Workers like this machine's process.")] = 1,
-    seconds: Annotated[float, typer.Option(min=1, help="How long to measure.")] = 60,
-    dim: Annotated[int, typer.Option(min=1, help="Width of the CountSketch.")] = 1024,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to measure.")] = MEASURED_SECONDS,
+    dim: Annotated[int, typer.Option(min=1, help="Width of the CountSketch.")] = SKETCH_DIM,
     as_json: Json = False,
 ) -> None:
     """Measure a job here, and say what a build of many rows would take: hours, bytes, memory, queries a second."""

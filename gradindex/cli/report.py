@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from gradindex.cli.options import Json, Out, local_file
+from gradindex.defaults import REPORTED, REPORTED_INFLUENTIAL
 from gradindex.kernels import Kernel
 
 
@@ -20,11 +21,11 @@ def report(
         typer.Option(help="Training rows such as 3,14, or FILE.npz with inputs x and, optionally, labels y."),
     ] = None,
     file: Annotated[str, typer.Option("--output", "-o", help="Where to write the page; a URL may be.")] = "report.html",
-    k: Annotated[int, typer.Option("-k", min=1, help="Proponents and opponents of each query.")] = 8,
+    k: Annotated[int, typer.Option("-k", min=1, help="Proponents and opponents of each query.")] = REPORTED,
     kernel: Annotated[
         Kernel | None, typer.Option(help="Which kernel.  [default: grad_cos, or the index's own metric]")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Most self-influential samples.")] = 12,
+    top: Annotated[int, typer.Option(min=1, help="Most self-influential samples.")] = REPORTED_INFLUENTIAL,
     as_json: Json = False,
 ) -> None:
     """Write a page on an index and on some queries: one file that needs no network."""

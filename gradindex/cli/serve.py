@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gradindex.cli.options import FILE, Json, Out
+from gradindex.serve.settings import HOST, Settings
 
 
 def serve(
@@ -17,28 +18,27 @@ def serve(
         str,
         typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns the gradindex.Job it was built from."),
     ],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's need a token.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's need a token.")] = HOST,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token_file: Annotated[
         Path | None,
         typer.Option(help="File with the bearer token that clients must send.  [default: $GRADINDEX_TOKEN]", **FILE),
     ] = None,
-    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 8 << 20,
-    max_queries: Annotated[int, typer.Option(min=1, help="Queries of a request.")] = 64,
-    max_k: Annotated[int, typer.Option(min=1, help="Neighbours of each side.")] = 1000,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = Settings.max_body,
+    max_queries: Annotated[int, typer.Option(min=1, help="Queries of a request.")] = Settings.max_queries,
+    max_k: Annotated[int, typer.Option(min=1, help="Neighbours of each side.")] = Settings.max_k,
     max_batch: Annotated[
         int, typer.Option(min=1, help="Queries that share a forward pass; 1: one request after the other.")
-    ] = 64,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Queries that may wait; more are refused.")] = 1024,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer.")] = 60.0,
+    ] = Settings.max_batch,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Queries that may wait; more are refused.")
+    ] = Settings.max_waiting,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer.")] = Settings.timeout,
     as_json: Json = False,
 ) -> None:
     """Answer lookups over HTTP, and serve a page to explore the index; stops at SIGTERM or Ctrl+C."""
     from gradindex.cli import inputs
     from gradindex.loading import load
-    from gradindex.serve import Settings
     from gradindex.serve import serve as run
 
     token = os.environ.get("GRADINDEX_TOKEN") if token_file is None else token_file.read_text(encoding="utf-8").strip()

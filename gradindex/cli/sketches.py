@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gradindex.defaults import LANDMARK_DIMS, LANDMARK_RESIDUAL, LANDMARKS, SKETCH_DIM
+
 if TYPE_CHECKING:
     from gradindex.sketch import Sketch
 
@@ -25,12 +27,14 @@ SketchOption = Annotated[
     typer.Option("--sketch", help="How gradients are compressed.  [default: countsketch; landmark if its options are]"),
 ]
 Dim = Annotated[
-    int | None, typer.Option(min=1, help="Width of the sketch, all but landmark and identity.  [default: 1024]")
+    int | None,
+    typer.Option(min=1, help=f"Width of the sketch, all but landmark and identity.  [default: {SKETCH_DIM}]"),
 ]
-Landmarks = Annotated[int | None, typer.Option(min=1, help="With landmark: training samples.  [default: 1024]")]
-Dims = Annotated[int | None, typer.Option(min=1, help="With landmark: coordinates kept.  [default: 256]")]
+Landmarks = Annotated[int | None, typer.Option(min=1, help=f"With landmark: training samples.  [default: {LANDMARKS}]")]
+Dims = Annotated[int | None, typer.Option(min=1, help=f"With landmark: coordinates kept.  [default: {LANDMARK_DIMS}]")]
 Residual = Annotated[
-    int | None, typer.Option(min=0, help="With landmark: numbers for what coordinates leave out.  [default: 0]")
+    int | None,
+    typer.Option(min=0, help=f"With landmark: numbers for what coordinates leave out.  [default: {LANDMARK_RESIDUAL}]"),
 ]
 
 

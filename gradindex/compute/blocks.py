@@ -11,6 +11,7 @@ from gradindex.compute import landmarks, watch
 from gradindex.data import labels
 from gradindex.data.checks import as_ids, check_batch, check_finite
 from gradindex.data.source import Batch, Ids, is_ragged, leaves, rectangles
+from gradindex.defaults import SEED
 from gradindex.gradients import in_double, loop, paths
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
@@ -48,7 +49,9 @@ class Block:
     roundings: NDArray[np.float32] | None = None
 
 
-def embed(job: Job, *, sketch: Sketch | None = None, seed: int = 0, batch_size: int | None = None) -> Iterator[Block]:
+def embed(
+    job: Job, *, sketch: Sketch | None = None, seed: int = SEED, batch_size: int | None = None
+) -> Iterator[Block]:
     """Yield the embeddings of a job's dataset in order.
 
     Parameters

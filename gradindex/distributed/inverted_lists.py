@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.ann.searcher import as_vectors
+from gradindex.defaults import BLOCK_ROWS
 from gradindex.store import Store
 from gradindex.store.shard import Shard
 from gradindex.store.store import SHARDS
-
-_ROWS = 16384  # encoded at once, as many as `Store.blocks` gives: other numbers could round differently
 
 
 def spreads(index: Any) -> bool:
@@ -39,8 +38,8 @@ def encode(index: Any, store: Store, number: int, dim: int) -> NDArray[np.uint8]
     """Return the list and the code of each row of a shard, (n, bytes), in FAISS's standalone form."""
     shard = Shard(store.path / SHARDS, number, store.header, 0)
     parts = []
-    for begin in range(0, len(shard), _ROWS):
-        rows = shard.read(begin, min(begin + _ROWS, len(shard))).astype(np.float32)
+    for begin in range(0, len(shard), BLOCK_ROWS):
+        rows = shard.read(begin, min(begin + BLOCK_ROWS, len(shard))).astype(np.float32)
         parts.append(index.sa_encode(as_vectors(rows, dim)))
     return np.concatenate(parts)
 

@@ -10,6 +10,7 @@ import numpy as np
 from gradindex import relevance
 from gradindex.compute import queries
 from gradindex.data.source import index, length
+from gradindex.defaults import NEIGHBOURS, REPEATS, SEED
 from gradindex.evaluation import criteria
 from gradindex.evaluation.experiment import Experiment, Split
 from gradindex.evaluation.randomize import randomized
@@ -43,9 +44,9 @@ def evaluate(
     metrics: Sequence[str],
     tests: Sequence[str] = TESTS,
     *,
-    repeats: int = 10,
-    seed: int = 0,
-    k: int = 10,
+    repeats: int = REPEATS,
+    seed: int = SEED,
+    k: int = NEIGHBOURS,
     top: int | None = None,
     through_index: bool = False,
     options: dict[str, Any] | None = None,

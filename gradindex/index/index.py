@@ -15,6 +15,7 @@ from gradindex.compute.held_queries import Held
 from gradindex.data.checks import as_ids
 from gradindex.data.source import Batch, Ids
 from gradindex.data.source import index as take
+from gradindex.defaults import INFLUENTIAL, NEIGHBOURS, QUERIES, RERANK, SEED, with_given
 from gradindex.explanation import Explanation
 from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
@@ -25,9 +26,10 @@ from gradindex.kernels import Kernel
 from gradindex.runtime.log import log
 from gradindex.search import cascade, question, tuning
 from gradindex.search import certify as proofs
-from gradindex.search.answer import Answer, check_k, check_max_checks, explanation_data, joined, meta
+from gradindex.search.answer import Answer, check_k, explanation_data, joined, meta
 from gradindex.search.audit import Audit, verify
 from gradindex.search.describe import describe
+from gradindex.search.options import SearchOptions
 from gradindex.sketch.rows import normalise
 from gradindex.words import Task
 
@@ -71,15 +73,16 @@ class Index(Changing):
         y: Any = None,
         *,
         ids: Any = None,
-        k: int = 10,
+        where: Any = None,
+        options: SearchOptions | None = None,
+        k: int | None = None,
         kernel: str | None = None,
-        rerank: int = question.RERANK,
+        rerank: int | None = None,
         candidates: int | None = None,
         recall: float | None = None,
-        eps: float = 0.0,
-        certify: bool = False,
+        eps: float | None = None,
+        certify: bool | None = None,
         max_checks: int | None = None,
-        where: Any = None,
     ) -> Explanation:
         """Find the training samples with the highest and the lowest kernel values for each query.
 
@@ -91,35 +94,15 @@ class Index(Changing):
             Their labels, or one label for all; None: what the model predicts (classification only).
         ids
             Instead of `x` and `y`: dataset positions of samples to use as queries, with their own labels.
-        k
-            How many proponents and how many opponents, at most the number of indexed samples.
-        kernel
-            ``'grad_cos'`` (the default), ``'grad_dot'`` or ``'grad_asym_dot'``; in an index built with a metric,
-            None or the metric's name.
-        rerank
-            How many candidates of each side are evaluated with the exact kernel (at least k); 0 leaves the
-            sketch's estimates.
-        candidates
-            How many rows of each side FAISS is asked for, which are then scored by the stored rows, so that the best
-            are evaluated exactly; at least k and `rerank`. None: four times as many, at least 400. An index that
-            holds the stored rows as they are (``'Flat'``) needs none.
-        recall
-            Search at the fastest operating point whose recall, as measured by `tune`, is at least this; for
-            ``'grad_cos'``. None: FAISS's own settings, a sixteenth of the lists.
-        eps
-            Added to the kernel's denominator. The default leaves the kernels as they are defined, with 0 where
-            a gradient is zero; `GradientSimilarity` uses 1e-7.
-        certify
-            Check rows exactly until the answer is proved to be that of the exact kernel over all rows; see
-            `gradindex.search.certify`. For ``'grad_cos'`` that takes an index of `gradindex.Landmark` rows: with any
-            other sketch nothing is proved unless `max_checks` lets every row be checked.
-        max_checks
-            With `certify`: give up after this many exact checks for a query and side, at least k; None: never.
         where
             Which samples may be found: a mapping of columns to a value or list of values, such as
             ``{"label": 3}`` (also a user's own columns, where None finds missing entries; several must all hold), or
             ids; None: all. Few are found
             by an exact scan of the store, many by FAISS over all lists.
+        options
+            How to search; None: `gradindex.SearchOptions()`, which says what each of them does.
+        k, kernel, rerank, candidates, recall, eps, certify, max_checks
+            The same, one by one: what is given takes the place of what `options` says.
 
         Returns
         -------
@@ -144,23 +127,32 @@ class Index(Changing):
         TypeError
             If a value of `where` is of another kind than its column's.
         """
-        parsed = relevance.kernel_of(self.store.header.metric, kernel)
-        check_k(k, len(self))
-        check_max_checks(certify, max_checks, k)
+        options = with_given(
+            options or SearchOptions(),
+            k=k,
+            kernel=kernel,
+            rerank=rerank,
+            candidates=candidates,
+            recall=recall,
+            eps=eps,
+            certify=certify,
+            max_checks=max_checks,
+        )
+        parsed = relevance.kernel_of(self.store.header.metric, options.kernel)
         selection = select(self.store, where)
-        point = None if recall is None else tuning.pick(self.store, recall)
-        wanted = question.ask(len(self), parsed, k, rerank, candidates, eps, selection, point)
+        point = None if options.recall is None else tuning.pick(self.store, options.recall)
+        wanted = question.ask(len(self), parsed, options, selection, point)
         asked = self.labelled(x, y, ids)
-        compared = self.at_hand.compared if rerank or certify else watch.Compared()
+        compared = self.at_hand.compared if wanted.rerank or options.certify else watch.Compared()
         self.changed = []  # of the copy that is pinned for this call
         answers, methods, searched = [], set(), set()
-        most = min(_QUERIES, proofs.chunk(len(self))) if certify else _QUERIES
-        formed = rerank and not certify
+        most = min(_QUERIES, proofs.chunk(len(self))) if options.certify else _QUERIES
+        formed = wanted.rerank and not options.certify
         chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked, most)
         for some, rows, norms in chunks:
             batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
-            if certify:
-                found, method = self._certified(batch, wanted, max_checks)
+            if options.certify:
+                found, method = self._certified(batch, wanted)
                 searched.add(proofs.searched(self, wanted, len(batch)))
             elif formed:
                 found, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
@@ -174,30 +166,30 @@ class Index(Changing):
             described = replace(described, query_labels=None)  # they were the predictions
         params = {
             "kernel": relevance.title(self.store.header.metric, parsed),
-            "k": k,
-            "rerank": wanted.depth if rerank else 0,
+            "k": wanted.k,
+            "rerank": wanted.depth if wanted.rerank else 0,
             "candidates": wanted.candidates if parsed is Kernel.COS and not self.searcher.exact else None,
             "point": None if point is None else dict(point),
             "width": self.searcher.dim,
             "exact_method": " + ".join(sorted(methods)),
             "compared": {"rows": compared.rows, "products": self.job.engine.ways.compared},
-            "certify": certify,
-            "max_checks": max_checks,
+            "certify": options.certify,
+            "max_checks": wanted.max_checks,
             "selected": len(self) if selection is None else len(selection),
             "rows": len(self),
             "index": self.searcher.factory,
-            "searched": " + ".join(sorted(searched)) if certify else cascade.searched(self, wanted),
+            "searched": " + ".join(sorted(searched)) if options.certify else cascade.searched(self, wanted),
             "sketch": self.store.header.sketch,
         }
         return Explanation(meta("Index", params), explanation_data(answer, described), view=(self.job, asked.x, ids))
 
-    def _certified(self, batch: Batch, wanted: question.Question, max_checks: int | None) -> tuple[Answer, str]:
+    def _certified(self, batch: Batch, wanted: question.Question) -> tuple[Answer, str]:
         """Return a certified answer and how values were computed; anew where these are not those of training steps."""
         try:
-            found = proofs.answer(self, batch, wanted, max_checks)
+            found = proofs.answer(self, batch, wanted)
         except WayDiffers as error:
             log.warning("%s, so training steps are taken", error)
-            found = proofs.answer(self, batch, wanted, max_checks)
+            found = proofs.answer(self, batch, wanted)
         return found, FACTORS if self.job.engine.ways.usable(FACTORS) else STEPS
 
     def _doubted(self, answer: Answer) -> Answer:
@@ -209,7 +201,9 @@ class Index(Changing):
         return answer
 
     @pinned
-    def search(self, vectors: NDArray[Any], k: int = 10, *, where: Any = None) -> tuple[NDArray[np.float32], Ids]:
+    def search(
+        self, vectors: NDArray[Any], k: int = NEIGHBOURS, *, where: Any = None
+    ) -> tuple[NDArray[np.float32], Ids]:
         """Search with sketches made elsewhere, (m, dim), by cosine; needs no job. `where` is as in `explain`.
 
         Returns
@@ -270,7 +264,7 @@ class Index(Changing):
         index_files.check_extra(self.store)
 
     @pinned
-    def self_influence(self, top: int = 10) -> tuple[NDArray[np.float64], Ids]:
+    def self_influence(self, top: int = INFLUENTIAL) -> tuple[NDArray[np.float64], Ids]:
         """Return the largest squared gradient norms (top,), descending, and their ids; reads no gradient.
 
         Raises
@@ -289,10 +283,10 @@ class Index(Changing):
         x: Any = None,
         y: Any = None,
         *,
-        queries: int = 200,
-        k: int = 10,
+        queries: int = QUERIES,
+        k: int = NEIGHBOURS,
         candidates: int | None = None,
-        seed: int = 0,
+        seed: int = SEED,
     ) -> tuning.Curve:
         """Measure recall against latency at FAISS's settings, for ``explain(recall=…)``; see `gradindex.search.tuning`.
 
@@ -322,18 +316,18 @@ class Index(Changing):
     def verify(
         self,
         *,
-        queries: int = 200,
-        k: int = 10,
+        queries: int = QUERIES,
+        k: int = NEIGHBOURS,
         kernel: str | None = None,
-        rerank: int = question.RERANK,
-        seed: int = 0,
+        rerank: int = RERANK,
+        seed: int = SEED,
         x: Any = None,
         y: Any = None,
         max_seconds: float | None = None,
     ) -> Audit:
         """Measure how often the index's answers are those of the exact kernel; see `gradindex.search.audit.verify`."""
-        options = {"kernel": kernel, "rerank": rerank, "seed": seed, "x": x, "y": y, "max_seconds": max_seconds}
-        return verify(self, queries=queries, k=k, **options)
+        options = SearchOptions(k=k, kernel=kernel, rerank=rerank)
+        return verify(self, options, queries=queries, seed=seed, x=x, y=y, max_seconds=max_seconds)
 
     def __sklearn_clone__(self) -> "Index":
         """Return itself: pipelines copy their steps' arguments, and an open index is not to be copied."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradindex import relevance
 from gradindex.ann import build as indexing
+from gradindex.defaults import INDEX, SEED, with_given
 from gradindex.errors import MismatchError
 from gradindex.index.index import Index
 from gradindex.job import Job
@@ -14,6 +15,7 @@ from gradindex.lifecycle import build as building
 from gradindex.lifecycle import compact as compacting
 from gradindex.lifecycle import repair as repairing
 from gradindex.lifecycle.header import check_job
+from gradindex.lifecycle.options import BuildOptions
 from gradindex.lifecycle.repair import Repair
 from gradindex.runtime.log import log
 from gradindex.runtime.progress import progress_bar
@@ -29,15 +31,16 @@ def build(
     job: Job,
     out: str | Location,
     *,
-    sketch: Sketch | None = None,
     metric: str | None = None,
     metric_options: Mapping[str, Any] | None = None,
-    index: str = "auto",
+    options: BuildOptions | None = None,
+    sketch: Sketch | None = None,
+    index: str | None = None,
     index_memory: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     batch_size: int | None = None,
     shard_rows: int | None = None,
-    overwrite: bool = False,
+    overwrite: bool | None = None,
     progress: bool | None = None,
     engine: "Ray | None" = None,
 ) -> Index:
@@ -55,29 +58,16 @@ def build(
     out
         A directory, new or holding an unfinished build of the same job; or a URL that fsspec knows, such as
         ``s3://bucket/index``.
-    sketch
-        The projection; ``CountSketch(1024)`` by default, none for a metric's rows of at most 1,024 numbers.
     metric
         A cosine or dot metric of `gradindex.relevance.METRICS` whose rows are indexed in the place of gradients;
         `Index.explain` then ranks by it. None: gradients, and the kernels ``grad_cos``, ``grad_dot`` and
         ``grad_asym_dot``.
     metric_options
         Options of the metric, see `gradindex.relevance.base.Options`, such as ``{"damping": 1e-3}``.
-    index
-        ``'auto'`` (exact up to 100,000 rows, then ``IVF…,SQ8`` on the folded sketch) or a FAISS factory string.
-    index_memory
-        Bytes that an index chosen by ``'auto'`` may take, see `gradindex.choose_index`; None: as many as it likes.
-    seed
-        Seed of the projection and of FAISS's training sample.
-    batch_size
-        Samples at once; None finds a size that takes about 1 GiB, at most 128 (512 of small samples).
-    shard_rows
-        Rows of a shard; None: as many as 128 MiB hold.
-    overwrite
-        Replace an index that is already there. The new one is built beside it (in ``.<name>.building``) and takes
-        its place when finished, so that a build that fails or is killed leaves the old one as it was.
-    progress
-        Show a progress bar; None: only on a terminal.
+    options
+        How to build; None: `gradindex.BuildOptions()`, which says what each of them does.
+    sketch, index, index_memory, seed, batch_size, shard_rows, overwrite, progress
+        The same, one by one: what is given takes the place of what `options` says.
     engine
         None: this process does everything. A `gradindex.Ray`: its workers embed, and add to inverted lists; the files
         are the same. All of them must see `out`.
@@ -99,9 +89,8 @@ def build(
     elif metric_options:
         raise ValueError("metric_options are those of a metric: give metric=… with them.")
     place = locate(out)
-    built, summary = building.build(
-        job,
-        place,
+    options = with_given(
+        options or BuildOptions(),
         sketch=sketch,
         index=index,
         index_memory=index_memory,
@@ -110,8 +99,8 @@ def build(
         shard_rows=shard_rows,
         overwrite=overwrite,
         progress=progress,
-        engine=engine,
     )
+    built, summary = building.build(job, place, options, engine)
     log.info("%s", summary)
     opened = Index.open(place, job)
     if opened.store.header.seal != built.seal:
@@ -253,7 +242,7 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     return repairing.repair(path, job, progress=progress)
 
 
-def index_store(store: Store, index: str = "auto", *, seed: int = 0, progress: bool | None = None) -> Index:
+def index_store(store: Store, index: str = INDEX, *, seed: int = SEED, progress: bool | None = None) -> Index:
     """Build (or replace) the FAISS index of a complete store, and open it without a job; see `build`.
 
     Raises

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.source import Ids
+from gradindex.defaults import NEIGHBOURS
 from gradindex.errors import missing
 
 Matrix = NDArray[np.float64]
@@ -74,7 +75,7 @@ class DensityInfluence(ABC):
             out[:, rows] = self._influence(z[rows])
         return out
 
-    def top(self, z: Any, k: int = 10) -> tuple[tuple[Matrix, Ids], tuple[Matrix, Ids]]:
+    def top(self, z: Any, k: int = NEIGHBOURS) -> tuple[tuple[Matrix, Ids], tuple[Matrix, Ids]]:
         """Return the k strongest proponents and the k strongest opponents of each of z (m, d).
 
         The matrix of all pairs is never held.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.labels import as_classes
+from gradindex.defaults import NEIGHBOURS
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -23,7 +24,7 @@ def self_influence(store: "Store") -> Floats:
     return store.norms.astype(np.float64) ** 2
 
 
-def label_disagreement(index: "Index", k: int = 10, *, opponents: bool = True, labels: Any = None) -> Floats:
+def label_disagreement(index: "Index", k: int = NEIGHBOURS, *, opponents: bool = True, labels: Any = None) -> Floats:
     """Return the share of each sample's k gradient neighbours that have another label, (n,) in the order of the store.
 
     A mislabelled sample pulls the weights the way other samples of its wrong class do, so among its nearest

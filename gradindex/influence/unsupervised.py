@@ -17,6 +17,7 @@ from gradindex.data.checks import as_ids, check_finite
 from gradindex.data.forms import as_columns
 from gradindex.data.reading import as_source
 from gradindex.data.source import Batch, Ids, Source, Tree, index, length
+from gradindex.defaults import SEED
 from gradindex.gradients import make_engine
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
@@ -79,7 +80,7 @@ class UnsupervisedJob(Job):
     takes: str = "output"
     noise: tuple[int, ...] | None = None
     draws: int = 1
-    seed: int = 0
+    seed: int = SEED
     task: str = "regression"
 
     def __post_init__(self) -> None:

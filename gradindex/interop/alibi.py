@@ -17,6 +17,7 @@ from gradindex.compute import exact, queries
 from gradindex.data.checks import check_batch
 from gradindex.data.labels import as_array
 from gradindex.data.source import Batch, ColumnSource, Tree, index, map_leaves
+from gradindex.defaults import NEIGHBOURS, RERANK, SEED
 from gradindex.explanation import Explanation
 from gradindex.gradients import make_engine
 from gradindex.gradients.engine import Engine
@@ -26,8 +27,10 @@ from gradindex.index.opening import build
 from gradindex.interop import alibi_saved
 from gradindex.job import Job
 from gradindex.kernels import Kernel
+from gradindex.lifecycle.options import BuildOptions
 from gradindex.runtime.progress import progress_bar
 from gradindex.search.answer import check_k
+from gradindex.search.options import SearchOptions
 from gradindex.sketch import Sketch, widest
 from gradindex.store.location import Location, locate, on_disk
 from gradindex.words import Backend, BackendName, Task, choose_word
@@ -100,7 +103,7 @@ class GradientSimilarity:
         index: str | None = None,
         index_path: str | Path | None = None,
         sketch: Sketch | None = None,
-        seed: int = 0,
+        seed: int = SEED,
         batch_size: int | None = None,
         parameters: str | Sequence[str] | None = None,
         eps: float = 1e-7,
@@ -164,7 +167,7 @@ class GradientSimilarity:
         self._prepare()
         return self
 
-    def explain(self, X: Any, Y: Any = None, k: int | None = None, rerank: int = 50) -> Explanation:
+    def explain(self, X: Any, Y: Any = None, k: int | None = None, rerank: int = RERANK) -> Explanation:
         """Rank the training samples by similarity to each query.
 
         Parameters
@@ -203,14 +206,9 @@ class GradientSimilarity:
         if self.index is None:
             data = self._rank_all(asked, k)
         else:
-            found = self.index.explain(
-                asked.x,
-                asked.y,
-                k=min(10, len(self._source)) if k is None else k,
-                kernel=self.sim_fn,
-                rerank=rerank,
-                eps=self.eps,
-            )
+            count = min(NEIGHBOURS, len(self._source)) if k is None else k
+            options = SearchOptions(k=count, kernel=self.sim_fn, rerank=rerank, eps=self.eps)
+            found = self.index.explain(asked.x, asked.y, options=options)
             data = dict(found.data)
             if Y is None:
                 data.pop("query_labels", None)  # they were the predictions
@@ -325,12 +323,14 @@ class GradientSimilarity:
         return build(
             self._job(),
             out,
-            sketch=self.sketch or widest(self._engine.size, len(self._source)),
-            index=factory,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            progress=self.verbose,
-            overwrite=overwrite,
+            options=BuildOptions(
+                sketch=self.sketch or widest(self._engine.size, len(self._source)),
+                index=factory,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                progress=self.verbose,
+                overwrite=overwrite,
+            ),
         )
 
     def _job(self) -> Job:

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from gradindex.defaults import BLOCK_ROWS
 from gradindex.errors import IndexExistsError
 from gradindex.index.index import Index
 from gradindex.store import Store, location
 from gradindex.store.location import Location
 
 _DTYPES = {"float16": np.float16, "float32": np.float32}
-_ROW_GROUP = 16384
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def _write_shard(store: Store, number: int, folder: Location, dtype: str) -> Loc
     path = folder / f"{number:06d}.parquet"
     with location.temporary(folder) as part:
         with pq.ParquetWriter(part, schema) as writer:
-            for begin in range(0, len(shard), _ROW_GROUP):
-                keep = begin + np.flatnonzero(alive[begin : begin + _ROW_GROUP])
-                block = shard.read(begin, min(begin + _ROW_GROUP, len(shard)))
+            for begin in range(0, len(shard), BLOCK_ROWS):
+                keep = begin + np.flatnonzero(alive[begin : begin + BLOCK_ROWS])
+                block = shard.read(begin, min(begin + BLOCK_ROWS, len(shard)))
                 vectors = np.ascontiguousarray(block[keep - begin], _DTYPES[dtype])
                 arrays = [
                     pa.array(shard.ids[keep]),

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradindex.defaults import BLOCK_ROWS
 from gradindex.errors import missing
 from gradindex.sketch.rows import normalise
 from gradindex.store import location
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
-
-_ROWS = 16384  # read at once
 
 
 def with_embeddings(dataset: Any, index: "Index", column: str = "gradient", path: str | Path | None = None) -> Any:
@@ -67,7 +66,7 @@ def with_embeddings(dataset: Any, index: "Index", column: str = "gradient", path
     schema = pa.schema({column: pa.list_(pa.float32(), store.header.dim)})
 
     def batches() -> Iterator[Any]:
-        for first, rows in store.blocks(_ROWS):
+        for first, rows in store.blocks(BLOCK_ROWS):
             kept = normalise(rows[alive[first : first + len(rows)]])  # float16 leaves them off by some 1e-5
             yield pa.record_batch(
                 [pa.FixedSizeListArray.from_arrays(pa.array(kept.ravel()), type=schema[0].type)], schema

@@ -11,6 +11,7 @@ import torch
 from quanda.explainers import Explainer
 
 from gradindex import relevance
+from gradindex.defaults import NEIGHBOURS
 from gradindex.index.index import Index
 from gradindex.job import Job
 
@@ -50,7 +51,7 @@ class GradindexExplainer(Explainer):  # type: ignore[misc]
         *,
         metric: str = "GC",
         index: Index | None = None,
-        k: int = 10,
+        k: int = NEIGHBOURS,
         **options: Any,
     ) -> None:
         super().__init__(model=model, train_dataset=train_dataset)

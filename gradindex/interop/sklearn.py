@@ -7,6 +7,7 @@ from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from gradindex.defaults import RERANK
 from gradindex.index.index import Index
 
 
@@ -28,7 +29,7 @@ class GradientNeighborsTransformer(TransformerMixin, BaseEstimator):  # type: ig
         As in `Index.explain`; at least the number of neighbours.
     """
 
-    def __init__(self, index: Index, *, n_neighbors: int = 5, mode: str = "distance", rerank: int = 50) -> None:
+    def __init__(self, index: Index, *, n_neighbors: int = 5, mode: str = "distance", rerank: int = RERANK) -> None:
         self.index = index
         self.n_neighbors = n_neighbors
         self.mode = mode

@@ -13,6 +13,7 @@ from gradindex.job import Job
 from gradindex.lifecycle.clean_up import settle
 from gradindex.lifecycle.embed_shards import embed_missing
 from gradindex.lifecycle.header import begun, check_job, header
+from gradindex.lifecycle.options import BuildOptions
 from gradindex.lifecycle.summary import BuildSummary, count_paths, peak_bytes
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
 from gradindex.runtime.log import log
@@ -77,14 +78,13 @@ def _part(store: Store, job: Job, first: int, batch_size: int | None, shard_rows
     name = dataclasses.replace(saved, rows=rows, first=first, origin=origin).part
     path = store.path / PARTS / name
     before = begun(path) if exists(path / HEADER) else None
-    wanted = header(
-        job,
-        from_json(saved.sketch),
-        saved.seed,
-        batch_size or (before or saved).batch_size,
-        shard_rows or (before or saved).shard_rows,
-        before,
+    options = BuildOptions(
+        sketch=from_json(saved.sketch),
+        seed=saved.seed,
+        batch_size=batch_size or (before or saved).batch_size,
+        shard_rows=shard_rows or (before or saved).shard_rows,
     )
+    wanted = header(job, options, before)
     if sorted(saved.columns) != wanted.columns:
         raise MismatchError(f"{store.path} has columns {sorted(saved.columns)}, the job {wanted.columns}.")
     return Store.create(path, dataclasses.replace(wanted, rows=rows, dim=saved.dim, first=first, origin=origin))

@@ -10,32 +10,20 @@ from gradindex.errors import FinishedError, IndexExistsError
 from gradindex.gradients import in_double
 from gradindex.job import Job
 from gradindex.lifecycle.executor import Cluster, ThisProcess
-from gradindex.lifecycle.header import begun, default_sketch, header
+from gradindex.lifecycle.header import begun, header
+from gradindex.lifecycle.options import BuildOptions
 from gradindex.lifecycle.summary import BuildSummary, count_paths, peak_bytes
 from gradindex.runtime import forking
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
 from gradindex.runtime.log import log
 from gradindex.runtime.progress import progress_bar
-from gradindex.sketch import Sketch
-from gradindex.sketch.hashing import check_seed
 from gradindex.store import Header, Store
 from gradindex.store import replace as store_replace
 from gradindex.store.location import Location, locate
 
 
 def build(
-    job: Job,
-    out: str | Location,
-    *,
-    sketch: Sketch | None = None,
-    index: str = "auto",
-    index_memory: int | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    shard_rows: int | None = None,
-    overwrite: bool = False,
-    progress: bool | None = None,
-    engine: Cluster | None = None,
+    job: Job, out: str | Location, options: BuildOptions, engine: Cluster | None = None
 ) -> tuple[Header, BuildSummary]:
     """Embed a job's dataset into a store at `out` and build its FAISS index; see `gradindex.build`.
 
@@ -44,14 +32,15 @@ def build(
     """
     out = locate(out)
     forking.settle(job.backend)
-    sketch = sketch or default_sketch(job)
-    replaced = overwrite and store_replace.begin(out)
+    replaced = options.overwrite and store_replace.begin(out)
     target = store_replace.aside(out) if replaced else out
-    wanted = header(job, sketch, check_seed(seed), batch_size, shard_rows, begun(target))
-    index, _ = index_plan.plan(wanted, index, memory=index_memory)  # a mistake here should not cost an embedding
+    wanted = header(job, options, begun(target))
+    index, _ = index_plan.plan(
+        wanted, options.index, memory=options.index_memory
+    )  # a mistake here should not cost an embedding
     if replaced:
         with store_replace.replacement(Path(out), wanted) as new:
-            summary = _fill(job, new, index, progress, engine)
+            summary = _fill(job, new, index, options.progress, engine)
         return new.header, summary
     store = Store.create(out, wanted)
     if not store.missing() and index_files.exists(store):
@@ -60,7 +49,7 @@ def build(
             f"{out} already holds an index of {len(store)} samples. Open it with gradindex.load, give another "
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
-    return store.header, _fill(job, store, index, progress, engine)
+    return store.header, _fill(job, store, index, options.progress, engine)
 
 
 def _refuse_zeros(job: Job, store: Store) -> None:

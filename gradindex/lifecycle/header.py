@@ -8,6 +8,7 @@ from gradindex.compute.blocks import embedding_batch_size
 from gradindex.data.columns import as_columns
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.job import Job
+from gradindex.lifecycle.options import BuildOptions
 from gradindex.runtime import threads
 from gradindex.sketch import CountSketch, Identity, Sketch
 from gradindex.store import Header, Store
@@ -16,16 +17,11 @@ from gradindex.store.shard import SHARD_BYTES
 from gradindex.store.store import HEADER, model_differences
 
 
-def header(
-    job: Job,
-    sketch: Sketch,
-    seed: int,
-    batch_size: int | None,
-    shard_rows: int | None,
-    before: Header | None = None,
-) -> Header:
+def header(job: Job, options: BuildOptions, before: Header | None = None) -> Header:
     """Return the header of a build; what is not asked for is as in the build that was begun `before`."""
-    engine = job.engine
+    engine, seed = job.engine, options.seed
+    sketch = options.sketch or default_sketch(job)
+    batch_size, shard_rows = options.batch_size, options.shard_rows
     if before is not None:
         batch_size, shard_rows = batch_size or before.batch_size, shard_rows or before.shard_rows
     fitting = embedding_batch_size(job)  # decides the paths that the header reports, too
@@ -80,7 +76,7 @@ def check_job(store: Store, job: Job, *, longer: bool = False) -> None:
     if saved.backend == "none":
         raise MismatchError(f"{store.path} was made from arrays; it has no job, and can only be searched by vectors.")
     job = job.with_metric(relevance.rows_of(saved.metric))
-    differences = model_differences(saved, header(job, CountSketch(), 0, 1, 1))
+    differences = model_differences(saved, header(job, BuildOptions(sketch=CountSketch(), batch_size=1, shard_rows=1)))
     if len(job.source) != rows and not (longer and len(job.source) > rows):
         added = f" ({rows - saved.rows} of them were added)" if rows > saved.rows else ""
         differences.append(f"the dataset has {len(job.source)} samples, the index {rows}{added}")

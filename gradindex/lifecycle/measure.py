@@ -13,6 +13,7 @@ from gradindex.ann.choice import FLAT_ROWS
 from gradindex.ann.searcher import as_vectors
 from gradindex.compute import exact
 from gradindex.compute.blocks import Block, embed_rows
+from gradindex.defaults import MEASURED_SECONDS, SEED
 from gradindex.gradients.projector import Projector
 from gradindex.job import Job
 from gradindex.lifecycle.plan import Rates
@@ -22,7 +23,7 @@ from gradindex.store import Store
 _LEAST = 64  # rows embedded at the very least
 
 
-def measure(job: Job, *, sketch: Sketch | None = None, seconds: float = 60.0, seed: int = 0) -> Rates:
+def measure(job: Job, *, sketch: Sketch | None = None, seconds: float = MEASURED_SECONDS, seed: int = SEED) -> Rates:
     """Embed some of a job's rows for about `seconds`, store and search them, and return what each step took.
 
     Parameters
@@ -46,9 +47,10 @@ def measure(job: Job, *, sketch: Sketch | None = None, seconds: float = 60.0, se
     if (sketch or CountSketch()).to_json()["kind"] == "landmark":
         raise ValueError("A plan is for sketches without landmarks, such as CountSketch.")
     from gradindex.lifecycle.header import header as make_header
+    from gradindex.lifecycle.options import BuildOptions
 
     began = time.perf_counter()
-    header = make_header(job, sketch or CountSketch(), seed, None, None)
+    header = make_header(job, BuildOptions(sketch=sketch or CountSketch(), seed=seed))
     projector: Projector = (sketch or CountSketch()).bind(job.engine.parameters, seed)
     start = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradindex.ann import plan as index_plan
+from gradindex.defaults import RERANK
 from gradindex.search import question
 from gradindex.store.shard import SHARD_BYTES
 
-_FETCHED = max(
-    question.LEAST_CANDIDATES, question.CANDIDATES_PER_CHECK * question.RERANK
-)  # stored rows that a query reads
+_FETCHED = max(question.LEAST_CANDIDATES, question.CANDIDATES_PER_CHECK * RERANK)  # stored rows that a query reads
 _ITERATIONS = 10  # of k-means in FAISS's inverted lists
 _BUFFERS = 2  # bytes a number of a shard while it is put together: its float16 rows
 _SIDE_BYTES = 28  # of a row for a searching worker: norm, id, and the order of a norm-ordered scan
@@ -145,7 +144,7 @@ def predict(
         assembling = _GROWN * index_bytes
         held = 4 * rates.dim * part
         search = part * rates.scan_flat
-    explained = rates.query + 2 * search + 2 * question.RERANK * rates.check / searching
+    explained = rates.query + 2 * search + 2 * RERANK * rates.check / searching
     building = max(rates.embed_bytes + _BUFFERS * rates.dim * size, 2.0 * centroids)
     if workers == 1:
         building = assembling = max(building, assembling)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import metric_names
+from gradindex.defaults import FISHER, NEIGHBOURS, SEED, SOLVER
 
 if TYPE_CHECKING:
     from gradindex.relevance.features import Space
@@ -43,14 +44,14 @@ class Options:
     """
 
     damping: float | None = None
-    fisher: str = "true"
+    fisher: str = FISHER
     layers: tuple[str, ...] | None = None
     exact_limit: int = 8192
-    solver: str = "auto"
+    solver: str = SOLVER
     samples: int = 0
     tolerance: float = 1e-8
     iterations: int = 1000
-    seed: int = 0
+    seed: int = SEED
 
     def __post_init__(self) -> None:
         if self.fisher not in ("true", "mean"):
@@ -99,7 +100,7 @@ class Metric:
         lengths = np.outer(queries, keys)
         return np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0)
 
-    def top(self, X: Any, y: Any = None, k: int = 10) -> tuple[NDArray[np.int64], Rows]:
+    def top(self, X: Any, y: Any = None, k: int = NEIGHBOURS) -> tuple[NDArray[np.int64], Rows]:
         """Return the ids and scores (m, k) of the most relevant samples, best first; ties by id.
 
         Raises

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from gradindex.defaults import REPORTED, REPORTED_INFLUENTIAL
 from gradindex.errors import missing
 from gradindex.store.location import Location, locate, save
 
@@ -12,7 +13,14 @@ __all__ = ["report", "write_report"]
 
 
 def report(
-    index: "Index", x: Any = None, y: Any = None, *, ids: Any = None, k: int = 8, top: int = 12, **how: Any
+    index: "Index",
+    x: Any = None,
+    y: Any = None,
+    *,
+    ids: Any = None,
+    k: int = REPORTED,
+    top: int = REPORTED_INFLUENTIAL,
+    **how: Any,
 ) -> str:
     """Return an HTML page on an index, and on the neighbours of some queries.
 

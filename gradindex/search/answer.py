@@ -142,16 +142,6 @@ def check_k(k: int, rows: int) -> None:
         raise ValueError(f"k is {k}, but there are only {rows} samples.")
 
 
-def check_max_checks(certify: bool, max_checks: int | None, k: int) -> None:
-    """Raise ValueError unless `max_checks` is None or, with `certify`, an integer of k or more."""
-    if max_checks is None:
-        return
-    if not certify:
-        raise ValueError("max_checks limits a proof: give certify=True with it, or rerank instead.")
-    if not isinstance(max_checks, int | np.integer) or max_checks < k:
-        raise ValueError(f"max_checks must be an integer of k = {k} or more, got {max_checks!r}.")
-
-
 def meta(name: str, params: dict[str, Any]) -> dict[str, Any]:
     """Return the `meta` of an explanation, in Alibi's form."""
     return {

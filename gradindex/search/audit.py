@@ -16,12 +16,14 @@ from gradindex.compute.blocks import default_batch_size
 from gradindex.compute.queries import Queries, gradient_chunks
 from gradindex.data.source import Batch, Ids
 from gradindex.data.source import index as take
+from gradindex.defaults import QUERIES, SEED
 from gradindex.gradients import paths
 from gradindex.kernels import Kernel
 from gradindex.runtime.interrupts import kept_if_possible
 from gradindex.runtime.log import log
 from gradindex.search import agreement, norm_scan
 from gradindex.search.agreement import Estimate
+from gradindex.search.options import SearchOptions
 from gradindex.search.spot_check import STEPS, spot_check
 from gradindex.store import changes
 from gradindex.store.publish import publish
@@ -124,12 +126,10 @@ class Audit:
 
 def verify(
     index: "Index",
+    options: SearchOptions,
     *,
-    queries: int,
-    k: int,
-    kernel: str | None,
-    rerank: int,
-    seed: int,
+    queries: int = QUERIES,
+    seed: int = SEED,
     x: Any = None,
     y: Any = None,
     max_seconds: float | None = None,
@@ -144,10 +144,10 @@ def verify(
     ----------
     index
         An index opened with its job.
+    options
+        What `Index.explain` is asked with, k of which is that of recall@k.
     queries
         How many training samples; all rows if there are fewer.
-    k, kernel, rerank
-        As in `Index.explain`.
     seed
         Draws the queries.
     x, y
@@ -162,7 +162,8 @@ def verify(
         If k is not between 1 and rows − 1, `queries` is less than 1, or `max_seconds` is not positive.
     """
     began = time.perf_counter()
-    parsed = relevance.kernel_of(index.store.header.metric, kernel)
+    k, rerank = options.k, options.rerank
+    parsed = relevance.kernel_of(index.store.header.metric, options.kernel)
     if queries < 1:
         raise ValueError(f"queries must be 1 or more, got {queries}.")
     if max_seconds is not None and max_seconds <= 0:
@@ -179,12 +180,11 @@ def verify(
     else:
         asked = index.labelled(x, y)
         own, how, drawn = np.full(len(asked), -1, np.int64), {"x": asked.x, "y": asked.y}, "given samples"
-    options = {**how, "kernel": kernel}
     most = min(max(DEPTHS), len(rows) - 1)
     lists = {
-        depth: _answer(index, own, options, depth, rerank) for depth in {k, most}
+        depth: _answer(index, own, how, dataclasses.replace(options, k=depth)) for depth in {k, most}
     }  # what a user gets who asks for so many
-    estimates = _answer(index, own, options, max(k, most), 0)
+    estimates = _answer(index, own, how, dataclasses.replace(options, k=max(k, most), rerank=0))
     by_steps = len(rows) <= STEPS
     end = None if max_seconds is None else began + max_seconds
     truth = _compare(index, asked, own, max(k, most), parsed, rng, end, by_steps)
@@ -240,10 +240,10 @@ class _Truth:
     pairs: list[tuple[float, float]]
 
 
-def _answer(index: "Index", own: Ids, options: dict[str, Any], k: int, rerank: int) -> tuple[Ids, NDArray[np.float64]]:
+def _answer(index: "Index", own: Ids, how: dict[str, Any], options: SearchOptions) -> tuple[Ids, NDArray[np.float64]]:
     """Return the rows (m, k) of an answer and their scores, with the query itself left out."""
     more = 1 if own[0] >= 0 else 0
-    found = index.explain(**options, k=k + more, rerank=rerank)
+    found = index.explain(**how, options=dataclasses.replace(options, k=options.k + more))
     index.store.release()  # scattered rows map many times their own size, which counts as the process's memory
     ids = found.ordered_indices
     rows = np.full(ids.shape, -1, np.int64)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gradindex import kernels
 from gradindex.ann.selection import Selection
 from gradindex.data.source import Ids
+from gradindex.defaults import BLOCK_ROWS
 from gradindex.gradients import in_double
 from gradindex.gradients.engine import Engine
 from gradindex.kernels import Kernel
@@ -32,7 +33,6 @@ EVALUATION = 1e-5
 _HALF, _TINY = 2.0**-11, 2.0**-25  # float16: half a unit in the last place, relative, and of subnormals
 _SINGLE, _DOUBLE = 2.0**-24, 2.0**-53
 _NO_BOUND = 3.0  # more than any evaluated cosine, also over a norm that was rounded to twice or half of itself
-_ROWS = 16384  # compared with the queries at once
 
 
 def row_error(width: int, coordinates: float) -> float:
@@ -93,7 +93,7 @@ def cosine_bounds(index: "Index", sketches: NDArray[np.float32]) -> NDArray[np.f
     out = np.empty((2, len(sketches), len(index)), np.float32)
     error = np.float32(row_error(projector.width, projector.whitening.error))
     dims, left = projector.options.dims, projector.lengths_left(sketches)
-    for first, rows in index.store.blocks(_ROWS):
+    for first, rows in index.store.blocks(BLOCK_ROWS):
         here = slice(first, first + len(rows))
         inner = sketches[:, :dims] @ rows[:, :dims].T
         rest = np.outer(left, projector.lengths_left(rows)) + error

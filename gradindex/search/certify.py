@@ -17,6 +17,7 @@ from gradindex.ann import ranges
 from gradindex.compute import exact
 from gradindex.compute.held_queries import Held, HeldGradients, hold
 from gradindex.data.source import Batch, Ids
+from gradindex.defaults import BLOCK_ROWS
 from gradindex.kernels import Kernel
 from gradindex.search import cascade, norm_scan
 from gradindex.search.answer import Answer, Side
@@ -32,7 +33,6 @@ _FIRST = 16  # rows checked at first; each round checks up to twice as many as t
 _BYTES_PER_PAIR = 24  # of a query and a row
 _MEMORY = 256 << 20
 _USUAL = 1e-3  # error of an evaluation that a search for a range allows for; rows with more are always looked at
-_ROWS = 16384  # compared with the queries at once
 
 
 def chunk(rows: int) -> int:
@@ -107,7 +107,6 @@ def answer(
     index: "Index",
     queries: Batch,
     asked: Question,
-    max_checks: int | None,
 ) -> Answer:
     """Return proponents and opponents of some queries, with what was proved.
 
@@ -123,11 +122,10 @@ def answer(
     queries
         m labelled samples.
     asked
-        The question. Where rows have no bounds of their own, its `depth` candidates are evaluated first.
-    max_checks
-        Rows evaluated for a query and side; None: as many as the proof needs, but `depth` where there can be none.
+        The question. Where rows have no bounds of their own, its `depth` candidates are evaluated first, and no more
+        where there can be no proof, unless there are `max_checks`.
     """
-    kernel, k, eps, selection = asked.kernel, asked.k, asked.eps, asked.selection
+    kernel, k, eps, selection, max_checks = asked.kernel, asked.k, asked.eps, asked.selection, asked.max_checks
     held = hold(index.job.engine, queries)
     sketches, norms = _rows_of(index, held)
     by_range = _by_range(index, asked, len(norms))
@@ -192,8 +190,8 @@ def _in_range(
     rows = ranges.within(index.store, index.searcher, sketch, max(least - slack - _USUAL, -2.0))
     rows = np.union1d(rows, np.flatnonzero(error > _USUAL))
     bounds = np.empty(len(rows), np.float32)
-    for begin in range(0, len(rows), _ROWS):
-        some = slice(begin, begin + _ROWS)
+    for begin in range(0, len(rows), BLOCK_ROWS):
+        some = slice(begin, begin + BLOCK_ROWS)
         bounds[some] = index.store.gather(rows[some]) @ sketch
     return rows, np.minimum(bounds + np.float32(slack), 1)
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from gradindex.ann.operating_point import Point
 from gradindex.ann.selection import Selection
 from gradindex.kernels import Kernel
+from gradindex.search.answer import check_k
+from gradindex.search.options import SearchOptions
 
-RERANK = 50
-"""Candidates of each side that are evaluated exactly by default: recall@10 of .999 in benchmarks/lookup.py."""
 CANDIDATES_PER_CHECK, LEAST_CANDIDATES = 4, 400
 
 
@@ -17,7 +17,8 @@ class Question:
 
     `k` results of each side of `kernel` with `eps`; `depth` candidates of each side leave the stored rows' stage, to
     be evaluated exactly if `rerank`; FAISS is asked for `candidates` (at least `depth`) at its operating `point`
-    (None: its own settings); only rows of `selection` may be found.
+    (None: its own settings); only rows of `selection` may be found. A proof may evaluate `max_checks` rows for a query
+    and side; None: as many as it needs.
     """
 
     kernel: Kernel
@@ -28,39 +29,38 @@ class Question:
     eps: float = 0.0
     selection: Selection | None = None
     point: Point | None = None
+    max_checks: int | None = None
 
 
 def ask(
     rows: int,
     kernel: Kernel,
-    k: int,
-    rerank: int,
-    candidates: int | None = None,
-    eps: float = 0.0,
+    options: SearchOptions,
     selection: Selection | None = None,
     point: Point | None = None,
 ) -> Question:
-    """Return the question with its depths resolved, for an index of so many rows; see `Index.explain`.
+    """Return the question with its depths resolved, for an index of so many rows, which `kernel` orders.
 
     Raises
     ------
     ValueError
-        If `rerank` is negative, or `candidates` less than what is to be evaluated.
+        If k is more than the rows, or `candidates` less than what is to be evaluated.
     """
-    if rerank < 0:
-        raise ValueError(f"rerank must be 0 or more, got {rerank}.")
-    depth = min(rows, max(k, rerank))
+    check_k(options.k, rows)
+    depth = min(rows, max(options.k, options.rerank))
+    candidates = options.candidates
     if candidates is None:
         candidates = max(LEAST_CANDIDATES, CANDIDATES_PER_CHECK * depth)
     elif candidates < depth:
         raise ValueError(f"candidates must be at least k and rerank, {depth}, got {candidates}.")
     return Question(
         kernel=kernel,
-        k=k,
+        k=options.k,
         depth=depth,
         candidates=min(rows, candidates),
-        rerank=bool(rerank),
-        eps=eps,
+        rerank=bool(options.rerank),
+        eps=options.eps,
         selection=selection,
         point=point,
+        max_checks=options.max_checks,
     )

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from gradindex.ann import files as index_files
 from gradindex.ann import operating_point
 from gradindex.ann.operating_point import Point
+from gradindex.defaults import NEIGHBOURS, QUERIES, SEED
 from gradindex.errors import DamagedIndexError
 from gradindex.kernels import Kernel
 from gradindex.runtime.interrupts import kept_if_possible
 from gradindex.search import norm_scan, question
 from gradindex.search.answer import check_k
+from gradindex.search.options import SearchOptions
 from gradindex.sketch.rows import normalise
 from gradindex.store import Store
 
@@ -84,10 +86,10 @@ def tune(
     index: "Index",
     vectors: Any = None,
     *,
-    queries: int = 200,
-    k: int = 10,
+    queries: int = QUERIES,
+    k: int = NEIGHBOURS,
     candidates: int | None = None,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Curve:
     """Measure the operating points of an index, and save the curve with it (where that is possible: else it is logged).
 
@@ -124,7 +126,8 @@ def tune(
         raise ValueError(f"Expected vectors of shape (m, {store.header.dim}), got {vectors.shape}.")
     vectors = normalise(vectors)
     own = own if len(own) else np.full(len(vectors), -1)
-    wanted = question.ask(len(store), Kernel.COS, k + 1, k + 1, candidates)
+    options = SearchOptions(k=k + 1, rerank=k + 1, candidates=candidates)
+    wanted = question.ask(len(store), Kernel.COS, options)
     depth = wanted.depth if index.searcher.exact else wanted.candidates
     _, truth, _ = norm_scan.scan(store, vectors, np.ones(len(vectors)), Kernel.COS, k + 1)
     truth = without(truth, own)[:, :k]

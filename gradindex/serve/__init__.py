@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gradindex.errors import missing
-from gradindex.serve.settings import Settings
+from gradindex.serve.settings import HOST, Settings
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -37,7 +37,7 @@ def serve(
     index: "Index",
     settings: Settings | None = None,
     *,
-    host: str = "127.0.0.1",
+    host: str = HOST,
     port: int = 0,
     ready: Callable[[str], None] | None = None,
 ) -> None:

@@ -19,6 +19,7 @@ from gradindex.plots.rendering import Rendered as Shown
 from gradindex.plots.rendering import Renderer, data_uri, printable
 from gradindex.runtime import stages as runtime_stages
 from gradindex.search.answer import Found, found_sides
+from gradindex.search.options import SearchOptions
 from gradindex.serve import models
 from gradindex.serve.batching import Task
 from gradindex.serve.inputs import concatenate
@@ -42,11 +43,7 @@ class Where:
 class Explain:
     """Options that queries of one batch have in common; `given` is how they came, `alone` keeps others away."""
 
-    k: int
-    kernel: str | None
-    rerank: int
-    certify: bool
-    max_checks: int | None
+    search: SearchOptions
     where: Where
     given: str
     alone: int = 0
@@ -95,7 +92,7 @@ class Lookup:
         """Answer a query, so that the first one that counts does not wait for compilation."""
         some = self.store.ids[:2]
         try:
-            self.index.explain(ids=some, k=1, rerank=1)
+            self.index.explain(ids=some, options=SearchOptions(k=1, rerank=1))
         except OSError as error:  # of a dataset of files: a sample that is gone matters to those who ask for it
             log.warning("the first samples cannot be read: %s", error)
         self.index.search(np.eye(1, self.store.header.dim, dtype=np.float32), 1)
@@ -104,9 +101,7 @@ class Lookup:
     def explain(self, options: Explain, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """Return one dict of answers and timing a task, from a single call of `Index.explain`."""
         asked: list[Queries] = [task.payload for task in tasks]
-        how = {"k": options.k, "kernel": options.kernel, "rerank": options.rerank, "where": options.where.value}
-        if options.certify:
-            how |= {"certify": True, "max_checks": options.max_checks}
+        how: dict[str, Any] = {"options": options.search, "where": options.where.value}
         with runtime_stages.recorded() as stages:
             if asked[0].ids is not None:
                 found = self.index.explain(ids=np.concatenate([one.ids for one in asked if one.ids is not None]), **how)

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
+from gradindex.defaults import NEIGHBOURS, RERANK
 from gradindex.kernels import Kernel
 
 Id = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="Position in the training set.")]
@@ -29,9 +30,9 @@ class ExplainRequest(_Request):
         None, description="Of `inputs`; without them the model's predictions are explained."
     )
     ids: list[Id] | None = Field(None, min_length=1, description="Training samples as queries, with their own labels.")
-    k: K = 10
+    k: K = NEIGHBOURS
     kernel: Kernel | None = Field(None, description="grad_cos, or the index's own metric, where none is given.")
-    rerank: int = Field(100, ge=0, strict=True, description="Candidates of each side checked exactly; 0: estimates.")
+    rerank: int = Field(RERANK, ge=0, strict=True, description="Candidates of each side checked exactly; 0: estimates.")
     certify: bool = Field(False, description="Check until the answer is proved; needs an index of Landmark rows.")
     max_checks: int | None = Field(None, ge=1, strict=True, description="With `certify`: give up after so many.")
     where: Where = None
@@ -42,7 +43,7 @@ class SearchRequest(_Request):
     """Embeddings to search with."""
 
     vectors: list[list[float]] = Field(min_length=1, description="Each as wide as the index's rows, of any length.")
-    k: K = 10
+    k: K = NEIGHBOURS
     where: Where = None
 
 

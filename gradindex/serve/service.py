@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException
 
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.index.index import Index
+from gradindex.search.options import SearchOptions
 from gradindex.serve import models
 from gradindex.serve.batching import Closed, Full, Task, Worker
 from gradindex.serve.inputs import BadInput, parse_inputs, parse_labels
@@ -98,10 +99,18 @@ class Service:
             raise HTTPException(422, "labels belong to inputs; ids have their own.")
         size = len(asked.inputs or asked.ids or ())
         self.check_sizes(size, asked.k)
-        if asked.max_checks is not None and not asked.certify:
-            raise HTTPException(422, "max_checks limits a proof: give certify with it, or rerank instead.")
         if max(asked.rerank, asked.max_checks or 0) > self.settings.max_rerank:
             raise HTTPException(422, f"rerank and max_checks may be at most {self.settings.max_rerank} here.")
+        try:
+            search = SearchOptions(
+                k=asked.k,
+                kernel=None if asked.kernel is None else asked.kernel.value,
+                rerank=asked.rerank,
+                certify=asked.certify,
+                max_checks=asked.max_checks,
+            )
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
         example = self.lookup.index.example
         ids = x = y = None
         try:
@@ -121,11 +130,7 @@ class Service:
             y = parse_labels((asked.labels or []) * size, example.y)
         given = "ids" if ids is not None else "inputs" if y is None else "labelled inputs"
         options = Explain(
-            k=asked.k,
-            kernel=None if asked.kernel is None else asked.kernel.value,
-            rerank=asked.rerank,
-            certify=asked.certify,
-            max_checks=asked.max_checks,
+            search=search,
             where=as_where(asked.where),
             given=given,
             # With certify, rows are checked for all queries of a batch: answers that are not proved would depend on it.

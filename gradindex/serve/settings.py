@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field, fields
 
+HOST = "127.0.0.1"
+"""Where the service listens: this machine's programs alone reach it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -31,7 +34,7 @@ class Settings:
     """
 
     token: str | None = field(default=None, repr=False)
-    hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
+    hosts: tuple[str, ...] = (HOST, "localhost", "[::1]")
     max_body: int = 8 << 20
     max_queries: int = 64
     max_k: int = 1000

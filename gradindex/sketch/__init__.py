@@ -1,5 +1,6 @@
 """Random projections of gradients: frozen options here, tables bound to a model's parameters elsewhere."""
 
+from gradindex.defaults import SKETCH_DIM
 from gradindex.sketch.base import Sketch, bounds_cosine, from_json
 from gradindex.sketch.countsketch import CountSketch
 from gradindex.sketch.dense import Gaussian, Rademacher
@@ -28,4 +29,4 @@ def widest(size: int, rows: int) -> Sketch:
     """Return the sketch for an index that few rows let be wide, of gradients of `size` numbers."""
     if size <= _WIDE:
         return Identity()
-    return CountSketch(_WIDE if rows <= _FEW else 1024)
+    return CountSketch(_WIDE if rows <= _FEW else SKETCH_DIM)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradindex.defaults import SKETCH_DIM
 from gradindex.gradients.parameter import Parameter
 from gradindex.gradients.projector import Projector
 
@@ -16,7 +17,7 @@ _KINDS: dict[str, type["Sketch"]] = {}
 class Sketch(ABC):
     """A linear map of gradients to `dim` numbers with E⟨Sx, Sy⟩ = ⟨x, y⟩ over seeds."""
 
-    dim: int = 1024
+    dim: int = SKETCH_DIM
     kind: ClassVar[str]
     foldable: ClassVar[bool] = False
     """Whether adding up buckets modulo dim/2 gives the sketch of half the size."""

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.source import Ids
+from gradindex.defaults import LANDMARK_DIMS, LANDMARK_RESIDUAL, LANDMARKS
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
 from gradindex.sketch.base import Sketch
@@ -60,10 +61,10 @@ class Landmark(Sketch):
     """
 
     dim: int = field(init=False, default=1)
-    landmarks: int = 1024
-    dims: int = 256
+    landmarks: int = LANDMARKS
+    dims: int = LANDMARK_DIMS
     memory: int = 1 << 30
-    residual: int = 0
+    residual: int = LANDMARK_RESIDUAL
     kind: ClassVar[str] = "landmark"
     bounds_cosine: ClassVar[bool] = True
 

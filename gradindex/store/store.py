@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gradindex.data.columns import common_schema
 from gradindex.data.source import Ids
 from gradindex.data.table import Columns
+from gradindex.defaults import BLOCK_ROWS
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.store import changes, location, side_files
 from gradindex.store.arrays import as_rows
@@ -268,7 +269,7 @@ class Store:
         """Size of the shards on disk."""
         return sum(shard.bytes for shard in self.shards)
 
-    def blocks(self, size: int = 16384, first: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def blocks(self, size: int = BLOCK_ROWS, first: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (first row, sketches (≤ size, dim) float32) over all rows in order, or those from `first` on."""
         for shard in self.shards:
             for begin in range(max(0, first - shard.start), len(shard), size):
@@ -339,8 +340,7 @@ class Store:
                 refuse_extra(one.path, {HEADER, SHARDS, WATCH})
             records = {manifest_path(one.path / WATCH, number).name for number in range(one.header.shards)}
             refuse_extra(one.path / WATCH, records)
-            for path in (path for path in listing(one.path / WATCH) if path.name in records):
-                read_json(path)
+            _ = [read_json(path) for path in listing(one.path / WATCH) if path.name in records]
         if all(part.name for part in self.state.parts):
             refuse_extra(self.path / SHARDS, set())
         last = changes.read(self.path, self.header)

@@ -270,8 +270,8 @@ def test_explain_finds_only_what_is_asked_for(path, capsys):
 def test_every_sketch(options, want, tmp_path, monkeypatch):
     asked = []
 
-    def build(*arguments, sketch, **others):
-        asked.append(sketch)
+    def build(*arguments, options, **others):
+        asked.append(options.sketch)
         raise ValueError("that is enough")
 
     monkeypatch.setattr("gradindex.index.opening.build", build)

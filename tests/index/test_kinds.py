@@ -9,6 +9,7 @@ import pytest
 import gradindex
 from gradindex.kernels import Kernel
 from gradindex.search import cascade, norm_scan, question, tuning
+from gradindex.search.options import SearchOptions
 from gradindex.store import hashed as store_hashed
 from gradindex.store import location
 from tests.jobs import ROWS, digits, digits_job
@@ -93,7 +94,7 @@ def test_lookup(index, truth, store, monkeypatch):
 
 
 def cascade_rows(index, sketches, point):
-    wanted = question.ask(len(index), Kernel.COS, 5, 5, 60, point=point)
+    wanted = question.ask(len(index), Kernel.COS, SearchOptions(k=5, rerank=5, candidates=60), point=point)
     return cascade.candidates(index, sketches, np.ones(len(sketches)), wanted)[1]
 
 

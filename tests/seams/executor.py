@@ -13,6 +13,7 @@ from gradindex.ann.plan import new_index
 from gradindex.ann.searcher import as_vectors
 from gradindex.lifecycle.embed_shards import embed_missing
 from gradindex.lifecycle.header import header
+from gradindex.lifecycle.options import BuildOptions
 from gradindex.sketch import CountSketch
 from gradindex.store import Store
 from gradindex.store.shard import manifest_path
@@ -25,7 +26,9 @@ SHARD_ROWS, WIDTH = 50, 64
 def begun(path):
     """Return a job and its store, in which nothing is published yet."""
     job = digits_job()
-    return job, Store.create(path, header(job, CountSketch(WIDTH), 0, 8, SHARD_ROWS))
+    return job, Store.create(
+        path, header(job, BuildOptions(sketch=CountSketch(WIDTH), batch_size=8, shard_rows=SHARD_ROWS))
+    )
 
 
 class ExecutorSuite:

@@ -96,7 +96,8 @@ function start() {
 }
 
 function request() {
-  const body = { k: Math.min(state.k, info.max_k), kernel: kernel() === info.kernel ? null : kernel(), rerank: state.exact ? 100 : 0, render: true };
+  const body = { k: Math.min(state.k, info.max_k), kernel: kernel() === info.kernel ? null : kernel(), render: true };
+  if (!state.exact) body.rerank = 0;
   if (state.exact && state.certify && info.certifiable) body.certify = true;
   if (state.classes.length) body.where = { label: state.classes.map(Number) };
   if (state.input !== null) {

@@ -1,0 +1,55 @@
+"""How an index is built: what belongs together in a call of `gradindex.build`."""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+from gradindex.defaults import INDEX, SEED
+from gradindex.sketch import Sketch
+from gradindex.sketch.hashing import check_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How `gradindex.build` makes an index of a job's rows.
+
+    Parameters
+    ----------
+    sketch
+        The projection; None: ``CountSketch(1024)``, and none for a metric's rows of at most 1,024 numbers.
+    index
+        ``'auto'`` (exact up to 100,000 rows, then ``IVF…,SQ8`` on the folded sketch) or a FAISS factory string.
+    index_memory
+        Bytes that an index chosen by ``'auto'`` may take, see `gradindex.choose_index`; None: as many as it likes.
+    seed
+        Seed of the projection and of FAISS's training sample.
+    batch_size
+        Samples at once; None finds a size that takes about 1 GiB, at most 128 (512 of small samples).
+    shard_rows
+        Rows of a shard; None: as many as 128 MiB hold.
+    overwrite
+        Replace an index that is already there. The new one is built beside it (in ``.<name>.building``) and takes
+        its place when finished, so that a build that fails or is killed leaves the old one as it was.
+    progress
+        Show a progress bar; None: only on a terminal.
+
+    Raises
+    ------
+    ValueError
+        If `batch_size` or `shard_rows` is no positive integer, or `seed` no integer in [0, 2⁶⁴).
+    """
+
+    sketch: Sketch | None = None
+    index: str = INDEX
+    index_memory: int | None = None
+    seed: int = SEED
+    batch_size: int | None = None
+    shard_rows: int | None = None
+    overwrite: bool = False
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_rows"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, Integral) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        check_seed(self.seed)

@@ -1,0 +1,66 @@
+"""How an index is searched: what belongs together in a call of `Index.explain`."""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+from gradindex.defaults import NEIGHBOURS, RERANK
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How `Index.explain` searches.
+
+    Parameters
+    ----------
+    k
+        How many proponents and how many opponents, at most the number of indexed samples.
+    kernel
+        ``'grad_cos'`` (the default), ``'grad_dot'`` or ``'grad_asym_dot'``; in an index built with a metric,
+        None or the metric's name.
+    rerank
+        How many candidates of each side are evaluated with the exact kernel (at least k); 0 leaves the
+        sketch's estimates.
+    candidates
+        How many rows of each side FAISS is asked for, which are then scored by the stored rows, so that the best
+        are evaluated exactly; at least k and `rerank`. None: four times as many, at least 400. An index that
+        holds the stored rows as they are (``'Flat'``) needs none.
+    recall
+        Search at the fastest operating point whose recall, as measured by `Index.tune`, is at least this; for
+        ``'grad_cos'``. None: FAISS's own settings, a sixteenth of the lists.
+    eps
+        Added to the kernel's denominator. The default leaves the kernels as they are defined, with 0 where
+        a gradient is zero; `GradientSimilarity` uses 1e-7.
+    certify
+        Check rows exactly until the answer is proved to be that of the exact kernel over all rows; see
+        `gradindex.search.certify`. For ``'grad_cos'`` that takes an index of `gradindex.Landmark` rows: with any
+        other sketch nothing is proved unless `max_checks` lets every row be checked.
+    max_checks
+        With `certify`: give up after this many exact checks for a query and side, at least k; None: never.
+
+    Raises
+    ------
+    ValueError
+        If k is less than 1 or `rerank` negative; if `max_checks` is less than k, or given without `certify`. What
+        depends on the index, such as k of more than its rows, is refused when it is asked.
+    """
+
+    k: int = NEIGHBOURS
+    kernel: str | None = None
+    rerank: int = RERANK
+    candidates: int | None = None
+    recall: float | None = None
+    eps: float = 0.0
+    certify: bool = False
+    max_checks: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, Integral) or self.k < 1:
+            raise ValueError(f"k must be a positive integer, got {self.k!r}.")
+        if self.rerank < 0:
+            raise ValueError(f"rerank must be 0 or more, got {self.rerank}.")
+        if self.max_checks is None:
+            return
+        if not self.certify:
+            raise ValueError("max_checks limits a proof: give certify=True with it, or rerank instead.")
+        if not isinstance(self.max_checks, Integral) or self.max_checks < self.k:
+            raise ValueError(f"max_checks must be an integer of k = {self.k} or more, got {self.max_checks!r}.")
