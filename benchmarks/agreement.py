@@ -2,7 +2,7 @@
 
 Trains a small CNN on scikit-learn's digits in each framework, explains test digits, and compares with gradients
 taken one sample at a time, multiplied in float64. Prints for each kernel the largest error relative to the largest
-|score| of its query, and recall@10 of ``index="Flat"`` with 100 exact checks, proponents and opponents.
+|score| of its query, and recall@10 of ``index="Flat"`` with 50 exact checks a side, proponents and opponents.
 
     python benchmarks/agreement.py [--epochs 1] [--queries 50] [--out FILE]
 """
