@@ -3,11 +3,16 @@
 import json
 import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradindex.search.answer import Found, found_sides
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class Explanation:
@@ -50,7 +55,9 @@ class Explanation:
         shapes = ", ".join(f"{k}{list(np.shape(v)) if isinstance(v, np.ndarray) else ''}" for k, v in self.data.items())
         return f"Explanation({self.meta.get('name')}: {shapes})"
 
-    def plot(self, k: int = 5, *, opponents: bool = True, figure: Any = None, axes: Any = None) -> Any:
+    def plot(
+        self, k: int = 5, *, opponents: bool = True, figure: "Figure | None" = None, axes: "Axes | None" = None
+    ) -> "Figure":
         """Draw each query beside its neighbours, as `Job.render` shows them; see `gradindex.plots.plot_explanation`."""
         from gradindex.plots.results import plot_explanation
 
@@ -71,7 +78,7 @@ class Explanation:
         saved = {"meta": self.meta, "data": _plain(self.data), "dtypes": dtypes}
         return json.dumps(saved, allow_nan=False)
 
-    def to_arrow(self) -> Any:
+    def to_arrow(self) -> "pa.Table":
         """Return a ``pyarrow.Table`` with a row for each query and sample found, proponents first.
 
         Its columns are query, side, rank (from 1), id, score and, where known, exact, label, prediction and the

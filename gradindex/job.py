@@ -151,7 +151,7 @@ class Job:
         """The dataset in its fixed order."""
         return as_source(self.dataset)
 
-    def extended(self, dataset: Any, columns: Any = None) -> "Job":
+    def extended(self, dataset: object, columns: object = None) -> "Job":
         """Return the job over this dataset and, behind it, another one.
 
         Parameters

@@ -1,5 +1,7 @@
 """The house: layers, circles and the root, as CONTRIBUTING.md describes them. `lint-imports` checks the layers, too."""
 
+import ast
+import re
 from pathlib import Path
 
 import grimp
@@ -42,3 +44,30 @@ def test_the_root_is_small():
 def test_files_stay_short():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
     assert {path: n for path, n in lengths.items() if n > 400} == {}
+
+
+def says_any(function):
+    """Whether a function's signature mentions `Any`, in quotes, too."""
+    every = function.args
+    given = [*every.posonlyargs, *every.args, *every.kwonlyargs, every.vararg, every.kwarg]
+    annotations = [*(one.annotation for one in given if one is not None), function.returns]
+    return any(re.search(r"\bAny\b", ast.unparse(one)) for one in annotations if one is not None)
+
+
+def test_few_signatures_say_any():
+    """Half of what it was (845 of 2,164 functions, 73 ignored errors of types) is the most; it is to fall further.
+
+    Frameworks' objects, and the trees of arrays that users give, have names in `gradindex.data.names`.
+    """
+    texts = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")]
+    functions = [
+        node
+        for text in texts
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert len(functions) > 2000
+    assert sum(map(says_any, functions)) <= 300
+    assert sum(text.count("type: ignore") for text in texts) <= 24
+    code = "def f(a: Any): ...\ndef g(*a: int) -> 'list[Any]': ...\ndef h(a: int, *, Any: str) -> Company: ..."
+    assert [says_any(one) for one in ast.parse(code).body] == [True, True, False]

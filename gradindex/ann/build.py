@@ -1,7 +1,7 @@
 """Building a FAISS index over a store's rows, and adding rows to one."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,11 @@ from gradindex.ann.searcher import as_vectors, inverted
 from gradindex.defaults import BLOCK_ROWS
 from gradindex.store import Store
 
+if TYPE_CHECKING:
+    import faiss
 
-def add(index: Any, store: Store, dim: int, advance: Callable[[int], None], first: int = 0) -> None:
+
+def add(index: "faiss.Index", store: Store, dim: int, advance: Callable[[int], None], first: int = 0) -> None:
     """Add the rows of a store from `first` on, folded to `dim` numbers, to a trained index."""
     at_once: list[NDArray[np.float32]] = []
     for _, rows in store.blocks(first=first):
@@ -32,7 +35,7 @@ def build(
     index: str,
     seed: int,
     advance: Callable[[int], None] = lambda rows: None,
-    adding: Callable[[Any, Store, int, Callable[[int], None]], None] = add,
+    adding: "Callable[[faiss.Index, Store, int, Callable[[int], None]], None]" = add,
 ) -> None:
     """Build and save the FAISS index of a store.
 
@@ -78,7 +81,7 @@ def extend(before: Store, after: Store) -> None:
         build(after, searcher.factory, after.header.seed)
 
 
-def _train(index: Any, factory: str, store: Store, dim: int, seed: int) -> None:
+def _train(index: "faiss.Index", factory: str, store: Store, dim: int, seed: int) -> None:
     lists = getattr(inverted(index), "nlist", 256)
     size = training_rows(len(store), lists)
     chosen = np.sort(np.random.default_rng(seed).choice(len(store), size, replace=False))

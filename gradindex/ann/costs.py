@@ -50,13 +50,13 @@ def flat(rows: NDArray[np.float32], folder: Path) -> dict[str, float]:
     library: Any = faiss
     count, stored = max(len(rows), LARGE // (4 * rows.shape[1])), rows.astype(np.float16)
 
-    def filled() -> Any:
-        index = library.IndexFlatIP(rows.shape[1])
+    def filled() -> faiss.Index:
+        index: faiss.Index = library.IndexFlatIP(rows.shape[1])
         for begin in range(0, count, len(rows)):
             index.add(as_vectors(stored[: count - begin].astype(np.float32), rows.shape[1]))
         return index
 
-    def save(index: Any) -> None:
+    def save(index: faiss.Index) -> None:
         with location.temporary(folder) as part:
             library.write_index(index, str(part))
             keep(part, folder, "<tag>.faiss")
@@ -69,7 +69,7 @@ def flat(rows: NDArray[np.float32], folder: Path) -> dict[str, float]:
     return {"add_flat": added, "finish": finish, "save": saved, "scan_flat": scan}
 
 
-def seconds(work: Callable[[], Any], least: float = 0.2) -> float:
+def seconds(work: Callable[[], object], least: float = 0.2) -> float:
     """Return the median seconds of some repetitions after a first one."""
     work()
     times: list[float] = []

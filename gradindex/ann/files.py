@@ -21,7 +21,7 @@ _READING = threading.Lock()
 _SUFFIX = {"": 1, "k": 1 << 10, "M": 1 << 20}  # of a number of lists, in FAISS's factory strings
 
 
-def save(store: Store, built: Any, factory: str) -> None:
+def save(store: Store, built: faiss.Index, factory: str) -> None:
     """Write a FAISS index and the manifest that names it; the file that it replaces is deleted."""
     directory = store.path / DIRECTORY
     make_directory(directory)
@@ -144,7 +144,7 @@ def saved_factory(store: Store) -> str:
         return "auto"
 
 
-def annotate(store: Store, key: str, value: Any) -> None:
+def annotate(store: Store, key: str, value: object) -> None:
     """Keep a JSON-ready value in the manifest of the saved index; raises MismatchError if that is gone."""
     with changes.in_place(store.path, store.header):
         try:
@@ -180,14 +180,14 @@ def _manifest(store: Store) -> tuple[dict[str, Any], FileEntry]:
     return saved, read_entries(saved, path, {"faiss"})["faiss"]
 
 
-def _set_probes(index: Any) -> None:
+def _set_probes(index: faiss.Index) -> None:
     """Probe a sixteenth of the lists, at least 8: gradients cluster by class, a probe or two is too few."""
     ivf = inverted(index)
     if ivf is not None:
         ivf.nprobe = probes(ivf.nlist)
 
 
-def read(path: Path, factory: str, *, mapped: bool) -> Any:
+def read(path: Path, factory: str, *, mapped: bool) -> faiss.Index:
     """Return the index in a file, of which `factory` is FAISS's factory string.
 
     Raises
@@ -202,7 +202,8 @@ def read(path: Path, factory: str, *, mapped: bool) -> Any:
         try:
             path.open("rb").close()  # says what the machine refuses, which FAISS does not
             faiss.set_deserialization_vector_byte_limit(max(path.stat().st_size, 1 << 16, table_bytes(factory)))
-            return library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
+            found: faiss.Index = library.read_index(str(path), library.IO_FLAG_MMAP_IFC if mapped else 0)
+            return found
         except FileNotFoundError:
             raise DamagedIndexError(f"{path} is missing.") from None
         except (RuntimeError, MemoryError) as error:  # its sha256 is right, or was until it was deleted

@@ -24,7 +24,7 @@ def parse(key: str) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-def keys(index: Any) -> list[str]:
+def keys(index: faiss.Index) -> list[str]:
     """Return the keys of FAISS's parameter space; evenly chosen ones if there are too many."""
     space = _library.ParameterSpace()
     space.initialize(index)
@@ -39,7 +39,7 @@ def _key(point: Point) -> str:
     return ",".join(f"{name}={value:g}" for name, value in point.items())
 
 
-def filters(index: Any) -> bool:
+def filters(index: faiss.Index) -> bool:
     """Whether FAISS finds all of a few selected vectors in this kind of index.
 
     Graphs (HNSW) take a filter, but miss rows when few are selected; other kinds refuse one.
@@ -53,7 +53,7 @@ def filters(index: Any) -> bool:
     return isinstance(index, (*flat, _library.IndexIVF)) and not isinstance(index, _library.IndexIVFPQFastScan)
 
 
-def grows(index: Any) -> bool:
+def grows(index: faiss.Index) -> bool:
     """Whether rows can be added to an index that has some; FAISS's NSG graphs take all of them at once."""
     index = _library.downcast_index(index)
     if isinstance(index, _library.IndexPreTransform):
@@ -63,7 +63,9 @@ def grows(index: Any) -> bool:
     return not isinstance(index, _library.IndexNSG)
 
 
-def build(index: Any, point: Point | None = None, selector: Any = None, everywhere: bool = False) -> Any:
+def build(
+    index: faiss.Index, point: Point | None = None, selector: faiss.IDSelector | None = None, everywhere: bool = False
+) -> faiss.SearchParameters | None:
     """Return FAISS's ``SearchParameters`` of an operating point; None if there is nothing to say.
 
     Parameters
@@ -80,23 +82,26 @@ def build(index: Any, point: Point | None = None, selector: Any = None, everywhe
     point = point or {}
     if not point and selector is None:
         return None
+    found: faiss.SearchParameters | None
     index = _library.downcast_index(index)
     if isinstance(index, _library.IndexPreTransform):
         inner = build(index.index, point, selector, everywhere)
-        return inner and _library.SearchParametersPreTransform(index_params=inner)
-    if isinstance(index, _library.IndexRefine):
+        found = inner and _library.SearchParametersPreTransform(index_params=inner)
+    elif isinstance(index, _library.IndexRefine):
         inner = build(index.base_index, point, selector, everywhere)
         factor = point.get("k_factor_rf", index.k_factor)
-        return _library.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
-    if isinstance(index, _library.IndexIVF):
+        found = _library.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
+    elif isinstance(index, _library.IndexIVF):
         probes = index.nlist if everywhere else int(point.get("nprobe", index.nprobe))
-        return _library.SearchParametersIVF(sel=selector, nprobe=probes, **_quantizer(index, point))
-    if isinstance(index, _library.IndexHNSW):
-        return _library.SearchParametersHNSW(sel=selector, efSearch=int(point.get("efSearch", index.hnsw.efSearch)))
-    return None if selector is None else _library.SearchParameters(sel=selector)
+        found = _library.SearchParametersIVF(sel=selector, nprobe=probes, **_quantizer(index, point))
+    elif isinstance(index, _library.IndexHNSW):
+        found = _library.SearchParametersHNSW(sel=selector, efSearch=int(point.get("efSearch", index.hnsw.efSearch)))
+    else:
+        found = None if selector is None else _library.SearchParameters(sel=selector)
+    return found
 
 
-def _quantizer(index: Any, point: Point) -> dict[str, Any]:
+def _quantizer(index: faiss.IndexIVF, point: Point) -> dict[str, faiss.SearchParameters]:
     """Return the parameters of the search among the lists' centroids."""
     own = {name.removeprefix("quantizer_"): value for name, value in point.items() if name.startswith("quantizer_")}
     inner = build(index.quantizer, own) if own else None

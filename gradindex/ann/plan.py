@@ -1,7 +1,6 @@
 """Which FAISS index a store is to have: its factory string and the width of its vectors, before there are any."""
 
 import re
-from typing import Any
 
 import faiss
 
@@ -54,7 +53,7 @@ def foldable(header: Header) -> bool:
     return header.backend != "none" and from_json(header.sketch).foldable
 
 
-def new_index(factory: str, dim: int) -> Any:
+def new_index(factory: str, dim: int) -> faiss.Index:
     """Return an empty index of FAISS's own factory string; raises ValueError if FAISS does not know it."""
     try:
         return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)

@@ -96,7 +96,7 @@ def _errors(store: Store, searcher: Searcher) -> NDArray[np.float64]:
     return errors
 
 
-def _held(index: Any) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
+def _held(index: faiss.Index) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
     """Yield rows and the vectors that an index holds in their place, by blocks."""
     ivf = inverted(index)
     if ivf is None:

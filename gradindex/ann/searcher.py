@@ -38,7 +38,7 @@ class Searcher:
         k: int,
         selection: Selection | None = None,
         point: Point | None = None,
-        chosen: Any = None,
+        chosen: faiss.IDSelector | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return inner products and rows (m, k) of the nearest vectors, descending; missing rows are −1.
 
@@ -69,7 +69,8 @@ class Searcher:
     @cached_property
     def _list_sizes(self) -> NDArray[np.int64]:
         ivf = inverted(self.index)
-        return np.array([ivf.invlists.list_size(number) for number in range(ivf.nlist)] + [0])
+        lists = [] if ivf is None else [ivf.invlists.list_size(number) for number in range(ivf.nlist)]
+        return np.array([*lists, 0], np.int64)
 
     def scanned(self, sketches: NDArray[np.float32], point: Point | None = None) -> NDArray[np.int64]:
         """Return how many vectors a search for each of these compares (m,), −1 where FAISS does not tell."""
@@ -82,7 +83,8 @@ class Searcher:
             for i in range(index.chain.size() if hasattr(index, "chain") else 0):
                 queries = index.chain.at(i).apply(queries)
             _, lists = ivf.quantizer.search(queries, int((point or {}).get("nprobe", ivf.nprobe)))
-            return self._list_sizes[lists].sum(axis=1)  # type: ignore[no-any-return]
+            compared: NDArray[np.int64] = self._list_sizes[lists].sum(axis=1)
+            return compared
         exhaustive = isinstance(self.index, faiss.IndexFlatCodes)
         return np.full(len(sketches), self.index.ntotal if exhaustive else -1, np.int64)
 
@@ -92,8 +94,8 @@ def as_vectors(rows: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(normalise(fold(rows, dim)))
 
 
-def inverted(index: Any) -> Any:
-    """Return the inverted file within an index, else None."""
+def inverted(index: faiss.Index) -> Any:
+    """Return the inverted file within an index, else None; FAISS's own types lack half of its methods."""
     try:
         return faiss.extract_index_ivf(index)
     except RuntimeError:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gradindex.data.conditions import listed, matches, parse_text
+from gradindex.data.names import Where
 from gradindex.data.table import objects
 from gradindex.store import Store
 
@@ -38,7 +39,7 @@ class Selection:
         return np.packbits(self.mask, bitorder="little")
 
 
-def select(store: Store, where: Any) -> Selection | None:
+def select(store: Store, where: Where | None) -> Selection | None:
     """Return the rows that `where` asks for and that are not removed; None for all.
 
     Parameters
@@ -97,7 +98,7 @@ def parse(store: Store, conditions: Sequence[str]) -> dict[str, list[Any]] | Non
     return found or None
 
 
-def _ids(where: Any) -> NDArray[Any]:
+def _ids(where: Where | None) -> NDArray[Any]:
     ids = np.asarray(where if isinstance(where, np.ndarray) else listed(where) if _is_several(where) else where)
     if ids.dtype.kind == "O":
         ids = np.array(ids.tolist())
@@ -106,7 +107,7 @@ def _ids(where: Any) -> NDArray[Any]:
     return ids if ids.size else ids.astype(np.int64)
 
 
-def _is_several(where: Any) -> bool:
+def _is_several(where: Where | None) -> bool:
     return hasattr(where, "shape") or (isinstance(where, Iterable) and not isinstance(where, str | bytes))
 
 
@@ -116,7 +117,7 @@ def _column(store: Store, name: str) -> pa.ChunkedArray:
     return store.columns.table.column(name)
 
 
-def _hint(store: Store, where: Any) -> str:
+def _hint(store: Store, where: Where | None) -> str:
     """Return what values there are, for the first column that has none of those asked for."""
     for name, wanted in where.items() if isinstance(where, Mapping) else ():
         column = _column(store, name)

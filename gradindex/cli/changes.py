@@ -1,7 +1,7 @@
 """The commands that change an index: `gradindex add`, `remove` and `compact`."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -57,7 +57,7 @@ def compact(path: Out, as_json: Json = False) -> None:
     _say(f"Left out {count} removed samples.", {"left_out": count}, as_json)
 
 
-def _say(text: str, found: dict[str, Any], as_json: bool) -> None:
+def _say(text: str, found: dict[str, object], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found))
     else:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import Model
 from gradindex.errors import missing
 from gradindex.gradients import require
 from gradindex.job import Job
 from gradindex.words import Backend
 
 if TYPE_CHECKING:
+    import keras
+    import torch
     from rich.console import Console
 
 WEIGHTS = "model.npz"
@@ -24,7 +27,7 @@ _TRAIN = 1347  # of 1,797 digits
 _QUERIES = 5
 
 
-def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Console") -> dict[str, Any]:
+def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Console") -> dict[str, object]:
     """Run the demo and say what happens.
 
     Parameters
@@ -145,7 +148,7 @@ def _saved_job(backend: Backend) -> Job:
     return _job(backend, model, *digits(backend, seed)[:2])
 
 
-def _save_weights(path: Path, backend: Backend, model: Any, seed: int) -> None:
+def _save_weights(path: Path, backend: Backend, model: Model, seed: int) -> None:
     if backend is Backend.TORCH:
         weights = [parameter.detach().numpy() for parameter in model.parameters()]
     else:
@@ -158,7 +161,7 @@ def _save_weights(path: Path, backend: Backend, model: Any, seed: int) -> None:
     location.save(path, file.getvalue())
 
 
-def _job(backend: Backend, model: Any, x: NDArray[Any], y: NDArray[Any]) -> Job:
+def _job(backend: Backend, model: Model, x: NDArray[np.generic], y: NDArray[np.generic]) -> Job:
     if backend is Backend.TORCH:
         import torch
 
@@ -168,14 +171,14 @@ def _job(backend: Backend, model: Any, x: NDArray[Any], y: NDArray[Any]) -> Job:
     return Job(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), (x, y))
 
 
-def _interesting(outputs: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
+def _interesting(outputs: NDArray[np.generic], labels: NDArray[np.generic]) -> NDArray[np.int64]:
     """Return test digits to explain: up to two that the model gets wrong, then the first of some classes."""
     wrong = np.flatnonzero(outputs.argmax(axis=1) != labels)[:2]
     right = [np.flatnonzero((labels == c) & (outputs.argmax(axis=1) == c))[0] for c in range(_QUERIES)]
     return np.concatenate([np.array(right, np.int64), wrong])[-_QUERIES:]
 
 
-def _torch_model(seed: int) -> Any:
+def _torch_model(seed: int) -> "torch.nn.Module":
     import torch
     from torch import nn
 
@@ -194,7 +197,7 @@ def _torch_model(seed: int) -> Any:
         )
 
 
-def _fit_torch(model: Any, x: NDArray[Any], y: NDArray[Any], epochs: int = 12) -> None:
+def _fit_torch(model: Model, x: NDArray[np.generic], y: NDArray[np.generic], epochs: int = 12) -> None:
     import torch
 
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -209,7 +212,7 @@ def _fit_torch(model: Any, x: NDArray[Any], y: NDArray[Any], epochs: int = 12) -
     model.eval()
 
 
-def _keras_model(seed: int) -> Any:
+def _keras_model(seed: int) -> "keras.Model":
     import keras
 
     start = [keras.initializers.GlorotUniform(seed + number) for number in range(4)]
@@ -227,7 +230,7 @@ def _keras_model(seed: int) -> Any:
     )
 
 
-def _fit_keras(model: Any, x: NDArray[Any], y: NDArray[Any], epochs: int = 12) -> None:
+def _fit_keras(model: Model, x: NDArray[np.generic], y: NDArray[np.generic], epochs: int = 12) -> None:
     import keras
 
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -147,7 +147,7 @@ def _rate(job: Any, projector: Any, size: int) -> float:
     return rows / took
 
 
-def _table(title: str, lines: dict[str, Any]) -> Table:
+def _table(title: str, lines: dict[str, object]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", show_header=False)
     table.add_column(style="bold")
     table.add_column()

@@ -47,7 +47,7 @@ def self_influence(
         out.print(_table(lines, len(index), columns))
 
 
-def _table(lines: list[dict[str, Any]], samples: int, columns: dict[str, Any]) -> Table:
+def _table(lines: list[dict[str, Any]], samples: int, columns: dict[str, object]) -> Table:
     title = f"Self-influence: the first {len(lines)} of {samples:,} samples"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for name in ("#", "sample", "self-influence", *columns):
@@ -58,5 +58,5 @@ def _table(lines: list[dict[str, Any]], samples: int, columns: dict[str, Any]) -
     return table
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return value.item() if isinstance(value, np.generic) else value

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import typer
 
+from gradindex.data.names import Tree
+
 if TYPE_CHECKING:
     from gradindex.job import Job
 
@@ -48,7 +50,7 @@ def ids_of(text: str) -> list[int]:
         raise typer.BadParameter(f"--ids takes integers such as 3,14, got {text!r}.") from None
 
 
-def read_rows(path: Path) -> tuple[Any, Any]:
+def read_rows(path: Path) -> tuple[Tree, Tree]:
     """Read x and y; a file without an array x gives a dict of all its arrays but y."""
     try:
         with np.load(path, allow_pickle=False) as arrays:

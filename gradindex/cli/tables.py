@@ -202,7 +202,7 @@ def _side(side: Found, line: int, class_names: Sequence[str] | None) -> list[_Co
     return found
 
 
-def _own(value: Any) -> str:
+def _own(value: object) -> str:
     """Return an entry of a user's column."""
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -1,7 +1,6 @@
 """Vector instructions for compiled loops, where the compiler by itself would not find them."""
 
 from collections.abc import Callable
-from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
@@ -22,18 +21,18 @@ _VECTOR = ir.VectorType(_FLOAT, LANES)
 class Emit:
     """Vector instructions at the end of a function that is being compiled."""
 
-    def __init__(self, builder: Any) -> None:
+    def __init__(self, builder: ir.IRBuilder) -> None:
         self.builder = builder
 
-    def pointer(self, address: Any) -> Any:
+    def pointer(self, address: ir.Value) -> ir.Value:
         """Return an address (an integer) as a pointer to numbers."""
         return self.builder.inttoptr(address, _FLOAT.as_pointer())
 
-    def at(self, pointer: Any, index: Any) -> Any:
+    def at(self, pointer: ir.Value, index: ir.Value | int) -> ir.Value:
         """Return a pointer to the number at `index`."""
         return self.builder.gep(pointer, [_I(index) if isinstance(index, int) else index])
 
-    def load(self, pointer: Any, mask: Any = None) -> Any:
+    def load(self, pointer: ir.Value, mask: ir.Value | None = None) -> ir.Value:
         """Return a vector; numbers beyond the mask are not touched and count as zeros."""
         place = self.builder.bitcast(pointer, _VECTOR.as_pointer())
         if mask is None:
@@ -45,7 +44,7 @@ class Emit:
         kind = ir.FunctionType(_VECTOR, [place.type, ir.IntType(32), mask.type, _VECTOR])
         return self.builder.call(self._function(name, kind), [place, ir.IntType(32)(4), mask, zero])
 
-    def store(self, vector: Any, pointer: Any, mask: Any = None) -> None:
+    def store(self, vector: ir.Value, pointer: ir.Value, mask: ir.Value | None = None) -> None:
         """Write a vector, or those of its numbers that the mask keeps."""
         place = self.builder.bitcast(pointer, _VECTOR.as_pointer())
         if mask is None:
@@ -55,7 +54,7 @@ class Emit:
         kind = ir.FunctionType(ir.VoidType(), [_VECTOR, place.type, ir.IntType(32), mask.type])
         self.builder.call(self._function(name, kind), [vector, place, ir.IntType(32)(4), mask])
 
-    def spread(self, number: Any) -> Any:
+    def spread(self, number: ir.Value) -> ir.Value:
         """Return a vector of equal numbers."""
         kind = ir.VectorType(number.type, LANES)
         undefined = ir.Constant(kind, ir.Undefined)
@@ -63,17 +62,19 @@ class Emit:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         return self.builder.shuffle_vector(first, undefined, zeros)
 
-    def first(self, count: Any) -> Any:
+    def first(self, count: ir.Value) -> ir.Value:
         """Return the mask of the first `count` numbers of a vector."""
         numbers = ir.Constant(ir.VectorType(_I, LANES), list(range(LANES)))
         return self.builder.icmp_signed("<", numbers, self.spread(count))
 
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+    def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """Return a·b + c."""
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         return self.builder.call(self._function(f"llvm.fmuladd.v{LANES}f32", kind), [a, b, c])
 
-    def loop(self, count: Any, carried: list[Any], body: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    def loop(
+        self, count: ir.Value, carried: list[ir.Value], body: Callable[[list[ir.Value]], list[ir.Value]]
+    ) -> list[ir.Value]:
         """Emit a loop of at least one turn; `body` maps the values carried from turn to turn."""
         builder = self.builder
         before, inside, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
@@ -90,11 +91,11 @@ class Emit:
         builder.position_at_end(after)
         return found
 
-    def _function(self, name: str, kind: Any) -> Any:
+    def _function(self, name: str, kind: ir.FunctionType) -> ir.Function:
         known = self.builder.module.globals
         return known[name] if name in known else ir.Function(self.builder.module, kind, name)
 
-    def transposed(self, vectors: list[Any]) -> list[Any]:
+    def transposed(self, vectors: list[ir.Value]) -> list[ir.Value]:
         """Return the transpose of a square of numbers, given and returned as its LANES rows.
 
         Interleaving row i with row i + LANES/2 rotates the bits of (row, column) by one.
@@ -105,6 +106,6 @@ class Emit:
             vectors = [self._interleaved(a, b, begin) for a, b in pairs for begin in (0, half)]
         return vectors
 
-    def _interleaved(self, a: Any, b: Any, begin: int) -> Any:
+    def _interleaved(self, a: ir.Value, b: ir.Value, begin: int) -> ir.Value:
         order = [i + LANES * side for i in range(begin, begin + LANES // 2) for side in (0, 1)]
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))

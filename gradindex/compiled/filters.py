@@ -1,7 +1,5 @@
 """Per-sample gradients of convolutions' kernels, formed from the images themselves: no patches are cut."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,17 +31,19 @@ def form(large: NDArray[np.float32], small: NDArray[np.float32], out: NDArray[np
 
 
 @compiled()
-def _scratch(images: Any, spans: Any, before: Any, channels: int) -> Any:
+def _scratch(
+    images: NDArray[np.float32], spans: NDArray[np.int64], before: NDArray[np.int64], channels: int
+) -> NDArray[np.float32]:
     """Return zeros for all that patches reach, or nothing if that lies within the images."""
-    spans = (spans[0], spans[1], spans[2] * channels)
+    shape = (spans[0], spans[1], spans[2] * channels)
     for axis in range(3):
-        if before[axis] or spans[axis] > images.shape[axis + 1]:
-            return np.zeros(spans, np.float32)
+        if before[axis] or shape[axis] > images.shape[axis + 1]:
+            return np.zeros(shape, np.float32)
     return np.zeros((0, 0, 0), np.float32)
 
 
 @compiled()
-def _pad(image: Any, before: Any, channels: int, into: Any) -> None:
+def _pad(image: NDArray[np.float32], before: NDArray[np.int64], channels: int, into: NDArray[np.float32]) -> None:
     """Copy an image (depth, height, width·channels) amid zeros, `before` of them on each axis, as far as it fits."""
     depth, height, _ = image.shape
     shift = before[2] * channels
@@ -56,7 +56,16 @@ def _pad(image: Any, before: Any, channels: int, into: Any) -> None:
 
 
 @compiled()
-def _form(images: Any, deltas: Any, out: Any, spans: Any, place: Any, whole: int, groups: int, width: int) -> None:
+def _form(
+    images: NDArray[np.float32],
+    deltas: NDArray[np.float32],
+    out: NDArray[np.float32],
+    spans: NDArray[np.int64],
+    place: NDArray[np.int64],
+    whole: int,
+    groups: int,
+    width: int,
+) -> None:
     """Take `width` taps of a patch's row at once: with all groups and without dilation they lie side by side."""
     kernel, stride, dilation, before = place[0], place[1], place[2], place[3]
     channels = whole // groups
@@ -98,7 +107,16 @@ def _form(images: Any, deltas: Any, out: Any, spans: Any, place: Any, whole: int
 
 
 @compiled()
-def _short(images: Any, deltas: Any, out: Any, spans: Any, place: Any, whole: int, groups: int, width: int) -> None:
+def _short(
+    images: NDArray[np.float32],
+    deltas: NDArray[np.float32],
+    out: NDArray[np.float32],
+    spans: NDArray[np.int64],
+    place: NDArray[np.int64],
+    whole: int,
+    groups: int,
+    width: int,
+) -> None:
     """Cut the patches after all, since they are short; those of one sample stay in the cache."""
     kernel, stride, dilation, before = place[0], place[1], place[2], place[3]
     n, planes, rows, columns, outputs = deltas.shape

@@ -68,7 +68,7 @@ def _places(at: Geometry) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 @compiled()
-def _gram(vectors: Any, turned: Any, out: Any) -> float:
+def _gram(vectors: NDArray[np.float32], turned: NDArray[np.float32], out: NDArray[np.float32]) -> float:
     """Write the inner products of vectors (T, n), each divided by their largest number, and return that.
 
     Without the division, products of small numbers would vanish in single precision.
@@ -89,7 +89,7 @@ def _gram(vectors: Any, turned: Any, out: Any) -> float:
 
 
 @compiled()
-def _squared(rows: Any, columns: Any, out: Any) -> None:
+def _squared(rows: NDArray[np.float32], columns: NDArray[np.float32], out: NDArray[np.float64]) -> None:
     n, positions, height = rows.shape
     width = columns.shape[2]
     if positions == 0 or height == 0 or width == 0:
@@ -106,7 +106,15 @@ def _squared(rows: Any, columns: Any, out: Any) -> None:
 
 
 @compiled()
-def _of_convolution(images: Any, deltas: Any, out: Any, before: Any, spans: Any, pixels: Any, shifts: Any) -> None:
+def _of_convolution(
+    images: NDArray[np.float32],
+    deltas: NDArray[np.float32],
+    out: Any,
+    before: NDArray[np.int64],
+    spans: NDArray[np.int64],
+    pixels: NDArray[np.int64],
+    shifts: NDArray[np.int64],
+) -> None:
     n, positions, outputs = deltas.shape
     channels = images.shape[4]
     padded = np.zeros((spans[0], spans[1], spans[2], channels), np.float32)

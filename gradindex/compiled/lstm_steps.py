@@ -3,13 +3,22 @@
 On other devices than processors, and in half precision, torch's operations do the same.
 """
 
-from typing import Any
+import numpy as np
+from numpy.typing import NDArray
 
 from gradindex.compiled.jit import compiled
 
 
 @compiled()
-def step_back(gates: Any, before: Any, squashed: Any, to_state: Any, from_next: Any, cell: Any, out: Any) -> None:
+def step_back(
+    gates: NDArray[np.float32],
+    before: NDArray[np.int64],
+    squashed: NDArray[np.float32],
+    to_state: NDArray[np.float32],
+    from_next: NDArray[np.float32],
+    cell: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
     """Write the gradients of one step's gates, and carry that of its cell on to the step before.
 
     With c' = f·c + i·g and h' = o·tanh(c'), and i, f, o = σ(·), g = tanh(·).

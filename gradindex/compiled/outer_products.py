@@ -7,7 +7,8 @@ registers while it passes over all positions, and reads the image where it lies.
 of patches, and 50 for OpenBLAS.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
@@ -19,24 +20,41 @@ from gradindex.compiled.emit import LANES, Emit
 from gradindex.compiled.jit import compiled
 from gradindex.compiled.threads import for_samples
 
+if TYPE_CHECKING:
+    from numba.core.base import BaseContext
+    from numba.core.typing.context import Context as Typing
+    from numba.core.typing.templates import Signature
+
 _I = ir.IntType(64)
 # Numbers of the result that a block holds, (rows, vectors): 24 registers of 32, or 12 of 16.
 _TALL, _WIDE = (24, 12) if LANES == 16 else (12, 6)
 _MULTIPLY, _STORE = 0.006, 0.05  # nanoseconds on two cores for a multiply-add, and to write a number and read it again
 
 
-def _block(height: int, width: int, masked: bool = False) -> Any:
+def _block(height: int, width: int, masked: bool = False) -> Callable[..., None]:
     """Return the intrinsic out[r, v] += Σ_ij x[i·xi + j·xj + r] · d[i·di + j·dj + v], of numbers at addresses.
 
     r runs over `height` numbers, v over `width` vectors (the last one of `count` numbers, if `masked`).
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def block(
-        typing: Any, x: Any, xi: Any, xj: Any, d: Any, di: Any, dj: Any, rows: Any, columns: Any, out: Any, step: Any,
-        count: Any
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        typing: "Typing",
+        x: types.Type,
+        xi: types.Type,
+        xj: types.Type,
+        d: types.Type,
+        di: types.Type,
+        dj: types.Type,
+        rows: types.Type,
+        columns: types.Type,
+        out: types.Type,
+        step: types.Type,
+        count: types.Type,
+    ) -> "tuple[Signature, Callable[..., ir.Value]]":
+        def generate(
+            context: "BaseContext", builder: ir.IRBuilder, signature: "Signature", args: Sequence[ir.Value]
+        ) -> ir.Value:
             x, xi, xj, d, di, dj, rows, columns, out, step, count = args
             emit = Emit(builder)
             mask = emit.first(count) if masked else None
@@ -44,14 +62,14 @@ def _block(height: int, width: int, masked: bool = False) -> Any:
             into = emit.pointer(out)
             places = [emit.at(emit.at(into, builder.mul(step, _I(r))), v * LANES) for r, v in cells]
 
-            def column(values: list[Any]) -> list[Any]:
+            def column(values: list[ir.Value]) -> list[ir.Value]:
                 xs, ds, *sums = values
                 vectors = [emit.load(emit.at(ds, v * LANES), mask) for v in range(width)]
                 spread = [emit.spread(builder.load(emit.at(xs, r))) for r in range(height)]
                 sums = [emit.multiply_add(spread[r], vectors[v], s) for (r, v), s in zip(cells, sums, strict=True)]
                 return [emit.at(xs, xj), emit.at(ds, dj), *sums]
 
-            def row(values: list[Any]) -> list[Any]:
+            def row(values: list[ir.Value]) -> list[ir.Value]:
                 xs, ds, *sums = values
                 sums = emit.loop(columns, [xs, ds, *sums], column)[2:]
                 return [emit.at(xs, xi), emit.at(ds, di), *sums]
@@ -63,7 +81,8 @@ def _block(height: int, width: int, masked: bool = False) -> Any:
 
         return types.void(*[types.intp] * 11), generate
 
-    return block
+    made: Callable[..., None] = block
+    return made
 
 
 _wide, _wide4, _wide1 = (_block(height, 2) for height in (_WIDE, 4, 1))
@@ -119,7 +138,7 @@ def add_products(
 
 
 @compiled()
-def _outer(x: Any, d: Any, out: Any) -> None:
+def _outer(x: NDArray[np.float32], d: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     positions, length, width = x.shape[1], x.shape[2], d.shape[2]
     for sample in range(len(out)):
         out[sample] = 0

@@ -1,7 +1,5 @@
 """Patches of images, cut by compiled loops, and gradients of depthwise convolutions."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +10,7 @@ from gradindex.compiled.threads import for_samples
 __all__ = ["Geometry", "cut", "depthwise", "geometry"]
 
 
-def cut(large: NDArray[Any], out: NDArray[Any], at: Geometry) -> None:
+def cut(large: NDArray[np.floating], out: NDArray[np.floating], at: Geometry) -> None:
     """Write the patches of `large` (n, *space, C) to `out` (n, positions, kernel·C)."""
     images = large.reshape(len(large), *at.large, at.channels)
     into = out.reshape(len(out), *at.small, *at.kernel, at.channels)
@@ -21,7 +19,13 @@ def cut(large: NDArray[Any], out: NDArray[Any], at: Geometry) -> None:
 
 
 @compiled()
-def _cut(images: Any, out: Any, stride: Any, dilation: Any, before: Any) -> None:
+def _cut(
+    images: NDArray[np.floating],
+    out: NDArray[np.floating],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    before: tuple[int, ...],
+) -> None:
     """Index whole arrays: views of rows would cost more than the rows (measured: three times)."""
     n, depth, height, width, channels = images.shape
     _, i_size, j_size, k_size, a_size, b_size, c_size, _ = out.shape
@@ -43,7 +47,7 @@ def _cut(images: Any, out: Any, stride: Any, dilation: Any, before: Any) -> None
                                         out[sample, i, j, k, a, b, c, channel] = images[sample, d, h, w, channel]
 
 
-def depthwise(large: NDArray[Any], small: NDArray[Any], at: Geometry) -> NDArray[Any]:
+def depthwise(large: NDArray[np.floating], small: NDArray[np.floating], at: Geometry) -> NDArray[np.floating]:
     """Return gradients (n, kernel·C·R/C) of a convolution with a kernel for each channel, formed."""
     images = large.reshape(len(large), *at.large, at.channels)
     deltas = small.reshape(len(small), *at.small, at.channels, -1)
@@ -54,7 +58,14 @@ def depthwise(large: NDArray[Any], small: NDArray[Any], at: Geometry) -> NDArray
 
 
 @compiled()
-def _depthwise(images: Any, deltas: Any, out: Any, stride: Any, dilation: Any, before: Any) -> None:
+def _depthwise(
+    images: NDArray[np.floating],
+    deltas: NDArray[np.floating],
+    out: NDArray[np.floating],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    before: tuple[int, ...],
+) -> None:
     n, depth, height, width, channels = images.shape
     _, i_size, j_size, k_size, _, multiplier = deltas.shape
     _, a_size, b_size, c_size, _, _ = out.shape

@@ -9,7 +9,7 @@ from gradindex.compiled.jit import compiled
 from gradindex.compiled.threads import for_samples
 
 
-def squares(values: NDArray[Any]) -> NDArray[np.float64]:
+def squares(values: NDArray[np.generic]) -> NDArray[np.float64]:
     """Return ‖v_i‖² (n,) of vectors (n, size)."""
     out = np.empty(len(values), np.float64)
     values = np.ascontiguousarray(values)

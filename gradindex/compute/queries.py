@@ -39,7 +39,7 @@ class Queries:
 
 
 @stage("labels")
-def with_labels(engine: Engine, task: Task, x: Tree, y: Any, like: Any) -> Queries:
+def with_labels(engine: Engine, task: Task, x: Tree, y: Tree, like: Tree) -> Queries:
     """Return queries with their labels: given ones, one for all, or the model's own predictions.
 
     Parameters
@@ -81,12 +81,12 @@ def outputs(engine: Engine, x: Tree) -> Floats:
     return np.concatenate([engine.outputs(index(x, slice(i, i + size))) for i in range(0, length(x), size)])
 
 
-def predicted(engine: Engine, x: Tree, like: Any) -> NDArray[Any]:
+def predicted(engine: Engine, x: Tree, like: Tree) -> NDArray[Any]:
     """Return the labels that the model predicts for `x`, in the form of the training labels `like`."""
     return labels.from_outputs(outputs(engine, x), like, engine.losses, engine.class_axis)
 
 
-def match_shapes(x: Any, y: Any, example: Batch) -> tuple[Tree, Tree | None]:
+def match_shapes(x: Tree, y: Tree, example: Batch) -> tuple[Tree, Tree | None]:
     """Return queries and labels with a sample axis, after comparing their shapes with training samples.
 
     Raises
@@ -144,7 +144,7 @@ def _check_present(name: str, value: Any) -> None:
         raise ValueError(f"{name} is None for queries {gone[:10].tolist()}: expected one for every query.")
 
 
-def _match_ragged(name: str, value: Any, axes: int) -> list[Any]:
+def _match_ragged(name: str, value: object, axes: int) -> list[Any]:
     """Return queries as a list of arrays of so many axes each; their lengths may be any."""
     found = as_columns(list(value) if isinstance(value, tuple) else value, name)
     if not isinstance(found, dict | list) and len(found.shape) in (axes, axes + 1):

@@ -1,7 +1,5 @@
 """What samples must be before anything is computed of them: there, with labels, finite; and ids that are integers."""
 
-from typing import Any
-
 import numpy as np
 
 from gradindex.data.forms import check_present, describe
@@ -9,7 +7,7 @@ from gradindex.data.source import Batch, Ids, is_ragged, named_leaves
 from gradindex.data.tensors import are_finite
 
 
-def as_ids(ids: Any) -> Ids:
+def as_ids(ids: object) -> Ids:
     """Return `ids` as a flat int64 array.
 
     Raises
@@ -42,7 +40,7 @@ def check_batch(batch: Batch) -> None:
             check_finite(batch.ids, what, leaf)
 
 
-def check_finite(ids: Ids, what: str, values: Any) -> None:
+def check_finite(ids: Ids, what: str, values: object) -> None:
     """Raise ValueError naming the ids whose values hold NaN or infinity."""
     if isinstance(values, list):
         for i, value in zip(ids, values, strict=True) if is_ragged(values) else ():

@@ -81,7 +81,7 @@ def to_arrow(values: Any) -> pa.Array:
     return _with_nanoseconds(values, array)
 
 
-def _inferred(values: Any) -> pa.Array | pa.ChunkedArray:
+def _inferred(values: object) -> pa.Array | pa.ChunkedArray:
     try:
         return pa.array(values)
     except OverflowError:  # above 2**63
@@ -187,7 +187,7 @@ def fitted(columns: Mapping[str, pa.Array], stored: Mapping[str, pa.DataType]) -
     return found
 
 
-def extended(columns: Any, rows: int, more: Any, more_rows: int) -> dict[str, pa.Array] | None:
+def extended(columns: object, rows: int, more: object, more_rows: int) -> dict[str, pa.Array] | None:
     """Return columns of `rows` and of `more_rows` entries one behind the other; None if there are none.
 
     Raises

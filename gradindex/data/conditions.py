@@ -20,7 +20,7 @@ from gradindex.data.table import as_numpy
 _WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def matches(name: str, column: pa.ChunkedArray, wanted: Any) -> NDArray[np.bool_]:
+def matches(name: str, column: pa.ChunkedArray, wanted: object) -> NDArray[np.bool_]:
     """Return which rows of a column (n,) hold one of the wanted values.
 
     Parameters
@@ -95,7 +95,7 @@ def parse_text(name: str, text: str, kind: pa.DataType) -> Any:
         raise ValueError(f"Column {name!r} holds {what}, got {text!r}.") from None
 
 
-def _entry(name: str, value: Any, kind: pa.DataType) -> Any:
+def _entry(name: str, value: object, kind: pa.DataType) -> Any:
     """Return a value as an array of the column's type; None if no such column can hold it."""
     try:
         converted = _as_kind(value, kind)
@@ -116,7 +116,7 @@ def _entry(name: str, value: Any, kind: pa.DataType) -> Any:
         return None
 
 
-def _as_kind(value: Any, kind: pa.DataType) -> Any:
+def _as_kind(value: object, kind: pa.DataType) -> Any:
     """Return a value in the form in which Arrow takes it for a type; None: equal to none of it.
 
     Raises
@@ -154,7 +154,7 @@ def _decimal(value: Any) -> Decimal:
         raise ValueError("it is no decimal number") from None
 
 
-def _time(value: Any, kind: pa.DataType) -> Any:
+def _time(value: object, kind: pa.DataType) -> Any:
     """Return a date, time or duration as an Arrow array that can be cast to a type; None: equal to none of it."""
     types = pa.types
     if isinstance(value, str):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gradindex.data.names import Leaf
 from gradindex.data.source import Source, leaves
 from gradindex.data.tensors import is_torch
 
@@ -24,7 +25,7 @@ def fingerprint(source: Source, start: int, stop: int) -> str:
     return found.hexdigest()
 
 
-def _update(found: Any, leaf: Any) -> None:
+def _update(found: Any, leaf: Leaf) -> None:
     if isinstance(leaf, list):
         for item in leaf:
             _update(found, item)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import Leaf, Tensor, Tree
 from gradindex.data.tensors import as_numpy, is_tensor, is_torch
 
 _NUMBERS = "biufc"  # the kinds of dtype that frameworks compute with
@@ -20,7 +21,7 @@ def rebuilt(like: tuple[Any, ...], parts: Sequence[Any]) -> tuple[Any, ...]:
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
 
 
-def is_pair(sample: Any) -> bool:
+def is_pair(sample: Tree) -> bool:
     """Whether a sample is a list ``[x, y]``, as some datasets have in the place of a tuple, and no list of numbers."""
     if not isinstance(sample, list) or len(sample) != 2:
         return False
@@ -29,7 +30,7 @@ def is_pair(sample: Any) -> bool:
     return not all(nested) and not all(numbers)
 
 
-def native(leaf: Any) -> Any:
+def native(leaf: Leaf) -> Leaf:
     """Return an array in this machine's byte order, of forward strides and at most double precision; others as is."""
     if not isinstance(leaf, np.ndarray):
         return leaf
@@ -39,7 +40,7 @@ def native(leaf: Any) -> Any:
     return np.ascontiguousarray(leaf) if any(stride < 0 for stride in leaf.strides) else leaf
 
 
-def as_columns(value: Any, name: str = "The input") -> Any:
+def as_columns(value: Tree, name: str = "The input") -> Tree:
     """Return inputs or labels given as whole columns in the form of a tree.
 
     Parameters
@@ -69,7 +70,7 @@ def as_columns(value: Any, name: str = "The input") -> Any:
     return _tensor(value, name) if is_tensor(value) else _array(value, name)
 
 
-def stack(samples: Sequence[Any], name: str = "The sample") -> Any:
+def stack(samples: Sequence[Tree], name: str = "The sample") -> Tree:
     """Collate samples: equal-shaped arrays are stacked, mappings and tuples by part, the rest stays a list.
 
     Raises
@@ -90,7 +91,7 @@ def stack(samples: Sequence[Any], name: str = "The sample") -> Any:
     return rebuilt(first, [stack(part, f"{name}[{i}]") for i, part in enumerate(zip(*samples, strict=True))])
 
 
-def column(samples: Sequence[Any], name: str = "The sample") -> Any:
+def column(samples: Sequence[Tree], name: str = "The sample") -> Tree:
     """Return one part of several samples: an array or tensor where their shapes agree, else a list."""
     if any(is_tensor(sample) for sample in samples):
         return _stacked_tensors(samples, name)
@@ -107,7 +108,7 @@ def column(samples: Sequence[Any], name: str = "The sample") -> Any:
     return native(stacked) if stacked.dtype.kind in _NUMBERS else list(samples)
 
 
-def describe(value: Any) -> str:
+def describe(value: Tree) -> str:
     """Return the kind of a part and its own parts, for comparisons and messages."""
     if isinstance(value, Mapping):
         return f"a dict of {sorted(map(str, value))}"
@@ -118,12 +119,12 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def missing(leaf: Any) -> NDArray[np.bool_]:
+def missing(leaf: Leaf) -> NDArray[np.bool_]:
     """Return which entries of a list of objects are missing: None or pandas's NA."""
     return np.array([one is None or type(one).__name__ in ("NAType", "NaTType") for one in leaf], bool)
 
 
-def check_present(ids: NDArray[np.int64], what: str, path: str, leaf: Any) -> None:
+def check_present(ids: NDArray[np.int64], what: str, path: str, leaf: Leaf) -> None:
     """Raise ValueError naming the ids whose entries of a list are missing; all labels may be, for a loss without."""
     gone = missing(leaf) if isinstance(leaf, list) else np.zeros(0, bool)
     if not gone.any() or (path == "Y" and gone.all()):
@@ -134,13 +135,13 @@ def check_present(ids: NDArray[np.int64], what: str, path: str, leaf: Any) -> No
     )
 
 
-def _holds_tensors(sample: Any) -> bool:
+def _holds_tensors(sample: Tree) -> bool:
     while isinstance(sample, list) and sample:
         sample = sample[0]
     return is_tensor(sample)
 
 
-def _stacked_tensors(samples: Sequence[Any], name: str) -> Any:
+def _stacked_tensors(samples: Sequence[Tree], name: str) -> Tensor:
     """Return tensors stacked if their shapes agree, else as a list; as arrays where some are no tensors."""
     samples = [_tensor(sample, name) if is_tensor(sample) else sample for sample in samples]
     if not all(map(is_torch, samples)):
@@ -150,7 +151,7 @@ def _stacked_tensors(samples: Sequence[Any], name: str) -> Any:
     return sys.modules["torch"].stack(samples)
 
 
-def _ragged(samples: Sequence[Any]) -> list[Any]:
+def _ragged(samples: Sequence[Leaf]) -> list[Leaf]:
     """Return samples of several shapes as arrays of one dtype, if they are numbers; else as they are."""
     try:
         arrays = [np.asarray(sample) for sample in samples]
@@ -162,7 +163,7 @@ def _ragged(samples: Sequence[Any]) -> list[Any]:
     return [native(array.astype(dtype, copy=False)) for array in arrays]
 
 
-def _tensor(value: Any, name: str) -> Any:
+def _tensor(value: Leaf, name: str) -> Tensor:
     """Return a dense tensor of torch without its history, or TensorFlow's as an array; raises like `as_columns`."""
     if not is_torch(value):
         if hasattr(value, "dense_shape"):
@@ -182,7 +183,7 @@ def _tensor(value: Any, name: str) -> Any:
     return value.detach() if value.requires_grad else value
 
 
-def _array(value: Any, name: str) -> Any:
+def _array(value: Leaf, name: str) -> Leaf:
     """Return anything else as an array, or a list if it holds objects; raises like `as_columns`."""
     if isinstance(value, str | bytes | Set | Iterator):
         hint = "" if isinstance(value, str | bytes) else " Give a list of it."
@@ -210,7 +211,7 @@ def _array(value: Any, name: str) -> Any:
     raise TypeError(f"{name} holds entries of dtype {array.dtype}: expected numbers.{hint}")
 
 
-def refuse_dataset(dataset: Any) -> None:
+def refuse_dataset(dataset: object) -> None:
     """Raise TypeError for what has a length and entries, but not one for each sample in a fixed order."""
     if isinstance(dataset, Mapping) and 0 not in dataset:
         names = ", ".join(map(repr, itertools.islice(dataset, 5)))
@@ -224,7 +225,7 @@ def refuse_dataset(dataset: Any) -> None:
         raise unreadable(dataset, " Its entries are batches: give what they are made of.")
 
 
-def unreadable(dataset: Any, hint: str = "") -> TypeError:
+def unreadable(dataset: object, hint: str = "") -> TypeError:
     """Return the error for what is no dataset."""
     return TypeError(
         f"Cannot read a dataset of type {type(dataset).__name__}. Expected (X, Y) arrays, a torch Dataset or "

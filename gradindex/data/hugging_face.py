@@ -1,10 +1,13 @@
 """A Hugging Face `datasets.Dataset` as a job's dataset."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gradindex.data.forms import as_columns
 from gradindex.data.source import Batch, Ids, Source
+
+if TYPE_CHECKING:
+    import datasets
 
 LABELS = "labels", "label"
 
@@ -12,7 +15,7 @@ LABELS = "labels", "label"
 class _Dataset(Source):
     """A ``datasets.Dataset``, read by named columns; see `source`."""
 
-    def __init__(self, dataset: Any, x: str | Sequence[str] | None = None, y: str | None = None) -> None:
+    def __init__(self, dataset: "datasets.Dataset", x: str | Sequence[str] | None = None, y: str | None = None) -> None:
         names = list(dataset.column_names)
         self.y = y if y is not None else next((name for name in LABELS if name in names), None)
         if self.y is None:
@@ -37,7 +40,7 @@ class _Dataset(Source):
         return Batch(ids, as_columns(x, "X"), as_columns(found[self.y], "Y"))
 
 
-def source(dataset: Any, x: str | Sequence[str] | None = None, y: str | None = None) -> Source:
+def source(dataset: "datasets.Dataset", x: str | Sequence[str] | None = None, y: str | None = None) -> Source:
     """Return a ``datasets.Dataset`` as the dataset of a `gradindex.Job`.
 
     Columns come as NumPy arrays, unless the dataset has a format or a transform of its own (``with_format``,
@@ -61,7 +64,7 @@ def source(dataset: Any, x: str | Sequence[str] | None = None, y: str | None = N
     return _Dataset(dataset, x, y)
 
 
-def is_dataset(value: Any) -> bool:
+def is_dataset(value: object) -> bool:
     """Whether `value` is a ``datasets.Dataset`` (which is not imported to find out)."""
     kind = type(value)
     return kind.__module__.partition(".")[0] == "datasets" and kind.__name__ == "Dataset"

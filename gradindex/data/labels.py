@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import Leaf
 from gradindex.data.source import is_ragged
 from gradindex.data.tensors import as_numpy
 
 
-def is_one_hot(y: Any) -> bool:
+def is_one_hot(y: Leaf) -> bool:
     """Whether `y` (n, c) holds rows with a single 1 and zeros elsewhere, c > 1."""
     y = _array(y)
     return bool(
@@ -18,7 +19,7 @@ def is_one_hot(y: Any) -> bool:
     )
 
 
-def as_classes(y: Any) -> NDArray[Any] | None:
+def as_classes(y: Leaf) -> NDArray[Any] | None:
     """Return labels (n,) for display and filters: classes of one-hot rows, scalars as they are, else None."""
     array = _array(y)
     if array is None:
@@ -31,7 +32,7 @@ def as_classes(y: Any) -> NDArray[Any] | None:
     return array if array.ndim == 1 and array.dtype.kind in "biuf" else None
 
 
-def predicted_classes(outputs: NDArray[Any] | None) -> NDArray[np.int64] | None:
+def predicted_classes(outputs: NDArray[np.generic] | None) -> NDArray[np.int64] | None:
     """Return the class of the largest output (n,) for outputs (n, c) with c > 1, else None."""
     if outputs is None or outputs.ndim != 2 or outputs.shape[1] < 2:
         return None
@@ -40,8 +41,8 @@ def predicted_classes(outputs: NDArray[Any] | None) -> NDArray[np.int64] | None:
 
 
 def from_outputs(
-    outputs: NDArray[Any],
-    like: Any,
+    outputs: NDArray[np.generic],
+    like: Leaf,
     losses: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]],
     class_axis: int,
 ) -> NDArray[Any]:
@@ -115,10 +116,10 @@ def _several(
     )
 
 
-def as_array(value: Any) -> NDArray[Any]:
+def as_array(value: Leaf) -> NDArray[Any]:
     """Return an array or a tensor as a NumPy array; half precision becomes float32."""
     return np.asarray(as_numpy(value))
 
 
-def _array(y: Any) -> NDArray[Any] | None:
+def _array(y: Leaf) -> NDArray[Any] | None:
     return None if y is None or isinstance(y, dict | tuple) or is_ragged(y) else as_array(y)

@@ -34,7 +34,7 @@ def json_values(array: pa.Array | pa.ChunkedArray) -> list[Any]:
     return [_plain(value) for value in array.cast(json_type(array.type)).to_pylist()]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -9,11 +9,12 @@ import numpy as np
 
 from gradindex.data import hugging_face
 from gradindex.data.forms import refuse_dataset, unreadable
+from gradindex.data.names import Tree
 from gradindex.data.source import ColumnSource, MapSource, Source, StreamSource, collated
 from gradindex.data.tensors import is_tensor
 
 
-def as_source(dataset: Any) -> Source:
+def as_source(dataset: object) -> Source:
     """Turn a user's dataset into a `Source`.
 
     Parameters
@@ -72,8 +73,8 @@ def _as_source(dataset: Any) -> Source:
     raise unreadable(dataset)
 
 
-def _iterable(dataset: Any, collate: Callable[[list[Any]], Any]) -> StreamSource:
-    def batches(start: int, stop: int, size: int) -> Iterator[Any]:
+def _iterable(dataset: Any, collate: Callable[[list[Tree]], Tree]) -> StreamSource:
+    def batches(start: int, stop: int, size: int) -> Iterator[Tree]:
         samples = itertools.islice(iter(dataset), start, stop)
         while chunk := list(itertools.islice(samples, size)):
             yield collate(chunk)

@@ -24,9 +24,10 @@ from gradindex.data.forms import (
     rebuilt,
     stack,
 )
+from gradindex.data.names import Leaf
+from gradindex.data.names import Tree as Tree
 from gradindex.data.tensors import is_tensor, take
 
-Tree = Any
 Ids = NDArray[np.int64]
 
 
@@ -46,7 +47,7 @@ class Batch:
         return Batch(self.ids[rows], index(self.x, rows), None if self.y is None else index(self.y, rows))
 
 
-def map_leaves(function: Callable[[Any], Any], tree: Tree) -> Tree:
+def map_leaves(function: Callable[[Leaf], Leaf], tree: Tree) -> Tree:
     """Apply `function` to every array, tensor or list of objects in `tree`."""
     if isinstance(tree, Mapping):
         return {key: map_leaves(function, value) for key, value in tree.items()}
@@ -55,7 +56,7 @@ def map_leaves(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return function(tree)
 
 
-def merge(function: Callable[[list[Any]], Any], trees: Sequence[Tree]) -> Tree:
+def merge(function: Callable[[list[Leaf]], Leaf], trees: Sequence[Tree]) -> Tree:
     """Apply `function` to each list of leaves that have the same place in `trees`.
 
     Raises
@@ -74,7 +75,7 @@ def merge(function: Callable[[list[Any]], Any], trees: Sequence[Tree]) -> Tree:
     return rebuilt(first, [merge(function, part) for part in zip(*trees, strict=True)])
 
 
-def named_leaves(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
+def named_leaves(tree: Tree, name: str) -> Iterator[tuple[str, Leaf]]:
     """Yield the leaves of a tree that is called `name`, each with what messages call it, such as ``X['ids']``."""
     if not isinstance(tree, Mapping | tuple):
         yield name, tree
@@ -83,7 +84,7 @@ def named_leaves(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
         yield from named_leaves(part, f"{name}[{key!r}]")
 
 
-def leaves(tree: Tree) -> list[Any]:
+def leaves(tree: Tree) -> list[Leaf]:
     """Return the arrays, tensors and lists of objects in `tree`, in order."""
     found: list[Any] = []
     map_leaves(found.append, tree)
@@ -115,7 +116,7 @@ def length(tree: Tree, name: str = "The input") -> int:
 def index(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
     """Return the given rows of every leaf."""
 
-    def some(leaf: Any) -> Any:
+    def some(leaf: Leaf) -> Leaf:
         if isinstance(leaf, list):
             return leaf[rows] if isinstance(rows, slice) else [leaf[i] for i in rows]
         return native(take(leaf, rows))
@@ -123,7 +124,7 @@ def index(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
     return map_leaves(some, tree)
 
 
-def is_ragged(leaf: Any) -> bool:
+def is_ragged(leaf: Leaf) -> bool:
     """Whether `leaf` is a list of arrays or tensors, as samples of several shapes are."""
     return isinstance(leaf, list) and bool(leaf) and all(isinstance(a, np.ndarray) or is_tensor(a) for a in leaf)
 
@@ -190,7 +191,7 @@ class Source(ABC):
 class ColumnSource(Source):
     """Whole columns in memory: arrays, tensors, lists of objects, or dicts and tuples of them."""
 
-    def __init__(self, x: Any, y: Any = None) -> None:
+    def __init__(self, x: Tree, y: Tree = None) -> None:
         self.x = as_columns(x, "X")
         self.y = None if y is None else as_columns(y, "Y")
         self._length = length(self.x, "X")
@@ -215,7 +216,7 @@ class MapSource(Source):
     Where it has torch's ``__getitems__(positions) -> [(x, y), ...]``, batches are taken by that.
     """
 
-    def __init__(self, items: Any, collate: Callable[[list[Any]], Any] | None = None) -> None:
+    def __init__(self, items: Any, collate: Callable[[list[Tree]], Tree] | None = None) -> None:
         self._items = items
         self._collate = collate
 
@@ -237,7 +238,7 @@ class MapSource(Source):
             raise ValueError(f"The collate function made {sorted(sizes)} entries for {len(ids)} samples.")
         return batch
 
-    def _sample(self, position: int) -> Any:
+    def _sample(self, position: int) -> Tree:
         try:
             return self._items[position]
         except LookupError as error:
@@ -253,7 +254,7 @@ class StreamSource(Source):
     `batches(start, stop, size)` must yield the collated samples `start` to `stop`, `size` at a time.
     """
 
-    def __init__(self, batches: Callable[[int, int, int], Iterable[Any]], length: int) -> None:
+    def __init__(self, batches: Callable[[int, int, int], Iterable[Tree]], length: int) -> None:
         self._batches = batches
         self._length = length
 
@@ -285,7 +286,7 @@ class StreamSource(Source):
         return Batch(wanted, x, y).select(inverse)
 
 
-def concatenate(parts: list[Any]) -> Any:
+def concatenate(parts: list[Leaf]) -> Leaf:
     """Return leaves of several trees one behind the other; those of several shapes as a list of samples."""
     shapes = {None if isinstance(part, list) else tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1 or None in shapes:
@@ -293,13 +294,13 @@ def concatenate(parts: list[Any]) -> Any:
     return tensors.concatenate(parts)
 
 
-def collated(samples: list[Any]) -> tuple[Tree, Tree | None]:
+def collated(samples: list[Tree]) -> tuple[Tree, Tree | None]:
     """Collate samples ``(x, y)``, ``[x, y]``, ``(x,)`` or ``x``."""
     found = stack([tuple(sample) if is_pair(sample) else sample for sample in samples])
     return _pair(found) if isinstance(found, tuple) else (found, None)
 
 
-def _pair(batch: Any) -> tuple[Tree, Tree | None]:
+def _pair(batch: Tree) -> tuple[Tree, Tree | None]:
     """Split a collated batch into (x, y), in the forms of trees."""
     parts = batch if isinstance(batch, list | tuple) else (batch,)
     if len(parts) not in (1, 2):

@@ -7,12 +7,13 @@ from typing import Any
 import tensorflow as tf
 
 from gradindex.data.forms import stack
+from gradindex.data.names import Tree
 
 Batches = Callable[[int, int, int], Iterable[Any]]
 _MAKES_ELEMENTS = ("FlatMap", "Interleave", "Unbatch")  # what comes before them says nothing about a batch axis
 
 
-def stream(dataset: Any) -> tuple[Batches, int]:
+def stream(dataset: tf.data.Dataset) -> tuple[Batches, int]:
     """Return how to read samples of a ``tf.data.Dataset``, and their number.
 
     Parameters
@@ -43,7 +44,7 @@ def stream(dataset: Any) -> tuple[Batches, int]:
     length = _count(dataset, samples)
     fixed = all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(samples.element_spec))
 
-    def batches(start: int, stop: int, size: int) -> Iterator[Any]:
+    def batches(start: int, stop: int, size: int) -> Iterator[Tree]:
         part = samples.skip(start).take(stop - start)
         if fixed:
             yield from part.batch(size).prefetch(1).as_numpy_iterator()
@@ -55,7 +56,7 @@ def stream(dataset: Any) -> tuple[Batches, int]:
     return batches, length
 
 
-def is_batched(dataset: Any) -> bool:
+def is_batched(dataset: tf.data.Dataset) -> bool:
     """Whether the elements of a ``tf.data.Dataset`` are batches."""
     kind = type(dataset).__name__
     inputs = dataset._inputs()
@@ -71,7 +72,7 @@ def is_batched(dataset: Any) -> bool:
     return all(is_batched(one) for one in inputs)
 
 
-def _count(dataset: Any, samples: Any) -> int:
+def _count(dataset: tf.data.Dataset, samples: Any) -> int:
     infinite = tf.data.INFINITE_CARDINALITY  # unbatching may lose it
     if infinite in (int(dataset.cardinality()), int(samples.cardinality())):
         raise ValueError("The dataset is infinite. Remove .repeat(), or end it with .take(n).")
@@ -80,7 +81,7 @@ def _count(dataset: Any, samples: Any) -> int:
     return int(samples.reduce(tf.constant(0, tf.int64), lambda count, *sample: count + 1))
 
 
-def _check_elements(dataset: Any) -> None:
+def _check_elements(dataset: tf.data.Dataset) -> None:
     for spec in tf.nest.flatten(dataset.element_spec):
         if not isinstance(spec, tf.TensorSpec):
             raise TypeError(
@@ -89,7 +90,7 @@ def _check_elements(dataset: Any) -> None:
             )
 
 
-def _check_order(dataset: Any) -> None:
+def _check_order(dataset: tf.data.Dataset) -> None:
     """Refuse what gives another order at the next pass, or in the next process: ids are positions."""
     if dataset.options().deterministic is False:
         raise ValueError("The dataset's order is not fixed. Set options.deterministic = True.")
@@ -105,11 +106,11 @@ def _check_order(dataset: Any) -> None:
             raise ValueError(f"The dataset's order is not fixed ({kind}). Leave deterministic=False out.")
 
 
-def _is_seeded(random: Any) -> bool:
+def _is_seeded(random: object) -> bool:
     return any(int(getattr(random, name, 0)) for name in ("_seed", "_seed2"))
 
 
-def _chain(dataset: Any) -> Iterator[Any]:
+def _chain(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
     yield dataset
     for one in dataset._inputs():
         yield from _chain(one)

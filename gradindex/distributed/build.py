@@ -19,6 +19,9 @@ from gradindex.runtime.progress import progress_bar
 from gradindex.store import Store
 
 if TYPE_CHECKING:
+    import faiss
+    from ray.actor import ActorHandle
+
     from gradindex.distributed.options import Ray
 
 
@@ -63,7 +66,7 @@ class Workers:
                 advance(spans[number][1] - spans[number][0])
         return embedded
 
-    def add(self, index: Any, store: Store, dim: int, advance: Advance) -> None:
+    def add(self, index: "faiss.Index", store: Store, dim: int, advance: Advance) -> None:
         """Add all rows of a store to a trained index as `indexing.add` does, encoded by the workers."""
         if not inverted_lists.spreads(index):
             indexing.add(index, store, dim, advance)
@@ -88,7 +91,7 @@ class Workers:
             count = min(self._connection.count(), tasks)
             log.info("%d workers: %s", count, self._connection.state())
 
-            def spawn() -> Any:
+            def spawn() -> "ActorHandle":
                 arguments = how, path, header.seal, header.backend, header.threads
                 return self._connection.spawn(Worker, *arguments, threads=header.threads)
 

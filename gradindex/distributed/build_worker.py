@@ -1,9 +1,12 @@
 """A build's worker: embeds whole shards and publishes them, encodes shards for the FAISS index."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradindex.distributed.job_sender import Recipe
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 
 class Worker:
@@ -78,7 +81,7 @@ class Worker:
         with threads.using(self._store.header.backend, self._store.header.threads):
             return embed_shard(self._job, self._store, self._projector, self._columns, number)
 
-    def encode(self, number: int, trained: tuple[Any], dim: int) -> Any:
+    def encode(self, number: int, trained: "tuple[ObjectRef]", dim: int) -> Any:
         """Return a shard's rows as codes (n, bytes) of a trained index, which `trained` refers to."""
         import ray
 

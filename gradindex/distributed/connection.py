@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gradindex.errors import missing
@@ -11,6 +12,8 @@ from gradindex.runtime.log import log
 from gradindex.store.location import Location
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from gradindex.distributed.options import Ray
 
 
@@ -41,7 +44,7 @@ class Connection:
         if self._owned:
             _connect(ray, options)
 
-    def spawn(self, kind: type, *arguments: Any, threads: int = 0) -> Any:
+    def spawn(self, kind: type, *arguments: object, threads: int = 0) -> "ActorHandle":
         """Return the handle of a new actor of class `kind`, which Ray starts where there is room.
 
         `threads` is how many its libraries may use; 0 leaves it to Ray.
@@ -67,7 +70,7 @@ class Connection:
         """Whether Ray believes a node to be alive."""
         return any(one["NodeID"] == node and one["Alive"] for one in self.ray.nodes())
 
-    def kill(self, actor: Any) -> None:
+    def kill(self, actor: "ActorHandle") -> None:
         """End an actor, if it is not gone already."""
         try:
             self.ray.kill(actor, no_restart=True)
@@ -91,7 +94,7 @@ def reachable(path: Location) -> str:
     return str(path.resolve() if isinstance(path, Path) else path)
 
 
-def _connect(ray: Any, options: "Ray") -> None:
+def _connect(ray: ModuleType, options: "Ray") -> None:
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     try:

@@ -86,13 +86,13 @@ class ClusterIndex(Index):
         self.parts.close()
         self._connection.close()
 
-    def add(self, *dataset: Any, **options: Any) -> Ids:
+    def add(self, *dataset: object, **options: object) -> Ids:
         """Refuse: the parts hold the rows that were there when this was opened."""
         raise ValueError(
             "Open the index without an engine to add to it or to compact it, and then on the cluster again."
         )
 
-    def compact(self, **options: Any) -> int:
+    def compact(self, **options: object) -> int:
         """Refuse, as `add` does."""
         raise ValueError(
             "Open the index without an engine to add to it or to compact it, and then on the cluster again."

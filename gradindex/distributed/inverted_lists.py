@@ -6,8 +6,6 @@ driver's memory, to one and a half times their size at most (`gradindex.lifecycl
 lists on disk (`faiss.contrib.ondisk`) are another format, in a second file, so that the index would have other bytes.
 """
 
-from typing import Any
-
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +17,22 @@ from gradindex.store.shard import Shard
 from gradindex.store.store import SHARDS
 
 
-def spreads(index: Any) -> bool:
+def spreads(index: faiss.Index) -> bool:
     """Whether adding to an index is worth spreading: rows of the others are copied as they are, or form a graph."""
     return isinstance(index, faiss.IndexIVF)
 
 
-def sent(index: Any) -> NDArray[np.uint8]:
+def sent(index: faiss.Index) -> NDArray[np.uint8]:
     """Return a trained index as bytes."""
-    return faiss.serialize_index(index)  # type: ignore[no-any-return]
+    return faiss.serialize_index(index)
 
 
-def received(trained: NDArray[np.uint8]) -> Any:
+def received(trained: NDArray[np.uint8]) -> faiss.Index:
     """Return the index of `sent`."""
     return faiss.deserialize_index(np.array(trained))
 
 
-def encode(index: Any, store: Store, number: int, dim: int) -> NDArray[np.uint8]:
+def encode(index: faiss.Index, store: Store, number: int, dim: int) -> NDArray[np.uint8]:
     """Return the list and the code of each row of a shard, (n, bytes), in FAISS's standalone form."""
     shard = Shard(store.path / SHARDS, number, store.header, 0)
     parts = []
@@ -44,6 +42,6 @@ def encode(index: Any, store: Store, number: int, dim: int) -> NDArray[np.uint8]
     return np.concatenate(parts)
 
 
-def append(index: Any, codes: NDArray[np.uint8]) -> None:
+def append(index: faiss.Index, codes: NDArray[np.uint8]) -> None:
     """Append codes of `encode` to a copy of the same index; rows are numbered on."""
     index.add_sa_codes(np.ascontiguousarray(codes))

@@ -6,10 +6,13 @@ Ray gives at-least-once; that a shard is there exactly once is the store's doing
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradindex.distributed.connection import Connection
 from gradindex.runtime.log import log
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 TRIES = 3
 """So often may a shard fail, or workers fail to start one after the other, before the work stops."""
@@ -37,7 +40,7 @@ class Pool:
         How many.
     """
 
-    def __init__(self, connection: Connection, spawn: Callable[[], Any], count: int) -> None:
+    def __init__(self, connection: Connection, spawn: "Callable[[], ActorHandle]", count: int) -> None:
         self._connection, self._spawn = connection, spawn
         self._idle: list[_Worker] = []
         self._busy: dict[Any, _Worker] = {}
@@ -45,7 +48,7 @@ class Pool:
         for _ in range(count):
             self._begin()
 
-    def run(self, method: str, tasks: Sequence[int], *arguments: Any) -> Iterator[tuple[int, Any]]:
+    def run(self, method: str, tasks: Sequence[int], *arguments: object) -> Iterator[tuple[int, Any]]:
         """Yield (task, result) of ``worker.method(task, *arguments)`` for every task, in the order they finish.
 
         Raises
@@ -93,15 +96,16 @@ class Pool:
         worker = _Worker(self._spawn())
         self._busy[worker.actor.start.remote()] = worker
 
-    def _hand_out(self, waiting: deque[int], method: str, arguments: tuple[Any, ...]) -> None:
+    def _hand_out(self, waiting: deque[int], method: str, arguments: tuple[object, ...]) -> None:
         while waiting and self._idle:
             worker = self._idle.pop()
             worker.task = waiting.popleft()
             self._busy[getattr(worker.actor, method).remote(worker.task, *arguments)] = worker
 
-    def _note_failure(self, worker: _Worker, error: Any, failed: Counter[int], waiting: deque[int]) -> None:
+    def _note_failure(self, worker: _Worker, error: Exception, failed: Counter[int], waiting: deque[int]) -> None:
         """Try a shard again whose worker raised, elsewhere if possible; replace a worker that did not start."""
-        cause = error.cause if isinstance(error.cause, Exception) else error
+        cause = getattr(error, "cause", None)
+        cause = cause if isinstance(cause, Exception) else error
         task, worker.task = worker.task, None
         if task is None:
             self._failed_starts += 1
@@ -120,7 +124,7 @@ class Pool:
         waiting.append(task)
         self._idle.insert(0, worker)
 
-    def _note_loss(self, worker: _Worker, error: Any, failed: Counter[int], waiting: deque[int]) -> None:
+    def _note_loss(self, worker: _Worker, error: Exception, failed: Counter[int], waiting: deque[int]) -> None:
         """Put another worker in the place of a lost one, and hand out its shard again."""
         reason = (str(error) or type(error).__name__).strip().splitlines()[-1]
         log.warning("a worker was lost%s: %s", "" if worker.task is None else f" with shard {worker.task}", reason)

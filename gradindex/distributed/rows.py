@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ from gradindex.search import norm_scan
 from gradindex.search.rows import LocalRows, Nearest, by_faiss
 from gradindex.store import Store
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
 _TRIES = 5  # actors that may die under one question
 _PATIENCE = 30.0  # seconds without an answer before saying what is waited for
 
@@ -28,7 +32,7 @@ _PATIENCE = 30.0  # seconds without an answer before saying what is waited for
 class Parts:
     """Actors for every part, `replicas` each, asked in turn; a dead one is replaced and its question asked again."""
 
-    def __init__(self, connection: Connection, arguments: Sequence[tuple[Any, ...]], replicas: int) -> None:
+    def __init__(self, connection: Connection, arguments: Sequence[tuple[object, ...]], replicas: int) -> None:
         self._connection, self._arguments = connection, arguments
         self.actors = [[connection.spawn(IndexPart, *one) for _ in range(replicas)] for one in arguments]
         self._turn = 0
@@ -38,7 +42,7 @@ class Parts:
         """Ray's module, connected."""
         return self._connection.ray
 
-    def ask(self, method: str, *each: Sequence[Any]) -> list[Any]:
+    def ask(self, method: str, *each: Sequence[object]) -> list[Any]:
         """Return the answers of all parts to ``method(*arguments)``; `each` holds a sequence per argument.
 
         Raises
@@ -59,12 +63,20 @@ class Parts:
             for actor in replicas:
                 self._connection.kill(actor)
 
-    def _send(self, part: int, method: str, call: tuple[Any, ...]) -> tuple[int, Any, Any]:
+    def _send(self, part: int, method: str, call: tuple[object, ...]) -> "tuple[int, ActorHandle, ObjectRef]":
         place = self._turn % len(self.actors[part])
         actor = self.actors[part][place]
         return place, actor, getattr(actor, method).remote(*call)
 
-    def _answer(self, part: int, method: str, call: tuple[Any, ...], place: int, actor: Any, answer: Any) -> Any:
+    def _answer(
+        self,
+        part: int,
+        method: str,
+        call: tuple[object, ...],
+        place: int,
+        actor: "ActorHandle",
+        answer: "ObjectRef",
+    ) -> Any:
         ray = self.ray
         for _ in range(_TRIES):
             try:
@@ -81,7 +93,7 @@ class Parts:
                 place, actor, answer = self._send(part, method, call)
         raise RuntimeError(f"{_TRIES} actors of part {part} died one after the other, the last by: {last}")
 
-    def _replace(self, part: int, place: int, actor: Any) -> None:
+    def _replace(self, part: int, place: int, actor: "ActorHandle") -> None:
         if self.actors[part][place] is actor:  # else another thread was here
             self._connection.kill(actor)
             self.actors[part][place] = self._connection.spawn(IndexPart, *self._arguments[part])

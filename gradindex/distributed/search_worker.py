@@ -3,7 +3,7 @@
 import contextlib
 import os
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -24,6 +24,9 @@ from gradindex.store.changes import State
 from gradindex.store.location import Location, locate
 from gradindex.store.shard import Shard
 from gradindex.store.store import HEADER, SHARDS
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 Found = tuple[NDArray[Any], NDArray[np.int64]]
 _ALIGNED = 1024  # rows; FAISS's matrix products take as many at a time
@@ -69,7 +72,7 @@ class StorePart(Store):
         """Dataset positions of these rows."""
         return self._cut("ids")
 
-    def gather(self, rows: Ids, dtype: Any = np.float32) -> NDArray[Any]:
+    def gather(self, rows: Ids, dtype: object = np.float32) -> NDArray[Any]:
         """Return the sketches of some rows, as `Store.gather` does."""
         return super().gather(rows + self.first, dtype)
 
@@ -129,7 +132,7 @@ class IndexPart:
         best, rows, scanned = norm_scan.scan(store, sketches, norms, kernel, k, eps, selection)
         return best, np.where(rows < 0, -1, rows + store.first), scanned
 
-    def dots(self, queries: tuple[Any], candidates: Ids) -> Any:
+    def dots(self, queries: "tuple[ObjectRef]", candidates: Ids) -> Any:
         """Return exact inner products of query gradients (m, P), which `queries` refers to, with candidates (m, c)."""
         import ray
 

@@ -1,14 +1,14 @@
 """The tests' criteria as plain functions of scores."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
 
 
-def passes(scores: Scores, train_classes: NDArray[Any], wanted: NDArray[Any], k: int = 1) -> NDArray[np.bool_]:
+def passes(
+    scores: Scores, train_classes: NDArray[np.generic], wanted: NDArray[np.generic], k: int = 1
+) -> NDArray[np.bool_]:
     """Return, for each query (m,), whether its k most relevant samples all have the class it wants.
 
     Definitions 3 to 6 of the study. Ties go to the smaller position.
@@ -34,7 +34,9 @@ def passes(scores: Scores, train_classes: NDArray[Any], wanted: NDArray[Any], k:
     return agrees(np.argsort(-scores, axis=1, kind="stable")[:, :k], train_classes, wanted)
 
 
-def agrees(ids: NDArray[np.int64], train_classes: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.bool_]:
+def agrees(
+    ids: NDArray[np.int64], train_classes: NDArray[np.generic], wanted: NDArray[np.generic]
+) -> NDArray[np.bool_]:
     """Return, for each query (m,), whether the samples `ids` (m, k) all have the class it wants."""
     found: NDArray[np.bool_] = (train_classes[ids] == wanted[:, None]).all(axis=1)
     return found
@@ -55,7 +57,7 @@ def rank_correlation(one: Scores, other: Scores) -> float:
     return float(np.divide(dots, scale, out=same, where=scale > 0).mean())
 
 
-def merge_classes(y: NDArray[Any], seed: int) -> tuple[NDArray[np.int64], dict[int, int]]:
+def merge_classes(y: NDArray[np.generic], seed: int) -> tuple[NDArray[np.int64], dict[int, int]]:
     """Return labels merged at random into two classes of as many subclasses as possible, and the assignment.
 
     Raises

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gradindex.data.forms import as_columns
 from gradindex.data.labels import as_classes
+from gradindex.data.names import Model
 from gradindex.data.source import Tree, index, length
 from gradindex.job import Job
 
@@ -69,7 +70,7 @@ class Experiment:
             raise ValueError(f"queries must be at least 1, got {self.queries}.")
 
     @classmethod
-    def of_job(cls, job: Job, test: tuple[Any, Any]) -> "Experiment":
+    def of_job(cls, job: Job, test: tuple[Tree, Tree]) -> "Experiment":
         """Return an experiment around a trained model, which cannot be trained anew: no subclass test.
 
         The job's training data are read into memory.
@@ -79,7 +80,7 @@ class Experiment:
         if classes is None:
             raise ValueError("The tests need labels that are classes (n,) or one-hot rows (n, c).")
 
-        def fit(x: Any, y: Any, outputs: int, seed: int) -> Any:
+        def fit(x: Tree, y: Tree, outputs: int, seed: int) -> Model:
             if outputs < len(np.unique(classes)):
                 raise ValueError(
                     "The subclass test trains anew, and a Job cannot. Give an Experiment with a function fit."
@@ -116,6 +117,6 @@ class Experiment:
         """Train on a split with labels `y` and return the job."""
         return self.job_of(self.fit(split.x_train, y, classes, seed), split, y)
 
-    def job_of(self, model: Any, split: Split, y: NDArray[np.int64]) -> Job:
+    def job_of(self, model: Model, split: Split, y: NDArray[np.int64]) -> Job:
         """Return the job of a model on a split's training samples."""
         return Job(model, self.loss_fn, (split.x_train, y), parameters=self.parameters, device=self.device)

@@ -1,12 +1,11 @@
 """A copy of a model with layers initialised again."""
 
-from typing import Any
-
+from gradindex.data.names import Model
 from gradindex.gradients import backend_of
 from gradindex.words import Backend
 
 
-def randomized(model: Any, seed: int, top: int | None = None) -> Any:
+def randomized(model: Model, seed: int, top: int | None = None) -> Model:
     """Return a copy of `model` whose layers are initialised again in place; the model itself is not touched.
 
     Parameters

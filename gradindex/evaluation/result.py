@@ -33,7 +33,7 @@ class Result:
         values = self.values[test][metric]
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return everything, with means and deviations, as JSON's types."""
         summary = {
             test: {name: {"mean": self.mean(test, name), "std": self.std(test, name)} for name in rows}

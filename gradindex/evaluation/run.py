@@ -126,7 +126,7 @@ class _Trial:
         seed: int,
         labels: str,
         names: Sequence[str],
-        options: dict[str, Any],
+        options: dict[str, object],
     ) -> None:
         self.experiment, self.split, self.seed, self.labels, self.options = experiment, split, seed, labels, options
         self.y, y_test = split.y_train, split.y_test

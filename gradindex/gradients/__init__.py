@@ -1,15 +1,15 @@
 """Per-sample gradients: one engine per framework behind one interface."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from gradindex.data.names import Device, LossFunction, Model
 from gradindex.errors import missing
 from gradindex.gradients.engine import Engine
 from gradindex.words import Backend as Backend  # pickled objects name them here
 from gradindex.words import BackendName as BackendName
 
 
-def backend_of(model: Any) -> Backend:
+def backend_of(model: Model) -> Backend:
     """Return the framework that `model` is written in.
 
     Raises
@@ -42,12 +42,12 @@ def require(backend: Backend) -> None:
 
 
 def make_engine(
-    model: Any,
-    loss_fn: Callable[[Any, Any], Any],
+    model: Model,
+    loss_fn: LossFunction,
     *,
     backend: Backend,
     parameters: str | Sequence[str] | None = None,
-    device: Any = None,
+    device: Device | None = None,
 ) -> Engine:
     """Return the gradient engine of a framework for `model`; see the engines for what is raised."""
     require(backend)

@@ -7,13 +7,13 @@ same outputs, it is as right as the outputs are, whatever its size.
 
 import copy
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import LossFunction, Tensor
 from gradindex.data.source import Tree, index
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
@@ -50,12 +50,12 @@ class InDouble:
     >>> job = gradindex.Job(model, gradindex.InDouble(torch.nn.CrossEntropyLoss()), (x, y))  # doctest: +SKIP
     """
 
-    def __init__(self, loss_fn: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, loss_fn: LossFunction) -> None:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}.")
         self.loss_fn = _made_double(loss_fn)
 
-    def __call__(self, first: Any, second: Any) -> Any:
+    def __call__(self, first: Tree, second: Tree) -> Tensor:
         """Return the loss, in double precision; arguments as the loss itself takes them."""
         return self.loss_fn(_double(first), _double(second))
 
@@ -95,7 +95,7 @@ def _turned(engine: Engine, outputs: Floats, y: Tree) -> NDArray[np.float32]:
     return np.where(hidden, np.nan, _SAFETY * share).astype(np.float32)
 
 
-def share_rounded(job: "Job", losses: NDArray[Any], batch_size: int) -> float:
+def share_rounded(job: "Job", losses: NDArray[np.generic], batch_size: int) -> float:
     """Return the share of samples whose gradients are off by more than 5 % because the loss is single precision.
 
     Of the first 256 samples of a job, the loss's derivative at their outputs is compared with that of the same loss in
@@ -130,18 +130,20 @@ def _is_softmax(outputs: Floats) -> bool:
     return outputs.shape[-1] > 1 and bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-4))
 
 
-def _made_double(loss_fn: Any) -> Any:
+def _made_double(loss_fn: LossFunction) -> LossFunction:
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
     if torch is not None and isinstance(loss_fn, torch.nn.Module):
-        return copy.deepcopy(loss_fn).double()
+        double: LossFunction = copy.deepcopy(loss_fn).double()
+        return double
     if keras is not None and isinstance(loss_fn, keras.losses.Loss):
-        loss_fn = copy.copy(loss_fn)
-        loss_fn._dtype_policy = keras.dtype_policies.get("float64")  # not all of Keras's losses have it in their config
-        loss_fn._dtype = "float64"
+        found: Any = copy.copy(loss_fn)
+        found._dtype_policy = keras.dtype_policies.get("float64")  # not all of Keras's losses have it in their config
+        found._dtype = "float64"
+        loss_fn = found
     return loss_fn
 
 
-def _double(value: Any) -> Any:
+def _double(value: Tree) -> Tree:
     """Return outputs or labels with floating tensors in double precision."""
     if (tensorflow := sys.modules.get("tensorflow")) is not None:
         from gradindex.gradients.tensorflow import outputs as tensorflow_outputs

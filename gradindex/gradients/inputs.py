@@ -3,15 +3,15 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from gradindex.data.forms import describe
+from gradindex.data.names import Tensor
 from gradindex.data.source import Tree, leaves
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def bind_inputs(forward: Callable[..., Any], x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def bind_inputs(forward: Callable[..., Tree], x: Tree) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
     """Return the positional and keyword arguments for `forward` that `x` stands for.
 
     A dict whose keys are all names of arguments becomes keywords (Hugging Face); a tuple becomes positional
@@ -42,7 +42,7 @@ def bind_inputs(forward: Callable[..., Any], x: Tree) -> tuple[tuple[Any, ...], 
     return (x, {}) if fits else ((x,), {})
 
 
-def call_loss(loss_fn: Callable[..., Any], *given: Any, labels: Any) -> Any:
+def call_loss(loss_fn: Callable[..., Tensor], *given: Tree, labels: Tree) -> Tensor:
     """Return what the loss makes of `given`; where it fails with labels that are no numbers, say so.
 
     Raises
@@ -100,7 +100,7 @@ def select(trainable: Sequence[str], wanted: str | Sequence[str] | None) -> list
     return chosen
 
 
-def check_layers(names: Sequence[str], there: Mapping[str, Any]) -> Sequence[str]:
+def check_layers(names: Sequence[str], there: Mapping[str, object]) -> Sequence[str]:
     """Return names of layers; raises ValueError if one is not among those `there`."""
     missing = [name for name in names if name not in there]
     if missing:

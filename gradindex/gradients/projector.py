@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import Device
 from gradindex.gradients.parameter import Floats, Parameter
 
 
@@ -45,7 +46,7 @@ class Projector(ABC):
         squares: NDArray[np.float64] = np.einsum("ij,ij->i", gradients, gradients, dtype=np.float64)
         return squares
 
-    def on_device(self, device: Any) -> Any:
+    def on_device(self, device: Device) -> Any:
         """Return a twin whose `add_measured` and `add_factors` take torch tensors on that device, else None."""
         return None
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gradindex import relevance
 from gradindex.ann import files as index_files
@@ -13,6 +13,7 @@ from gradindex.ann.selection import select
 from gradindex.compute import queries, watch
 from gradindex.compute.held_queries import Held
 from gradindex.data.checks import as_ids
+from gradindex.data.names import Tree, Where
 from gradindex.data.source import Batch, Ids
 from gradindex.data.source import index as take
 from gradindex.defaults import INFLUENTIAL, NEIGHBOURS, QUERIES, RERANK, SEED, with_given
@@ -69,11 +70,11 @@ class Index(Changing):
     @pinned
     def explain(
         self,
-        x: Any = None,
-        y: Any = None,
+        x: Tree = None,
+        y: Tree = None,
         *,
-        ids: Any = None,
-        where: Any = None,
+        ids: ArrayLike | None = None,
+        where: Where | None = None,
         options: SearchOptions | None = None,
         k: int | None = None,
         kernel: str | None = None,
@@ -202,7 +203,7 @@ class Index(Changing):
 
     @pinned
     def search(
-        self, vectors: NDArray[Any], k: int = NEIGHBOURS, *, where: Any = None
+        self, vectors: NDArray[np.generic], k: int = NEIGHBOURS, *, where: Where | None = None
     ) -> tuple[NDArray[np.float32], Ids]:
         """Search with sketches made elsewhere, (m, dim), by cosine; needs no job. `where` is as in `explain`.
 
@@ -227,7 +228,7 @@ class Index(Changing):
 
     @pinned
     def kneighbors(
-        self, X: Any, n_neighbors: int = 5, return_distance: bool = True, *, y: Any = None
+        self, X: Tree, n_neighbors: int = 5, return_distance: bool = True, *, y: Tree = None
     ) -> tuple[NDArray[np.float64], Ids] | Ids:
         """Return the nearest training samples as scikit-learn's ``kneighbors`` does.
 
@@ -280,8 +281,8 @@ class Index(Changing):
     @pinned
     def tune(
         self,
-        x: Any = None,
-        y: Any = None,
+        x: Tree = None,
+        y: Tree = None,
         *,
         queries: int = QUERIES,
         k: int = NEIGHBOURS,
@@ -308,7 +309,7 @@ class Index(Changing):
         return tuning.saved(self.store)
 
     @pinned
-    def sketch(self, x: Any = None, y: Any = None, *, ids: Any = None) -> NDArray[np.float32]:
+    def sketch(self, x: Tree = None, y: Tree = None, *, ids: ArrayLike | None = None) -> NDArray[np.float32]:
         """Return the unit-norm sketches (m, dim) of samples, as `search` takes them; arguments as in `explain`."""
         return np.concatenate([sketches for _, sketches, _ in self._embedded(self.labelled(x, y, ids))])
 
@@ -321,8 +322,8 @@ class Index(Changing):
         kernel: str | None = None,
         rerank: int = RERANK,
         seed: int = SEED,
-        x: Any = None,
-        y: Any = None,
+        x: Tree = None,
+        y: Tree = None,
         max_seconds: float | None = None,
     ) -> Audit:
         """Measure how often the index's answers are those of the exact kernel; see `gradindex.search.audit.verify`."""
@@ -360,7 +361,7 @@ class Index(Changing):
         """The first samples of the dataset: the form that queries and labels must have."""
         return self.at_hand.example
 
-    def labelled(self, x: Any, y: Any = None, ids: Any = None) -> queries.Queries:
+    def labelled(self, x: Tree, y: Tree = None, ids: ArrayLike | None = None) -> queries.Queries:
         """Return queries with the labels that `explain` would give them; arguments and errors as there."""
         if (x is None) == (ids is None):
             raise ValueError("Give either inputs x (and y), or ids of training samples.")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gradindex import relevance
 from gradindex.ann import files as index_files
@@ -87,7 +88,7 @@ class Changing:
         assert self._at_hand is not None
         return self._at_hand
 
-    def remove(self, ids: Any) -> int:
+    def remove(self, ids: ArrayLike) -> int:
         """Remove samples from all answers, of this index and of those opened from now on; see `Store.remove`."""
         store = copy.copy(self.store)
         removed = store.remove(ids)

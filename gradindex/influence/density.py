@@ -9,11 +9,13 @@ section 3. Scores are natural logarithms of likelihood ratios; x_i counts itself
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from gradindex.data.names import Tree
 from gradindex.data.source import Ids
 from gradindex.defaults import NEIGHBOURS
 from gradindex.errors import missing
@@ -39,7 +41,7 @@ class DensityInfluence(ABC):
         If `x` is not a matrix of at least 2 rows, or holds NaN or infinity.
     """
 
-    def __init__(self, x: Any) -> None:
+    def __init__(self, x: Tree) -> None:
         self.x = _matrix("x", x)
         if len(self) < 2:
             raise ValueError(f"x must have at least 2 rows, so that one can be left out; got {len(self)}.")
@@ -48,7 +50,7 @@ class DensityInfluence(ABC):
         return len(self.x)
 
     @abstractmethod
-    def loss(self, z: Any) -> Matrix:
+    def loss(self, z: ArrayLike) -> Matrix:
         """Return the negative log likelihood (m,) of test samples z (m, d)."""
 
     @abstractmethod
@@ -59,7 +61,7 @@ class DensityInfluence(ABC):
     def self_influence(self) -> Matrix:
         """Return IF(x_i, x_i) of every training sample, (n,), in bounded memory."""
 
-    def influence(self, z: Any) -> Matrix:
+    def influence(self, z: ArrayLike) -> Matrix:
         """Return the influence (n, m) of every training sample on test samples z (m, d).
 
         Raises
@@ -75,7 +77,7 @@ class DensityInfluence(ABC):
             out[:, rows] = self._influence(z[rows])
         return out
 
-    def top(self, z: Any, k: int = NEIGHBOURS) -> tuple[tuple[Matrix, Ids], tuple[Matrix, Ids]]:
+    def top(self, z: ArrayLike, k: int = NEIGHBOURS) -> tuple[tuple[Matrix, Ids], tuple[Matrix, Ids]]:
         """Return the k strongest proponents and the k strongest opponents of each of z (m, d).
 
         The matrix of all pairs is never held.
@@ -108,7 +110,7 @@ class DensityInfluence(ABC):
         )
         return high, low
 
-    def _test(self, z: Any) -> Matrix:
+    def _test(self, z: ArrayLike) -> Matrix:
         found = _matrix("z", z)
         if found.shape[1] != self.x.shape[1]:
             raise ValueError(f"z has {found.shape[1]} columns, but the training samples have {self.x.shape[1]}.")
@@ -141,12 +143,12 @@ class KNNInfluence(DensityInfluence):
         density there is infinite.
     """
 
-    def __init__(self, x: Any, k: int) -> None:
+    def __init__(self, x: Tree, k: int) -> None:
         super().__init__(x)
         self.k = _count("k", k, len(self) - 1, "one less than the number of training samples")
         self._neighbours: Any = None
 
-    def loss(self, z: Any) -> Matrix:
+    def loss(self, z: ArrayLike) -> Matrix:
         """Return the negative log likelihood (m,) of test samples z (m, d)."""
         from scipy.special import gammaln
 
@@ -221,7 +223,7 @@ class KDEInfluence(DensityInfluence):
         For bad `x`, or a bandwidth that is not positive and finite.
     """
 
-    def __init__(self, x: Any, bandwidth: float) -> None:
+    def __init__(self, x: Tree, bandwidth: float) -> None:
         super().__init__(x)
         if isinstance(bandwidth, bool) or not isinstance(bandwidth, int | float | np.integer | np.floating):
             raise TypeError(
@@ -232,7 +234,7 @@ class KDEInfluence(DensityInfluence):
             raise ValueError(f"bandwidth must be positive and finite, got {bandwidth!r}.")
         self.bandwidth = float(bandwidth)
 
-    def loss(self, z: Any) -> Matrix:
+    def loss(self, z: ArrayLike) -> Matrix:
         """Return the negative log likelihood (m,) of test samples z (m, d)."""
         from scipy.special import logsumexp
 
@@ -278,7 +280,7 @@ class KDEInfluence(DensityInfluence):
         return scores
 
 
-def require_sklearn(module: str) -> Any:
+def require_sklearn(module: str) -> ModuleType:
     """Import a part of scikit-learn; raises ImportError saying what to type."""
     try:
         return import_module(f"sklearn.{module}")
@@ -286,7 +288,7 @@ def require_sklearn(module: str) -> Any:
         raise missing("scikit-learn", "scikit-learn", "This") from error
 
 
-def _matrix(name: str, value: Any) -> Matrix:
+def _matrix(name: str, value: object) -> Matrix:
     given = np.asarray(value)
     if given.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold numbers, got {given.dtype}.")
@@ -299,7 +301,7 @@ def _matrix(name: str, value: Any) -> Matrix:
     return array
 
 
-def _count(name: str, value: Any, most: int, meaning: str) -> int:
+def _count(name: str, value: object, most: int, meaning: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
     if not 1 <= value <= most:

@@ -7,7 +7,7 @@ cosine index cannot tell by itself, a sample's cosine with itself being 1; its n
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gradindex.data.labels import as_classes
 from gradindex.defaults import NEIGHBOURS
@@ -24,7 +24,9 @@ def self_influence(store: "Store") -> Floats:
     return store.norms.astype(np.float64) ** 2
 
 
-def label_disagreement(index: "Index", k: int = NEIGHBOURS, *, opponents: bool = True, labels: Any = None) -> Floats:
+def label_disagreement(
+    index: "Index", k: int = NEIGHBOURS, *, opponents: bool = True, labels: ArrayLike | None = None
+) -> Floats:
     """Return the share of each sample's k gradient neighbours that have another label, (n,) in the order of the store.
 
     A mislabelled sample pulls the weights the way other samples of its wrong class do, so among its nearest
@@ -67,7 +69,7 @@ def label_disagreement(index: "Index", k: int = NEIGHBOURS, *, opponents: bool =
     return out
 
 
-def _labels(store: "Store", given: Any) -> NDArray[Any]:
+def _labels(store: "Store", given: ArrayLike | None) -> NDArray[Any]:
     if given is None:
         if "label" not in store.columns:
             raise ValueError("The store holds no labels: give them, one class for each sample of the dataset.")

@@ -1,9 +1,9 @@
 """Influence of training samples on a Gaussian mixture, to first order."""
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
+from gradindex.data.names import Tree
 from gradindex.influence.density import DensityInfluence, Matrix, require_sklearn
 
 _BLOCK = 256  # samples whose self-influence is found at once
@@ -40,7 +40,7 @@ class GMMInfluence(DensityInfluence):
         For bad `x`, a mixture that is not fitted, or one of another width.
     """
 
-    def __init__(self, x: Any, mixture: Any) -> None:
+    def __init__(self, x: Tree, mixture: object) -> None:
         super().__init__(x)
         if not isinstance(mixture, require_sklearn("mixture").GaussianMixture):
             raise TypeError(f"mixture must be a sklearn.mixture.GaussianMixture, got {type(mixture).__name__}.")
@@ -54,7 +54,7 @@ class GMMInfluence(DensityInfluence):
         counts = self._responsibilities.sum(axis=0)
         self._shares: Matrix = self._responsibilities / np.where(counts > 0, counts, 1)
 
-    def loss(self, z: Any) -> Matrix:
+    def loss(self, z: ArrayLike) -> Matrix:
         """Return the negative log likelihood (m,) of test samples z (m, d)."""
         found: Matrix = -self.mixture.score_samples(self._test(z))
         return found

@@ -6,15 +6,17 @@ from dataclasses import KW_ONLY, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gradindex.compute import exact
 from gradindex.compute.blocks import default_batch_size
 from gradindex.data.checks import as_ids, check_finite
 from gradindex.data.forms import as_columns
+from gradindex.data.names import Model
 from gradindex.data.reading import as_source
 from gradindex.data.source import Batch, Ids, Source, Tree, index, length
 from gradindex.defaults import SEED
@@ -113,7 +115,7 @@ class UnsupervisedJob(Job):
         columns = isinstance(self.dataset, Mapping)
         return _Unlabelled(as_source((self.dataset,) if columns else self.dataset), Takes(self.takes))
 
-    def queries(self, x: Any) -> tuple[Tree, Tree]:
+    def queries(self, x: Tree) -> tuple[Tree, Tree]:
         """Return inputs x of m samples and what stands for their labels: what `Index.explain` needs.
 
         Raises
@@ -124,7 +126,7 @@ class UnsupervisedJob(Job):
         x = as_columns(x)
         return x, _stand_in(x, Takes(self.takes))
 
-    def losses(self, x: Any = None) -> tuple[Matrix, Matrix]:
+    def losses(self, x: Tree = None) -> tuple[Matrix, Matrix]:
         """Return the loss of inputs x (None: of the dataset) and its standard error over the draws, (m,) each.
 
         The standard error is NaN for a single draw, and 0 for a loss without noise.
@@ -150,7 +152,7 @@ class UnsupervisedJob(Job):
             return values[:, 0], np.full(len(values), np.nan)
         return values.mean(axis=1), values.std(axis=1, ddof=1) / np.sqrt(self.draws)
 
-    def influence(self, ids: Any, x: Any) -> tuple[Matrix, Matrix]:
+    def influence(self, ids: ArrayLike, x: Tree) -> tuple[Matrix, Matrix]:
         """Return exact inner products ⟨g_i, g_z⟩ of samples `ids` (n,) with inputs x (m, …), and standard errors.
 
         The standard error (n, m) over the draws is the jackknife's: the products without each draw in turn. For a
@@ -197,24 +199,24 @@ class UnsupervisedJob(Job):
             yield np.concatenate(parts)
 
     @cached_property
-    def _of_one_draw(self) -> tuple[Engine, Any]:
+    def _of_one_draw(self) -> tuple[Engine, Model]:
         """An engine of one draw, and its model, whose draw may be replaced."""
         values: Any = self.noise_values
         model = self._wrapped(values[:1])
         return self._engine_of(model), model
 
     @property
-    def _adapter(self) -> Any:
+    def _adapter(self) -> ModuleType:
         return import_module(f"gradindex.influence.unsupervised_{Backend(self.backend or '')}")
 
-    def _wrapped(self, noise: NDArray[np.float32] | None, reveal: bool = False) -> Any:
+    def _wrapped(self, noise: NDArray[np.float32] | None, reveal: bool = False) -> Model:
         first = self.source.take(np.zeros(1, np.int64))
         return self._adapter.wrap(self.model, self.loss_fn, self.takes == Takes.MODEL, noise, first.x, reveal)
 
     def _engine(self, noise: NDArray[np.float32] | None, reveal: bool = False) -> Engine:
         return self._engine_of(self._wrapped(noise, reveal))
 
-    def _engine_of(self, model: Any) -> Engine:
+    def _engine_of(self, model: Model) -> Engine:
         framework, adapter = Backend(self.backend or ""), self._adapter
         loss_fn = adapter.of_model if self.takes is Takes.MODEL else adapter.of_output(self.loss_fn)
         chosen = adapter.names(model, self.parameters)

@@ -1,20 +1,20 @@
 """PyTorch: a model and its loss without labels as one module."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from gradindex.data.names import LossFunction, Tensor
 from gradindex.data.source import Tree, leaves
 from gradindex.gradients.inputs import bind_inputs
 
 _PREFIX = "model."
 
 
-class WithLoss(nn.Module):  # type: ignore[misc]
+class WithLoss(nn.Module):
     """A module that returns its model's output, or the losses (b, draws) of a loss of the model.
 
     The output stands in a dict, so that it is not taken for class scores; `reveal` gives the losses as they are.
@@ -23,7 +23,7 @@ class WithLoss(nn.Module):  # type: ignore[misc]
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: Callable[..., Any],
+        loss_fn: Callable[..., Tensor],
         takes_model: bool,
         noise: NDArray[np.float32] | None,
         reveal: bool,
@@ -34,7 +34,7 @@ class WithLoss(nn.Module):  # type: ignore[misc]
         self._loss_fn, self._takes_model, self._reveal = loss_fn, takes_model, reveal
         self.register_buffer("noise", None if noise is None else self._like_weights(noise))
 
-    def forward(self, inputs_: Any) -> Any:
+    def forward(self, inputs_: Tree) -> torch.Tensor:
         """Return the output or the losses of a batch."""
         if not self._takes_model:
             args, kwargs = bind_inputs(self.model.forward, inputs_)
@@ -55,7 +55,7 @@ class WithLoss(nn.Module):  # type: ignore[misc]
         return torch.from_numpy(noise).to(weight.device, weight.dtype, copy=True)
 
     @staticmethod
-    def _checked(loss: Any, count: int) -> torch.Tensor:
+    def _checked(loss: torch.Tensor, count: int) -> torch.Tensor:
         if not isinstance(loss, torch.Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         if loss.dim() == 0 and count == 1:
@@ -70,7 +70,7 @@ class WithLoss(nn.Module):  # type: ignore[misc]
 
 def wrap(
     model: nn.Module,
-    loss_fn: Callable[..., Any],
+    loss_fn: Callable[..., Tensor],
     takes_model: bool,
     noise: NDArray[np.float32] | None,
     example: Tree,
@@ -87,14 +87,14 @@ def set_noise(model: nn.Module, noise: NDArray[np.float32]) -> None:
         model.noise.copy_(torch.from_numpy(noise))
 
 
-def of_model(output: Any, _: Any) -> torch.Tensor:
+def of_model(output: Tree, _: Tree) -> torch.Tensor:
     """Return the mean of the losses over draws."""
     losses = output["losses"] if isinstance(output, dict) else output
     mean: torch.Tensor = losses.mean()
     return mean
 
 
-def of_output(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def of_output(loss_fn: LossFunction) -> LossFunction:
     """Return the engine's loss for a user's ``loss_fn(output, x)``."""
     return lambda output, label: loss_fn(output["output"], label[0])
 

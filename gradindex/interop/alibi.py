@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from gradindex._version import __version__
 from gradindex.compute import exact, queries
 from gradindex.data.checks import check_batch
 from gradindex.data.labels import as_array
+from gradindex.data.names import Device, Leaf, LossFunction, Model
 from gradindex.data.source import Batch, ColumnSource, Tree, index, map_leaves
 from gradindex.defaults import NEIGHBOURS, RERANK, SEED
 from gradindex.explanation import Explanation
@@ -91,13 +92,13 @@ class GradientSimilarity:
 
     def __init__(
         self,
-        predictor: Any,
-        loss_fn: Callable[[Any, Any], Any],
+        predictor: Model,
+        loss_fn: LossFunction,
         sim_fn: str = "grad_dot",
         task: str = "classification",
         precompute_grads: bool = False,
         backend: str = "tensorflow",
-        device: Any = None,
+        device: Device | None = None,
         verbose: bool = False,
         *,
         index: str | None = None,
@@ -147,7 +148,7 @@ class GradientSimilarity:
         fitted = "not fitted" if self._source is None else f"{len(self._source)} training samples"
         return f"GradientSimilarity({self.sim_fn.value}, {self.backend.value}, index={self.index_factory!r}, {fitted})"
 
-    def fit(self, X_train: Any, Y_train: Any) -> "GradientSimilarity":
+    def fit(self, X_train: Tree, Y_train: Tree) -> "GradientSimilarity":
         """Keep the training set; compute its gradients or build its index if that was asked for.
 
         Parameters
@@ -167,7 +168,7 @@ class GradientSimilarity:
         self._prepare()
         return self
 
-    def explain(self, X: Any, Y: Any = None, k: int | None = None, rerank: int = RERANK) -> Explanation:
+    def explain(self, X: Tree, Y: Tree = None, k: int | None = None, rerank: int = RERANK) -> Explanation:
         """Rank the training samples by similarity to each query.
 
         Parameters
@@ -217,7 +218,7 @@ class GradientSimilarity:
         data["least_similar"] = self._samples(last[:, :_SHOWN])
         return Explanation(dict(self.meta), data)
 
-    def reset_predictor(self, predictor: Any) -> None:
+    def reset_predictor(self, predictor: Model) -> None:
         """Use another model; stored gradients and the index are computed anew when next needed."""
         self._set_predictor(predictor)
         self._forget()
@@ -235,9 +236,7 @@ class GradientSimilarity:
         alibi_saved.save(self, on_disk(path, "GradientSimilarity.save"))
 
     @classmethod
-    def load(
-        cls, path: str | Path, predictor: Any, loss_fn: Callable[[Any, Any], Any] | None = None
-    ) -> "GradientSimilarity":
+    def load(cls, path: str | Path, predictor: Model, loss_fn: LossFunction | None = None) -> "GradientSimilarity":
         """Open a saved explainer.
 
         Parameters
@@ -263,7 +262,7 @@ class GradientSimilarity:
         )
         return explainer
 
-    def _set_predictor(self, predictor: Any) -> None:
+    def _set_predictor(self, predictor: Model) -> None:
         self._engine = self._make_engine(predictor)
         self.predictor = predictor
         frozen = len(self._engine.frozen)
@@ -275,11 +274,11 @@ class GradientSimilarity:
                 stacklevel=3,
             )
 
-    def _make_engine(self, predictor: Any) -> Engine:
+    def _make_engine(self, predictor: Model) -> Engine:
         backend = Backend.TORCH if self.backend is BackendName.PYTORCH else Backend.TENSORFLOW
         return make_engine(predictor, self.loss_fn, backend=backend, parameters=self.parameters, device=self.device)
 
-    def _adopt(self, X_train: Any, Y_train: Any) -> None:
+    def _adopt(self, X_train: Tree, Y_train: Tree) -> None:
         source = ColumnSource(X_train, Y_train)
         if len(source) == 0:
             raise ValueError("The training set is empty.")
@@ -387,7 +386,7 @@ class GradientSimilarity:
         """Return training inputs at ids (m, s): arrays (m, s, …), or a list of lists of objects."""
         assert self._source is not None
 
-        def take(leaf: Any) -> Any:
+        def take(leaf: Leaf) -> Leaf:
             if isinstance(leaf, list):
                 return [[leaf[i] for i in row] for row in ids]
             return as_array(leaf)[ids]

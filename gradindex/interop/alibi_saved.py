@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradindex.data.labels import as_array
+from gradindex.data.names import LossFunction, Model, Tree
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.engine import Engine
 from gradindex.index import opening
@@ -120,7 +121,7 @@ def _delete(path: Path, names: set[str]) -> None:
             location.unlink(path / name)
 
 
-def load(kind: type["GradientSimilarity"], path: Path, predictor: Any, loss_fn: Any) -> Any:
+def load(kind: type["GradientSimilarity"], path: Path, predictor: Model, loss_fn: LossFunction | None) -> Any:
     """Open the explainer in the directory `path`; see `GradientSimilarity.load`."""
     if not location.exists(path / MANIFEST):
         raise FileNotFoundError(f"{path} holds no explainer ({MANIFEST} is missing).")
@@ -158,7 +159,7 @@ def _model(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _check_model(engine: Engine, saved: dict[str, Any], path: Path) -> None:
+def _check_model(engine: Engine, saved: dict[str, object], path: Path) -> None:
     before: Any = SimpleNamespace(parameters=saved["parameters"], state=saved["state"])
     now: Any = SimpleNamespace(**_model(engine))
     if differences := model_differences(before, now):
@@ -168,7 +169,7 @@ def _check_model(engine: Engine, saved: dict[str, Any], path: Path) -> None:
         )
 
 
-def _save_tree(path: Path, name: str, tree: Any, tag: str = "") -> Any:
+def _save_tree(path: Path, name: str, tree: Tree, tag: str = "") -> Any:
     """Write the leaves of a tree; return its structure with file names in their place."""
     if isinstance(tree, dict):
         return {"dict": {key: _save_tree(path, f"{name}.{i}", tree[key], tag) for i, key in enumerate(tree)}}
@@ -211,7 +212,7 @@ def _load_tree(path: Path, name: str, saved: Any) -> Any:
     return _load_array(path / value)
 
 
-def _plain(path: Path, name: Any) -> str:
+def _plain(path: Path, name: object) -> str:
     """Return a file's name from a manifest; raises DamagedIndexError if it leads elsewhere."""
     if not isinstance(name, str) or Path(name).name != name:
         raise DamagedIndexError(f"{path / MANIFEST} is damaged: {name!r} is not a plain file name.")
@@ -242,7 +243,7 @@ def _reference(loss_fn: Any) -> dict[str, Any] | None:
     return {"name": reference, "options": options} if _is_plain(options) else None
 
 
-def _is_plain(options: dict[str, Any]) -> bool:
+def _is_plain(options: dict[str, object]) -> bool:
     return all(value is None or isinstance(value, bool | int | float | str) for value in options.values())
 
 

@@ -5,18 +5,22 @@ the gradients. Removed samples are left out.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from gradindex.data.names import Tree
 from gradindex.defaults import BLOCK_ROWS
 from gradindex.errors import IndexExistsError
 from gradindex.index.index import Index
 from gradindex.store import Store, location
 from gradindex.store.location import Location
+
+if TYPE_CHECKING:
+    pass
 
 _DTYPES = {"float16": np.float16, "float32": np.float32}
 
@@ -92,7 +96,7 @@ def export(
     return Exported(alive, tuple(map(str, files)), bytes_, *about)
 
 
-def query_vectors(index: Index, x: Any = None, y: Any = None, *, ids: Any = None) -> NDArray[np.float32]:
+def query_vectors(index: Index, x: Tree = None, y: Tree = None, *, ids: ArrayLike | None = None) -> NDArray[np.float32]:
     """Return the vectors (m, dim), of unit norm, with which to search what was exported.
 
     Parameters

@@ -14,10 +14,14 @@ from gradindex.sketch.rows import normalise
 from gradindex.store import location
 
 if TYPE_CHECKING:
+    import datasets
+
     from gradindex.index.index import Index
 
 
-def with_embeddings(dataset: Any, index: "Index", column: str = "gradient", path: str | Path | None = None) -> Any:
+def with_embeddings(
+    dataset: "datasets.Dataset", index: "Index", column: str = "gradient", path: str | Path | None = None
+) -> "datasets.Dataset":
     """Return the dataset with the stored embeddings as one more column, for ``Dataset.add_faiss_index``.
 
     ``dataset.get_nearest_examples(column, query, k)`` then finds the samples that `Index.search` finds for the query,

@@ -4,19 +4,19 @@ See https://github.com/dilyabareeva/quanda. Its tests take explanations (m, n): 
 sample. This module imports quanda; `gradindex.evaluation` does not import this module.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from quanda.explainers import Explainer
 
 from gradindex import relevance
+from gradindex.data.names import LossFunction, Tree
 from gradindex.defaults import NEIGHBOURS
 from gradindex.index.index import Index
 from gradindex.job import Job
 
 
-class GradindexExplainer(Explainer):  # type: ignore[misc]
+class GradindexExplainer(Explainer):
     """A relevance metric, exact or through an index, in quanda's form.
 
     Parameters
@@ -47,7 +47,7 @@ class GradindexExplainer(Explainer):  # type: ignore[misc]
         self,
         model: torch.nn.Module,
         train_dataset: Any,
-        loss_fn: Callable[[Any, Any], Any] = torch.nn.functional.cross_entropy,
+        loss_fn: LossFunction = torch.nn.functional.cross_entropy,
         *,
         metric: str = "GC",
         index: Index | None = None,
@@ -61,7 +61,7 @@ class GradindexExplainer(Explainer):  # type: ignore[misc]
         self._samples = len(train_dataset)
         self._metric = None if index else relevance.metric(metric, Job(model, loss_fn, train_dataset), **options)
 
-    def explain(self, test_tensor: torch.Tensor, targets: Any) -> torch.Tensor:
+    def explain(self, test_tensor: torch.Tensor, targets: Tree) -> torch.Tensor:
         """Return the scores (m, n) float32 of queries `test_tensor` (m, …) with labels `targets` (m,)."""
         labels = torch.as_tensor(targets)
         if self._metric is not None:

@@ -1,17 +1,16 @@
 """An index as a step of a scikit-learn pipeline."""
 
-from typing import Any
-
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from gradindex.data.names import Tree
 from gradindex.defaults import RERANK
 from gradindex.index.index import Index
 
 
-class GradientNeighborsTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class GradientNeighborsTransformer(TransformerMixin, BaseEstimator):
     """Turn samples into the sparse graph of their gradient neighbours, as ``KNeighborsTransformer`` does.
 
     What follows in a pipeline takes precomputed distances: ``KNeighborsClassifier(metric="precomputed")``. The
@@ -35,7 +34,7 @@ class GradientNeighborsTransformer(TransformerMixin, BaseEstimator):  # type: ig
         self.mode = mode
         self.rerank = rerank
 
-    def fit(self, X: Any, y: Any = None) -> "GradientNeighborsTransformer":
+    def fit(self, X: Tree, y: Tree = None) -> "GradientNeighborsTransformer":
         """Check that X has as many samples as were indexed: the index is already built.
 
         Raises
@@ -50,17 +49,17 @@ class GradientNeighborsTransformer(TransformerMixin, BaseEstimator):  # type: ig
         self.n_samples_fit_ = len(self.index)
         return self
 
-    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> csr_matrix:
+    def fit_transform(self, X: Tree, y: Tree = None, **fit_params: object) -> csr_matrix:
         """Return the graph (n, n) of the indexed samples, with their own labels."""
         self.fit(X, y)
         return self._graph(ids=np.arange(len(X), dtype=np.int64))
 
-    def transform(self, X: Any) -> csr_matrix:
+    def transform(self, X: Tree) -> csr_matrix:
         """Return the graph (m, n) of m samples, labelled as the model predicts: float64, rows in ascending order."""
         check_is_fitted(self, "n_samples_fit_")
         return self._graph(x=X)
 
-    def _graph(self, **samples: Any) -> csr_matrix:
+    def _graph(self, **samples: Tree) -> csr_matrix:
         count = self.n_neighbors + (self.mode == "distance")
         found = self.index.explain(**samples, k=count, rerank=max(count, self.rerank))
         there = found.ordered_indices >= 0

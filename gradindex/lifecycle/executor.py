@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gradindex.ann import build as indexing
 from gradindex.job import Job
 from gradindex.lifecycle import embed_shards
 from gradindex.store import Store
+
+if TYPE_CHECKING:
+    import faiss
 
 Advance = Callable[[int], None]
 """Called with the number of rows that were done since the last call."""
@@ -26,7 +29,7 @@ class Executor(Protocol):
         """Embed and publish the shards that the store lacks; return how many samples were embedded."""
         ...
 
-    def add(self, index: Any, store: Store, dim: int, advance: Advance) -> None:
+    def add(self, index: "faiss.Index", store: Store, dim: int, advance: Advance) -> None:
         """Add all rows of a store, folded to `dim` numbers, to a trained FAISS index, in the order of the rows."""
         ...
 
@@ -61,6 +64,6 @@ class ThisProcess:
         """Embed and publish the shards that the store lacks; return how many samples were embedded."""
         return embed_shards.embed_missing(self._job, self._store, progress)
 
-    def add(self, index: Any, store: Store, dim: int, advance: Advance) -> None:
+    def add(self, index: "faiss.Index", store: Store, dim: int, advance: Advance) -> None:
         """Add all rows of a store, folded to `dim` numbers, to a trained FAISS index, in the order of the rows."""
         indexing.add(index, store, dim, advance)

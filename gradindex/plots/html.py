@@ -26,7 +26,7 @@ def explanation_html(result: Result) -> str:
     return "".join(parts)
 
 
-def table_html(lines: dict[str, Any]) -> str:
+def table_html(lines: dict[str, object]) -> str:
     """Return names and values as a table."""
     rows = "".join(
         f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>'

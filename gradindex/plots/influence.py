@@ -1,8 +1,9 @@
 """Pictures of influence: training samples in the plane coloured by it, and self-influence against the loss."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gradindex.plots.page import FONT, NEUTRAL, load_figure_class
 
@@ -17,7 +18,9 @@ _DECADES = 20  # on a logarithmic axis of less the labels of its ticks overlap
 _RANGE = 99  # percentile of |influence| at the ends of the colours
 
 
-def plot_influence(x: Any, influence: Any, z: Any = None, *, title: str = "", axes: "Axes | None" = None) -> "Figure":
+def plot_influence(
+    x: ArrayLike, influence: ArrayLike, z: ArrayLike | None = None, *, title: str = "", axes: "Axes | None" = None
+) -> "Figure":
     """Draw training samples in the plane, coloured by their influence: red for proponents, blue for opponents.
 
     Parameters
@@ -62,17 +65,22 @@ def plot_influence(x: Any, influence: Any, z: Any = None, *, title: str = "", ax
     across, up = x[order].T
     drawn = axes.scatter(across, up, s=14, c=influence[order], cmap="coolwarm", vmin=low, vmax=high, linewidths=0)
     if z is not None:
-        axes.plot(*z, color="#009E73", marker="x", markersize=9, markeredgewidth=2.5)
+        axes.plot(*np.asarray(z), color="#009E73", marker="x", markersize=9, markeredgewidth=2.5)
     axes.set_title(title, fontsize=FONT * 1.2)
     axes.set_aspect("equal", adjustable="datalim")
     axes.tick_params(labelsize=FONT - 1, color=NEUTRAL)
-    figure: Any = axes.figure
+    figure = cast("Figure", axes.figure)  # or a part of one, which does the same
     figure.colorbar(drawn, ax=axes, shrink=0.9, extend="both").ax.tick_params(labelsize=FONT - 1)
-    return figure  # type: ignore[no-any-return]
+    return figure
 
 
 def plot_self_influence(
-    values: Any, losses: Any = None, marked: Any = None, *, title: str = "", marked_title: str = "marked"
+    values: ArrayLike,
+    losses: ArrayLike | None = None,
+    marked: ArrayLike | None = None,
+    *,
+    title: str = "",
+    marked_title: str = "marked",
 ) -> "Figure":
     """Draw the distribution of self-influence, and its relation to the loss.
 
@@ -134,4 +142,4 @@ def plot_self_influence(
         axes.spines[["top", "right"]].set_visible(False)
     zeros = int((~positive).sum())
     figure.suptitle(f"{title} ({zeros} zeros not drawn)" if zeros else title, fontsize=FONT * 1.2)
-    return figure  # type: ignore[no-any-return]
+    return figure

@@ -14,6 +14,7 @@ from gradindex.store import location
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's blue and vermilion are told apart by every common kind of colour vision, and in print.
 _SAME, _OTHER, NEUTRAL, _PALE = "#0072B2", "#D55E00", "#444444", "#C4C4C4"
@@ -23,7 +24,7 @@ FONT = 8.0
 _COLUMNS, _LINES = 22, 8  # of a text in a cell
 
 
-def save_figure(figure: Any, path: Path, dpi: int = 120) -> None:
+def save_figure(figure: "Figure", path: Path, dpi: int = 120) -> None:
     """Draw a figure into a file of the kind that its name ends in (PNG without one), all of it or nothing."""
     file = io.BytesIO()
     path = path if path.suffix else path.with_suffix(".png")
@@ -57,7 +58,7 @@ class Shades:
 class Page:
     """Where things stand on a figure of `plot_similar`: groups of square cells, one row a query, no overlaps."""
 
-    def __init__(self, rows: int, widths: Sequence[int], lines: int, figure: Any, make_figure: Any) -> None:
+    def __init__(self, rows: int, widths: Sequence[int], lines: int, figure: "Figure | None", make_figure: Any) -> None:
         self._above = _LINE * lines + 0.06
         self._pitch = self._above + _CELL + _LINE + 0.14
         spans = [width * _CELL + (width - 1) * _GAP for width in widths]
@@ -87,7 +88,7 @@ class Page:
             text = f"{text} ({detail})"
         self.figure.text(x, y, text, ha="center", va="top", fontsize=self.font * 1.2, fontweight="bold")
 
-    def legend(self, sides: Sequence[Side], own: Sequence[Any]) -> None:
+    def legend(self, sides: Sequence[Side], own: Sequence[object]) -> None:
         """Explain the frames and marks that the figure has."""
         from matplotlib.patches import Patch
 
@@ -122,7 +123,9 @@ class Page:
         self.figure.add_artist(Line2D([x, x], [bottom, top], color=_PALE, linewidth=1, transform=transform))
 
 
-def draw_side(page: Page, group: int, side: Side, captions: Sequence[str], own: Sequence[Any], shades: Shades) -> None:
+def draw_side(
+    page: Page, group: int, side: Side, captions: Sequence[str], own: Sequence[object], shades: Shades
+) -> None:
     """Draw the neighbours of all queries on one side: pictures, captions, scores, frames."""
     columns = side.ids.shape[1]
     for row, column in np.ndindex(*side.ids.shape):
@@ -182,7 +185,7 @@ def draw_bars(axes: "Axes", chart: Chart, row: int, names: Sequence[str] | None,
             label.set_fontweight("bold" if bold else "normal")
 
 
-def _frame(label: Any, own: Any) -> tuple[str, str]:
+def _frame(label: object, own: object) -> tuple[str, str]:
     """Return colour and line style of the frame of a sample with `label` for a query of class `own`."""
     if label is None or own is None:
         return NEUTRAL, "solid"
@@ -210,7 +213,7 @@ def write(axes: "Axes", text: str) -> None:
     )
 
 
-def load_figure_class() -> Any:
+def load_figure_class() -> "type[Figure]":
     """Import matplotlib's Figure; raises ImportError saying what to type."""
     try:
         from matplotlib.figure import Figure

@@ -155,7 +155,9 @@ def _scores_by_sample(result: Result, n: int) -> NDArray[np.float64]:
     return out
 
 
-def _class_means(scores: NDArray[np.float64], groups: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.float64]:
+def _class_means(
+    scores: NDArray[np.float64], groups: NDArray[np.generic], classes: NDArray[np.generic]
+) -> NDArray[np.float64]:
     """Return the mean of scores (m, n) over each class's samples, (m, c); NaN for a class without samples."""
     out = np.full((len(scores), len(classes)), np.nan)
     for column, one in enumerate(classes):
@@ -165,7 +167,9 @@ def _class_means(scores: NDArray[np.float64], groups: NDArray[Any], classes: NDA
     return out
 
 
-def _kept(classes: NDArray[Any], means: NDArray[np.float64], own: Sequence[Any], limit: int) -> NDArray[np.int64]:
+def _kept(
+    classes: NDArray[np.generic], means: NDArray[np.float64], own: Sequence[object], limit: int
+) -> NDArray[np.int64]:
     """Return the columns of a row's classes to draw: its own and those with the highest means, in class order."""
     is_own = np.array([any(one is not None and one == c for one in own) for c in classes])
     order = np.lexsort((-np.nan_to_num(means, nan=-np.inf), ~is_own))
@@ -180,7 +184,7 @@ def _limits(means: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     return (low - room if low < 0 else 0.0), high + room if high > 0 else 0.0
 
 
-def read_queries(result: Result, pictures: Any, y: Any, predictions: Any) -> _Queries:
+def read_queries(result: Result, pictures: object, y: object, predictions: object) -> _Queries:
     """Return the queries with pictures, labels and predictions, given or from the result."""
     m = len(result.data["scores"])
     columns: list[list[Any]] = []
@@ -229,7 +233,9 @@ def read_side(result: Result, train: Train, k: int, least: bool = False) -> Side
     )
 
 
-def _of_samples(name: str, given: NDArray[Any] | None, ids: NDArray[np.int64], stored: Any) -> NDArray[Any] | None:
+def _of_samples(
+    name: str, given: NDArray[np.generic] | None, ids: NDArray[np.int64], stored: object
+) -> NDArray[Any] | None:
     if given is None:
         return None if stored is None else np.asarray(stored)[:, : ids.shape[1]]
     if ids.max() >= len(given):
@@ -247,7 +253,7 @@ def _training_picture(pictures: Any, i: int) -> Picture:
     return _picture(item[0] if isinstance(item, tuple) else item)
 
 
-def _picture(value: Any) -> Picture:
+def _picture(value: object) -> Picture:
     """Return a picture as float64, (h, w) or (h, w, 3); a text as it is, and named values as lines."""
     if isinstance(value, Mapping):
         return "\n".join(f"{name}: {_brief(entry)}" for name, entry in value.items())
@@ -269,11 +275,11 @@ def _picture(value: Any) -> Picture:
     )
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return short_number(value) if isinstance(value, float) else str(value)
 
 
-def read_classes(name: str, values: Any) -> NDArray[Any] | None:
+def read_classes(name: str, values: object) -> NDArray[Any] | None:
     """Return classes (n,) from classes, one-hot rows, or, for predictions, model outputs (n, c)."""
     if values is None:
         return None
@@ -288,7 +294,7 @@ def read_classes(name: str, values: Any) -> NDArray[Any] | None:
     return array
 
 
-def _caption(names: Sequence[str] | None, label: Any, prediction: Any) -> str:
+def _caption(names: Sequence[str] | None, label: object, prediction: object) -> str:
     parts = []
     if label is not None:
         name = class_name(names, label)

@@ -34,7 +34,7 @@ class Rendered:
     """Whether `value` says why there is nothing to see."""
 
 
-def as_rendered(value: Any) -> Rendered:
+def as_rendered(value: object) -> Rendered:
     """Return what a renderer gave, or a sample itself, as one of the three kinds.
 
     Parameters
@@ -181,7 +181,7 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _entry(value: Any) -> Any:
+def _entry(value: object) -> Any:
     if isinstance(value, np.generic) or (hasattr(value, "item") and getattr(value, "size", None) == 1):
         value = value.item()
     return value if isinstance(value, bool | int | float) else printable(str(value))

@@ -12,6 +12,7 @@ from gradindex.plots.similar import plot_similar
 from gradindex.search.answer import found_sides
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _PROPONENT, _OPPONENT = "#0072B2", "#D55E00"
@@ -32,7 +33,7 @@ class _Shown(Sequence[Any]):
 
 
 def plot_explanation(
-    result: Result, k: int = 5, *, opponents: bool = True, figure: Any = None, axes: Any = None
+    result: Result, k: int = 5, *, opponents: bool = True, figure: "Figure | None" = None, axes: "Axes | None" = None
 ) -> "Figure":
     """Draw each query beside its neighbours: pictures, texts or tables of features, whatever `Job.render` returns.
 
@@ -73,14 +74,15 @@ def plot_explanation(
         place = axes.get_subplotspec()
         if place is None:
             raise ValueError("axes must be part of a grid (plt.subplots); give a figure or subfigure instead.")
-        figure = axes.figure.add_subfigure(place)
+        part: Any = axes.figure.add_subfigure(place)
+        figure = part
         axes.remove()
     return plot_similar(
         result, queries, _Shown(render), class_names=job.class_names, k=k, opponents=opponents, figure=figure
     )
 
 
-def plot_scores(result: Result, *, bins: int = 40, axes: Any = None) -> "Figure":
+def plot_scores(result: Result, *, bins: int = 40, axes: "Axes | None" = None) -> "Figure":
     """Draw the distribution of a result's scores: proponents, opponents, or all samples where all are ranked.
 
     Parameters
@@ -112,7 +114,7 @@ def plot_scores(result: Result, *, bins: int = 40, axes: Any = None) -> "Figure"
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     for name, values in scores.items():
         colour, hatch = groups[name]
-        axes.hist(values, edges, color=colour, alpha=0.8, hatch=hatch, label=f"{name}s")
+        axes.hist(values, edges.tolist(), color=colour, alpha=0.8, hatch=hatch, label=f"{name}s")
     axes.set_xlabel(kernel_title(result))
     axes.set_ylabel("samples")
     if len(scores) > 1:

@@ -1,7 +1,7 @@
 """Pictures of an explanation: queries beside their neighbours, and mean scores per class."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradindex.plots.page import FONT, NEUTRAL, Page, Shades, annotate, draw_bars, draw_side, load_figure_class
 from gradindex.plots.read import Result, Train, kernel_title, make_charts, read_classes, read_queries, read_side
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 def plot_similar(
     result: Result,
-    X_query: Any,
-    X_train: Any = None,
-    y_query: Any = None,
-    y_train: Any = None,
+    X_query: object,
+    X_train: object = None,
+    y_query: object = None,
+    y_train: object = None,
     *,
-    query_predictions: Any = None,
-    train_predictions: Any = None,
+    query_predictions: object = None,
+    train_predictions: object = None,
     class_names: Sequence[str] | None = None,
     k: int = 5,
     opponents: bool = True,
@@ -98,12 +98,12 @@ def plot_similar(
 
 def plot_distributions(
     result: Result,
-    y_train: Any,
-    train_predictions: Any = None,
+    y_train: object,
+    train_predictions: object = None,
     *,
-    X_query: Any = None,
-    y_query: Any = None,
-    query_predictions: Any = None,
+    X_query: object = None,
+    y_query: object = None,
+    query_predictions: object = None,
     class_names: Sequence[str] | None = None,
     max_classes: int = 20,
     cmap: str = "gray",

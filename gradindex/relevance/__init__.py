@@ -54,7 +54,7 @@ def rows_of(saved: Mapping[str, Any] | None) -> MetricRows | None:
     return None if saved is None else spec(saved["name"], options(saved))
 
 
-def metric(name: str, job: "Job", **options: Any) -> "Metric":
+def metric(name: str, job: "Job", **options: object) -> "Metric":
     """Return the metric `name` on a job's model, loss and dataset; see `Options` for the options.
 
     ``metric("GC", job).scores(X, y)`` are the scores (m, n), larger is more relevant.

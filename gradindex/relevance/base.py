@@ -1,12 +1,13 @@
 """A relevance metric: a feature map and one of three similarities."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import metric_names
+from gradindex.data.names import Tree
 from gradindex.defaults import FISHER, NEIGHBOURS, SEED, SOLVER
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Metric:
         """How the matrix of the metric is inverted; ``"none"`` where there is none."""
         return self.space.inverse(self.feature).solver if self.feature in ("IF", "FK") else "none"
 
-    def scores(self, X: Any, y: Any = None) -> Rows:
+    def scores(self, X: Tree, y: Tree = None) -> Rows:
         """Return the scores (m, n) float64 of queries against all training samples; larger is more relevant.
 
         Parameters
@@ -100,7 +101,7 @@ class Metric:
         lengths = np.outer(queries, keys)
         return np.divide(dots, lengths, out=np.zeros_like(dots), where=lengths > 0)
 
-    def top(self, X: Any, y: Any = None, k: int = NEIGHBOURS) -> tuple[NDArray[np.int64], Rows]:
+    def top(self, X: Tree, y: Tree = None, k: int = NEIGHBOURS) -> tuple[NDArray[np.int64], Rows]:
         """Return the ids and scores (m, k) of the most relevant samples, best first; ties by id.
 
         Raises
@@ -121,7 +122,7 @@ class Metric:
         rows = self._roots(None, None)
         return unit(rows) if self.similarity == "cos" else rows
 
-    def query_rows(self, X: Any, y: Any = None) -> Rows:
+    def query_rows(self, X: Tree, y: Tree = None) -> Rows:
         """Return the query side (m, d); for dot with a matrix it carries the inverse, M q."""
         if self.similarity == "dot":
             if self.feature in ("IF", "FK"):
@@ -130,7 +131,7 @@ class Metric:
         rows = self._roots(X, y)
         return unit(rows) if self.similarity == "cos" else rows
 
-    def _roots(self, X: Any, y: Any) -> Rows:
+    def _roots(self, X: Tree, y: Tree) -> Rows:
         matrix = self.feature in ("IF", "FK")
         if X is None:
             return self.space.train_root(self.feature) if matrix else self.space.train(self.feature)

@@ -8,11 +8,11 @@ any other engine.
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from gradindex import metric_names
+from gradindex.data.names import Leaf
 from gradindex.data.source import Tree, has_ragged, index, length, rectangles
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats, Parameter
@@ -42,7 +42,7 @@ class FeatureEngine(Engine):
 
     fast_path = "vmap"
 
-    def __init__(self, job: Job, spec: dict[str, Any]) -> None:
+    def __init__(self, job: Job, spec: dict[str, object]) -> None:
         super().__init__()
         self.metric = str(spec["name"])
         self.similarity, self._feature = metric_names.parse(self.metric)
@@ -110,7 +110,7 @@ class FeatureEngine(Engine):
             raise ValueError(f"{self.metric} has {self.size} numbers for some samples, {rows.shape[1]} for others.")
         return PerSample(rows, self._engine.losses(outputs, y), outputs)
 
-    def _transformed(self, gradients: Any) -> Floats:
+    def _transformed(self, gradients: Leaf) -> Floats:
         if self._feature == "grad":
             return np.asarray(gradients)
         inverse = self._space.inverse(self._feature)

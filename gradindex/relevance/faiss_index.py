@@ -1,10 +1,9 @@
 """A FAISS index over a metric's feature map."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import Tree
 from gradindex.defaults import NEIGHBOURS
 from gradindex.relevance.base import Metric
 
@@ -36,7 +35,7 @@ class MetricIndex:
         self._index.train(keys)
         self._index.add(keys)
 
-    def top(self, X: Any, y: Any = None, k: int = NEIGHBOURS) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def top(self, X: Tree, y: Tree = None, k: int = NEIGHBOURS) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the ids (−1 for none) and estimated scores (m, k) of the most relevant samples."""
         rows = self._metric.query_rows(X, y)
         scores, ids = self._index.search(np.ascontiguousarray(rows, np.float32), k)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.compute import exact, queries
+from gradindex.data.names import Tree
 from gradindex.data.source import leaves
 from gradindex.job import Job
 from gradindex.relevance import curvature
@@ -46,7 +47,7 @@ class Space:
             self._train[key] = self.inverse(matrix).root(self.train("grad"))
         return self._train[key]
 
-    def of(self, feature: str, X: Any, y: Any = None) -> Rows:
+    def of(self, feature: str, X: Tree, y: Tree = None) -> Rows:
         """Return a feature of queries (m, d); `y` None means predicted labels. The last queries are kept."""
         if self._last[0] is not X or self._last[1] is not y:
             self._last = (X, y, {})
@@ -55,7 +56,7 @@ class Space:
             kept[feature] = self._of(feature, X, y)
         return kept[feature]
 
-    def products(self, feature: str, X: Any, y: Any = None) -> tuple[Rows, Rows, Rows]:
+    def products(self, feature: str, X: Tree, y: Tree = None) -> tuple[Rows, Rows, Rows]:
         """Return inner products (m, n) of queries and training samples, and their norms (m,) and (n,).
 
         Of IF and FK, those of M^(1/2) g. The last queries' are kept, so that metrics of one feature share them.
@@ -69,7 +70,7 @@ class Space:
             kept[feature] = queries, (rows @ keys.T, np.linalg.norm(rows, axis=1), np.linalg.norm(keys, axis=1))
         return kept[feature][1]
 
-    def _of(self, feature: str, X: Any, y: Any) -> Rows:
+    def _of(self, feature: str, X: Tree, y: Tree) -> Rows:
         engine = self.job.engine
         x, labels = queries.match_shapes(X, y, self._example)
         if feature == "x":
@@ -101,12 +102,12 @@ class Space:
             parts = [hidden(batch.x, feature) for batch in source.blocks(_BATCH)]
         return np.concatenate(parts).astype(np.float64, copy=False)
 
-    def _label_like(self) -> Any:
+    def _label_like(self) -> Tree:
         source = self.job.source
         return source.take(np.arange(min(len(source), 10_000), dtype=np.int64)).y
 
 
-def flatten(x: Any) -> NDArray[np.float64]:
+def flatten(x: Tree) -> NDArray[np.float64]:
     """Return the numbers of each sample's input as one row (b, d); parts of a dict or tuple side by side.
 
     Raises

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import ArrayLike
+
+from gradindex.data.names import Tree
 from gradindex.defaults import REPORTED, REPORTED_INFLUENTIAL
 from gradindex.errors import missing
 from gradindex.store.location import Location, locate, save
@@ -14,10 +17,10 @@ __all__ = ["report", "write_report"]
 
 def report(
     index: "Index",
-    x: Any = None,
-    y: Any = None,
+    x: Tree = None,
+    y: Tree = None,
     *,
-    ids: Any = None,
+    ids: ArrayLike | None = None,
     k: int = REPORTED,
     top: int = REPORTED_INFLUENTIAL,
     **how: Any,

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gradindex import relevance
 from gradindex.compute.queries import match_shapes
+from gradindex.data.names import Tree
 from gradindex.explanation import Explanation
 from gradindex.index.index import Index
 from gradindex.kernels import Kernel
@@ -106,7 +108,7 @@ class Facts:
             found.append(line)
         return found
 
-    def queries(self, result: Explanation, x: Any, ids: Any) -> list[dict[str, Any]]:
+    def queries(self, result: Explanation, x: Tree, ids: ArrayLike | None) -> list[dict[str, Any]]:
         """Return each query with its neighbours."""
         data, sides = result.data, found_sides(result.data)
         tree = None if x is None else match_shapes(x, None, self.index.example)[0]
@@ -140,7 +142,7 @@ class Facts:
             found.append(self._sample(i, known, score=short_number(float(value)), exact=True, same=None))
         return found
 
-    def _side(self, side: Found, row: int, own: Any) -> Iterator[dict[str, Any]]:
+    def _side(self, side: Found, row: int, own: object) -> Iterator[dict[str, Any]]:
         given = {"label": side.labels, "prediction": side.predictions}
         for place, i in enumerate(side.ids[row].tolist()):
             if i < 0:
@@ -150,7 +152,7 @@ class Facts:
             exact = side.exact is not None and bool(side.exact[row, place])
             yield self._sample(i, known, score=short_number(float(side.scores[row, place])), exact=exact, same=same)
 
-    def _sample(self, i: int, known: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def _sample(self, i: int, known: dict[str, object], **more: object) -> dict[str, Any]:
         names = {name: self._name(value) for name, value in known.items()}
         return {"id": i, "shown": self._shown(self.render(i)), **names, **more}
 
@@ -160,7 +162,7 @@ class Facts:
         value = data_uri(shown.value, *self.render.shades) if shown.kind == "image" else shown.value
         return {"kind": shown.kind, "value": value}
 
-    def _name(self, value: Any) -> str | None:
+    def _name(self, value: object) -> str | None:
         return None if value is None else class_name(self.job.class_names, value)
 
     @staticmethod

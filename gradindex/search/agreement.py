@@ -1,7 +1,5 @@
 """How far two rankings agree, with intervals: what audits are made of."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,7 +68,7 @@ def mean(values: NDArray[np.float64]) -> Estimate:
     return middle, middle - half, middle + half
 
 
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
+def spearman(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
     """Spearman's correlation; 0 where one side is constant (a gradient of zero), 1 where both are."""
     from scipy import stats
 

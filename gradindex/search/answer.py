@@ -142,7 +142,7 @@ def check_k(k: int, rows: int) -> None:
         raise ValueError(f"k is {k}, but there are only {rows} samples.")
 
 
-def meta(name: str, params: dict[str, Any]) -> dict[str, Any]:
+def meta(name: str, params: dict[str, object]) -> dict[str, object]:
     """Return the `meta` of an explanation, in Alibi's form."""
     return {
         "name": name,

@@ -14,6 +14,7 @@ from gradindex.ann.selection import select
 from gradindex.compute import exact
 from gradindex.compute.blocks import default_batch_size
 from gradindex.compute.queries import Queries, gradient_chunks
+from gradindex.data.names import Tree
 from gradindex.data.source import Batch, Ids
 from gradindex.data.source import index as take
 from gradindex.defaults import QUERIES, SEED
@@ -130,8 +131,8 @@ def verify(
     *,
     queries: int = QUERIES,
     seed: int = SEED,
-    x: Any = None,
-    y: Any = None,
+    x: Tree = None,
+    y: Tree = None,
     max_seconds: float | None = None,
 ) -> Audit:
     """Compare the index's answers with the exact kernel over the whole training set.

@@ -7,7 +7,7 @@ k-th exact value exceeds the largest bound left, evaluating the rest would chang
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class _Search:
         self.checked += len(seeds)
         return seeds
 
-    def consider(self, rows: Ids | slice, bounds: NDArray[Any], error: NDArray[np.float64]) -> None:
+    def consider(self, rows: Ids | slice, bounds: NDArray[np.generic], error: NDArray[np.float64]) -> None:
         """Learn upper bounds (r,) of the cosines of some rows, ascending, and their `error`; no other can enter."""
         places = np.arange(len(self._weights))[rows]
         left = self._possible[rows]

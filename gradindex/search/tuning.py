@@ -84,7 +84,7 @@ class Curve:
 
 def tune(
     index: "Index",
-    vectors: Any = None,
+    vectors: object = None,
     *,
     queries: int = QUERIES,
     k: int = NEIGHBOURS,

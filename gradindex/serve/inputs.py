@@ -69,7 +69,7 @@ def parse_labels(labels: list[Any], example: Tree) -> Tree:
 
 
 def _array(
-    value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int | None, ...], scalar: bool = False
+    value: object, dtype: np.dtype[Any], name: str, shape: tuple[int | None, ...], scalar: bool = False
 ) -> NDArray[Any]:
     try:
         found = np.asarray(value)

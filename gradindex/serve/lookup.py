@@ -152,7 +152,7 @@ class Lookup:
         rows = self.store.rows_of(np.asarray(ids, np.int64))
         return [self._item(int(i), int(row)) for i, row in zip(ids, rows, strict=True)]
 
-    def listing(self, offset: int, limit: int, label: Any) -> tuple[int, NDArray[np.int64]]:
+    def listing(self, offset: int, limit: int, label: object) -> tuple[int, NDArray[np.int64]]:
         """Return how many samples are there (with `label`, if given), and the ids of some of them."""
         alive = np.ones(len(self.store), bool) if self.store.alive is None else self.store.alive
         if label is not None and "label" in self.store.columns:
@@ -265,7 +265,7 @@ class Lookup:
             **self._named(known),
         )
 
-    def _named(self, known: dict[str, Any]) -> dict[str, Any]:
+    def _named(self, known: dict[str, object]) -> dict[str, Any]:
         names = self.index.job.class_names
         out: dict[str, Any] = {}
         for kind, value in known.items():
@@ -297,7 +297,7 @@ class Lookup:
         return models.Rendered(kind="text" if shown.kind == "text" else "table", data=value, shape=None)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return a value as JSON has it: numbers and strings as they are, NaN and infinity as None, the rest as text."""
     if isinstance(value, list):
         return [plain(one) for one in value]

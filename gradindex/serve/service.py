@@ -50,7 +50,7 @@ class Service:
         await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self._workers.values()))
         log.info("stopped after answering %d accepted lookups", self.accepted)
 
-    def _model(self, key: Any, tasks: Sequence[Task]) -> list[Any]:
+    def _model(self, key: object, tasks: Sequence[Task]) -> list[Any]:
         if isinstance(key, Explain):
             results = self.lookup.explain(key, tasks)
             self._count(results[0])
@@ -87,7 +87,7 @@ class Service:
         except (ValueError, TypeError) as error:
             raise HTTPException(422, str(error)) from None
 
-    async def call(self, function: Callable[[], Any]) -> Any:
+    async def call(self, function: Callable[[], object]) -> Any:
         """Return the result of a function that may touch the dataset."""
         return await self.ask("model", "call", function, 1)
 
@@ -146,6 +146,6 @@ class Service:
             raise HTTPException(422, f"k is {k}; at most {self.settings.max_k} here.")
 
 
-def as_where(value: Any) -> Where:
+def as_where(value: object) -> Where:
     """Return a filter that can be compared."""
     return Where(json.dumps(value, sort_keys=True), value)

@@ -59,7 +59,7 @@ def from_json(saved: dict[str, Any]) -> Sketch:
         raise ValueError(f"Bad options for sketch {kind!r}: {error}.") from None
 
 
-def bounds_cosine(saved: dict[str, Any]) -> bool:
+def bounds_cosine(saved: dict[str, object]) -> bool:
     """Whether rows of the sketch whose `to_json` is `saved` bound cosines; not so for kinds that are unknown here."""
     kind = _KINDS.get(str(saved.get("kind")))
     return kind is not None and kind.bounds_cosine

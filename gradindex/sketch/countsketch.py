@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gradindex.compiled.emit import LANES
 from gradindex.compiled.threads import for_samples
+from gradindex.data.names import Device
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
 from gradindex.sketch import tensor_sketch
@@ -126,7 +127,7 @@ class CountSketchProjector(Projector):
             return
         for_samples(lambda some: _tensor_sketch(out[some], t, rows[some], columns[some]), len(out), work)
 
-    def on_device(self, device: Any) -> "TorchCountSketch":
+    def on_device(self, device: Device) -> "TorchCountSketch":
         """Return the same projection in torch operations on that device."""
         from gradindex.sketch.countsketch_torch import TorchCountSketch
 

@@ -1,26 +1,43 @@
 """Counting numbers of many samples into buckets at once, each sample in its own lane of a vector."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from gradindex.compiled.emit import LANES, Emit
 from gradindex.compiled.jit import compiled
 
+if TYPE_CHECKING:
+    from numba.core.base import BaseContext
+    from numba.core.typing.context import Context as Typing
+    from numba.core.typing.templates import Signature
 
-@intrinsic  # type: ignore[untyped-decorator]
+
+@intrinsic
 def _count_square(
-    typing: Any, values: Any, step: Any, count: Any, buckets: Any, signs: Any, factors: Any, into: Any
-) -> Any:
+    typing: "Typing",
+    values: types.Type,
+    step: types.Type,
+    count: types.Type,
+    buckets: types.Type,
+    signs: types.Type,
+    factors: types.Type,
+    into: types.Type,
+) -> "tuple[Signature, Callable[..., ir.Value]]":
     """Count LANES numbers, or `count` of them, of each of LANES samples, whose numbers are `step` bytes apart.
 
     Number i goes to the vector into[buckets[i]], times signs[i] and each lane's factor. Rows are turned to lanes in
     registers, so that one addition serves all samples. The tables must go on for a whole vector, with signs 0.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(
+        context: "BaseContext", builder: ir.IRBuilder, signature: "Signature", args: Sequence[ir.Value]
+    ) -> ir.Value:
         values, step, count, buckets, signs, factors, into = args
         emit = Emit(builder)
         mask, factor = emit.first(count), emit.load(emit.pointer(factors))
@@ -39,11 +56,15 @@ def _count_square(
     return types.void(*[types.intp] * 7), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _add_turned(typing: Any, lanes: Any, factor: Any, out: Any, step: Any) -> Any:
+@intrinsic
+def _add_turned(
+    typing: "Typing", lanes: types.Type, factor: types.Type, out: types.Type, step: types.Type
+) -> "tuple[Signature, Callable[..., ir.Value]]":
     """Add the transpose of LANES vectors, times a factor, to rows `step` bytes apart."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(
+        context: "BaseContext", builder: ir.IRBuilder, signature: "Signature", args: Sequence[ir.Value]
+    ) -> ir.Value:
         lanes, factor, out, step = args
         emit = Emit(builder)
         begin, spread = emit.pointer(lanes), emit.spread(factor)
@@ -57,7 +78,7 @@ def _add_turned(typing: Any, lanes: Any, factor: Any, out: Any, step: Any) -> An
 
 
 @compiled()
-def add_lanes(lanes: Any, factor: Any, out: Any) -> None:
+def add_lanes(lanes: NDArray[np.float32], factor: object, out: NDArray[np.float32]) -> None:
     """Add numbers (dim, LANES), each sample's in its lane, times a factor, to `out` (n, dim), n at most LANES."""
     n, dim = out.shape
     if n == LANES and dim % LANES == 0:
@@ -70,7 +91,15 @@ def add_lanes(lanes: Any, factor: Any, out: Any) -> None:
 
 
 @compiled()
-def count_lanes(values: int, step: int, size: int, buckets: Any, signs: Any, factors: Any, into: int) -> None:
+def count_lanes(
+    values: int,
+    step: int,
+    size: int,
+    buckets: NDArray[np.uint32],
+    signs: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    into: int,
+) -> None:
     """Count `size` numbers, from the address `values` on, of LANES samples `step` bytes apart, to vectors at `into`."""
     table, sign, factor = buckets.ctypes.data, signs.ctypes.data, factors.ctypes.data
     for i in range(0, size, LANES):

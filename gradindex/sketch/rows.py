@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 _SQUARE = 1e-140  # a norm whose square is still far from the smallest number
 
 
-def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
+def normalise(sketches: NDArray[np.generic]) -> NDArray[np.float32]:
     """Return rows scaled to unit norm, float32; zero rows stay zero, whatever else their scale."""
     wide = np.asarray(sketches, np.float64)
     with np.errstate(over="ignore", under="ignore"):
@@ -23,7 +23,7 @@ def normalise(sketches: NDArray[Any]) -> NDArray[np.float32]:
     return unit
 
 
-def fold(sketches: NDArray[Any], dim: int) -> NDArray[Any]:
+def fold(sketches: NDArray[np.generic], dim: int) -> NDArray[Any]:
     """Return the CountSketch of size `dim` from one of a multiple of that size, shape (n, dim).
 
     Raises

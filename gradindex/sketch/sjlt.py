@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
 from gradindex.sketch.base import Sketch
 from gradindex.sketch.hashing import buckets_and_signs, check_seed, stream
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 _PURPOSE = 1 << 15
 
@@ -44,7 +47,7 @@ class _SJLTProjector(Projector):
         out += (self._matrices[parameter.name] @ canonical.T).T
 
 
-def _matrix(sketch: SJLT, parameter: Parameter, seed: int) -> Any:
+def _matrix(sketch: SJLT, parameter: Parameter, seed: int) -> "csr_matrix":
     import scipy.sparse
 
     block = sketch.dim // sketch.nonzeros

@@ -6,8 +6,9 @@ decimation in time (Gentleman & Sande 1966, Cooley & Tukey 1965), so that no ste
 brought to one length before, or the longer one's rounding would drown the shorter one.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import types
@@ -17,6 +18,12 @@ from numpy.typing import NDArray
 from gradindex.compiled.emit import LANES, Emit
 from gradindex.compiled.jit import compiled
 from gradindex.sketch.lanes import add_lanes, count_lanes
+
+if TYPE_CHECKING:
+    from llvmlite import ir
+    from numba.core.base import BaseContext
+    from numba.core.typing.context import Context as Typing
+    from numba.core.typing.templates import Signature
 
 _IN_CACHE = 256  # numbers a lane: from so many on, a block's transforms are finished before the next block's
 
@@ -37,15 +44,19 @@ def twiddles(dim: int) -> NDArray[np.float32]:
     return np.concatenate(rows).astype(np.float32)
 
 
-def _four(back: bool) -> Any:
+def _four(back: bool) -> Callable[..., None]:
     """Return the intrinsic that makes four complex vectors, `step` bytes apart, to their transform of size four.
 
     The twiddles come after it forwards, and conjugated before it backwards.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def butterfly(typing: Any, real: Any, imaginary: Any, step: Any, factors: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    @intrinsic
+    def butterfly(
+        typing: "Typing", real: types.Type, imaginary: types.Type, step: types.Type, factors: types.Type
+    ) -> "tuple[Signature, Callable[..., ir.Value]]":
+        def generate(
+            context: "BaseContext", builder: "ir.IRBuilder", signature: "Signature", args: "Sequence[ir.Value]"
+        ) -> "ir.Value":
             real, imaginary, step, factors = args
             emit = Emit(builder)
             offsets = [builder.mul(step, step.type(i)) for i in range(4)]
@@ -55,13 +66,15 @@ def _four(back: bool) -> Any:
             add, subtract = builder.fadd, builder.fsub
             values = [(emit.load(places[0][i]), emit.load(places[1][i])) for i in range(4)]
 
-            def turned(value: Any, i: int) -> Any:
+            def turned(value: "tuple[ir.Value, ir.Value]", i: int) -> "tuple[ir.Value, ir.Value]":
                 (a, b), c, s = value, turns[i - 1], turns[i + 2]
                 s = builder.fneg(s) if back else s
                 real = emit.multiply_add(a, c, builder.fneg(builder.fmul(b, s)))
                 return real, emit.multiply_add(a, s, builder.fmul(b, c))
 
-            def both(operation: Any, x: Any, y: Any) -> Any:
+            def both(
+                operation: "Callable[..., ir.Value]", x: "tuple[ir.Value, ir.Value]", y: "tuple[ir.Value, ir.Value]"
+            ) -> "tuple[ir.Value, ir.Value]":
                 return operation(x[0], y[0]), operation(x[1], y[1])
 
             if back:
@@ -83,17 +96,20 @@ def _four(back: bool) -> Any:
 
         return types.void(*[types.intp] * 4), generate
 
-    return butterfly
+    made: Callable[..., None] = butterfly
+    return made
 
 
 _forward_four, _backward_four = _four(False), _four(True)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _pair(typing: Any, side: Any, step: Any) -> Any:
+@intrinsic
+def _pair(typing: "Typing", side: types.Type, step: types.Type) -> "tuple[Signature, Callable[..., ir.Value]]":
     """Make two vectors, `step` bytes apart, to their sum and difference."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(
+        context: "BaseContext", builder: "ir.IRBuilder", signature: "Signature", args: "Sequence[ir.Value]"
+    ) -> "ir.Value":
         emit = Emit(builder)
         places = [emit.pointer(args[0]), emit.pointer(builder.add(*args))]
         a, b = (emit.load(place) for place in places)
@@ -104,11 +120,15 @@ def _pair(typing: Any, side: Any, step: Any) -> Any:
     return types.void(types.intp, types.intp), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _add_square(typing: Any, real: Any, imaginary: Any, real_sum: Any, imaginary_sum: Any) -> Any:
+@intrinsic
+def _add_square(
+    typing: "Typing", real: types.Type, imaginary: types.Type, real_sum: types.Type, imaginary_sum: types.Type
+) -> "tuple[Signature, Callable[..., ir.Value]]":
     """Add the squares of a vector of complex numbers to another."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(
+        context: "BaseContext", builder: "ir.IRBuilder", signature: "Signature", args: "Sequence[ir.Value]"
+    ) -> "ir.Value":
         emit = Emit(builder)
         places = [emit.pointer(arg) for arg in args]
         a, b, first, second = (emit.load(place) for place in places)
@@ -121,7 +141,7 @@ def _add_square(typing: Any, real: Any, imaginary: Any, real_sum: Any, imaginary
 
 
 @compiled()
-def _stages(real: int, imaginary: int, begin: int, size: int, last: int, turns: Any, at: int, end: int) -> None:
+def _stages(real: int, imaginary: int, begin: int, size: int, last: int, turns: int, at: int, end: int) -> None:
     """Transform forward the `end - begin` numbers from `begin` on, in blocks of `size` down to blocks of `last`."""
     while size > last and size >= 4:
         quarter = size // 4
@@ -171,7 +191,7 @@ def _backward(real: int, imaginary: int, dim: int, turns: int) -> None:
 
 
 @compiled()
-def _largest(values: Any) -> Any:
+def _largest(values: NDArray[np.float32]) -> Any:
     """Return the largest absolute value; as whole numbers their bits have the same order, NaN above all."""
     largest, bits = np.empty(1, np.int32), values.view(np.int32)
     top = np.int32(0)
@@ -182,7 +202,9 @@ def _largest(values: Any) -> Any:
 
 
 @compiled()
-def _balance(rows: Any, columns: Any, first: Any, second: Any) -> None:
+def _balance(
+    rows: NDArray[np.float32], columns: NDArray[np.float32], first: NDArray[np.float32], second: NDArray[np.float32]
+) -> None:
     """Write factors for both sides of each lane that leave the product, and make both sides equally large."""
     for lane in range(LANES):
         first[lane] = second[lane] = 0
@@ -196,8 +218,9 @@ def _balance(rows: Any, columns: Any, first: Any, second: Any) -> None:
 
 @compiled()
 def tensor_sketch(
-    out: Any, rows: Any, columns: Any, row_buckets: Any, row_signs: Any, column_buckets: Any, column_signs: Any,
-    turns: Any,
+    out: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32], row_buckets: NDArray[np.uint32],
+    row_signs: NDArray[np.float32], column_buckets: NDArray[np.uint32], column_signs: NDArray[np.float32],
+    turns: NDArray[np.float32],
 ) -> None:  # fmt: skip
     """Add the sketches of Σ_t r_t c_tᵀ, of rows (n, T, R) and columns (n, T, C), to `out` (n, dim).
 

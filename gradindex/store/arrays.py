@@ -16,10 +16,10 @@ _NORMS = np.finfo(np.float32)
 
 
 def as_rows(
-    sketch: NDArray[Any],
-    ids: NDArray[Any],
-    norms: NDArray[Any],
-    columns: Any = None,
+    sketch: NDArray[np.generic],
+    ids: NDArray[np.generic],
+    norms: NDArray[np.generic],
+    columns: object = None,
     shard_rows: int | None = None,
 ) -> tuple[Header, Iterator[Rows]]:
     """Return the header of a store and the rows of its shards; see `gradindex.Store.from_arrays`.

@@ -104,7 +104,7 @@ class State:
         raise ValueError(f"unknown kind {kind!r}")
 
 
-def _part(value: dict[str, Any]) -> Part:
+def _part(value: dict[str, object]) -> Part:
     name, header, rows, at = value["part"], value["header"], value["rows"], value.get("at")
     if not (isinstance(name, str) and _PART.fullmatch(name) and isinstance(header, str)):
         raise ValueError(f"{name!r} is not the name of a part")

@@ -53,7 +53,7 @@ def locate(path: Any) -> Location:
     return Path(rest if found else text).absolute()
 
 
-def on_disk(path: Any, what: str) -> Path:
+def on_disk(path: object, what: str) -> Path:
     """Return a path of this machine; raises ValueError for a URL, saying that `what` takes none."""
     found = locate(path)
     if not isinstance(found, Path):

@@ -17,7 +17,7 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         return np.frombuffer(file.read_buffer(), np.uint8)
 
 
-def advise(data: NDArray[Any], advice: int) -> None:
+def advise(data: NDArray[np.generic], advice: int) -> None:
     """Tell the system about the pages of mapped bytes, see ``madvise``; those at the ends are taken whole."""
     begin = data.ctypes.data - data.ctypes.data % mmap.PAGESIZE
     length = data.ctypes.data + data.nbytes - begin

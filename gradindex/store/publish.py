@@ -19,11 +19,11 @@ _MAX_JSON_BYTES = 64 << 20
 _MOST_SHARDS = 1 << 20
 
 
-def _texts(value: Any) -> bool:
+def _texts(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
-def _parameter(value: Any) -> bool:
+def _parameter(value: object) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or type(value.get("position")) is not int:
         return False
     shape = value.get("shape")
@@ -207,7 +207,7 @@ def read_entries(saved: dict[str, Any], path: Location, kinds: set[str]) -> dict
     return entries
 
 
-def seal(value: dict[str, Any]) -> str:
+def seal(value: dict[str, object]) -> str:
     """Return the sha256 of a JSON object's compact form with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -65,7 +65,7 @@ def write_shard(directory: Location, number: int, rows: Rows, header: Header) ->
         return
 
 
-def _write_array(directory: Location, name: str, array: NDArray[Any], beside: Executor) -> FileEntry:
+def _write_array(directory: Location, name: str, array: NDArray[np.generic], beside: Executor) -> FileEntry:
     pieces = _npy_header(array.dtype, array.shape), np.ascontiguousarray(array).data
     digest = beside.submit(_digest, *pieces)
     with temporary(directory) as part:
@@ -73,7 +73,7 @@ def _write_array(directory: Location, name: str, array: NDArray[Any], beside: Ex
         return keep(part, directory, name, digest.result())
 
 
-def _write_columns(directory: Location, name: str, columns: Mapping[str, Any]) -> FileEntry:
+def _write_columns(directory: Location, name: str, columns: Mapping[str, object]) -> FileEntry:
     with temporary(directory) as part:
         pq.write_table(pa.table({name: to_arrow(values) for name, values in columns.items()}), part)
         return keep(part, directory, name)
@@ -237,7 +237,7 @@ def _sums_of(sketches: NDArray[np.float16]) -> dict[str, Any]:
     return {"rows": step, "crc32": [zlib.crc32(rows[at : at + step].data) for at in range(0, len(rows), step)]}
 
 
-def _block_sums(saved: dict[str, Any], rows: int, path: Location) -> tuple[int, list[int]]:
+def _block_sums(saved: dict[str, object], rows: int, path: Location) -> tuple[int, list[int]]:
     blocks = saved.get("blocks")
     step, sums = (blocks.get("rows"), blocks.get("crc32")) if isinstance(blocks, dict) else (None, None)
     if type(step) is not int or step < 1 or not isinstance(sums, list) or len(sums) != -(-rows // step):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gradindex.data.columns import common_schema
 from gradindex.data.source import Ids
@@ -186,7 +186,7 @@ class Store:
         mask = ~np.isin(self.ids, state.removed)
         return None if mask.all() else mask
 
-    def remove(self, ids: Any) -> int:
+    def remove(self, ids: ArrayLike) -> int:
         """Remove samples: no search finds them any more, here and in stores opened from now on.
 
         What was opened before keeps finding them. Their rows stay on disk.
@@ -357,12 +357,12 @@ class Store:
     @classmethod
     def from_arrays(
         cls,
-        sketch: NDArray[Any],
-        ids: NDArray[Any],
-        norms: NDArray[Any],
+        sketch: NDArray[np.generic],
+        ids: NDArray[np.generic],
+        norms: NDArray[np.generic],
         path: str | Location,
         *,
-        columns: Any = None,
+        columns: object = None,
         shard_rows: int | None = None,
     ) -> "Store":
         """Write a store of embeddings that were computed elsewhere; `gradindex.index_store` gives it an index.

@@ -37,11 +37,11 @@ class Layout:
 
     samples: Any
 
-    def positions(self, tensor: Any) -> Any:
+    def positions(self, tensor: tf.Tensor) -> tf.Tensor:
         """Return `tensor` (N, …, n) as (b, T, n)."""
         return tf.reshape(tensor, [self.samples, -1, tensor.shape[-1]])
 
-    def fold(self, tensor: Any) -> Any:
+    def fold(self, tensor: tf.Tensor) -> tf.Tensor:
         """Return `tensor` (N, …) as (b, N / b, …)."""
         return tf.reshape(tensor, tf.concat([[self.samples, -1], tf.shape(tensor)[1:]], 0))
 
@@ -58,7 +58,7 @@ class Weight:
     is_view: bool = True
     """Whether the tensor has the parameter's own values, in its memory order or `flipped`."""
 
-    def pull(self, gradients: Any) -> Any:
+    def pull(self, gradients: tf.Tensor) -> tf.Tensor:
         """Return flat per-sample derivatives (b, size) of the parameter, given those of the tensor."""
         for pull in reversed(self.pulls):
             gradients = pull(gradients)
@@ -89,7 +89,7 @@ def rule(*types: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def reached(tensors: Sequence[Any]) -> set[int]:
+def reached(tensors: Sequence[tf.Tensor]) -> set[int]:
     """Return the ids of all operations of a graph that depend on some tensors."""
     found: set[int] = set()
     stack = [op for tensor in tensors for op in tensor.consumers()]
@@ -101,7 +101,7 @@ def reached(tensors: Sequence[Any]) -> set[int]:
     return found
 
 
-def taps(value: Any, data: set[int], outputs: set[int]) -> list[Tap]:
+def taps(value: tf.Tensor, data: set[int], outputs: set[int]) -> list[Tap]:
     """Return all taps of a parameter.
 
     Parameters
@@ -144,7 +144,7 @@ _SELECTIONS = frozenset({"GatherV2", "Slice", "Split", "SplitV", "StridedSlice",
 _UNARY = frozenset({"Exp", "Log", "Rsqrt", "Sigmoid", "Softplus", "Sqrt", "Square", "Tanh", "Reciprocal"})
 
 
-def _derived(op: Any, i: int, weight: Weight) -> list[Weight]:
+def _derived(op: tf.Operation, i: int, weight: Weight) -> list[Weight]:
     """Return the functions of weights alone that `op` makes of one."""
     kind, shape = op.type, weight.tensor.shape
     if kind in _VIEWS or (kind == "Cast" and op.outputs[0].dtype.is_floating):
@@ -166,7 +166,7 @@ def _derived(op: Any, i: int, weight: Weight) -> list[Weight]:
     return [_next(op, weight, _arithmetic(op, i, shape))]
 
 
-def _arithmetic(op: Any, i: int, shape: Any) -> Callable[[Any], Any]:
+def _arithmetic(op: tf.Operation, i: int, shape: tf.TensorShape) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the pull of an elementwise operation of weights and constants."""
     if op.type in ("Add", "AddV2"):
         return lambda g: _unbroadcast(g, shape)
@@ -181,7 +181,7 @@ def _arithmetic(op: Any, i: int, shape: Any) -> Callable[[Any], Any]:
     raise NoRule(op.type)
 
 
-def _selected(op: Any, i: int, weight: Weight) -> list[Weight]:
+def _selected(op: tf.Operation, i: int, weight: Weight) -> list[Weight]:
     """Return the outputs of an operation that takes some entries of a weight: which, it says of their numbers."""
     shape = weight.tensor.shape.as_list()
     size = math.prod(shape)
@@ -194,8 +194,8 @@ def _selected(op: Any, i: int, weight: Weight) -> list[Weight]:
     found = getattr(tf.raw_ops, op.type)(**inputs, **options)
     parts = [tf.reshape(part, [-1]) for part in (found if isinstance(found, list) else [found])]
 
-    def back(numbers: Any) -> Callable[[Any], Any]:
-        def pull(g: Any) -> Any:
+    def back(numbers: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+        def pull(g: tf.Tensor) -> tf.Tensor:
             sums = tf.math.unsorted_segment_sum(tf.transpose(_reshaped(g, tf.shape(numbers))), numbers, size)
             return _reshaped(tf.transpose(sums), shape)
 
@@ -204,7 +204,13 @@ def _selected(op: Any, i: int, weight: Weight) -> list[Weight]:
     return [_next(op, weight, back(numbers), output) for numbers, output in zip(parts, op.outputs, strict=True)]
 
 
-def _next(op: Any, weight: Weight, pull: Callable[[Any], Any], output: Any = None, keeps: bool = False) -> Weight:
+def _next(
+    op: tf.Operation,
+    weight: Weight,
+    pull: Callable[[tf.Tensor], tf.Tensor],
+    output: tf.Tensor | None = None,
+    keeps: bool = False,
+) -> Weight:
     return replace(
         weight,
         tensor=op.outputs[0] if output is None else output,
@@ -213,11 +219,11 @@ def _next(op: Any, weight: Weight, pull: Callable[[Any], Any], output: Any = Non
     )
 
 
-def _reshaped(gradients: Any, shape: Any) -> Any:
+def _reshaped(gradients: tf.Tensor, shape: tf.TensorShape | tf.Tensor | list[int]) -> tf.Tensor:
     return tf.reshape(gradients, tf.concat([tf.shape(gradients)[:1], tf.cast(shape, tf.int32)], 0))
 
 
-def _unbroadcast(gradients: Any, shape: Any) -> Any:
+def _unbroadcast(gradients: tf.Tensor, shape: tf.TensorShape | tf.Tensor | list[int]) -> tf.Tensor:
     """Sum (b, …) over the axes along which a tensor of `shape` was repeated, to (b, *shape)."""
     extra = gradients.shape.rank - 1 - len(shape)
     axes = [*range(1, 1 + extra)]
@@ -225,11 +231,11 @@ def _unbroadcast(gradients: Any, shape: Any) -> Any:
     return _reshaped(tf.reduce_sum(gradients, axes) if axes else gradients, shape)
 
 
-def direct(weight: Weight, gradients: Any) -> Recipe:
+def direct(weight: Weight, gradients: tf.Tensor) -> Recipe:
     """Return the recipe of a gradient formed inside the graph, given (b, *shape of the tensor)."""
     return Recipe(Direct, (weight.pull(upcast(gradients)),), {})
 
 
-def upcast(tensor: Any) -> Any:
+def upcast(tensor: tf.Tensor) -> tf.Tensor:
     """Return half precision as float32, anything else as it is."""
     return tf.cast(tensor, tf.float32) if tensor.dtype in (tf.bfloat16, tf.float16) else tensor

@@ -1,12 +1,13 @@
 """TensorFlow (Keras 3): per-sample gradients factored or by ``vectorized_map``, directional ones by forward mode."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from gradindex.data.names import Device, LossFunction
 from gradindex.data.source import Tree, index, leaves, length
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.inputs import call_loss
@@ -44,6 +45,9 @@ from gradindex.gradients.tensorflow.passes import FactoredGraph, Finish, Rows, S
 from gradindex.gradients.tensorflow.signals import Looks
 from gradindex.gradients.tensorflow.state import state_kept, stateless, unknown_variables
 from gradindex.runtime.log import log
+
+if TYPE_CHECKING:
+    import keras
 
 _LEAST_PART = 32  # samples
 # By `bytes_per_sample`, of the parts a batch is computed in, one after the other. TensorFlow spreads its operations
@@ -84,10 +88,10 @@ class TensorFlowEngine(Engine):
 
     def __init__(
         self,
-        model: Any,
-        loss_fn: Callable[[Any, Any], Any],
+        model: "keras.Model",
+        loss_fn: LossFunction,
         parameters: str | Sequence[str] | None = None,
-        device: Any = None,
+        device: Device | None = None,
     ) -> None:
         super().__init__()
         self._device = check_device(device)
@@ -232,7 +236,7 @@ class TensorFlowEngine(Engine):
             alike = [direction[places[i]] @ one for i, one in self._looks.penalty().items()]
             return to_numpy(dots) + self.dtype.type(sum(alike)), to_numpy(losses)
 
-    def _forward(self, x: Tree, y: Tree, direction: Any) -> tuple[Any, Any]:
+    def _forward(self, x: Tree, y: Tree, direction: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if not self._eager_directional:
             try:
                 return self._graph_directional(x, y, direction)  # type: ignore[no-any-return]
@@ -257,7 +261,7 @@ class TensorFlowEngine(Engine):
         self._looks.at(inputs, label)
         return inputs, targets
 
-    def _safe_gradients(self, x: Tree, y: Tree, names: tuple[str, ...]) -> tuple[Any, ...]:
+    def _safe_gradients(self, x: Tree, y: Tree, names: tuple[str, ...]) -> tuple[tf.Tensor, ...]:
         """Run the graph of gradients, if need be with a copy of each matrix for each sample."""
         if not self._copied and not self._gradient_graph(names).is_safe(x, y):
             owners = weight_owners(self.model)
@@ -272,14 +276,14 @@ class TensorFlowEngine(Engine):
             self._graph_gradients[names] = BatchGraph(lambda x, y: self._all_gradients(x, y, set(names)))
         return self._graph_gradients[names]
 
-    def _all_gradients(self, x: Tree, y: Tree, names: set[str]) -> tuple[Any, ...]:
+    def _all_gradients(self, x: Tree, y: Tree, names: set[str]) -> tuple[tf.Tensor, ...]:
         count = tf.shape(leaves(x)[0])[0]
         copies = {
             id(variable): tf.broadcast_to(variable.value, tf.concat([[count], variable.shape], 0))
             for variable in self._copied
         }
 
-        def sample(parts: dict[str, Any]) -> tuple[Any, ...]:
+        def sample(parts: dict[str, Tree]) -> tuple[tf.Tensor, ...]:
             one, target = each(lambda leaf: leaf[None], parts["x"]), each(lambda leaf: leaf[None], parts.get("y"))
             output, loss, grads = self._backward(one, target, parts["copies"], names)
             main = main_tensor(output)
@@ -290,19 +294,19 @@ class TensorFlowEngine(Engine):
         grads, *rest = tf.vectorized_map(sample, parts, warn=False)
         return (tf.concat(grads, axis=1), *rest)
 
-    def _sample_losses(self, output: Any, y: Tree) -> Any:
+    def _sample_losses(self, output: Tree, y: Tree) -> tf.Tensor:
         """Return the loss of each sample (b,), given the outputs of a batch, with batches of one."""
         seen = Seen(output)
         read = self._looks.read(seen.values)
 
-        def sample(parts: tuple[Any, ...]) -> Any:
+        def sample(parts: tuple[Tree, ...]) -> tf.Tensor:
             values, masks, *target = each(lambda leaf: leaf[None], parts)
             return self._loss(seen.rebuild(seen.put(values, read), masks), target[0] if target else None)
 
         parts = (tuple(seen.values[i] for i in read), tuple(seen.masks)) + (() if y is None else (y,))
         return tf.vectorized_map(sample, parts, warn=False)
 
-    def _all_directional(self, x: Tree, y: Tree, direction: Any) -> tuple[Any, Any]:
+    def _all_directional(self, x: Tree, y: Tree, direction: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Forward mode through the model, then the derivative of each sample's loss along its output's change.
 
         The loss sees batches of one, so its reduction does not rescale.
@@ -320,7 +324,7 @@ class TensorFlowEngine(Engine):
         chosen = [seen.values[i] for i in read]
         changes = [accumulator.jvp(value, **zero) for value in seen.smooth(chosen)]
 
-        def sample(parts: tuple[Any, ...]) -> tuple[Any, Any]:
+        def sample(parts: tuple[Tree, ...]) -> tuple[tf.Tensor, tf.Tensor]:
             values, masks, ways, *target = each(lambda leaf: leaf[None], parts)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(seen.smooth(values))
@@ -333,8 +337,8 @@ class TensorFlowEngine(Engine):
         return tf.vectorized_map(sample, parts, warn=False)  # type: ignore[no-any-return]
 
     def _backward(
-        self, x: Tree, y: Tree, values: dict[int, Any] | None = None, names: set[str] | None = None
-    ) -> tuple[Any, Any, list[Any]]:
+        self, x: Tree, y: Tree, values: dict[int, tf.Tensor] | None = None, names: set[str] | None = None
+    ) -> tuple[Tree, tf.Tensor, list[tf.Tensor | None]]:
         """Return the output, the loss and its derivatives (None where it does not depend) of a batch of one.
 
         `values` stand in for variables, by their ids; `names` are of parameters, None for all.
@@ -349,7 +353,7 @@ class TensorFlowEngine(Engine):
                 loss = self._loss(tf.nest.map_structure(plain, output), y)
         return output, loss, tape.gradient(loss, weights)
 
-    def _flat(self, grads: list[Any], names: set[str] | None = None) -> list[Any]:
+    def _flat(self, grads: list[tf.Tensor | None], names: set[str] | None = None) -> list[tf.Tensor]:
         """Return dense gradients (size,) of one sample, zeros where there is none."""
         wanted = [p for p in self.parameters if names is None or p.name in names]
         return [
@@ -359,20 +363,20 @@ class TensorFlowEngine(Engine):
             for p, g in zip(wanted, grads, strict=True)
         ]
 
-    def _call(self, values: dict[int, Any], x: Tree) -> Any:
+    def _call(self, values: dict[int, tf.Tensor], x: Tree) -> Tree:
         """Call the model with other values for some variables, by their ids; nothing of it is assigned to."""
         with stateless(self.model, values):
             return self._run(x)
 
-    def _call_unrolled(self, values: dict[int, Any], x: Tree) -> Any:
+    def _call_unrolled(self, values: dict[int, tf.Tensor], x: Tree) -> Tree:
         with unrolled(self.model, x):
             return self._call(values, x)
 
-    def _run(self, x: Tree) -> Any:
+    def _run(self, x: Tree) -> Tree:
         args, kwargs = bind_arguments(self.model, x)
         return self.model(*args, **kwargs)
 
-    def _loss(self, output: Any, target: Any) -> Any:
+    def _loss(self, output: Tree, target: Tree) -> tf.Tensor:
         """Return the loss of a batch of one, summed to a scalar."""
         if self._label_form is None:
             self._label_form = label_form(self.loss_fn, output, target)
@@ -388,5 +392,5 @@ class TensorFlowEngine(Engine):
             self.plain_outputs = isinstance(output, tf.Tensor)
             self._loss(output, y)
 
-    def _on_device(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._device is None else tf.device(self._device)  # type: ignore[no-any-return]
+    def _on_device(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._device is None else tf.device(self._device)

@@ -20,17 +20,17 @@ class BatchGraph:
     is off, as it is where Keras trains. Unless `any_shape`, each shape of a sample has its own graph.
     """
 
-    def __init__(self, function: Callable[..., Any], any_shape: bool = True) -> None:
+    def __init__(self, function: Callable[..., Tree], any_shape: bool = True) -> None:
         self._function = tf.function(function, autograph=False, reduce_retracing=any_shape)
         self._safe: dict[Any, bool] = {}
         self._traced: dict[str, Any] = {}
 
-    def __call__(self, x: Tree, y: Tree, *constants: Any) -> Any:
+    def __call__(self, x: Tree, y: Tree, *constants: tf.Tensor) -> Tree:
         """Run the graph."""
         self._trace(x, y, *constants)
         return self._function(x, y, *constants)
 
-    def run(self, x: Tree, y: Tree) -> tuple[Any, Any]:
+    def run(self, x: Tree, y: Tree) -> tuple[tf.Graph, Tree]:
         """Run the graph, and return it (as a key to what its trace found out) with the results."""
         traced = self._trace(x, y)
         return traced.graph, traced(x, y)
@@ -42,7 +42,7 @@ class BatchGraph:
             self._safe[graph] = not corrupts_memory(graph)
         return self._safe[graph]
 
-    def _trace(self, x: Tree, y: Tree, *constants: Any) -> Any:
+    def _trace(self, x: Tree, y: Tree, *constants: tf.Tensor) -> tf.types.experimental.ConcreteFunction:
         key = "" if constants else repr((map_leaves(_kind, x), None if y is None else map_leaves(_kind, y)))
         if key in self._traced:  # TensorFlow's own look-up takes a tenth of a millisecond
             return self._traced[key]
@@ -54,11 +54,11 @@ class BatchGraph:
         return found
 
 
-def _any_batch(tensor: Any) -> Any:
+def _any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
     return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
 
 
-def _kind(tensor: Any) -> tuple[Any, ...]:
+def _kind(tensor: tf.Tensor) -> tuple[int | str | None, ...]:
     return (*tensor.shape[1:], tensor.dtype.name)
 
 
@@ -82,7 +82,7 @@ def _quiet_vectorizer() -> Iterator[None]:
         logger.removeFilter(wanted)
 
 
-def corrupts_memory(graph: Any) -> bool:
+def corrupts_memory(graph: tf.Graph) -> bool:
     """Whether a graph multiplies matrices in the one way that oneDNN gets wrong in TensorFlow 2.21.
 
     It writes past its buffer for (b, 1, m, k) @ (k, n) or (1, k, n), in float32 and bfloat16 on CPUs
@@ -94,7 +94,7 @@ def corrupts_memory(graph: Any) -> bool:
     return any(_is_unsafe(operation) for one in graphs for operation in one.get_operations())
 
 
-def _is_unsafe(operation: Any) -> bool:
+def _is_unsafe(operation: tf.Operation) -> bool:
     if not operation.type.startswith("BatchMatMul") or operation.inputs[0].dtype == tf.float64:
         return False
     left, right = (value.shape for value in operation.inputs[:2])

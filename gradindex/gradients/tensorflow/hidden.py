@@ -5,10 +5,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 
 from gradindex.data.source import Tree
 from gradindex.gradients.inputs import check_layers
+from gradindex.gradients.parameter import Floats
 
 
 class Hidden:
@@ -27,7 +27,7 @@ class Hidden:
         If there is no layer of a name, or none is named and the model is neither Sequential nor functional.
     """
 
-    def __init__(self, model: Any, layers: Sequence[str] | None) -> None:
+    def __init__(self, model: keras.Model, layers: Sequence[str] | None) -> None:
         there = {layer.name: layer for layer in getattr(model, "layers", ())}
         if layers is not None:
             wanted = [there[name].output for name in check_layers(layers, there)]
@@ -42,7 +42,7 @@ class Hidden:
         inputs = model.inputs if wanted and len(model.inputs) > 1 else model.inputs[0] if wanted else None
         self._reader: Any = keras.Model(inputs, wanted) if wanted else None
 
-    def __call__(self, x: Tree) -> list[NDArray[Any]]:
+    def __call__(self, x: Tree) -> list[Floats]:
         """Return the representations (b, …) of a batch, one for each layer."""
         if self._reader is None:
             return []

@@ -1,12 +1,10 @@
 """Copies of a Keras model with layers initialised again."""
 
-from typing import Any
-
 import keras
 import numpy as np
 
 
-def initialised_again(model: Any, seed: int, top: int | None) -> Any:
+def initialised_again(model: keras.Model, seed: int, top: int | None) -> keras.Model:
     """Return a copy of a model whose last `top` layers with parameters (None: all) are initialised again by a seed."""
     found = keras.models.clone_model(model)
     found.set_weights(model.get_weights())
@@ -22,7 +20,7 @@ def initialised_again(model: Any, seed: int, top: int | None) -> Any:
     return found
 
 
-def _initializer(layer: Any, name: str, seed: int) -> Any:
+def _initializer(layer: keras.Layer, name: str, seed: int) -> keras.Initializer:
     for attribute in (f"{name}_initializer", f"{name.rstrip('s')}_initializer"):
         initializer = getattr(layer, attribute, None)
         if initializer is not None:

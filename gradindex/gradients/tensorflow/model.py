@@ -39,7 +39,7 @@ _NORMALIZATIONS = (
 )
 
 
-def check_model(model: Any) -> None:
+def check_model(model: keras.Model) -> None:
     """Check that `model` is a Keras 3 model on TensorFlow whose weights exist.
 
     Raises
@@ -63,7 +63,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_device(device: Any) -> str | None:
+def check_device(device: object) -> str | None:
     """Return the name of a device of this machine (TensorFlow itself would quietly take another).
 
     Raises
@@ -93,7 +93,7 @@ def check_device(device: Any) -> str | None:
     raise ValueError(f"There is no device {name!r}. Expected one of: {', '.join(here)}.")
 
 
-def weight_names(model: Any) -> dict[int, str]:
+def weight_names(model: keras.Model) -> dict[int, str]:
     """Return the path of every weight by its id, numbered where several weights share one."""
     names: dict[int, str] = {}
     for variable in model.weights:
@@ -106,7 +106,7 @@ def weight_names(model: Any) -> dict[int, str]:
     return names
 
 
-def weight_owners(model: Any) -> dict[int, Any]:
+def weight_owners(model: keras.Model) -> dict[int, keras.Layer]:
     """Return the layer of every weight that is meant to be trained (also a frozen one), by the weight's id.
 
     Statistics, such as BatchNorm's, are not among them.
@@ -116,7 +116,7 @@ def weight_owners(model: Any) -> dict[int, Any]:
     return {id(variable): owners[id(variable)] for variable in model.weights if id(variable) in owners}
 
 
-def choose(model: Any, wanted: str | Sequence[str] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def choose(model: keras.Model, wanted: str | Sequence[str] | None) -> tuple[dict[str, keras.Variable], tuple[str, ...]]:
     """Return the selected variables by name, and the names of those that are not trainable.
 
     Raises
@@ -130,14 +130,14 @@ def choose(model: Any, wanted: str | Sequence[str] | None) -> tuple[dict[str, An
     return {name: trainable[name] for name in select(list(trainable), wanted)}, frozen
 
 
-def in_half(model: Any) -> bool:
+def in_half(model: keras.Model) -> bool:
     """Whether a layer of a model, which may be frozen, computes in half precision."""
     layers: list[Any] = list(getattr(model, "_flatten_layers", list)())
     kinds = {getattr(layer, "compute_dtype", "") for layer in layers} | {str(one.dtype) for one in model.weights}
     return bool(kinds & {"bfloat16", "float16"})
 
 
-def describe(model: Any, chosen: Mapping[str, Any]) -> tuple[Parameter, ...]:
+def describe(model: keras.Model, chosen: Mapping[str, keras.Variable]) -> tuple[Parameter, ...]:
     """Return what is to be known of selected variables, given by name."""
     owners = weight_owners(model)
     positions = {id(variable): position for position, variable in enumerate(model.trainable_variables)}
@@ -153,7 +153,7 @@ def describe(model: Any, chosen: Mapping[str, Any]) -> tuple[Parameter, ...]:
     )
 
 
-def bind_arguments(model: Any, x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def bind_arguments(model: keras.Model, x: Tree) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
     """Return the positional and keyword arguments to call the model with.
 
     Keras passes all inputs as one argument; a model that requires several gets them one by one, and a dict
@@ -182,13 +182,13 @@ _RECURRENT = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
 _MOST_STEPS = 256  # a longer loop would make too large a graph
 
 
-def recurrent_layers(model: Any) -> list[Any]:
+def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
     """Return the layers that loop over time."""
     return [layer for layer in model._flatten_layers() if type(layer) in _RECURRENT and not layer.stateful]
 
 
 @contextmanager
-def unrolled(model: Any, x: Tree) -> Iterator[None]:
+def unrolled(model: keras.Model, x: Tree) -> Iterator[None]:
     """Make the model's loops over time, while it is traced, a step after the other: only so are steps seen."""
     layers = recurrent_layers(model)
     steps = [leaf.shape[1] for leaf in leaves(x) if leaf.shape.rank is not None and leaf.shape.rank > 1]
@@ -210,7 +210,13 @@ def unrolled(model: Any, x: Tree) -> Iterator[None]:
                 layer.__dict__.pop("inner_loop", None)
 
 
-def _zeroed(loop: Callable[..., Any], sequences: Any, initial_state: Any, mask: Any, **rest: Any) -> Any:
+def _zeroed(
+    loop: Callable[..., tuple[tf.Tensor, tf.Tensor, Tree]],
+    sequences: tf.Tensor,
+    initial_state: Tree,
+    mask: tf.Tensor,
+    **rest: object,
+) -> tuple[tf.Tensor, tf.Tensor, Tree]:
     """Return a backward loop's results with zeros for masked steps: Keras, unrolled, takes the mask forwards."""
     last, outputs, states = loop(sequences, initial_state, mask, **rest)
     if mask is None:
@@ -219,7 +225,7 @@ def _zeroed(loop: Callable[..., Any], sequences: Any, initial_state: Any, mask: 
     return tf.where(kept[:, -1], last, tf.zeros_like(last)), tf.where(kept, outputs, tf.zeros_like(outputs)), states
 
 
-def layout(owner: Any, variable: Any) -> dict[str, Any]:
+def layout(owner: keras.Layer, variable: keras.Variable) -> dict[str, Any]:
     """Return the options of `Parameter` that describe a Keras variable.
 
     Parameters
@@ -252,7 +258,7 @@ def layout(owner: Any, variable: Any) -> dict[str, Any]:
     return {"split": ndim - 1, "outputs_first": False}
 
 
-def needs_one_matrix(owner: Any, variable: Any) -> bool:
+def needs_one_matrix(owner: keras.Layer, variable: keras.Variable) -> bool:
     """Whether a weight cannot differ between the samples of a batch at little cost."""
     kinds = (*_CONVOLUTIONS, *_TRANSPOSED, *_DEPTHWISE, keras.layers.Embedding)
     return len(variable.shape) < 2 or isinstance(owner, kinds) or not keras.backend.is_float_dtype(variable.dtype)
@@ -271,7 +277,7 @@ def _einsum(equation: str) -> dict[str, Any]:
     return {"split": len(weights) - 1, "outputs_first": False}
 
 
-def state_hashes(model: Any) -> dict[str, str]:
+def state_hashes(model: keras.Model) -> dict[str, str]:
     """Return the sha256 of every weight and statistic of a model by name."""
     names = weight_names(model)
     return {

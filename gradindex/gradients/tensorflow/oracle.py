@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from gradindex.data.names import LossFunction
 from gradindex.data.source import Tree
 from gradindex.gradients.inputs import call_loss
 from gradindex.gradients.oracle import Oracle, Step
 from gradindex.gradients.tensorflow.model import bind_arguments
 from gradindex.gradients.tensorflow.outputs import LABEL_FORMS, label_form, to_numpy
 from gradindex.gradients.tensorflow.state import Kept, state_kept, variables
+
+if TYPE_CHECKING:
+    import keras
 
 
 class TensorFlowOracle(Oracle):
@@ -37,9 +41,9 @@ class TensorFlowOracle(Oracle):
 
     def __init__(
         self,
-        model: Any,
-        loss_fn: Callable[[Any, Any], Any],
-        chosen: Mapping[str, Any],
+        model: "keras.Model",
+        loss_fn: LossFunction,
+        chosen: "Mapping[str, keras.Variable]",
         convert: Callable[[Tree], Tree],
         device: str | None = None,
     ) -> None:
@@ -72,7 +76,7 @@ class TensorFlowOracle(Oracle):
         unused = tuple(name for name, gradient in zip(self._chosen, gradients, strict=True) if gradient is None)
         return Step(np.concatenate(flat), float(loss), output, unused)
 
-    def _loss(self, output: Any, target: Any) -> Any:
+    def _loss(self, output: Tree, target: Tree) -> tf.Tensor:
         if self._label_form is None:
             self._label_form = label_form(self._loss_fn, output, target)
         target = LABEL_FORMS[self._label_form](output, target)
@@ -81,7 +85,7 @@ class TensorFlowOracle(Oracle):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         return tf.reduce_sum(loss)
 
-    def _refuse_changed(self, changed: Sequence[Any]) -> None:
+    def _refuse_changed(self, changed: "Sequence[keras.Variable]") -> None:
         if changed:
             names = ", ".join(
                 repr(name) for name, weight in self._chosen.items() if any(weight is one for one in changed)

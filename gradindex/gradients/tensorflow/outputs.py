@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from gradindex.data.names import Leaf, LossFunction, Tree
 from gradindex.data.source import map_leaves
 from gradindex.gradients.parameter import Floats
 from gradindex.runtime.log import log
@@ -14,7 +15,7 @@ from gradindex.runtime.log import log
 _LOGITS, _MASK = "_keras_logits", "_keras_mask"
 
 
-def _typed(output: Any, y: Any) -> Any:
+def _typed(output: Tree, y: Tree) -> Tree:
     """Return labels of a floating type in that of the output, which is what TensorFlow makes of NumPy's labels."""
     kinds = [part.dtype for part in tf.nest.flatten(output) if isinstance(part, tf.Tensor) and part.dtype.is_floating]
     if y is None or not kinds:
@@ -24,7 +25,7 @@ def _typed(output: Any, y: Any) -> Any:
     )
 
 
-def _shaped(output: Any, y: Any) -> Any:
+def _shaped(output: Tree, y: Tree) -> tf.Tensor:
     return tf.cast(tf.reshape(y, tf.shape(output)), output.dtype)
 
 
@@ -37,7 +38,7 @@ LABEL_FORMS: dict[str, Callable[[Any, Any], Any]] = {
 """Forms of the labels, given the output, in the order in which they are tried."""
 
 
-def label_form(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> str:
+def label_form(loss_fn: LossFunction, output: Tree, target: Tree) -> str:
     """Return the name of the first form of the labels that the loss takes without an error."""
     if target is None:
         return "as given"
@@ -54,11 +55,11 @@ def label_form(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> 
     return "as given"  # the loss itself will say what is wrong
 
 
-def _are_tensors(output: Any, y: Any) -> bool:
+def _are_tensors(output: Tree, y: Tree) -> bool:
     return isinstance(output, tf.Tensor) and isinstance(y, tf.Tensor)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Tree) -> Tree:
     """Hide the operation behind a tensor: in graphs Keras's losses look for a softmax there, eagerly not."""
     if not isinstance(value, tf.Tensor):
         return value
@@ -69,10 +70,10 @@ def plain(value: Any) -> Any:
     return copy
 
 
-def in_double(value: Any) -> Any:
+def in_double(value: Tree) -> Tree:
     """Return outputs with floating tensors, and the logits under them, in double precision."""
 
-    def cast(part: Any) -> Any:
+    def cast(part: Leaf) -> Leaf:
         if not isinstance(part, tf.Tensor) or not part.dtype.is_floating:
             return part
         found = tf.cast(part, tf.float64)
@@ -85,19 +86,19 @@ def in_double(value: Any) -> Any:
     return tf.nest.map_structure(cast, value)
 
 
-def main_tensor(output: Any) -> Any:
+def main_tensor(output: Tree) -> tf.Tensor | None:
     """Return an output that is a tensor with an axis of samples, or the `logits` of one that has them; else None."""
     output = getattr(output, "logits", output)
     return output if isinstance(output, tf.Tensor) and output.shape.rank != 0 else None
 
 
-def as_array(output: Any) -> Floats | None:
+def as_array(output: Tree) -> Floats | None:
     """Return the main tensor of an output as an array, None if there is none."""
     tensor = main_tensor(output)
     return None if tensor is None else to_numpy(tensor)
 
 
-def to_numpy(tensor: Any) -> Floats:
+def to_numpy(tensor: tf.Tensor) -> Floats:
     """Return a tensor as an array, half precision as single."""
     small = tensor.dtype in (tf.bfloat16, tf.float16)
     array: Floats = (tf.cast(tensor, tf.float32) if small else tensor).numpy()
@@ -113,7 +114,7 @@ class Seen:
         If the output is not made of tensors, dicts, lists and tuples.
     """
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, output: Tree) -> None:
         self._output = output
         self._parts = tf.nest.flatten(output)
         if not self.fits(output):
@@ -123,23 +124,23 @@ class Seen:
         self.masks = [mask for p in self._parts if (mask := getattr(p, _MASK, None)) is not None]
 
     @staticmethod
-    def fits(output: Any) -> bool:
+    def fits(output: Tree) -> bool:
         """Whether an output is made of tensors, dicts, lists and tuples."""
         return all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(output))
 
     @staticmethod
-    def smooth(values: Sequence[Any]) -> list[Any]:
+    def smooth(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Return the values of a floating type, which are those that have a derivative."""
         return [value for value in values if value.dtype.is_floating]
 
-    def put(self, values: Sequence[Any], places: Sequence[int]) -> list[Any]:
+    def put(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> list[tf.Tensor]:
         """Return all values, those at `places` replaced."""
         found = [*self.values]
         for place, value in zip(places, values, strict=True):
             found[place] = value
         return found
 
-    def rebuild(self, values: Sequence[Any], masks: Sequence[Any]) -> Any:
+    def rebuild(self, values: Sequence[tf.Tensor], masks: Sequence[tf.Tensor]) -> Tree:
         """Return the output with other values and masks in the same places."""
         parts = [tf.identity(value) for value in values[: len(self._parts)]]
         logits, left = iter(values[len(parts) :]), iter(masks)
@@ -151,7 +152,7 @@ class Seen:
         return tf.nest.pack_sequence_as(self._output, parts)
 
 
-def joined_outputs(outputs: Sequence[Any]) -> Any:
+def joined_outputs(outputs: Sequence[Tree]) -> Tree:
     """Return the outputs of several batches as that of one.
 
     Raises

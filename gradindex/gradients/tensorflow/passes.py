@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from gradindex.compiled.squares import squares
+from gradindex.data.names import Leaf
 from gradindex.data.source import Tree, leaves, length, map_leaves
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
@@ -18,6 +19,9 @@ from gradindex.gradients.tensorflow.graph import BatchGraph
 from gradindex.gradients.tensorflow.outputs import main_tensor
 from gradindex.gradients.tensorflow.use import Constant, Outer, Scratch, Touched, Use, squared_norms
 from gradindex.runtime.log import log
+
+if TYPE_CHECKING:
+    import keras
 
 _BLOCK_BYTES = 4 << 20  # working memory of formed gradients, so small that it stays in the cache
 _CANCELS = 0.1  # share of the squares' sum below which a sum of two gradients is formed
@@ -41,9 +45,9 @@ class FactoredGraph:
 
     def __init__(
         self,
-        variables: Mapping[str, Any],
-        call: Callable[[dict[int, Any], Tree], Any],
-        losses_of: Callable[[Any, Tree], Any],
+        variables: "Mapping[str, keras.Variable]",
+        call: Callable[[dict[int, tf.Tensor], Tree], Tree],
+        losses_of: Callable[[Tree, Tree], tf.Tensor],
     ) -> None:
         self._variables, self._call, self._losses_of = variables, call, losses_of
         self._counts: dict[str, int] = {}  # of uses
@@ -69,8 +73,8 @@ class FactoredGraph:
         return frozenset(self._counts)
 
     def run(
-        self, x: Tree, y: Tree, names: Sequence[str], finish: Finish, penalty: Mapping[str, NDArray[Any]]
-    ) -> tuple[Any, Any]:
+        self, x: Tree, y: Tree, names: Sequence[str], finish: Finish, penalty: Mapping[str, Floats]
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Run the graph; call `finish` with each used parameter's name and uses. Returns losses and output.
 
         `penalty`: gradients (size,) that every sample has besides, by the parameters' names.
@@ -86,11 +90,13 @@ class FactoredGraph:
                 finish(name, [*uses, *alike])
         return losses, output
 
-    def _shapes(self, x: Tree) -> dict[str, list[tuple[Any, Any]]]:
+    def _shapes(self, x: Tree) -> dict[str, list[tuple[tf.Tensor, tf.Tensor]]]:
         _, found = self._taps(x, list(self._variables))
         return {name: [(tf.shape(tap.output), tf.constant(tap.foldable)) for tap in found[name]] for name in found}
 
-    def _all_factors(self, x: Tree, y: Tree, names: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
+    def _all_factors(
+        self, x: Tree, y: Tree, names: Sequence[str]
+    ) -> tuple[tf.Tensor, tf.Tensor | None, dict[str, list[tuple[tf.Tensor, ...]]]]:
         output, found = self._taps(x, names)
         if any(len(found.get(name, [])) != self._counts[name] for name in names):
             raise RuntimeError("The model makes other operations than before.")
@@ -113,7 +119,7 @@ class FactoredGraph:
         tensors = {name: [recipe.tensors for recipe in some] for name, some in recipes.items()}
         return losses, main, tensors
 
-    def _taps(self, x: Tree, names: Sequence[str]) -> tuple[Any, dict[str, list[Tap]]]:
+    def _taps(self, x: Tree, names: Sequence[str]) -> tuple[Tree, dict[str, list[Tap]]]:
         """Call the model, and return its output and the taps of those parameters that have rules."""
         values = {name: tf.identity(self._variables[name].value) for name in names}
         output = self._call({id(self._variables[name]): value for name, value in values.items()}, x)
@@ -127,11 +133,11 @@ class FactoredGraph:
         return output, found
 
 
-def _resized(samples: int, leaf: Any) -> Any:
+def _resized(samples: int, leaf: Leaf) -> tf.Tensor:
     return tf.gather(leaf, tf.range(samples) % length(leaf))
 
 
-def _fits(three: NDArray[Any], two: NDArray[Any], foldable: bool) -> bool:
+def _fits(three: NDArray[np.integer], two: NDArray[np.integer], foldable: bool) -> bool:
     """Whether the first axis, and no other, follows the number of samples."""
     same = len(three) == len(two) > 0 and (three[1:] == two[1:]).all() and 2 * three[0] == 3 * two[0] > 0
     return bool(same) and (foldable or three[0] == 3)
@@ -147,7 +153,9 @@ def _joined(recipes: list[Recipe]) -> list[Recipe]:
     return [whole, *(recipe for recipe in recipes if recipe.kind is not Outer)]
 
 
-def _made(recipes: dict[str, list[Recipe]], factors: dict[str, Any]) -> Iterator[tuple[str, list[Use]]]:
+def _made(
+    recipes: dict[str, list[Recipe]], factors: dict[str, list[tuple[tf.Tensor, ...]]]
+) -> Iterator[tuple[str, list[Use]]]:
     """Yield each parameter's uses; factors are let go of as they are used."""
     for name, some in recipes.items():
         parts = factors.pop(name)
@@ -158,7 +166,7 @@ def _made(recipes: dict[str, list[Recipe]], factors: dict[str, Any]) -> Iterator
 class Rows:
     """Collects formed gradients (b, P) of the given parameters."""
 
-    def __init__(self, samples: int, parameters: Sequence[Parameter], dtype: Any) -> None:
+    def __init__(self, samples: int, parameters: Sequence[Parameter], dtype: DTypeLike) -> None:
         self.gradients: Floats = np.zeros((samples, sum(parameter.size for parameter in parameters)), dtype)
         self._places: dict[str, slice] = {}
         self._scratch = Scratch()
@@ -255,7 +263,7 @@ def _blocks(samples: int, bytes_per_sample: int) -> list[slice]:
     return [slice(begin, min(begin + size, samples)) for begin in range(0, samples, size)]
 
 
-def _formed(uses: Sequence[Use], block: slice, scratch: Scratch) -> NDArray[Any]:
+def _formed(uses: Sequence[Use], block: slice, scratch: Scratch) -> Floats:
     total = uses[0].form(block, scratch)
     for use in uses[1:]:
         total = total + use.form(block, Scratch())

@@ -8,17 +8,20 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
-from numpy.typing import NDArray
 from tensorflow.python.framework import ops
 
 from gradindex.data.source import Tree, leaves, map_leaves
 from gradindex.gradients.engine import PathFailed
+from gradindex.gradients.parameter import Floats
 from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, VMAP, Signal
 from gradindex.gradients.tensorflow.outputs import Seen, to_numpy
 from gradindex.gradients.tensorflow.state import stateless
+
+if TYPE_CHECKING:
+    import keras
 
 _NOT_ALONE = BATCHED - {VMAP}  # ways in which the model sees a batch, and the loss its samples
 _ALONG = frozenset({FORWARD, BACKWARD})
@@ -81,10 +84,10 @@ class Trace:
 
     def __init__(
         self,
-        model: Any,
-        chosen: Sequence[Any],
-        run: Callable[[Tree], Any],
-        loss: Callable[[Any, Tree], Any],
+        model: "keras.Model",
+        chosen: "Sequence[keras.Variable]",
+        run: Callable[[Tree], Tree],
+        loss: Callable[[Tree, Tree], tf.Tensor],
     ) -> None:
         self._model, self._chosen, self._run, self._loss = model, chosen, run, loss
         self._found: dict[str, frozenset[str]] = {}
@@ -100,7 +103,7 @@ class Trace:
         one = map_leaves(lambda leaf: leaf[:1], x)
         return Look(signals, self._read, self._penalties, partial(traced, one, y) if self._penalties else None)
 
-    def _traced(self, x: Tree, y: Tree) -> list[Any]:
+    def _traced(self, x: Tree, y: Tree) -> list[tf.Tensor]:
         """Trace the model for any number of samples, then model and loss for one; return what is a penalty's."""
         graph = tf.compat.v1.get_default_graph()
         values = {id(v): tf.convert_to_tensor(v._value) for v in self._model.weights}
@@ -116,7 +119,9 @@ class Trace:
         self._look_everywhere(graph)
         return result
 
-    def _look_at_model(self, body: Sequence[Any], data: Sequence[Any], seen: Seen, updated: Sequence[Any]) -> None:
+    def _look_at_model(
+        self, body: Sequence[tf.Operation], data: Sequence[tf.Tensor], seen: Seen, updated: Sequence[tf.Tensor]
+    ) -> None:
         """Look at those of the model's operations that make what the loss reads."""
         read = [value for value, own in zip(seen.values, self._read or (), strict=True) if own]
         if any(value.shape.rank is not None and value.shape[:1] != [None] for value in read):
@@ -134,7 +139,7 @@ class Trace:
         if any(name in op.type for op in (*body, *inner) for name in _DRAWS):
             self._found["random numbers"] = BATCHED
 
-    def _look_everywhere(self, graph: Any) -> None:
+    def _look_everywhere(self, graph: tf.Graph) -> None:
         """Look at operations that matter wherever they are, also inside functions."""
         inner = [op for one in _functions(graph) for op in one.get_operations()]
         every = [*graph.get_operations(), *inner]
@@ -147,7 +152,7 @@ class Trace:
         if any(op.type.startswith(("Assign", "ResourceScatter", "ResourceApply")) for op in every):
             self._found["assigned variable"] = BATCHED
 
-    def _look_at_loss(self, x: Tree, y: Tree) -> list[Any]:
+    def _look_at_loss(self, x: Tree, y: Tree) -> list[tf.Tensor]:
         """Return the derivatives of the loss of one sample by the variables that it reads itself."""
         raw = [variable._value for variable in self._chosen]
         weights = {id(v): tf.identity(v._value) for v in self._model.weights}
@@ -215,14 +220,14 @@ class Looks:
         if reasons:
             raise PathFailed("; ".join(reasons))
 
-    def read(self, values: Sequence[Any]) -> list[int]:
+    def read(self, values: Sequence[tf.Tensor]) -> list[int]:
         """Return the places of the outputs' values that the loss reads; all of them where that is not known."""
         known = [look.read for look in self._looks.values() if look.read is not None]
         if len(known) < len(self._looks) or any(len(one) != len(values) for one in known) or not known:
             return list(range(len(values)))
         return [i for i in range(len(values)) if any(one[i] for one in known)]
 
-    def penalty(self) -> dict[int, NDArray[Any]]:
+    def penalty(self) -> dict[int, Floats]:
         """Return the derivatives of what the loss reads of weights itself, by the places of the selected variables."""
         for look in self._looks.values():
             if look.penalty is not None:
@@ -230,7 +235,7 @@ class Looks:
         return {}
 
 
-def reached(tensors: Iterable[Any], without: Iterable[Any] = (), sizes: bool = False) -> set[int]:
+def reached(tensors: Iterable[tf.Tensor], without: Iterable[tf.Tensor] = (), sizes: bool = False) -> set[int]:
     """Return the ids of the operations that depend on the values of some tensors (with `sizes`, on their shapes, too).
 
     What makes the tensors `without` does not count, nor does what depends on it alone.
@@ -245,7 +250,7 @@ def reached(tensors: Iterable[Any], without: Iterable[Any] = (), sizes: bool = F
     return found
 
 
-def made_of(tensors: Iterable[Any]) -> set[int]:
+def made_of(tensors: Iterable[tf.Tensor]) -> set[int]:
     """Return the ids of the operations that some tensors are made by."""
     found: set[int] = set()
     stack = [tensor.op for tensor in tensors]
@@ -257,19 +262,19 @@ def made_of(tensors: Iterable[Any]) -> set[int]:
     return found
 
 
-def _reads_raw(loss: Any, raw: Sequence[Any], values: Sequence[Any]) -> bool:
+def _reads_raw(loss: tf.Tensor, raw: Sequence[tf.Tensor], values: Sequence[tf.Tensor]) -> bool:
     found = tf.gradients(loss, list(raw), stop_gradients=list(values))
     return any(gradient is not None for gradient in found)
 
 
-def _branches(op: Any, reach: set[int]) -> bool:
+def _branches(op: tf.Operation, reach: set[int]) -> bool:
     """Whether an operation of the model chooses by the data what is computed."""
     if op.type in _BRANCHES:
         return id(op.inputs[0].op) in reach
     return op.type in _LOOPS and any(id(op.inputs[i].op) in reach for i in _deciding(op))
 
 
-def _deciding(loop: Any) -> set[int]:
+def _deciding(loop: tf.Operation) -> set[int]:
     """Return the places of a loop's variables that decide whether it goes on, and of those that these are made of."""
     condition, body = (loop.graph._get_function(loop.get_attr(name).name).graph for name in ("cond", "body"))
     needed = _used(condition, [0])
@@ -278,7 +283,7 @@ def _deciding(loop: Any) -> set[int]:
     return needed
 
 
-def _used(graph: Any, outputs: Iterable[int]) -> set[int]:
+def _used(graph: tf.Graph, outputs: Iterable[int]) -> set[int]:
     """Return the places of a function's inputs that some of its outputs depend on."""
     wanted = {id(graph.outputs[i].op) for i in outputs}
     found = set()
@@ -288,7 +293,7 @@ def _used(graph: Any, outputs: Iterable[int]) -> set[int]:
     return found
 
 
-def _reduces_samples(op: Any) -> bool:
+def _reduces_samples(op: tf.Operation) -> bool:
     """Whether an operation reduces over a first axis of any length."""
     if op.type not in _REDUCTIONS or not len(op.inputs):
         return False
@@ -299,7 +304,7 @@ def _reduces_samples(op: Any) -> bool:
     return axes is None or shape.rank is None or any(int(axis) in (0, -shape.rank) for axis in axes.ravel())
 
 
-def _custom_gradient(op: Any) -> Callable[..., Any] | None:
+def _custom_gradient(op: tf.Operation) -> Callable[..., tf.Tensor] | None:
     """Return the gradient of an operation that has one of the user's, else None."""
     attributes = op.node_def.attr
     name = attributes["_gradient_op_type"].s.decode() if "_gradient_op_type" in attributes else ""
@@ -312,7 +317,7 @@ def _custom_gradient(op: Any) -> Callable[..., Any] | None:
     return None if given.__module__ == _TRUE_DERIVATIVES else whole
 
 
-def _is_elementwise(op: Any) -> bool:
+def _is_elementwise(op: tf.Operation) -> bool:
     """Whether a custom gradient treats every number by itself, so that it is the same in a batch."""
     gradient = _custom_gradient(op)
     if gradient is None or not all(output.dtype.is_floating for output in op.outputs):
@@ -324,7 +329,7 @@ def _is_elementwise(op: Any) -> bool:
     return all(one.type in _ELEMENTWISE for one in made if id(one) in reach)
 
 
-def _inner(operations: Iterable[Any]) -> Iterator[Any]:
+def _inner(operations: Iterable[tf.Operation]) -> Iterator[tf.Operation]:
     """Yield the operations inside the functions that some operations call, and inside those that these call."""
     for op in operations:
         for attribute in op.node_def.attr.values():
@@ -335,14 +340,14 @@ def _inner(operations: Iterable[Any]) -> Iterator[Any]:
                     yield from _inner(body)
 
 
-def _functions(graph: Any) -> list[Any]:
+def _functions(graph: tf.Graph) -> list[tf.Graph]:
     names = [function.signature.name for function in graph.as_graph_def().library.function]
     return [graph._get_function(name).graph for name in names]
 
 
-def _in(value: Any, graph: Any) -> bool:
+def _in(value: tf.Tensor, graph: tf.Graph) -> bool:
     return getattr(value, "graph", None) is graph
 
 
-def _batch_of(size: int | None) -> Callable[[Any], Any]:
+def _batch_of(size: int | None) -> Callable[[tf.Tensor], tf.TensorSpec]:
     return lambda leaf: tf.TensorSpec([size, *leaf.shape[1:]], leaf.dtype)

@@ -3,19 +3,20 @@
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.global_state import get_global_attribute
 
+from gradindex.data.names import Leaf
+
 one_at_a_time = threading.RLock()
 """Held while Python code of a model runs whose layers keep something between calls."""
 
 
 @contextmanager
-def stateless(model: Any, values: Mapping[int, Any]) -> Iterator[Any]:
+def stateless(model: keras.Model, values: Mapping[int, tf.Tensor]) -> Iterator[keras.StatelessScope]:
     """Let other values stand for some of a model's variables, by their ids, and let nothing be assigned to.
 
     ``model.losses`` read inside are those of the calls inside, and of the values. Yields the ``keras.StatelessScope``.
@@ -27,7 +28,7 @@ def stateless(model: Any, values: Mapping[int, Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def losses_kept(model: Any) -> Iterator[None]:
+def losses_kept(model: keras.Model) -> Iterator[None]:
     """Put back, at the end, the losses that layers hold from the last call."""
     before = [(layer, layer._losses[:], set(layer._loss_ids)) for layer in model._flatten_layers()]
     try:
@@ -39,7 +40,7 @@ def losses_kept(model: Any) -> Iterator[None]:
             layer._loss_ids.update(numbers)
 
 
-def variables(model: Any) -> list[Any]:
+def variables(model: keras.Model) -> list[keras.Variable]:
     """Return every ``tf.Variable`` of a model: weights, statistics, seeds, metrics, and those that Keras does not know.
 
     The seed of Keras's own random numbers is among them.
@@ -48,7 +49,7 @@ def variables(model: Any) -> list[Any]:
     return [one._value for one in (*model.variables, shared) if one is not None] + unknown_variables(model)
 
 
-def unknown_variables(model: Any) -> list[Any]:
+def unknown_variables(model: keras.Model) -> list[keras.Variable]:
     """Return the variables of a model that are TensorFlow's own, which Keras does not know."""
     found = [*tf.train.TrackableView(model).descendants()]
     for layer in model._flatten_layers():
@@ -61,10 +62,10 @@ def unknown_variables(model: Any) -> list[Any]:
 class Kept:
     """The values of variables at one time. Costs no copy: what is assigned later goes to other memory."""
 
-    def __init__(self, of: Iterable[Any]) -> None:
+    def __init__(self, of: Iterable[keras.Variable]) -> None:
         self._before = [(variable, variable.read_value()) for variable in of]
 
-    def changed(self) -> list[Any]:
+    def changed(self) -> list[keras.Variable]:
         """Return the variables that were assigned other values since."""
         return [variable for variable, value in self._before if not _same(value, variable.read_value())]
 
@@ -76,7 +77,7 @@ class Kept:
 
 
 @contextmanager
-def state_kept(model: Any, of: Iterable[Any]) -> Iterator[None]:
+def state_kept(model: keras.Model, of: Iterable[keras.Variable]) -> Iterator[None]:
     """Put back, at the end, the values of some variables, and the losses that layers hold from the last call."""
     with one_at_a_time, losses_kept(model):
         kept = Kept(of)
@@ -86,7 +87,7 @@ def state_kept(model: Any, of: Iterable[Any]) -> Iterator[None]:
             kept.restore()
 
 
-def _same(before: Any, now: Any) -> bool:
+def _same(before: Leaf, now: Leaf) -> bool:
     if "CPU" in before.device and np.asarray(before).ctypes.data == np.asarray(now).ctypes.data:
         return True
     return bool(tf.reduce_all(before == now))

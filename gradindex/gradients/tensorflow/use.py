@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from gradindex.compiled import filters, ghost_norms, outer_products, patches
 from gradindex.compiled.squares import squares
+from gradindex.gradients.parameter import Floats
 
 _CONTRACT = 0.02  # nanoseconds for a multiply-add of an einsum
 
@@ -25,7 +26,7 @@ class Scratch:
     def __init__(self) -> None:
         self._memory: dict[Any, NDArray[Any]] = {}
 
-    def take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> Floats:
         """Return an array (n, …) to be filled; it is the memory that was taken before."""
         size, kind = int(np.prod(shape)), np.dtype(dtype)
         if kind not in self._memory or len(self._memory[kind]) < size:
@@ -44,14 +45,14 @@ class Use(ABC):
     """Working memory of `factors` for a sample."""
 
     @abstractmethod
-    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> Floats:
         """Return the per-sample gradients (block, size) of these samples; not to be changed."""
 
-    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], NDArray[Any]]:
+    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], Floats]:
         """Return row factors (block, T, rows), or (block, T) of row numbers, and column factors."""
         raise NotImplementedError
 
-    def along(self, matrix: NDArray[Any], block: slice, scratch: Scratch) -> NDArray[np.float64]:
+    def along(self, matrix: Floats, block: slice, scratch: Scratch) -> NDArray[np.float64]:
         """Return ⟨Σ_t r_t c_tᵀ, matrix⟩ (block,) from the factors, for a matrix (R, C)."""
         rows, columns = self.factors(block, scratch)
         found: NDArray[np.float64] = np.einsum(
@@ -71,10 +72,10 @@ class Use(ABC):
 class Direct(Use):
     """A small gradient, formed inside the graph: (b, size)."""
 
-    def __init__(self, gradients: Any) -> None:
+    def __init__(self, gradients: tf.Tensor) -> None:
         self._gradients = array(gradients)
 
-    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> Floats:
         """Return the per-sample gradients (block, size)."""
         return self._gradients[block]
 
@@ -82,10 +83,10 @@ class Direct(Use):
 class Constant(Use):
     """A gradient (size,) that all samples have alike."""
 
-    def __init__(self, gradient: NDArray[Any]) -> None:
+    def __init__(self, gradient: Floats) -> None:
         self.gradient = gradient
 
-    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> Floats:
         """Return the per-sample gradients (block, size)."""
         return np.tile(self.gradient, (block.stop - block.start, 1))
 
@@ -93,13 +94,13 @@ class Constant(Use):
 class Outer(Use):
     """Dense factors: rows (b, T, R) and columns (b, T, C)."""
 
-    def __init__(self, rows: Any, columns: Any) -> None:
+    def __init__(self, rows: tf.Tensor, columns: tf.Tensor) -> None:
         self.rows, self.columns = array(upcast(rows)), array(upcast(columns))
         _, self.positions, self.height = self.rows.shape
         self.width = self.columns.shape[2]
         self.form_cost = outer_products.cost(self.positions, self.height, self.width)
 
-    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> Floats:
         """Return the per-sample gradients (block, R·C)."""
         rows, columns = self.factors(block, scratch)
         out = scratch.take((len(rows), self.height, self.width), rows.dtype)
@@ -109,7 +110,7 @@ class Outer(Use):
             np.matmul(rows.transpose(0, 2, 1), columns, out=out)
         return out.reshape(len(out), -1)
 
-    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], NDArray[Any]]:
+    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], Floats]:
         """Return rows (block, T, R) and columns (block, T, C)."""
         return self.rows[block], self.columns[block]
 
@@ -128,11 +129,11 @@ class Outer(Use):
 class Contraction(Use):
     """An einsum of two tensors that start with the samples; no factors."""
 
-    def __init__(self, left: Any, right: Any, equation: str) -> None:
+    def __init__(self, left: tf.Tensor, right: tf.Tensor, equation: str) -> None:
         self._left, self._right, self._equation = upcast(left), upcast(right), equation
         self.form_cost = float(np.prod(left.shape[1:])) * right.shape[-1] * 10 * _CONTRACT
 
-    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> Floats:
         """Return the per-sample gradients (block, size)."""
         return flat(tf.einsum(self._equation, self._left[block], self._right[block]))
 
@@ -140,12 +141,12 @@ class Contraction(Use):
 class Touched(Use):
     """Rows of an embedding: numbers (b, T) of the touched rows, and their gradients (b, T, C)."""
 
-    def __init__(self, numbers: Any, columns: Any, rows: int) -> None:
+    def __init__(self, numbers: tf.Tensor, columns: tf.Tensor, rows: int) -> None:
         self._numbers, self._columns, self._rows = array(numbers), array(upcast(columns)), rows
         self.positions, width = columns.shape[1:]
         self.form_cost = (self.positions + rows * 0.2) * width
 
-    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> Floats:
         """Return the per-sample gradients (block, rows·C), mostly zeros."""
         numbers, columns = self.factors(block, scratch)
         out = scratch.take((len(numbers), self._rows, columns.shape[2]), columns.dtype)
@@ -153,7 +154,7 @@ class Touched(Use):
         np.add.at(out, (np.arange(len(out))[:, None], numbers), columns)
         return out.reshape(len(out), -1)
 
-    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], NDArray[Any]]:
+    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], Floats]:
         """Return row numbers (block, T) and columns (block, T, C)."""
         return self._numbers[block], self._columns[block]
 
@@ -169,7 +170,7 @@ class Patches(Use):
     cut only for a sketch from factors, and for what is not in single precision.
     """
 
-    def __init__(self, large: Any, small: Any, **geometry: Any) -> None:
+    def __init__(self, large: tf.Tensor, small: tf.Tensor, **geometry: Any) -> None:
         self._at = patches.geometry(large.shape, small.shape, **geometry)
         self._large, self._small = array(upcast(large)), array(upcast(small))
         self._depthwise = geometry.get("depthwise", False)
@@ -178,7 +179,7 @@ class Patches(Use):
         self.form_cost = outer_products.cost(at.positions, at.length // at.groups, outputs)
         self.bytes_per_sample = 4 * at.positions * at.length
 
-    def form(self, block: slice, scratch: Scratch) -> NDArray[Any]:
+    def form(self, block: slice, scratch: Scratch) -> Floats:
         """Return the per-sample gradients (block, kernel·C·R)."""
         large, small = self._large[block], self._small[block]
         if self._depthwise:
@@ -192,7 +193,7 @@ class Patches(Use):
         other = flat_small.reshape(len(small), self._at.positions, self._at.groups, -1)
         return flat(np.einsum("ntkgc,ntgo->nkcgo", grouped, other, optimize=True))
 
-    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], NDArray[Any]]:
+    def factors(self, block: slice, scratch: Scratch) -> tuple[NDArray[Any], Floats]:
         """Return patches (block, T, kernel·C), valid until the next call, and `small` (block, T, R)."""
         large, small = self._large[block], self._small[block]
         out = scratch.take((len(large), self._at.positions, self._at.length), large.dtype)
@@ -209,18 +210,18 @@ class Patches(Use):
         return ghost_norms.of_convolution(large, small, self._at) if large.dtype == np.float32 else None
 
 
-def array(tensor: Any) -> NDArray[Any]:
+def array(tensor: tf.Tensor) -> Floats:
     """Return the values of an eager tensor, not copied, not to be changed."""
     return np.asarray(tensor)
 
 
-def flat(tensor: Any) -> NDArray[Any]:
+def flat(tensor: tf.Tensor) -> Floats:
     """Return the values of an eager tensor as (b, size)."""
     values = array(tensor)
     return values.reshape(len(values), -1)
 
 
-def upcast(tensor: Any) -> Any:
+def upcast(tensor: tf.Tensor) -> tf.Tensor:
     """Return half precision as float32, anything else as it is."""
     return tf.cast(tensor, tf.float32) if tensor.dtype in (tf.bfloat16, tf.float16) else tensor
 
@@ -243,7 +244,9 @@ def squared_norms(uses: Sequence[Use], block: slice) -> NDArray[np.float64]:
     return np.maximum(total, 0)
 
 
-def _overlap(rows: Any, columns: Any, other_rows: Any, other_columns: Any) -> NDArray[np.float64]:
+def _overlap(
+    rows: tf.Tensor, columns: tf.Tensor, other_rows: tf.Tensor, other_columns: tf.Tensor
+) -> NDArray[np.float64]:
     sizes = np.ones(len(columns))
     factors = []
     for values in (rows, columns, other_rows, other_columns):
@@ -256,7 +259,9 @@ def _overlap(rows: Any, columns: Any, other_rows: Any, other_columns: Any) -> ND
     return sizes * _scaled_overlap(*factors)
 
 
-def _scaled_overlap(rows: Any, columns: Any, other_rows: Any, other_columns: Any) -> NDArray[np.float64]:
+def _scaled_overlap(
+    rows: tf.Tensor, columns: tf.Tensor, other_rows: tf.Tensor, other_columns: tf.Tensor
+) -> NDArray[np.float64]:
     inner = tf.matmul(columns, other_columns, transpose_b=True)
     dense, other_dense = len(rows.shape) == 3, len(other_rows.shape) == 3
     if dense and other_dense:

@@ -5,12 +5,14 @@ the samples' own: texts of several lengths weigh differently in it. Within `Apar
 to a number returns one number a sample, (b,) in place of (), as the model would of each sample alone.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
+
+from gradindex.data.names import Tree
 
 _LOSSES = {
     F.cross_entropy,
@@ -25,7 +27,7 @@ _LOSSES = {
 _BY_CLASS = {F.cross_entropy, F.nll_loss}  # whose weights are those of classes, not of places in the batch
 
 
-class Apart(TorchFunctionMode):  # type: ignore[misc]
+class Apart(TorchFunctionMode):
     """Takes the losses of `samples` samples apart, whose rows follow each other in what a loss function is given."""
 
     def __init__(self, samples: int) -> None:
@@ -33,8 +35,12 @@ class Apart(TorchFunctionMode):  # type: ignore[misc]
         self._samples = samples
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., Tree],
+        types: Sequence[type],
+        args: tuple[Tree, ...] = (),
+        kwargs: dict[str, Tree] | None = None,
+    ) -> Tree:
         """Call `func`, for each sample if it is a loss that reduces over the batch."""
         kwargs = kwargs or {}
         if func not in _LOSSES or kwargs.get("reduction", "mean") not in ("mean", "sum"):
@@ -47,6 +53,6 @@ class Apart(TorchFunctionMode):  # type: ignore[misc]
             return func(*args, **kwargs)
 
         def one(scores: Tensor, target: Tensor) -> Tensor:
-            return func(scores, target, **named)  # type: ignore[no-any-return]
+            return func(scores, target, **named)
 
         return vmap(one)(scores.unflatten(0, (rows, -1)), target.unflatten(0, (rows, -1)))

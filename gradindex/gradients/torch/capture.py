@@ -14,16 +14,20 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gradindex.data.names import Tree
 from gradindex.gradients.engine import PathFailed
 from gradindex.gradients.torch.model import MAKE_LEAVES
 from gradindex.gradients.torch.shared import Shared, replace, tensors
 from gradindex.gradients.torch.use import Use, Workspace
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 Rule = Callable[["Capture", Callable[..., Any], dict[str, Any]], Any]
 RULES: dict[Callable[..., Any], tuple[Rule, inspect.Signature]] = {}
@@ -37,7 +41,7 @@ class Changed(PathFailed):
     """The model did not make the calls it made before, or changed a layer's input in place."""
 
 
-def rule(signature: str, *functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
+def rule(signature: str, *functions: Callable[..., Tree]) -> Callable[[Rule], Rule]:
     """Register the rule of torch functions whose arguments are named by `signature`, as in a ``def``."""
     bound = inspect.Signature([_argument(part.strip()) for part in signature.split(",")])
 
@@ -144,7 +148,7 @@ class Call:
         self.uses, self.watched = (), ()  # autograd keeps its hooks, and with them this, to the end
 
 
-class Capture(TorchFunctionMode):  # type: ignore[misc]
+class Capture(TorchFunctionMode):
     """Runs a model's forward pass with the rules in force.
 
     Parameters
@@ -196,8 +200,12 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         self._dealt_with: set[int] = set()
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., Tree],
+        types: Sequence[type],
+        args: tuple[Tree, ...] = (),
+        kwargs: dict[str, Tree] | None = None,
+    ) -> Tree:
         """Apply the rule of `func` if it has one and a parameter is among its arguments."""
         kwargs = kwargs or {}
         used = [tensor for tensor in tensors((args, kwargs)) if tensor in self.shared]
@@ -226,13 +234,13 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         self._dealt_with |= outside
         return result
 
-    def _apply_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _apply_rule(self, func: Callable[..., Tree], args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> Tree:
         if func not in RULES:
             raise NoRule
         function, signature = RULES[func]
         return function(self, func, _bind(signature, args, kwargs))
 
-    def _without_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _without_rule(self, func: Callable[..., Tree], args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> Tree:
         if self.in_shared_call:
             self._dealt_with.update(map(id, tensors((args, kwargs))))
             return self.shared.compute(func, args, kwargs)
@@ -243,7 +251,7 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         major, minor = self._key
         return (major + 1, 0) if any(map(self.shared.is_parameter, used)) else (major, minor + 1)
 
-    def names(self, tensor: Any) -> list[str]:
+    def names(self, tensor: Tree) -> list[str]:
         """Return the names of the selected parameters that `tensor` is, is part of, or is computed from."""
         leaves = self.shared.leaves(tensor)
         return [name for leaf in leaves if (name := self._names.get(id(leaf.parameter)))]
@@ -259,7 +267,7 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         self.shared.add_lookup(tensor, parameter, numbers, padding)
 
     def tap(
-        self, output: Tensor, uses: dict[Any, Make], watched: Sequence[Tensor] = (), axis: int | None = None
+        self, output: Tensor, uses: dict[Tensor, Make], watched: Sequence[Tensor] = (), axis: int | None = None
     ) -> Tensor:
         """Return `output`, whose gradient will reach `receive`.
 
@@ -301,7 +309,7 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         if output.requires_grad:
             return _hooked(output, lambda gradient: receive(call, gradient))
         output = output.detach()  # not a view, whose base would take part
-        return _Start.apply(output, self._anchor(output), lambda g: receive(call, g))  # type: ignore[no-any-return, no-untyped-call]
+        return _Start.apply(output, self._anchor(output), lambda g: receive(call, g))
 
     def _anchor(self, output: Tensor) -> Tensor:
         """Return the scalar that every first tapped output depends on: what autograd is asked for."""
@@ -321,7 +329,7 @@ class Capture(TorchFunctionMode):  # type: ignore[misc]
         return replace_field(layout, folded=folded)
 
 
-class _Start(torch.autograd.Function):  # type: ignore[misc]
+class _Start(torch.autograd.Function):
     """The identity, in place (no copy, and a later in-place activation is fine), where the graph begins.
 
     Later taps are hooks, which see the gradient of the value they were registered on even if an activation
@@ -329,14 +337,14 @@ class _Start(torch.autograd.Function):  # type: ignore[misc]
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+    def forward(ctx: "FunctionCtx", output: Tensor, anchor: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
         """Return `output` itself."""
         ctx.receive = receive
         ctx.mark_dirty(output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+    def backward(ctx: "FunctionCtx", gradient: Tensor) -> tuple[None, None, None]:
         """Hand on the gradient, and end here."""
         ctx.receive(gradient)
         return None, None, None
@@ -350,7 +358,7 @@ def _hooked(output: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
     if not output._is_view():
         output.register_hook(receive)
         return output
-    whole: Tensor = output._base  # type: ignore[assignment]
+    whole: Tensor = output._base
     if whole.numel() != output.numel() or not (whole.is_contiguous() and output.is_contiguous()):
         whole = output = output.clone()
     shape = output.shape
@@ -358,12 +366,12 @@ def _hooked(output: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
     return output
 
 
-def plain(tensor: Any) -> Any:
+def plain(tensor: Tree) -> Tree:
     """Return a parameter without its gradient, so that autograd builds no graph for it."""
     return tensor.detach() if isinstance(tensor, torch.nn.Parameter) else tensor
 
 
-def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _bind(signature: inspect.Signature, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> dict[str, Tree]:
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError:

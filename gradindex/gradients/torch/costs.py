@@ -5,13 +5,13 @@ writes one after another to the same. Of 13 models on a loaded machine, times of
 from run to run; counts do not.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gradindex.data.names import Tree
 from gradindex.runtime.log import log
 
 _OPERATION, _FRESH, _WARM = 10.0, 0.004, 0.002  # microseconds: a call; a number written to fresh and to warm memory
@@ -19,7 +19,7 @@ _BATCH = 32  # samples that share the calls of a batched pass
 _MARGIN = 1.5  # estimates are as rough
 
 
-def pays(batched: Callable[[], Any], samples: int, single: Callable[[], Any]) -> bool:
+def pays(batched: Callable[[], Tree], samples: int, single: Callable[[], Tree]) -> bool:
     """Whether a pass of many samples at once runs, and takes less time than one pass for each.
 
     Parameters
@@ -44,7 +44,7 @@ def pays(batched: Callable[[], Any], samples: int, single: Callable[[], Any]) ->
     return bool(at_once <= _MARGIN * in_turn)
 
 
-class _Counted(TorchDispatchMode):  # type: ignore[misc]
+class _Counted(TorchDispatchMode):
     """Counts operations, and the numbers they write to memory that none of their arguments has."""
 
     def __init__(self) -> None:
@@ -52,8 +52,12 @@ class _Counted(TorchDispatchMode):  # type: ignore[misc]
         self.calls, self.numbers = 0, 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., Tree],
+        types: Sequence[type],
+        args: tuple[Tree, ...] = (),
+        kwargs: dict[str, Tree] | None = None,
+    ) -> Tree:
         """Call `func`, and count."""
         result = func(*args, **(kwargs or {}))
         given = set(map(_storage, tree_leaves((args, kwargs))))
@@ -64,5 +68,5 @@ class _Counted(TorchDispatchMode):  # type: ignore[misc]
         return result
 
 
-def _storage(value: Any) -> int:
+def _storage(value: Tree) -> int:
     return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else 0

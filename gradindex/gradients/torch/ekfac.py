@@ -7,7 +7,7 @@ in its parameters; it has no negative eigenvalues.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from gradindex.data.names import LossFunction, Tree
 from gradindex.data.source import Source
 from gradindex.errors import missing
 
 if TYPE_CHECKING:
+    from curvlinops import EKFACLinearOperator
+
     from gradindex.gradients.torch.engine import TorchEngine
 
 _BATCH = 512
@@ -60,7 +63,7 @@ class EKFAC:
     """
 
     def __init__(
-        self, engine: "TorchEngine", loss_fn: Any, source: Source, samples: int, seed: int, empirical: bool
+        self, engine: "TorchEngine", loss_fn: LossFunction, source: Source, samples: int, seed: int, empirical: bool
     ) -> None:
         with _ready(engine.model):
             self._operator = _operator(engine, loss_fn, source, samples, seed, empirical)
@@ -88,13 +91,13 @@ def _power(values: torch.Tensor, damping: float, power: float) -> torch.Tensor:
     return torch.where(damped > 0, damped, torch.inf) ** power
 
 
-def _map(values: Any, function: Any) -> Any:
+def _map(values: Tree, function: Callable[[torch.Tensor], torch.Tensor]) -> Tree:
     if isinstance(values, dict):
         return {name: _map(part, function) for name, part in values.items()}
     return function(values)
 
 
-def _leaves(values: Any) -> Iterator[torch.Tensor]:
+def _leaves(values: Tree) -> Iterator[torch.Tensor]:
     for part in values.values():
         if isinstance(part, dict):
             yield from _leaves(part)
@@ -116,7 +119,9 @@ def _ready(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _operator(engine: "TorchEngine", loss_fn: Any, source: Source, samples: int, seed: int, empirical: bool) -> Any:
+def _operator(
+    engine: "TorchEngine", loss_fn: LossFunction, source: Source, samples: int, seed: int, empirical: bool
+) -> "EKFACLinearOperator":
     try:
         from curvlinops import EKFACLinearOperator, FisherType
     except ImportError:
@@ -146,7 +151,7 @@ def _operator(engine: "TorchEngine", loss_fn: Any, source: Source, samples: int,
         raise Unsupported(str(error)) from error
 
 
-def _loss(loss_fn: Any) -> nn.Module:
+def _loss(loss_fn: object) -> nn.Module:
     """Return a loss as the module with reduction 'mean' that curvlinops knows."""
     if loss_fn in _LOSSES:
         return _LOSSES[loss_fn]()
@@ -160,7 +165,7 @@ def _loss(loss_fn: Any) -> nn.Module:
     raise Unsupported(f"the loss is {getattr(loss_fn, '__name__', loss_fn)}")
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: Tree, other: Tree) -> bool:
     return one is other or (not isinstance(one, torch.Tensor) and bool(one == other))
 
 

@@ -1,15 +1,15 @@
 """PyTorch: per-sample gradients factored or by ``vmap(grad)``, directional derivatives by forward mode."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from gradindex.data.names import Device, LossFunction
 from gradindex.data.source import Tree, index, leaves, length, map_leaves
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.inputs import bind_inputs, select
@@ -62,9 +62,9 @@ class TorchEngine(Engine):
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: Callable[[Any, Any], Any],
+        loss_fn: LossFunction,
         parameters: str | Sequence[str] | None = None,
-        device: Any = None,
+        device: Device | None = None,
     ) -> None:
         super().__init__()
         torch_model.check_device(device)
@@ -141,7 +141,7 @@ class TorchEngine(Engine):
         """Return the names of parameters all uses of which have a rule."""
         inputs = self._tensors(x)
 
-        def forward(samples: int) -> Any:
+        def forward(samples: int) -> Tree:
             rows = torch.arange(samples) % length(x)
             with self._losses.taken_apart(samples):
                 return self._call({}, self._laid_out(map_leaves(lambda leaf: leaf[rows], inputs)))
@@ -191,7 +191,7 @@ class TorchEngine(Engine):
             found = torch_parts.at_once(embed, len(parts), threads)
         return joined([(np.arange(some.start, some.stop), one) for some, one in zip(parts, found, strict=True)])
 
-    def _factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Any, torch.Tensor]:
+    def _factored(self, x: Tree, y: Tree, names: Sequence[str], finish: Finish) -> tuple[Tree, torch.Tensor]:
         inputs, targets = self._tensors(x), self._targets(y)
         with self._inference(fused=True):
             return self._run(inputs, targets, names, finish, self.model, self._workspaces[0])
@@ -204,12 +204,12 @@ class TorchEngine(Engine):
         finish: Finish,
         model: nn.Module,
         workspace: Workspace,
-    ) -> tuple[Any, torch.Tensor]:
+    ) -> tuple[Tree, torch.Tensor]:
         if self._plan is None:
             raise RuntimeError("The paths have not been chosen yet: call gradients or embed.")
         samples = length(inputs)
 
-        def forward() -> Any:
+        def forward() -> Tree:
             with self._losses.taken_apart(samples):
                 return _call(model, self._laid_out(inputs))
 
@@ -307,7 +307,7 @@ class TorchEngine(Engine):
         flat = torch.as_tensor(direction, device=self.device)
         tangents = {p.name: flat[place].reshape(p.shape).to(named[p.name].dtype) for p, place in self.slices()}
 
-        def rows(weights: dict[str, torch.Tensor]) -> tuple[Sequence[torch.Tensor], Any]:
+        def rows(weights: dict[str, torch.Tensor]) -> tuple[Sequence[torch.Tensor], Tree]:
             output = self._call_batch(weights, inputs)
             return self._losses.rows(output, samples), output
 
@@ -339,7 +339,7 @@ class TorchEngine(Engine):
         if self._losses.known or objects or not length(inputs):
             return
 
-        def run(samples: int) -> Any:
+        def run(samples: int) -> Tree:
             rows = torch.arange(samples) % length(inputs)
             with seen:
                 return self._call({}, map_leaves(lambda leaf: leaf[rows], inputs))
@@ -350,11 +350,11 @@ class TorchEngine(Engine):
             self._losses.look(run, target, distinct=length(inputs) > 1)
         self._half, self._makes_leaves = self._half or seen.half, seen.makes_leaves
 
-    def _call_batch(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
+    def _call_batch(self, weights: dict[str, torch.Tensor], x: Tree) -> Tree:
         with self._losses.taken_apart(length(x)):
             return self._call(weights, x)
 
-    def _call(self, weights: dict[str, torch.Tensor], x: Tree) -> Any:
+    def _call(self, weights: dict[str, torch.Tensor], x: Tree) -> Tree:
         if not weights:
             return _call(self.model, x)
         args, kwargs = bind_inputs(self.model.forward, x)
@@ -371,7 +371,7 @@ class TorchEngine(Engine):
     def _targets(self, y: Tree) -> Tree:
         return self._conversion.labels(y)
 
-    def _main(self, output: Any, samples: int) -> Floats | None:
+    def _main(self, output: Tree, samples: int) -> Floats | None:
         main = self._losses.main(output, samples)
         if main is None:
             return None
@@ -388,6 +388,6 @@ class TorchEngine(Engine):
             yield
 
 
-def _call(model: nn.Module, x: Tree) -> Any:
+def _call(model: nn.Module, x: Tree) -> Tree:
     args, kwargs = bind_inputs(model.forward, x)
     return model(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Hidden representations of a torch module: what its layers with parameters receive, or outputs of named layers."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -52,7 +52,7 @@ class Hidden:
         return found if self._named is not None else found[1:]
 
 
-def _tensor(value: Any) -> Tensor:
+def _tensor(value: Tree) -> Tensor:
     while isinstance(value, tuple | list):
         value = value[0]
     return value.detach()

@@ -1,12 +1,12 @@
 """Inputs and labels as the tensors that a model is called with: on its device, in a type that it takes."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from gradindex.data.names import Leaf
 from gradindex.data.source import Tree, index, leaves, map_leaves
 from gradindex.gradients.inputs import bind_inputs
 from gradindex.gradients.torch.model import inference
@@ -53,13 +53,13 @@ class Conversion:
         """Return labels as tensors; None if there are none."""
         return None if y is None else map_leaves(lambda leaf: self._label(self._tensor(leaf)), y)
 
-    def _label(self, leaf: Any) -> Any:
+    def _label(self, leaf: Leaf) -> Leaf:
         if not _is_floating(leaf) or leaf.dtype in self._types:
             return leaf
         return leaf.to(torch.float64 if torch.float64 in self._types else torch.float32)
 
     def _cast(self, tensors: Tree, keeps: bool, dtype: torch.dtype) -> Tree:
-        def cast(leaf: Any) -> Any:
+        def cast(leaf: Leaf) -> Leaf:
             stays = not _is_floating(leaf) or (keeps and leaf.dtype in self._types)
             return leaf if stays else leaf.to(dtype)
 
@@ -85,7 +85,7 @@ class Conversion:
             for dtype in self._types:
                 yield keeps, dtype
 
-    def _tensor(self, leaf: Any) -> Any:
+    def _tensor(self, leaf: Leaf) -> Leaf:
         if isinstance(leaf, list):
             arrays = all(isinstance(item, np.ndarray | torch.Tensor) for item in leaf)
             return self._tensor(leaf[0])[None] if arrays and len(leaf) == 1 else leaf
@@ -95,5 +95,5 @@ class Conversion:
         return value.detach().to(self._device)
 
 
-def _is_floating(leaf: Any) -> bool:
+def _is_floating(leaf: Leaf) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from gradindex.data.names import LossFunction
 from gradindex.data.source import Tree, map_leaves
 from gradindex.gradients.engine import PathFailed
 from gradindex.gradients.inputs import call_loss
@@ -36,13 +36,17 @@ Place = Layout | Kind
 """Where the samples are in one tensor of an output."""
 
 
-class Unread(Tensor):  # type: ignore[misc]
+class Unread(Tensor):
     """Stands for a tensor that the loss does not read; to use it together with others, or its values, is an error."""
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        cls,
+        func: Callable[..., Tree],
+        types: Sequence[type],
+        args: tuple[Tree, ...] = (),
+        kwargs: dict[str, Tree] | None = None,
+    ) -> Tree:
         """Let a change of its type or shape pass, and a question about its type."""
         kwargs = kwargs or {}
         found = super().__torch_function__(func, types, args, kwargs)
@@ -59,10 +63,10 @@ _ABOUT = {
     Tensor.is_floating_point,
     Tensor.is_complex,
     Tensor.dim,
-    Tensor.dtype.__get__,  # type: ignore[attr-defined]
-    Tensor.device.__get__,  # type: ignore[attr-defined]
-    Tensor.ndim.__get__,  # type: ignore[attr-defined]
-    Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
+    Tensor.dtype.__get__,
+    Tensor.device.__get__,
+    Tensor.ndim.__get__,
+    Tensor.requires_grad.__get__,
 }
 
 
@@ -86,7 +90,7 @@ class SampleLosses:
         ``loss_fn(output, y)``, any reduction.
     """
 
-    def __init__(self, loss_fn: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, loss_fn: LossFunction) -> None:
         self._loss_fn = loss_fn
         self._label_form: str | None = None
         self._together = True
@@ -98,7 +102,7 @@ class SampleLosses:
         """Whether `look` was called."""
         return self._reading is not None or self._refused is not None
 
-    def one(self, output: Any, target: Any) -> Tensor:
+    def one(self, output: Tree, target: Tree) -> Tensor:
         """Return the loss of a batch of one."""
         if self._label_form is None:
             self._label_form = label_form(self._loss_fn, output, target)
@@ -111,7 +115,7 @@ class SampleLosses:
             raise PathFailed("the loss reads a part of the model's output that it did not read at first")
         return loss.sum()
 
-    def together(self, outputs: Sequence[Any], targets: Tree) -> float | None:
+    def together(self, outputs: Sequence[Tree], targets: Tree) -> float | None:
         """Return the loss of samples as one batch, given their outputs one by one; None if it is no single number."""
         rows = [_parts(output) for output in outputs]
         left = iter([torch.cat(part) for part in zip(*rows, strict=True)])
@@ -121,7 +125,7 @@ class SampleLosses:
         loss = self._loss_fn(output, targets)
         return float(loss) if loss.dim() == 0 else None
 
-    def look(self, run: Callable[[int], Any], target: Tree, distinct: bool) -> None:
+    def look(self, run: Callable[[int], Tree], target: Tree, distinct: bool) -> None:
         """Find out what the loss reads, and where samples are in it.
 
         Parameters
@@ -138,22 +142,22 @@ class SampleLosses:
         except PathFailed as error:
             self._refused = error
 
-    def taken_apart(self, samples: int) -> AbstractContextManager[Any]:
+    def taken_apart(self, samples: int) -> AbstractContextManager[object]:
         """Within it, a model's forward pass takes losses of each sample where that is needed."""
         return Apart(samples) if self._reading is not None and self._reading.apart else nullcontext()
 
-    def reads(self, output: Any) -> list[Tensor]:
+    def reads(self, output: Tree) -> list[Tensor]:
         """Return the tensors of an output that the loss reads."""
         parts = _parts(output)
         return [part for part, place in zip(parts, self._places(parts, 2), strict=True) if place is not Kind.UNREAD]
 
-    def rows(self, output: Any, samples: int) -> list[Tensor]:
+    def rows(self, output: Tree, samples: int) -> list[Tensor]:
         """Return what the loss reads of an output, each tensor (b, …) with the samples first."""
         parts = _parts(output)
         places = zip(parts, self._places(parts, samples), strict=True)
         return [_split(part, place, samples) for part, place in places if place is not Kind.UNREAD]
 
-    def of_rows(self, rows: Sequence[Tensor], output: Any, targets: Tree, samples: int) -> Tensor:
+    def of_rows(self, rows: Sequence[Tensor], output: Tree, targets: Tree, samples: int) -> Tensor:
         """Return the losses (b,) of `rows` in place of what is in `output`."""
         places = self._places(_parts(output), samples)
 
@@ -174,11 +178,11 @@ class SampleLosses:
         ]
         return torch.stack(losses) if losses else torch.zeros(0)
 
-    def of_batch(self, output: Any, targets: Tree, samples: int) -> Tensor:
+    def of_batch(self, output: Tree, targets: Tree, samples: int) -> Tensor:
         """Return the loss of each sample (b,) given the outputs of the whole batch."""
         return self.of_rows(self.rows(output, samples), output, targets, samples)
 
-    def main(self, output: Any, samples: int) -> Tensor | None:
+    def main(self, output: Tree, samples: int) -> Tensor | None:
         """Return the main tensor (b, …) of a batch's outputs; None if there is none, or samples are not first."""
         found = main_tensor(output)
         if found is None or not found.dim() or len(found) != samples:
@@ -203,7 +207,7 @@ class SampleLosses:
             raise PathFailed("the model's output has another number of tensors than before")
         return self._reading.places
 
-    def _find(self, run: Callable[[int], Any], target: Tree, distinct: bool) -> Reading | None:
+    def _find(self, run: Callable[[int], Tree], target: Tree, distinct: bool) -> Reading | None:
         output = run(1)
         self.one(output, target)  # settles the form of labels, and says what is wrong with the loss
         read = self._read(output, target)
@@ -228,7 +232,7 @@ class SampleLosses:
         left = iter(places)
         return Reading([next(left) if used else Kind.UNREAD for used in read], apart)  # type: ignore[misc]
 
-    def _read(self, output: Any, target: Tree) -> list[bool]:
+    def _read(self, output: Tree, target: Tree) -> list[bool]:
         """Return which tensors of a batch of one the loss reads: those it fails without."""
         parts, main = _parts(output), main_tensor(output)
         if len(parts) == 1:
@@ -238,7 +242,7 @@ class SampleLosses:
             return [not other for other in others]
         return [not self._does_without(output, target, [n == i for n in range(len(parts))]) for i in range(len(parts))]
 
-    def _does_without(self, output: Any, target: Tree, unread: Sequence[bool]) -> bool:
+    def _does_without(self, output: Tree, target: Tree, unread: Sequence[bool]) -> bool:
         left = iter(unread)
         try:
             self.one(map_tensors(lambda part: _stand_in(part) if next(left) else part, output), target)
@@ -248,7 +252,7 @@ class SampleLosses:
         return True
 
 
-def _parts(output: Any) -> list[Tensor]:
+def _parts(output: Tree) -> list[Tensor]:
     """Return the tensors of an output, in order."""
     found: list[Tensor] = []
     map_tensors(found.append, output)

@@ -5,17 +5,21 @@ hand. MKL does so for its maker's processors only: on others (measured: AMD Zen 
 twice as fast. On a processor where both are alike, so are the times.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
+
 # Multiply-adds from which a call pays: of one product, and where it takes the place of one call for many.
 _WORTH_A_CALL, _WORTH_MANY_CALLS = 1 << 21, 1 << 24
 
 
-def _find_onednn() -> Any:
+def _find_onednn() -> Callable[..., Tensor] | None:
     """Return oneDNN's x Wᵀ + b, or None. What `torch.compile` calls on CPUs; it has no gradient of its own."""
     if not torch.backends.mkldnn.is_available():
         return None
@@ -37,7 +41,8 @@ def _suits(tensor: Tensor, multiply_adds: int, enough: int) -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return _ONEDNN(_dense(x), _dense(weight), bias, "none", [], "")  # type: ignore[no-any-return]
+    assert _ONEDNN is not None
+    return _ONEDNN(_dense(x), _dense(weight), bias, "none", [], "")
 
 
 def _dense(matrix: Tensor) -> Tensor:
@@ -75,18 +80,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and weight.dtype == x.dtype
     ):
         return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return _Linear.apply(x, weight, bias)
 
 
-class _Linear(torch.autograd.Function):  # type: ignore[misc]
+class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: "FunctionCtx", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return x Wᵀ + b."""
         ctx.save_for_backward(weight)
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: "FunctionCtx", gradient: Tensor) -> tuple[Tensor, None, None]:
         """Return δ W."""
         (weight,) = ctx.saved_tensors
         return _product(gradient, weight.t(), None), None, None
@@ -95,4 +100,4 @@ class _Linear(torch.autograd.Function):  # type: ignore[misc]
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     flat = _onednn(x.reshape(-1, x.shape[-1]), weight, bias)
     # Not a view: a view made out of autograd's sight could not be changed in place by an activation.
-    return torch.ops.aten._unsafe_view(flat, [*x.shape[:-1], len(weight)])  # type: ignore[no-any-return]
+    return torch.ops.aten._unsafe_view(flat, [*x.shape[:-1], len(weight)])

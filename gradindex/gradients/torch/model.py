@@ -4,9 +4,8 @@ import hashlib
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
+from gradindex.data.names import Leaf, Tree
 from gradindex.gradients.parameter import Parameter
 from gradindex.gradients.torch.state import kept
 
 HALF = torch.bfloat16, torch.float16
-MAKE_LEAVES = {torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
+MAKE_LEAVES = {torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__}
 
 # functional_call and the modes of submodules change the module for a moment, attention switches are the process's:
 # one thread at a time.
@@ -82,11 +82,11 @@ class _Called:
     """In place of reentrant checkpointing's autograd function."""
 
     @staticmethod
-    def apply(function: Any, preserve_random_state: bool, *args: Any) -> Any:
+    def apply(function: Callable[..., Tree], preserve_random_state: bool, *args: Tree) -> Tree:
         return function(*args)
 
 
-def _watch_nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+def _watch_nothing(*args: Tree, **kwargs: Tree) -> Iterator[None]:
     """In place of the generator around a checkpointed call, which is entered once before and once after it."""
     yield
 
@@ -101,14 +101,18 @@ _CHECKPOINTS = {
 }
 
 
-class Seen(TorchFunctionMode):  # type: ignore[misc]
+class Seen(TorchFunctionMode):
     """Notes of what runs within it whether it computes with half precision, as autocast does, and makes leaves."""
 
     half = makes_leaves = False
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., Tree],
+        types: Sequence[type],
+        args: tuple[Tree, ...] = (),
+        kwargs: dict[str, Tree] | None = None,
+    ) -> Tree:
         """Call `func`, and look at what it returns."""
         result = func(*args, **kwargs or {})
         self.makes_leaves = self.makes_leaves or func in MAKE_LEAVES
@@ -116,12 +120,16 @@ class Seen(TorchFunctionMode):  # type: ignore[misc]
         return result
 
 
-class NoLeaves(TorchFunctionMode):  # type: ignore[misc]
+class NoLeaves(TorchFunctionMode):
     """Lets no output of a layer be made to need gradients, which `torch.func` forbids and has no need of."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., Tree],
+        types: Sequence[type],
+        args: tuple[Tree, ...] = (),
+        kwargs: dict[str, Tree] | None = None,
+    ) -> Tree:
         """Call any other `func`."""
         return args[0] if func in MAKE_LEAVES else func(*args, **kwargs or {})
 
@@ -131,13 +139,13 @@ def devices() -> list[str]:
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] or ["cpu"]
 
 
-def check_device(device: Any) -> None:
+def check_device(device: object) -> None:
     """Raise TypeError unless `device` is None or something that names a device."""
     if device is not None and not isinstance(device, str | int | torch.device):
         raise TypeError(f"`device` must be None, a string, an integer or a torch.device, got {type(device).__name__}.")
 
 
-def eagerly() -> AbstractContextManager[Any]:
+def eagerly() -> AbstractContextManager[object]:
     """Within it, compiled submodules and functions run as they were written: what they call has to be seen."""
     compiling = "torch._dynamo" in sys.modules  # importing it takes seconds
     return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
@@ -169,7 +177,7 @@ def state_hashes(model: nn.Module) -> dict[str, str]:
     }
 
 
-def channels_last(leaf: Any) -> Any:
+def channels_last(leaf: Leaf) -> Leaf:
     """Return images (b, C, height, width) with their channels last in memory, and anything else as it is."""
     if not isinstance(leaf, torch.Tensor) or leaf.dim() != 4 or not leaf.is_floating_point():
         return leaf

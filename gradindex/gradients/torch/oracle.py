@@ -1,13 +1,13 @@
 """PyTorch's oracle: forward, loss, ``.backward()``, as in a training loop. Reads nothing of the engine."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from gradindex.data.names import LossFunction
 from gradindex.data.source import Tree
 from gradindex.gradients.inputs import bind_inputs, call_loss
 from gradindex.gradients.oracle import Oracle, Step
@@ -35,7 +35,7 @@ class TorchOracle(Oracle):
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: Callable[[Any, Any], Any],
+        loss_fn: LossFunction,
         names: Sequence[str],
         convert: Conversion,
     ) -> None:
@@ -62,7 +62,7 @@ class TorchOracle(Oracle):
         unused = tuple(name for name, gradient in zip(self._names, gradients, strict=True) if gradient is None)
         return Step(_floats(torch.cat([part.to(_widest(flat)) for part in flat])), float(loss.detach()), output, unused)
 
-    def _loss(self, output: Any, target: Any) -> torch.Tensor:
+    def _loss(self, output: Tree, target: Tree) -> torch.Tensor:
         if self._label_form is None:
             self._label_form = label_form(self._loss_fn, output, target)
         if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.func import jvp
 
+from gradindex.data.names import Leaf, LossFunction, Tree
 from gradindex.gradients.parameter import Floats
 from gradindex.runtime.log import log
 
@@ -19,14 +20,14 @@ LABEL_FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 """In the order they are tried: the label as given; shaped and typed like the output (BCE, MSE); (b, 1) as (b,)."""
 
 
-def label_form(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> str:
+def label_form(loss_fn: LossFunction, output: Tree, target: Tree) -> str:
     """Return the first form of the labels that the loss takes without an error, or else without a warning."""
     if not (isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
         return "as given"
     for action in ("error", "ignore"):
         for form, shape in LABEL_FORMS.items():
             with torch.enable_grad(), warnings.catch_warnings():
-                warnings.simplefilter(action, UserWarning)  # type: ignore[arg-type]
+                warnings.simplefilter(action, UserWarning)
                 try:
                     probe = output.detach().clone().requires_grad_()
                     torch.autograd.grad(loss_fn(probe, shape(probe, target)).sum(), probe)
@@ -37,7 +38,7 @@ def label_form(loss_fn: Callable[[Any, Any], Any], output: Any, target: Any) -> 
     return "as given"  # the loss itself will say what is wrong
 
 
-def map_tensors(function: Callable[[torch.Tensor], Any], output: Any) -> Any:
+def map_tensors(function: Callable[[torch.Tensor], Leaf], output: Tree) -> Tree:
     """Return a copy of `output` with every tensor in it replaced by what `function` makes of it, in order.
 
     Tensors are sought in tuples, lists, dicts and attributes of objects, but not within modules.
@@ -45,7 +46,7 @@ def map_tensors(function: Callable[[torch.Tensor], Any], output: Any) -> Any:
     return _map(function, output, ())
 
 
-def _map(function: Callable[[torch.Tensor], Any], output: Any, within: tuple[int, ...]) -> Any:
+def _map(function: Callable[[torch.Tensor], Leaf], output: Tree, within: tuple[int, ...]) -> Tree:
     if isinstance(output, torch.Tensor):
         return function(output)
     if id(output) in within or isinstance(output, type | torch.nn.Module):
@@ -70,10 +71,10 @@ def _map(function: Callable[[torch.Tensor], Any], output: Any, within: tuple[int
 
 
 def along(
-    rows_of: Callable[[Any], tuple[Sequence[torch.Tensor], Any]],
-    losses_of: Callable[[Sequence[torch.Tensor], Any], torch.Tensor],
-    weights: Any,
-    tangents: Any,
+    rows_of: Callable[[Tree], tuple[Sequence[torch.Tensor], Tree]],
+    losses_of: Callable[[Sequence[torch.Tensor], Tree], torch.Tensor],
+    weights: Tree,
+    tangents: Tree,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the derivatives (b,) float64 of a batch's losses along a change of the weights, and the losses (b,).
 
@@ -87,7 +88,7 @@ def along(
     shape: list[Any] = []
     kinds: list[bool] = []
 
-    def smooth(weights: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def smooth(weights: Tree) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         found, output = rows_of(weights)
         shape.append(output)
         kinds.extend(_is_smooth(part) for part in found)
@@ -110,13 +111,13 @@ def _is_smooth(part: torch.Tensor) -> bool:
     return bool(part.dtype.is_floating_point or part.dtype.is_complex)
 
 
-def main_tensor(output: Any) -> torch.Tensor | None:
+def main_tensor(output: Tree) -> torch.Tensor | None:
     """Return an output that is a tensor, or the `logits` of one that has them, detached; else None."""
     output = getattr(output, "logits", output)
     return output.detach() if isinstance(output, torch.Tensor) else None
 
 
-def as_array(output: Any, samples: int) -> Floats | None:
+def as_array(output: Tree, samples: int) -> Floats | None:
     """Return the main tensor (b, …) of an output of `samples` samples as an array, None if there is none."""
     tensor = main_tensor(output)
     return None if tensor is None or not tensor.dim() or len(tensor) != samples else to_numpy(tensor)

@@ -10,7 +10,7 @@ keeps in its attributes during a call does not reach the other parts.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
@@ -90,10 +90,10 @@ def replica(model: nn.Module) -> nn.Module:
         copies[id(module)]._modules = {
             name: None if child is None else copies[id(child)] for name, child in module._modules.items()
         }
-    return copies[id(model)]  # type: ignore[no-any-return]
+    return copies[id(model)]
 
 
-def _own(value: Any) -> Any:
+def _own(value: Tree) -> Tree:
     return value.copy() if type(value) in (dict, list, set) else value
 
 
@@ -111,7 +111,7 @@ def can_be_copied(model: nn.Module) -> bool:
     )
 
 
-def is_undisturbed(gradients: Callable[[], Floats], interrupt: Callable[[], Any]) -> bool:
+def is_undisturbed(gradients: Callable[[], Floats], interrupt: Callable[[], object]) -> bool:
     """Whether gradients stay the same when `interrupt` is called now and then between torch functions.
 
     It should call a copy of the model with other samples: what changes them meets outside the modules, such as in a
@@ -131,20 +131,24 @@ def is_undisturbed(gradients: Callable[[], Floats], interrupt: Callable[[], Any]
     return np.allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max(initial=0))
 
 
-class _Interruptions(TorchFunctionMode):  # type: ignore[misc]
+class _Interruptions(TorchFunctionMode):
     """Calls `interrupt` between the torch functions of what runs within it, and notes whether they draw random numbers.
 
     Outside all other modes, so that what `interrupt` calls is not seen by them.
     """
 
-    def __init__(self, every: int = 0, interrupt: Callable[[], Any] = lambda: None) -> None:
+    def __init__(self, every: int = 0, interrupt: Callable[[], object] = lambda: None) -> None:
         super().__init__()
         self.calls, self.random = 0, False
         self._every, self._interrupt = every, interrupt
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., Tree],
+        types: Sequence[type],
+        args: tuple[Tree, ...] = (),
+        kwargs: dict[str, Tree] | None = None,
+    ) -> Tree:
         """Call `func`, after an interruption every so many calls."""
         kwargs = kwargs or {}
         self.calls += 1

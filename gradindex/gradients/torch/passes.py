@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from gradindex.data.names import Tree
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.torch import rules  # noqa: F401  (they register themselves)
@@ -38,7 +39,9 @@ class Plan:
     """Numbers of a sample's layer outputs."""
 
 
-def plan(forward: Callable[[int], Any], reads: Callable[[Any], Sequence[Tensor]], named: Mapping[str, Tensor]) -> Plan:
+def plan(
+    forward: Callable[[int], Tree], reads: Callable[[Tree], Sequence[Tensor]], named: Mapping[str, Tensor]
+) -> Plan:
     """Return the plan found by running `forward` on 3 samples and on 2; `reads` are the tensors the loss reads of it.
 
     A call whose result is as large for 3 as for 2 computes something that all samples share; what is computed
@@ -59,22 +62,22 @@ def plan(forward: Callable[[int], Any], reads: Callable[[Any], Sequence[Tensor]]
     return Plan(known, frozenset(named) - again.without_rule - alike, two.captured // 2)
 
 
-def _watch(forward: Callable[[int], Any], samples: int, capture: Capture) -> Capture:
+def _watch(forward: Callable[[int], Tree], samples: int, capture: Capture) -> Capture:
     with torch.enable_grad(), capture:
         forward(samples)
     return capture
 
 
 def backward(
-    forward: Callable[[], Any],
-    losses_of: Callable[[Any], Tensor],
+    forward: Callable[[], Tree],
+    losses_of: Callable[[Tree], Tensor],
     named: Mapping[str, Tensor],
     samples: int,
     wanted: Collection[str],
     known: Plan,
     finish: Finish,
     workspace: Workspace,
-) -> tuple[Any, Tensor]:
+) -> tuple[Tree, Tensor]:
     """Run both passes; call `finish` with each wanted parameter's name and uses. Returns outputs and losses (b,).
 
     `named` holds all selected parameters, as for `plan`, so that calls are counted alike.
@@ -108,7 +111,7 @@ def backward(
 class Rows:
     """Collects formed gradients (b, P) of the given parameters."""
 
-    def __init__(self, samples: int, parameters: Sequence[Parameter], dtype: Any) -> None:
+    def __init__(self, samples: int, parameters: Sequence[Parameter], dtype: DTypeLike) -> None:
         self.gradients: Floats = np.zeros((samples, sum(parameter.size for parameter in parameters)), dtype)
         self._places: dict[str, slice] = {}
         begin = 0

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradindex.data.names import Tree
 from gradindex.gradients.torch.use import Touched, Use, Workspace
 
 Make = Callable[..., Use]  # (δ, layout) -> Use
@@ -70,14 +71,14 @@ class Shared:
 
         self._add(tensor, parameter, finish)
 
-    def compute(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def compute(self, function: Callable[..., Tree], args: Tree, kwargs: Tree) -> Tree:
         """Call `function`, all of whose gradient comes from known tensors, and know its results."""
         leaves = {id(leaf.tensor): leaf for tensor in tensors((args, kwargs)) for leaf in self.leaves(tensor)}
         with torch.enable_grad():
             result = function(*replace(self._live, args), **replace(self._live, kwargs))
         return replace(lambda live: self._know(live, tuple(leaves.values())), result)
 
-    def leaves(self, tensor: Any) -> tuple[Leaf, ...]:
+    def leaves(self, tensor: Tree) -> tuple[Leaf, ...]:
         """Return where the graph of a known tensor begins; nothing for any other."""
         if id(tensor) in self._derived:
             return self._derived[id(tensor)].leaves
@@ -85,7 +86,7 @@ class Shared:
             self._add(tensor, tensor, lambda use: use)
         return (self._leaves[id(tensor)],) if id(tensor) in self._leaves else ()
 
-    def uses(self, tensor: Any, make: Make) -> Iterator[tuple[Tensor, Make]]:
+    def uses(self, tensor: Tree, make: Make) -> Iterator[tuple[Tensor, Make]]:
         """Yield each parameter behind a known tensor, and how to make its use, given that of `tensor`."""
         derived = self._derived.get(id(tensor))
         for leaf in self.leaves(tensor):
@@ -147,7 +148,7 @@ def _pull(live: Tensor, leaf: Tensor, gradients: Tensor) -> Tensor | None:
         return pull(gradients, batched=True)
     except RuntimeError:  # an operation whose backward pass vmap does not know
         found = [pull(row, batched=False) for row in gradients]
-        return None if any(row is None for row in found) else torch.stack(found)  # type: ignore[arg-type]
+        return None if any(row is None for row in found) else torch.stack(found)
 
 
 def _chained(make: Make, leaf: Leaf, derived: Derived | None) -> Make:
@@ -156,14 +157,14 @@ def _chained(make: Make, leaf: Leaf, derived: Derived | None) -> Make:
     return lambda g, at: leaf.finish(Pulled(make(g, at), derived, leaf))
 
 
-def tensors(value: Any) -> list[Tensor]:
+def tensors(value: Tree) -> list[Tensor]:
     """Return the tensors in nested arguments."""
     found: list[Tensor] = []
     _gather(value, found)
     return found
 
 
-def _gather(value: Any, found: list[Tensor]) -> None:
+def _gather(value: Tree, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
         found.append(value)
     elif isinstance(value, tuple | list):
@@ -174,7 +175,7 @@ def _gather(value: Any, found: list[Tensor]) -> None:
             _gather(item, found)
 
 
-def replace(function: Callable[[Tensor], Any], value: Any) -> Any:
+def replace(function: Callable[[Tensor], Leaf], value: Tree) -> Tree:
     """Return nested arguments with `function` applied to every tensor."""
     if isinstance(value, Tensor):
         return function(value)
@@ -182,5 +183,5 @@ def replace(function: Callable[[Tensor], Any], value: Any) -> Any:
         return {key: replace(function, item) for key, item in value.items()}
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
         items: Iterable[Any] = (replace(function, item) for item in value)
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # type: ignore[call-arg]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

@@ -1,6 +1,6 @@
 """Signals of a torch model and loss, found by one plain pass of one sample that is watched."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as global_hooks
 from torch.overrides import TorchFunctionMode
 
+from gradindex.data.names import Tree
 from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, Signal
 from gradindex.gradients.torch.outputs import map_tensors
 
@@ -55,10 +56,10 @@ def of_hooks(model: nn.Module, named: Mapping[str, torch.Tensor]) -> Iterator[Si
 
 
 def of_pass(
-    forward: Callable[[], Any],
-    loss_of: Callable[[Any], torch.Tensor],
+    forward: Callable[[], Tree],
+    loss_of: Callable[[Tree], torch.Tensor],
     named: Mapping[str, torch.Tensor],
-    inputs: Any = None,
+    inputs: Tree = None,
 ) -> Iterator[Signal]:
     """Yield signals of one sample's forward pass and loss.
 
@@ -104,7 +105,7 @@ def of_pass(
         )
 
 
-def _check_fixed(output: Any, again: Any) -> None:
+def _check_fixed(output: Tree, again: Tree) -> None:
     """Raise ValueError if the random numbers that two forward passes of a sample drew show in their outputs."""
     pairs: list[list[torch.Tensor]] = [[], []]
     for found, one in zip(pairs, (output, again), strict=True):
@@ -116,7 +117,7 @@ def _check_fixed(output: Any, again: Any) -> None:
         )
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: Tree) -> Iterator[torch.Tensor]:
     """Yield the tensors in nested tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         yield value
@@ -130,14 +131,14 @@ def _leaf(tensor: torch.Tensor) -> torch.Tensor:
     return found.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else found
 
 
-class _Watch(TorchFunctionMode):  # type: ignore[misc]
+class _Watch(TorchFunctionMode):
     """Notes calls of torch functions that say something about the ways of computing gradients.
 
     What derives from the `inputs` is told from what derives from weights alone, and of the former what derives from
     floating numbers, so that a branch on it may go another way in a batch, from masks and lengths.
     """
 
-    def __init__(self, inputs: Any = None) -> None:
+    def __init__(self, inputs: Tree = None) -> None:
         super().__init__()
         self.hooks, self.reads, self.branches, self.hidden, self.weighted = 0, "", "", "", ""
         self.scaled, self._padded = False, set[int]()  # embeddings' weights
@@ -152,7 +153,7 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
         if of_numbers or tensor.is_floating_point():
             self._of_numbers.add(id(tensor))
 
-    def _follow(self, name: str, args: Any, result: Any) -> None:
+    def _follow(self, name: str, args: Tree, result: Tree) -> None:
         """Know the result of a call as derived from the batch, if one of the arguments is."""
         ids = {id(tensor) for tensor in _tensors(args)}
         if not ids & self._of_batch.keys():
@@ -164,8 +165,12 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
             self._know(tensor, of_numbers and name not in _CHECKS)
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., Tree],
+        types: Sequence[type],
+        args: tuple[Tree, ...] = (),
+        kwargs: dict[str, Tree] | None = None,
+    ) -> Tree:
         """Call `func`, and note what it is."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
@@ -190,7 +195,7 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
                 self.hidden = self.hidden or name
         return result
 
-    def _look_up(self, args: Any, kwargs: Any) -> None:
+    def _look_up(self, args: Tree, kwargs: Tree) -> None:
         """Note what the backward pass of an embedding does to its gradient, which forward mode does not know of."""
         self.scaled = self.scaled or bool(kwargs.get("scale_grad_by_freq"))
         if kwargs.get("padding_idx") is not None:
@@ -220,7 +225,7 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
             yield Signal("reading", what, varies=True)
 
 
-def _of_graph(output: Any) -> Iterator[Signal]:
+def _of_graph(output: Tree) -> Iterator[Signal]:
     """Yield a signal of custom autograd functions behind an output."""
     names: set[str] = set()
     for node in _nodes(_roots(output)):
@@ -235,13 +240,13 @@ def _leaves(loss: torch.Tensor) -> set[int]:
     return {id(node.variable) for node in _nodes([loss.grad_fn]) if hasattr(node, "variable")}
 
 
-def _roots(output: Any) -> list[Any]:
+def _roots(output: Tree) -> list[torch.autograd.graph.Node]:
     found: list[Any] = []
     map_tensors(lambda tensor: found.append(tensor.grad_fn), output)
     return found
 
 
-def _nodes(roots: list[Any]) -> Iterator[Any]:
+def _nodes(roots: list[torch.autograd.graph.Node]) -> Iterator[torch.autograd.graph.Node]:
     """Yield every node of the graph behind some roots."""
     seen, left = set(), [root for root in roots if root is not None]
     while left:

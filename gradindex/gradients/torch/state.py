@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradindex.data.names import Tree
 from gradindex.runtime.log import log
 
 _SMALL = 1 << 16  # bytes of a tensor that is copied before every pass; a larger one if a pass was seen to write it
@@ -66,11 +67,11 @@ def kept(model: nn.Module) -> Iterator[None]:
                 _put_back(known, looks, one)
 
 
-def _is_plain(name: str, value: Any) -> bool:
+def _is_plain(name: str, value: Tree) -> bool:
     return (value is None or isinstance(value, bool | int | float | Tensor)) and name not in _MODES
 
 
-def _keep(known: _Written, looks: bool, path: str, owner: dict[str, Any], name: str) -> _Kept | None:
+def _keep(known: _Written, looks: bool, path: str, owner: dict[str, Tensor | None], name: str) -> _Kept | None:
     tensor = owner[name]
     if tensor is None or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_inference():
         return None
@@ -96,7 +97,7 @@ def _put_back(known: _Written, looks: bool, one: _Kept) -> None:
             one.tensor.detach().copy_(one.copy)
 
 
-def _put_back_attributes(values: dict[str, Any], before: dict[str, Any], names: set[str]) -> None:
+def _put_back_attributes(values: dict[str, object], before: dict[str, object], names: set[str]) -> None:
     for name, value in before.items():
         if name in values and values[name] is not value and _is_plain(name, values[name]):
             values[name] = value

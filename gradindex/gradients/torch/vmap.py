@@ -1,7 +1,6 @@
 """Per-sample gradients by ``vmap(grad)``: the model is called with each sample alone, as far as it can tell."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from gradindex.gradients.torch.outputs import main_tensor
 
 
 def gradients(
-    call: Callable[[dict[str, Tensor], Tree], Any],
-    loss_of: Callable[[Any, Tree], Tensor],
+    call: Callable[[dict[str, Tensor], Tree], Tree],
+    loss_of: Callable[[Tree, Tree], Tensor],
     weights: dict[str, Tensor],
     inputs: Tree,
     targets: Tree,
@@ -32,7 +31,7 @@ def gradients(
         b samples.
     """
 
-    def sample_loss(weights: dict[str, Tensor], one: Tree, target: Tree) -> tuple[Any, Any]:
+    def sample_loss(weights: dict[str, Tensor], one: Tree, target: Tree) -> tuple[Tensor, tuple[Tensor, ...]]:
         output = call(weights, map_leaves(lambda leaf: leaf[None], one))
         target = None if target is None else map_leaves(lambda leaf: leaf[None], target)
         loss, main = loss_of(output, target), main_tensor(output)

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import Model, Optimizer
 from gradindex.gradients import backend_of
 from gradindex.words import Backend
 
 Floats = NDArray[np.float32]
 
 
-def read_preconditioner(model: Any, optimizer: Any) -> list[Floats]:
+def read_preconditioner(model: Model, optimizer: Optimizer) -> list[Floats]:
     """Return 1/(√v̂ + ε) for each trainable parameter of a model, in its order and shape; 0 where v̂ is 0.
 
     A coordinate that no gradient has reached has no second moment yet, and would have an arbitrary weight.
@@ -57,14 +58,14 @@ def check_preconditioner(given: Any, shapes: Sequence[tuple[int, ...]]) -> list[
     return arrays
 
 
-def trainable_shapes(model: Any) -> list[tuple[int, ...]]:
+def trainable_shapes(model: Model) -> list[tuple[int, ...]]:
     """Return the shapes of a model's trainable parameters in its order."""
     if backend_of(model) is Backend.TORCH:
         return [tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad]
     return [tuple(variable.shape) for variable in model.trainable_variables]
 
 
-def _of_torch(model: Any, optimizer: Any) -> list[Floats]:
+def _of_torch(model: Model, optimizer: Optimizer) -> list[Floats]:
     """Follow ``torch.optim.Adam``: v̂ = v / (1 − β₂ᵗ), with AMSGrad its running maximum."""
     options = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     found = []
@@ -87,7 +88,7 @@ def _of_torch(model: Any, optimizer: Any) -> list[Floats]:
     return found
 
 
-def _of_keras(model: Any, optimizer: Any) -> list[Floats]:
+def _of_keras(model: Model, optimizer: Optimizer) -> list[Floats]:
     """Follow ``keras.optimizers.Adam``, whose ε is added to √v before the correction by √(1 − β₂ᵗ)."""
     if not {"beta_2", "amsgrad"} <= vars(optimizer).keys():
         raise TypeError(f"{type(optimizer).__name__} keeps no second moment: expected Adam or AdamW.")

@@ -4,15 +4,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gradindex.data.names import Model, Optimizer
 from gradindex.data.tensors import is_torch
 from gradindex.errors import missing
 from gradindex.gradients import backend_of
 from gradindex.gradients.training.adam import check_preconditioner, read_preconditioner, trainable_shapes
 from gradindex.words import Backend
+
+if TYPE_CHECKING:
+    import keras
+    import transformers
 
 
 class Checkpoint(NamedTuple):
@@ -44,7 +49,7 @@ class CheckpointRecorder:
         self.checkpoints: list[Checkpoint] = []
         self._adam = adam
 
-    def record(self, model: Any, learning_rate: Any, optimizer: Any = None) -> None:
+    def record(self, model: Model, learning_rate: object, optimizer: Optimizer | None = None) -> None:
         """Append the model's present weights.
 
         Parameters
@@ -77,7 +82,7 @@ class CheckpointRecorder:
             factors = read_preconditioner(_unwrapped(model), optimizer)
         self.checkpoints.append(Checkpoint(read_state(model), rate, factors))
 
-    def keras_callback(self, every: int = 1) -> Any:
+    def keras_callback(self, every: int = 1) -> "keras.callbacks.Callback":
         """Return a ``keras.callbacks.Callback`` that records after every `every`-th epoch.
 
         Raises
@@ -89,7 +94,7 @@ class CheckpointRecorder:
 
         return RecordEpochs(self, _check_every(every))
 
-    def trainer_callback(self, every: int = 1, unit: str = "epoch") -> Any:
+    def trainer_callback(self, every: int = 1, unit: str = "epoch") -> "transformers.TrainerCallback":
         """Return a ``transformers.TrainerCallback`` that records after every `every`-th epoch or step.
 
         Parameters
@@ -117,14 +122,14 @@ class CheckpointRecorder:
         return RecordTraining(self, _check_every(every), unit)
 
 
-def read_state(model: Any, on_host: bool = True) -> Any:
+def read_state(model: Model, on_host: bool = True) -> Any:
     """Return a copy of a model's weights and statistics, on the host or (torch) where they are."""
     if backend_of(model) is Backend.TORCH:
         return {name: _copied(value, on_host) for name, value in _unwrapped(model).state_dict().items()}
     return [np.array(value) for value in model.get_weights()]
 
 
-def check_checkpoints(model: Any, checkpoints: Any, find: Callable[[Any], Path] = Path) -> list[Checkpoint]:
+def check_checkpoints(model: Model, checkpoints: object, find: Callable[[str | Path], Path] = Path) -> list[Checkpoint]:
     """Return checkpoints with their files read, after comparing each with the model.
 
     Parameters
@@ -165,12 +170,12 @@ def check_checkpoints(model: Any, checkpoints: Any, find: Callable[[Any], Path] 
     return found
 
 
-def _is_checkpoint(given: Any) -> bool:
+def _is_checkpoint(given: object) -> bool:
     return isinstance(given, tuple) and len(given) in (2, 3)
 
 
 @contextmanager
-def restored(model: Any) -> Iterator[None]:
+def restored(model: Model) -> Iterator[None]:
     """Put the model's weights back at the end, whatever happens."""
     saved = read_state(model, on_host=False)
     try:
@@ -179,7 +184,7 @@ def restored(model: Any) -> Iterator[None]:
         load_state(model, saved)
 
 
-def load_state(model: Any, state: Any) -> None:
+def load_state(model: Model, state: object) -> None:
     """Copy weights and statistics into the model's own tensors."""
     if backend_of(model) is not Backend.TORCH:
         model.set_weights(state)
@@ -190,7 +195,7 @@ def load_state(model: Any, state: Any) -> None:
         _unwrapped(model).load_state_dict(state)
 
 
-def _unwrapped(model: Any) -> Any:
+def _unwrapped(model: Model) -> Model:
     """Look through ``torch.compile`` and ``DataParallel``, as the engine does."""
     model = getattr(model, "_orig_mod", model)
     return model.module if type(model).__name__ == "DataParallel" else model
@@ -215,7 +220,7 @@ def _check_every(every: int) -> int:
     return every
 
 
-def _read_file(model: Any, path: Path) -> Any:
+def _read_file(model: Model, path: Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     if backend_of(model) is Backend.TORCH:
@@ -227,7 +232,7 @@ def _read_file(model: Any, path: Path) -> Any:
         return read_state(model)
 
 
-def _difference(model: Any, state: Any) -> str:
+def _difference(model: Model, state: object) -> str:
     """Return how a state differs from the model's own in names and shapes, in words; empty if it does not."""
     if backend_of(model) is Backend.TORCH:
         if not isinstance(state, Mapping):
@@ -248,5 +253,5 @@ def _difference(model: Any, state: Any) -> str:
     return ""
 
 
-def _shape(value: Any) -> Any:
+def _shape(value: object) -> Any:
     return tuple(value.shape) if hasattr(value, "shape") else "no tensor"

@@ -1,6 +1,7 @@
 """Keras: record checkpoints from ``fit``."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -8,14 +9,14 @@ if TYPE_CHECKING:
     from gradindex.gradients.training.checkpoints import CheckpointRecorder
 
 
-class RecordEpochs(keras.callbacks.Callback):  # type: ignore[misc]
+class RecordEpochs(keras.callbacks.Callback):
     """Records the model and its optimiser's learning rate after every `every`-th epoch."""
 
     def __init__(self, recorder: "CheckpointRecorder", every: int) -> None:
         super().__init__()
         self._recorder, self._every = recorder, every
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Record if it is the time."""
         if (epoch + 1) % self._every == 0:
             optimizer = self.model.optimizer

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import Device, Leaf, Model
 from gradindex.data.source import Tree
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats, Parameter
@@ -58,7 +59,9 @@ class TracInEngine(Engine):
 
     fast_path = "vmap"
 
-    def __init__(self, engine: Engine, model: Any, checkpoints: Any, find: Callable[[Any], Path] = Path) -> None:
+    def __init__(
+        self, engine: Engine, model: Model, checkpoints: Any, find: Callable[[str | Path], Path] = Path
+    ) -> None:
         super().__init__()
         self._engine, self._model = engine, model
         self._checkpoints = check_checkpoints(model, checkpoints, find)
@@ -172,7 +175,7 @@ class TracInEngine(Engine):
                     found[_name(place, "preconditioner")] = digest
         return found
 
-    def _root(self, factors: Any) -> Any:
+    def _root(self, factors: Leaf) -> Any:
         """Return √d of the selected parameters, (P,), or None."""
         if factors is None:
             return None
@@ -188,7 +191,7 @@ class TracInEngine(Engine):
         copies = list(self._copies[place].values())
         return Embedded(projector(copies, rows), norms, found.losses, found.outputs)
 
-    def _concatenated(self, gradients: Any, x: Tree, y: Tree) -> PerSample:
+    def _concatenated(self, gradients: Leaf, x: Tree, y: Tree) -> PerSample:
         parts = []
         with self._borrowed():
             for place in self._visit():
@@ -217,11 +220,11 @@ class _Renamed(Projector):
         self._projector, self._copies = projector, copies
         self.dim = projector.dim
 
-    def add(self, out: Any, parameter: Parameter, gradients: Any) -> None:
+    def add(self, out: Any, parameter: Parameter, gradients: Leaf) -> None:
         """Add the sketch of the copy's gradients (b, size) to `out` (b, dim), in place."""
         self._projector.add(out, self._copies[parameter.name], gradients)
 
-    def add_measured(self, out: Any, parameter: Parameter, gradients: Any) -> Any:
+    def add_measured(self, out: Any, parameter: Parameter, gradients: Leaf) -> Any:
         """Do `add`, and return the gradients' squared norms (b,)."""
         return self._projector.add_measured(out, self._copies[parameter.name], gradients)
 
@@ -229,7 +232,7 @@ class _Renamed(Projector):
         """Add the sketch of the copy's Σ_t r_t c_tᵀ to `out`."""
         self._projector.add_factors(out, self._copies[parameter.name], rows, columns)
 
-    def on_device(self, device: Any) -> Any:
+    def on_device(self, device: Device) -> Any:
         """Return a twin that takes tensors on that device, if the projector has one."""
         twin = self._projector.on_device(device)
         return None if twin is None else _Renamed(twin, self._copies)

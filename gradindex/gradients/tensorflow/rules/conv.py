@@ -13,7 +13,7 @@ _TRIVIAL = _RESHAPES | {"Placeholder", "Const", "NoOp", "SpaceToBatchND", "Batch
 
 
 @rule("Conv2D", "Conv3D", "DepthwiseConv2dNative")
-def convolution(op: Any, i: int, weight: Weight) -> Tap:
+def convolution(op: tf.Operation, i: int, weight: Weight) -> Tap:
     """Cross-correlation: ∇W = Σ_t patch_t δ_tᵀ, in each group."""
     if i != 1:
         raise NoRule(op.type)
@@ -21,7 +21,7 @@ def convolution(op: Any, i: int, weight: Weight) -> Tap:
 
 
 @rule("PartitionedCall", "StatefulPartitionedCall")
-def compiled(op: Any, i: int, weight: Weight) -> Tap:
+def compiled(op: tf.Operation, i: int, weight: Weight) -> Tap:
     """Keras calls grouped convolutions as a function compiled by XLA."""
     body = op.graph._get_function(op.get_attr("f").name).graph
     others = [one for one in body.get_operations() if one.type not in _TRIVIAL]
@@ -31,7 +31,7 @@ def compiled(op: Any, i: int, weight: Weight) -> Tap:
 
 
 @rule("Conv2DBackpropInput", "Conv3DBackpropInputV2")
-def transposed(op: Any, i: int, weight: Weight) -> Tap:
+def transposed(op: tf.Operation, i: int, weight: Weight) -> Tap:
     """Let δ and the input swap places: this is the adjoint of a convolution."""
     if i != 1:
         raise NoRule(op.type)
@@ -39,13 +39,13 @@ def transposed(op: Any, i: int, weight: Weight) -> Tap:
     _check(weight)
     shape = weight.tensor.shape.as_list()
 
-    def make(delta: Any, at: Layout) -> Recipe:
+    def make(delta: tf.Tensor, at: Layout) -> Recipe:
         return Recipe(Patches, (delta, op.inputs[2]), {**options, "kernel": tuple(shape[:-2])})
 
     return Tap(op.outputs[0], make, foldable=False)
 
 
-def _tap(weight: Weight, x: Any, output: Any, options: dict[str, Any], depthwise: bool = False) -> Tap:
+def _tap(weight: Weight, x: tf.Tensor, output: tf.Tensor, options: dict[str, Any], depthwise: bool = False) -> Tap:
     _check(weight)
     shape = weight.tensor.shape.as_list()
     channels = x.shape[-1]
@@ -54,7 +54,7 @@ def _tap(weight: Weight, x: Any, output: Any, options: dict[str, Any], depthwise
     groups = channels if depthwise else channels // shape[-2]
     options = {**options, "kernel": tuple(shape[:-2]), "groups": groups, "depthwise": depthwise}
 
-    def make(delta: Any, at: Layout) -> Recipe:
+    def make(delta: tf.Tensor, at: Layout) -> Recipe:
         if groups == 1 and set(shape[:-2]) == set(options["stride"]) == {1} and isinstance(options["padding"], str):
             return Recipe(Outer, (at.positions(x), at.positions(delta)), {})  # a pixel is a patch
         return Recipe(Patches, (x, delta), options)
@@ -67,7 +67,7 @@ def _check(weight: Weight) -> None:
         raise NoRule("a convolution with a function of weights")
 
 
-def _options(op: Any) -> dict[str, Any]:
+def _options(op: tf.Operation) -> dict[str, Any]:
     """Return stride, dilation (by axis of space) and padding of an operation."""
     if op.get_attr("data_format") not in (b"NHWC", b"NDHWC"):
         raise NoRule("channels first")
@@ -82,7 +82,7 @@ def _options(op: Any) -> dict[str, Any]:
     }
 
 
-def _whole(op: Any) -> tuple[Any, Any, dict[str, Any]]:
+def _whole(op: tf.Operation) -> tuple[tf.Tensor, tf.Tensor, dict[str, object]]:
     """Return input, output and options of a convolution, with what TensorFlow does around it to dilate it.
 
     That is to run it on coarser images, one for each offset, which count as samples.

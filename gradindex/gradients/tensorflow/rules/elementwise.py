@@ -1,7 +1,5 @@
 """Rules of elementwise operations, matrix products, einsums and look-ups."""
 
-from typing import Any
-
 import tensorflow as tf
 
 from gradindex.gradients.tensorflow.capture import Layout, NoRule, Recipe, Tap, Weight, direct, rule, upcast
@@ -11,7 +9,7 @@ _SMALL = 1 << 16  # numbers of a matrix whose gradients may be formed for a whol
 
 
 @rule("AddV2", "Add", "BiasAdd", "Sub", "Mul", "BroadcastTo")
-def elementwise(op: Any, i: int, weight: Weight) -> Tap:
+def elementwise(op: tf.Operation, i: int, weight: Weight) -> Tap:
     """Biases, scales of normalisations, PReLU, positions: ∇w = Σ δ·∂y/∂w over the axes that w lacks."""
     if op.type == "BroadcastTo" and i != 0:
         raise NoRule(op.type)
@@ -24,7 +22,7 @@ def elementwise(op: Any, i: int, weight: Weight) -> Tap:
     sign = -1 if op.type == "Sub" and i == 1 else 1
     missing = [a for a in range(1, rank) if a < rank - shape.rank or shape[a - rank] == 1]
 
-    def make(delta: Any, at: Layout) -> Recipe:
+    def make(delta: tf.Tensor, at: Layout) -> Recipe:
         product = upcast(delta * op.inputs[1 - i]) if op.type == "Mul" else sign * upcast(delta)
         if missing == list(range(1, rank - 1)):
             sums = tf.reduce_sum(at.positions(product), 1)
@@ -36,7 +34,7 @@ def elementwise(op: Any, i: int, weight: Weight) -> Tap:
 
 
 @rule("MatMul", "BatchMatMulV2", "BatchMatMulV3")
-def matmul(op: Any, i: int, weight: Weight) -> Tap:
+def matmul(op: tf.Operation, i: int, weight: Weight) -> Tap:
     """Matrix products, y = x W: ∇W = Σ_t x_t δ_tᵀ; of a small part or function of a weight, formed in the graph."""
     single = op.type == "MatMul"
     turned = op.get_attr("transpose_a" if single else "adj_x")
@@ -48,7 +46,7 @@ def matmul(op: Any, i: int, weight: Weight) -> Tap:
     flipped = across != weight.flipped
     width = weight.tensor.shape[1 if across else 0]
 
-    def make(delta: Any, at: Layout) -> Recipe:
+    def make(delta: tf.Tensor, at: Layout) -> Recipe:
         x = tf.reshape(op.inputs[0], [at.samples, -1, width])
         if not weight.is_view:
             first, second = (at.positions(delta), x) if across else (x, at.positions(delta))
@@ -60,7 +58,7 @@ def matmul(op: Any, i: int, weight: Weight) -> Tap:
 
 
 @rule("Einsum")
-def einsum(op: Any, i: int, weight: Weight) -> Tap:
+def einsum(op: tf.Operation, i: int, weight: Weight) -> Tap:
     """Σ x·w over the letters that the output lacks; ∇w is the same sum of x·δ, kept apart by sample."""
     left, _, out = op.get_attr("equation").decode().replace(" ", "").partition("->")
     terms = left.split(",")
@@ -75,7 +73,7 @@ def einsum(op: Any, i: int, weight: Weight) -> Tap:
     order = w == "".join(inputs + outputs)
     plain = set(inputs) | set(outputs) == set(w) and (order or w == "".join(outputs + inputs))
 
-    def make(delta: Any, at: Layout) -> Recipe:
+    def make(delta: tf.Tensor, at: Layout) -> Recipe:
         if not plain or not inputs or not outputs or set(x) != set(batch + places) | set(inputs):
             a = tf.einsum(f"{x}->{batch}{x.replace(batch, '')}", op.inputs[1 - i])
             equation = f"{batch}{x.replace(batch, '')},{out}->{batch}{w}"
@@ -97,7 +95,7 @@ def _size(weight: Weight, letters: str, some: list[str]) -> int:
 
 
 @rule("GatherV2")
-def gather(op: Any, i: int, weight: Weight) -> Tap:
+def gather(op: tf.Operation, i: int, weight: Weight) -> Tap:
     """Embeddings, y_t = W[x_t]: only touched rows have a gradient."""
     axis = tf.get_static_value(op.inputs[2])
     if i != 0 or axis != 0 or op.get_attr("batch_dims") or weight.tensor.shape.rank != 2:
@@ -105,7 +103,7 @@ def gather(op: Any, i: int, weight: Weight) -> Tap:
     if not weight.is_view or weight.flipped:
         raise NoRule("GatherV2")
 
-    def make(delta: Any, at: Layout) -> Recipe:
+    def make(delta: tf.Tensor, at: Layout) -> Recipe:
         numbers = tf.reshape(op.inputs[1], [at.samples, -1])
         return Recipe(Touched, (numbers, at.positions(delta)), {"rows": weight.tensor.shape[0]})
 

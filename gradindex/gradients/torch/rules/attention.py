@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradindex.data.names import Tree
 from gradindex.gradients.torch.capture import Capture, NoRule, plain, rule
 from gradindex.gradients.torch.rules.norm import reduce_to
 from gradindex.gradients.torch.use import Direct
 
 
-def _in_view(function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_view(function: Callable[..., Tree]) -> Callable[..., Any]:
     """Return the same function, except that it does not hand itself to the active mode once more."""
-    seen = {**function.__globals__, "has_torch_function": lambda *_: False}  # type: ignore[attr-defined]
-    copy = types.FunctionType(function.__code__, seen, function.__name__, function.__defaults__)  # type: ignore[attr-defined]
-    copy.__kwdefaults__ = function.__kwdefaults__  # type: ignore[attr-defined]
+    seen = {**function.__globals__, "has_torch_function": lambda *_: False}
+    copy = types.FunctionType(function.__code__, seen, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
 
@@ -25,7 +26,7 @@ _attention_body = _in_view(F.multi_head_attention_forward)
 
 
 @rule("*args, **kwargs", F.multi_head_attention_forward)
-def attention(capture: Capture, function: Callable[..., Any], call: dict[str, Any]) -> Any:
+def attention(capture: Capture, function: Callable[..., Tree], call: dict[str, Tree]) -> Tree:
     """Run the body in view; it works on (time, batch, …), and folds that to (time × batch, …)."""
     before, capture.batch_is_minor = capture.batch_is_minor, True
     try:
@@ -36,7 +37,7 @@ def attention(capture: Capture, function: Callable[..., Any], call: dict[str, An
 
 
 @rule("query, key, value, attn_mask=, **rest", F.scaled_dot_product_attention)
-def biased_attention(capture: Capture, function: Callable[..., Tensor], call: dict[str, Any]) -> Tensor:
+def biased_attention(capture: Capture, function: Callable[..., Tensor], call: dict[str, Tree]) -> Tensor:
     """softmax(q kᵀ + p) v with a learned p, as T5's and Swin's: ∇p is δ of p repeated for each sample."""
     query, bias = call["query"], call["attn_mask"]
     if bias not in capture.shared or any(call[name] in capture.shared for name in ("query", "key", "value")):
@@ -53,7 +54,7 @@ def biased_attention(capture: Capture, function: Callable[..., Tensor], call: di
     torch.chunk,
     Tensor.chunk,
 )
-def split(capture: Capture, function: Callable[..., Any], call: dict[str, Any]) -> Any:
+def split(capture: Capture, function: Callable[..., Tree], call: dict[str, Tree]) -> Tree:
     """Parts of a weight's rows, such as the projections of queries, keys and values."""
     parameter = call["tensor"]
     if call["dim"] or not isinstance(parameter, torch.nn.Parameter):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradindex.data.names import Tree
 from gradindex.gradients.torch import matmul
 from gradindex.gradients.torch.capture import Capture, Layout, NoRule, plain, rule
 from gradindex.gradients.torch.rules import conv_channels_last
@@ -162,13 +163,13 @@ def channel_sums(g: Tensor, at: Layout) -> Direct:
     return Direct(at.samples_first(sums).sum(1) if at.folded > 1 else sums)
 
 
-def _each(value: Any, n: int, default: int) -> list[int]:
+def _each(value: Tree, n: int, default: int) -> list[int]:
     if value is None:
         return [default] * n
     return [value] * n if isinstance(value, int) else list(value) * (n if len(value) == 1 else 1)
 
 
-def _padding(value: Any, kernel: torch.Size, dilation: list[int]) -> list[tuple[int, int]]:
+def _padding(value: Tree, kernel: torch.Size, dilation: list[int]) -> list[tuple[int, int]]:
     """Return the zeros before and after each axis; 'same' puts the odd one after, as torch does."""
     if value == "same":
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]

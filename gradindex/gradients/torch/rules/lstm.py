@@ -5,7 +5,7 @@ into buffers made once; backward it is a compiled loop and a product, or, where 
 since whatever does not depend on the step after is done for all steps at once.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from torch import Tensor
 from gradindex.compiled import lstm_steps
 from gradindex.gradients.torch import matmul
 
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
-class Recurrence(torch.autograd.Function):  # type: ignore[misc]
+
+class Recurrence(torch.autograd.Function):
     """(share (T, b, 4h), weights (4h, h), h0 (b, h), c0 (b, h)) → states (T, b, h), last cell (b, h)."""
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor, weights: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: "FunctionCtx", share: Tensor, weights: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
         """Run all steps."""
         steps, b, size = len(share), share.shape[1], weights.shape[1]
         gates = torch.empty_like(share, memory_format=torch.contiguous_format)
@@ -37,7 +40,7 @@ class Recurrence(torch.autograd.Function):  # type: ignore[misc]
         return states, cells[-1].clone()
 
     @staticmethod
-    def backward(ctx: Any, states: Tensor, last: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: "FunctionCtx", states: Tensor, last: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         """Return the gradients of the shares (T, b, 4h), of h0 and of c0."""
         gates, cells, squashed, weights, c0 = ctx.saved_tensors
         compiled = gates.device.type == "cpu" and gates.dtype in (torch.float32, torch.float64)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradindex.data.names import Tree
 from gradindex.gradients.torch.capture import Capture, Layout, NoRule, plain, rule
 from gradindex.gradients.torch.use import Direct, upcast
 
@@ -25,7 +26,7 @@ def rms_norm(capture: Capture, function: Callable[..., Tensor], call: Call) -> T
     return _normalised_last(capture, function, call, eps=call["eps"])
 
 
-def _normalised_last(capture: Capture, function: Callable[..., Tensor], call: Call, **rest: Any) -> Tensor:
+def _normalised_last(capture: Capture, function: Callable[..., Tensor], call: Call, **rest: Tree) -> Tensor:
     x, shape, weight = call["input"], call["normalized_shape"], call["weight"]
     kept = len(shape)
     a = x.detach()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradindex.data.names import Tree
 from gradindex.gradients.torch import matmul
 from gradindex.gradients.torch.capture import Capture, Make, NoRule, plain, rule
 from gradindex.gradients.torch.rules.linear import bias_gradient
@@ -37,7 +38,7 @@ Direction = Callable[[Capture, Tensor, tuple[Tensor, ...], Weights], Found]
 
 
 @rule(_ARGUMENTS, torch.lstm)
-def lstm(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Tensor, Tensor, Tensor]:
+def lstm(capture: Capture, function: Callable[..., Tree], call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Rule of c' = σ(f)c + σ(i)tanh(g); h' = σ(o)tanh(c'), whose gates i, f, g, o are linear in x and h."""
     output, (h, c) = _layers(capture, call, call["hx"], _lstm_direction)
     return output, h, c
@@ -48,7 +49,7 @@ def _lstm_direction(capture: Capture, x: Tensor, states: tuple[Tensor, ...], w: 
         return _projected_direction(capture, x, states, w)
     before: list[Tensor] = []
     share = _tap_inputs(capture, x, w, before)
-    outputs, c = Recurrence.apply(share, plain(w.states), *states)  # type: ignore[no-untyped-call]
+    outputs, c = Recurrence.apply(share, plain(w.states), *states)
     before.append(torch.cat([states[0].detach()[None], outputs.detach()[:-1]]))
     return outputs, (outputs[-1], c)
 
@@ -73,7 +74,7 @@ def _projected_direction(capture: Capture, x: Tensor, states: tuple[Tensor, ...]
 
 
 @rule(_ARGUMENTS, torch.rnn_tanh, torch.rnn_relu)
-def rnn(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Tensor, Tensor]:
+def rnn(capture: Capture, function: Callable[..., Tree], call: Call) -> tuple[Tensor, Tensor]:
     """Rule of h' = tanh(gates), or relu."""
     activation = torch.tanh if function == torch.rnn_tanh else torch.relu
 
@@ -90,7 +91,7 @@ def rnn(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Ten
 
 
 @rule(_ARGUMENTS, torch.gru)
-def gru(capture: Capture, function: Callable[..., Any], call: Call) -> tuple[Tensor, Tensor]:
+def gru(capture: Capture, function: Callable[..., Tree], call: Call) -> tuple[Tensor, Tensor]:
     """r, z = σ(gates); n = tanh(x's share + r·(h's share)); h' = (1−z)n + zh. The two shares have their own δ."""
     output, (h,) = _layers(capture, call, (call["hx"],), _gru_direction)
     return output, h
