@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from gradindex.data.chain import Chain
-from gradindex.data.reading import as_source
+from gradindex.data.dataset_types import as_source
 from gradindex.data.source import Source
 from gradindex.gradients import backend_of, make_engine
 from gradindex.gradients.engine import Engine

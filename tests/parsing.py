@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import gradindex
-from gradindex.store.publish import seal
+from gradindex.store.manifest import seal
 from tests.jobs import digits_job
 
 BYTES, SECONDS = 512 << 20, 10

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from gradindex.data.reading import as_source
+from gradindex.data.dataset_types import as_source
 from gradindex.data.source import (
     Batch,
     ColumnSource,
     MapSource,
     StreamSource,
     as_columns,
-    index,
     is_tensor,
     leaves,
     length,
     map_leaves,
+    take_rows,
 )
 
 X = np.arange(21, dtype=np.float32).reshape(7, 3)
@@ -201,7 +201,7 @@ class TestTrees:
     def test_index(self, rows):
         import torch
 
-        found = index({"a": X, "b": (list("abcdefg"), torch.tensor(Y))}, rows)
+        found = take_rows({"a": X, "b": (list("abcdefg"), torch.tensor(Y))}, rows)
         assert_array_equal(found["a"], X[1:3])
         assert found["b"][0] == ["b", "c"]
         assert isinstance(found["b"][1], torch.Tensor)

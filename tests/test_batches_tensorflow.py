@@ -5,7 +5,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 
-from gradindex.data.reading import as_source  # noqa: E402
+from gradindex.data.dataset_types import as_source  # noqa: E402
 
 N = 10
 X = np.arange(N * 3, dtype=np.float32).reshape(N, 3)

@@ -12,7 +12,7 @@ import gradindex
 from gradindex import defaults, report
 from gradindex import serve as service
 from gradindex.cli import evaluate, influence, plan, serve
-from gradindex.cli import index as commands
+from gradindex.cli import index_commands as commands
 from gradindex.cli import report as report_command
 from gradindex.evaluation import evaluate as run_evaluation
 from gradindex.influence.density import DensityInfluence

@@ -15,10 +15,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gradindex
-from gradindex.data import forms
+from gradindex.data import samples as forms
 from gradindex.data.chain import Chain
-from gradindex.data.reading import as_source
-from gradindex.data.source import index, length, map_leaves
+from gradindex.data.dataset_types import as_source
+from gradindex.data.source import length, map_leaves, take_rows
 from tests.conftest import FRAMEWORKS
 
 N, D, C = 12, 5, 3
@@ -619,7 +619,7 @@ class TestTrees:
         assert all(map(forms.is_pair, [[X, 1], [[1.0, 2.0], 1], ["text", 0], [{"a": X}, 1]]))
 
     def test_rows_of_negative_strides(self):
-        found = index(backwards(X), slice(2, 5))
+        found = take_rows(backwards(X), slice(2, 5))
         assert_array_equal(found, X[2:5])
         assert all(stride > 0 for stride in found.strides)
 

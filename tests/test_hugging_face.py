@@ -9,7 +9,7 @@ from torch import nn
 
 import gradindex
 from gradindex.data import hugging_face
-from gradindex.data.reading import as_source
+from gradindex.data.dataset_types import as_source
 from gradindex.interop.hugging_face import with_embeddings
 from tests.jobs import ROWS, digits, trained
 

@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 import gradindex
 from gradindex import DamagedIndexError, GradientSimilarity, MismatchError
-from gradindex.store.publish import publish
+from gradindex.store.manifest import publish
 from tests.oracles import KERNELS, points
 
 X, Y = points(12)

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gradindex.compute.blocks import embed, embed_rows, exact_gradients
-from gradindex.data.reading import as_source
+from gradindex.data.dataset_types import as_source
 from gradindex.data.source import is_ragged, rectangles
 from gradindex.job import Job
 from gradindex.sketch import CountSketch

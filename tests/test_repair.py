@@ -7,7 +7,7 @@ import gradindex
 from gradindex.cli.app import run
 from gradindex.compute import watch
 from gradindex.errors import DamagedIndexError, MismatchError
-from gradindex.store.publish import publish
+from gradindex.store.manifest import publish
 from tests.jobs import digits_job, other_model_job
 from tests.test_builder import files
 

@@ -24,7 +24,7 @@ from gradindex.gradients.torch.use import Direct, Touched
 from gradindex.gradients.ways import Ways
 from gradindex.sketch.countsketch import CountSketchProjector
 from gradindex.sketch.landmark import LandmarkProjector
-from gradindex.sketch.rows import normalise
+from gradindex.sketch.unit_rows import normalise
 
 SAMPLES, SHARD, BATCH = 160, 40, 20
 RIGHT, WRONG = 3e-3, 5e-3  # errors of rows, which are stored in half precision, and of scores

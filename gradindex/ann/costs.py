@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.ann.searcher import as_vectors
-from gradindex.sketch.rows import normalise
+from gradindex.sketch.unit_rows import normalise
 from gradindex.store import location
-from gradindex.store.publish import keep
+from gradindex.store.manifest import keep
 
 LARGE = 64 << 20
 """Bytes of what is scanned: more than caches hold."""

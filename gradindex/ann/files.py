@@ -13,7 +13,7 @@ from gradindex.ann.searcher import Searcher, inverted
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.store import Store, changes, location
 from gradindex.store.location import Location, listing, make_directory, temporary, unlink
-from gradindex.store.publish import FileEntry, keep, publish, read_entries, read_json, refuse_extra
+from gradindex.store.manifest import FileEntry, keep, publish, read_entries, read_json, refuse_extra
 
 library: Any = faiss
 DIRECTORY, MANIFEST = "index", "index.json"

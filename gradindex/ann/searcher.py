@@ -12,7 +12,7 @@ from gradindex.ann import blas, operating_point
 from gradindex.ann.operating_point import Point
 from gradindex.ann.selection import Selection
 from gradindex.errors import DamagedIndexError
-from gradindex.sketch.rows import fold, normalise
+from gradindex.sketch.unit_rows import fold, normalise
 
 library: Any = faiss
 

@@ -16,7 +16,7 @@ from gradindex.cli.console import err, out
 from gradindex.cli.doctor import doctor
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.export import export
-from gradindex.cli.index import build, explain, info, repair, tune, verify
+from gradindex.cli.index_commands import build, explain, info, repair, tune, verify
 from gradindex.cli.influence import self_influence
 from gradindex.cli.options import FILE, Json
 from gradindex.cli.plan import plan

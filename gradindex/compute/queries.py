@@ -12,14 +12,14 @@ from gradindex.compute import exact
 from gradindex.compute.blocks import default_batch_size
 from gradindex.data import labels
 from gradindex.data.checks import check_finite
-from gradindex.data.forms import as_columns, describe, missing, rebuilt, stack
-from gradindex.data.source import Batch, Tree, index, is_ragged, length
+from gradindex.data.samples import as_columns, describe, missing, rebuilt, stack
+from gradindex.data.source import Batch, Tree, is_ragged, length, take_rows
 from gradindex.gradients import loop
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
 from gradindex.runtime.stages import stage
-from gradindex.sketch.rows import normalise
+from gradindex.sketch.unit_rows import normalise
 from gradindex.words import Task
 
 _FORWARD_BATCH = 256
@@ -69,7 +69,7 @@ def with_labels(engine: Engine, task: Task, x: Tree, y: Tree, like: Tree) -> Que
     y = as_columns(y, "Y")
     given = length(y, "Y")
     if given == 1 and m != 1:
-        y = index(y, np.zeros(m, np.int64))
+        y = take_rows(y, np.zeros(m, np.int64))
     elif given != m:
         raise ValueError(f"X has {m} samples but Y has {given}.")
     return Queries(x, y)
@@ -78,7 +78,7 @@ def with_labels(engine: Engine, task: Task, x: Tree, y: Tree, like: Tree) -> Que
 def outputs(engine: Engine, x: Tree) -> Floats:
     """Return the model's outputs (m, …) for `x`, in batches; objects one by one."""
     size = 1 if isinstance(x, list) else _FORWARD_BATCH
-    return np.concatenate([engine.outputs(index(x, slice(i, i + size))) for i in range(0, length(x), size)])
+    return np.concatenate([engine.outputs(take_rows(x, slice(i, i + size))) for i in range(0, length(x), size)])
 
 
 def predicted(engine: Engine, x: Tree, like: Tree) -> NDArray[Any]:
@@ -201,7 +201,7 @@ def gradient_chunks(
         for i in range(rows.start, rows.stop, size):
             part = slice(i, min(i + size, rows.stop))
             ids = np.arange(part.start, part.stop, dtype=np.int64)
-            batch = Batch(ids, index(queries.x, part), index(queries.y, part))
+            batch = Batch(ids, take_rows(queries.x, part), take_rows(queries.y, part))
             with stage("gradients"):
                 if by_steps or len(queries) <= _FEW:
                     found = loop.gradients(engine.of_queries, batch.x, batch.y)
@@ -230,7 +230,7 @@ def sketch_chunks(
         for i in range(rows.start, rows.stop, size):
             part = slice(i, min(i + size, rows.stop))
             with stage("gradients"):
-                found = engine.of_queries.embed(index(queries.x, part), index(queries.y, part), projector)
+                found = engine.of_queries.embed(take_rows(queries.x, part), take_rows(queries.y, part), projector)
             ids = np.arange(part.start, part.stop, dtype=np.int64)
             check_finite(ids, "loss (queries)", found.losses)
             check_finite(ids, "gradient (queries)", found.norms)

@@ -21,9 +21,9 @@ from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded
 from gradindex.job import Job
 from gradindex.runtime.log import log
-from gradindex.sketch.rows import normalise
+from gradindex.sketch.unit_rows import normalise
 from gradindex.store.location import Location, make_directory
-from gradindex.store.publish import publish, read_json
+from gradindex.store.manifest import publish, read_json
 from gradindex.store.store import WATCH, Store
 
 _EVERY = 2000  # rows, of which one is compared

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gradindex.data.source import Batch, Ids, Source, Tree, concatenate, index, merge
+from gradindex.data.source import Batch, Ids, Source, Tree, concatenate, merge, take_rows
 
 
 class Chain(Source):
@@ -60,4 +60,4 @@ class Picked(Source):
 
 def _joined(trees: list[Tree], order: Ids) -> Tree:
     """Concatenate trees of samples and put the samples in order; a part of another shape makes a list of samples."""
-    return index(trees[0] if len(trees) == 1 else merge(concatenate, trees), order)
+    return take_rows(trees[0] if len(trees) == 1 else merge(concatenate, trees), order)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gradindex.data.forms import check_present, describe
+from gradindex.data.samples import check_present, describe
 from gradindex.data.source import Batch, Ids, is_ragged, named_leaves
 from gradindex.data.tensors import are_finite
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradindex.data.forms import as_columns
+from gradindex.data.samples import as_columns
 from gradindex.data.source import Batch, Ids, Source
 
 if TYPE_CHECKING:

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data import tensors
-from gradindex.data.forms import (
+from gradindex.data.names import Leaf
+from gradindex.data.names import Tree as Tree
+from gradindex.data.samples import (
     as_columns,
     check_present,
     column,
@@ -24,8 +26,6 @@ from gradindex.data.forms import (
     rebuilt,
     stack,
 )
-from gradindex.data.names import Leaf
-from gradindex.data.names import Tree as Tree
 from gradindex.data.tensors import is_tensor, take
 
 Ids = NDArray[np.int64]
@@ -44,7 +44,7 @@ class Batch:
 
     def select(self, rows: slice | NDArray[Any]) -> "Batch":
         """Return the given rows (positions within this batch)."""
-        return Batch(self.ids[rows], index(self.x, rows), None if self.y is None else index(self.y, rows))
+        return Batch(self.ids[rows], take_rows(self.x, rows), None if self.y is None else take_rows(self.y, rows))
 
 
 def map_leaves(function: Callable[[Leaf], Leaf], tree: Tree) -> Tree:
@@ -113,7 +113,7 @@ def length(tree: Tree, name: str = "The input") -> int:
     return found[0]
 
 
-def index(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
+def take_rows(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
     """Return the given rows of every leaf."""
 
     def some(leaf: Leaf) -> Leaf:
@@ -122,6 +122,9 @@ def index(tree: Tree, rows: slice | NDArray[Any]) -> Tree:
         return native(take(leaf, rows))
 
     return map_leaves(some, tree)
+
+
+index = take_rows  # the name that it had
 
 
 def is_ragged(leaf: Leaf) -> bool:
@@ -157,7 +160,7 @@ def rectangles(x: Tree, y: Tree | None, most: int | None = None) -> list[tuple[N
     for rows in (np.array(rows, np.intp) for _, rows in ordered):
         for begin in range(0, len(rows), most or len(rows)):
             some = rows[begin : begin + (most or len(rows))]
-            found.append((some, _stacked(index(x, some)), None if y is None else _stacked(index(y, some))))
+            found.append((some, _stacked(take_rows(x, some)), None if y is None else _stacked(take_rows(y, some))))
     return found
 
 
@@ -207,7 +210,7 @@ class ColumnSource(Source):
     def take(self, ids: Ids) -> Batch:
         """Return the samples at the given positions."""
         self._check(ids)
-        return Batch(ids, index(self.x, ids), None if self.y is None else index(self.y, ids))
+        return Batch(ids, take_rows(self.x, ids), None if self.y is None else take_rows(self.y, ids))
 
 
 class MapSource(Source):

@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradindex.data.forms import stack
 from gradindex.data.names import Tree
+from gradindex.data.samples import stack
 
 Batches = Callable[[int, int, int], Iterable[Any]]
 _MAKES_ELEMENTS = ("FlatMap", "Interleave", "Unbatch")  # what comes before them says nothing about a batch axis

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from gradindex.ann import files as index_files
 from gradindex.data.source import Ids
+from gradindex.distributed.cluster_rows import ClusterRows, Parts
 from gradindex.distributed.connection import Connection, reachable
 from gradindex.distributed.job_sender import recipe
-from gradindex.distributed.rows import ClusterRows, Parts
 from gradindex.distributed.search_worker import ranges
 from gradindex.errors import DamagedIndexError
 from gradindex.index.index import Index
 from gradindex.job import Job
 from gradindex.lifecycle.header import check_job
-from gradindex.search.rows import LocalRows
+from gradindex.search.row_search import LocalRows
 from gradindex.store import Store
 
 if TYPE_CHECKING:

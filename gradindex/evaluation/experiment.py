@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.data.forms import as_columns
 from gradindex.data.labels import as_classes
 from gradindex.data.names import Model
-from gradindex.data.source import Tree, index, length
+from gradindex.data.samples import as_columns
+from gradindex.data.source import Tree, length, take_rows
 from gradindex.job import Job
 
 
@@ -108,10 +108,10 @@ class Experiment:
         order = rng.permutation(length(x))
         train, rest = order[: self._count()], order[self._count() :]
         if self.test is None:
-            x_test, y_test = index(x, rest), y[rest]
+            x_test, y_test = take_rows(x, rest), y[rest]
         else:
             x_test, y_test = as_columns(self.test[0]), np.asarray(self.test[1]).astype(np.int64)
-        return Split(index(x, train), y[train], x_test, y_test)
+        return Split(take_rows(x, train), y[train], x_test, y_test)
 
     def job(self, split: Split, y: NDArray[np.int64], classes: int, seed: int) -> Job:
         """Train on a split with labels `y` and return the job."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradindex import relevance
 from gradindex.compute import queries
-from gradindex.data.source import index, length
+from gradindex.data.source import length, take_rows
 from gradindex.defaults import NEIGHBOURS, REPEATS, SEED
 from gradindex.evaluation import criteria
 from gradindex.evaluation.experiment import Experiment, Split
@@ -143,7 +143,7 @@ class _Trial:
             if not len(chosen):
                 raise ValueError("The model predicts no test sample correctly, so the subclass test has no queries.")
         chosen = chosen[: experiment.queries]
-        self.x, self.predicted, self.subclass = index(split.x_test, chosen), predicted[chosen], split.y_test[chosen]
+        self.x, self.predicted, self.subclass = take_rows(split.x_test, chosen), predicted[chosen], split.y_test[chosen]
         self.metrics: dict[str, Metric] = relevance.metrics(names, self.job, **options)
 
     def success(self, values: Values, k: int, through_index: bool) -> None:

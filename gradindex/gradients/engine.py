@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.data.source import Tree, has_ragged, index, leaves, length, rectangles
+from gradindex.data.source import Tree, has_ragged, leaves, length, rectangles, take_rows
 from gradindex.gradients import batch_loss, loop, paths
 from gradindex.gradients.oracle import Oracle
 from gradindex.gradients.parameter import Floats, Parameter
@@ -337,7 +337,7 @@ class Engine(ABC):
         first = slice(0, 1)
         found: tuple[Signal, ...] = ()
         try:
-            found = self.find_signals(index(x, first), None if y is None else index(y, first))
+            found = self.find_signals(take_rows(x, first), None if y is None else take_rows(y, first))
         except TypeError:
             if not any(isinstance(leaf, list) for leaf in leaves(x)):  # objects are in no graph, and take the loop
                 raise

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.names import LossFunction, Tensor
-from gradindex.data.source import Tree, index
+from gradindex.data.source import Tree, take_rows
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
 from gradindex.runtime.log import log
@@ -77,7 +77,7 @@ def directions(engine: Engine, outputs: Floats | None, y: Tree) -> NDArray[np.fl
         return None
     size = max(1, _AT_ONCE // outputs[0].size)
     parts = [slice(at, at + size) for at in range(0, len(outputs), size)]
-    return np.concatenate([_turned(engine, outputs[some], None if y is None else index(y, some)) for some in parts])
+    return np.concatenate([_turned(engine, outputs[some], None if y is None else take_rows(y, some)) for some in parts])
 
 
 def _turned(engine: Engine, outputs: Floats, y: Tree) -> NDArray[np.float32]:
@@ -86,7 +86,7 @@ def _turned(engine: Engine, outputs: Floats, y: Tree) -> NDArray[np.float32]:
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (_DRAWS, flat.shape[1]))
     moved = np.concatenate([flat, *(flat + _FORWARD * size * each for each in signs)]).astype(outputs.dtype)
     rows = np.tile(np.arange(len(flat)), 1 + _DRAWS)
-    found = engine.output_gradients(moved.reshape(-1, *outputs.shape[1:]), None if y is None else index(y, rows))
+    found = engine.output_gradients(moved.reshape(-1, *outputs.shape[1:]), None if y is None else take_rows(y, rows))
     here, *there = found.reshape(1 + _DRAWS, len(flat), -1).astype(np.float64)
     change = np.max([np.linalg.norm(one - here, axis=1) for one in there], axis=0)
     length = np.linalg.norm(here, axis=1)

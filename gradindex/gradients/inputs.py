@@ -4,8 +4,8 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from gradindex.data.forms import describe
 from gradindex.data.names import Tensor
+from gradindex.data.samples import describe
 from gradindex.data.source import Tree, leaves
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.data.source import Tree, index, length
+from gradindex.data.source import Tree, length, take_rows
 from gradindex.gradients import loop
 from gradindex.gradients.results import PerSample
 from gradindex.gradients.signals import FACTORED, VMAP
@@ -60,7 +60,7 @@ def choose(engine: "Engine", x: Tree, y: Tree) -> dict[str, str]:
     """
     most = int(np.clip(_MEMORY // (3 * engine.size * engine.dtype.itemsize), 2, SAMPLES))
     head = slice(0, min(most, length(x)))
-    x, y = index(x, head), None if y is None else index(y, head)
+    x, y = take_rows(x, head), None if y is None else take_rows(y, head)
     if "undecided" in engine.paths.values():
         _warn_of_unused(engine, x, y)
     truth = loop.gradients(engine, x, y)
@@ -132,7 +132,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _warn_of_unused(engine: "Engine", x: Tree, y: Tree) -> None:
     first = slice(0, 1)
-    unused = engine.unused(index(x, first), None if y is None else index(y, first))
+    unused = engine.unused(take_rows(x, first), None if y is None else take_rows(y, first))
     if unused:
         warnings.warn(
             f"The loss does not depend on {len(unused)} parameters: {', '.join(unused[:5])}"

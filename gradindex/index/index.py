@@ -14,8 +14,7 @@ from gradindex.compute import queries, watch
 from gradindex.compute.held_queries import Held
 from gradindex.data.checks import as_ids
 from gradindex.data.names import Tree, Where
-from gradindex.data.source import Batch, Ids
-from gradindex.data.source import index as take
+from gradindex.data.source import Batch, Ids, take_rows
 from gradindex.defaults import INFLUENTIAL, NEIGHBOURS, QUERIES, RERANK, SEED, with_given
 from gradindex.explanation import Explanation
 from gradindex.gradients.parameter import Floats
@@ -31,7 +30,7 @@ from gradindex.search.answer import Answer, check_k, explanation_data, joined, m
 from gradindex.search.audit import Audit, verify
 from gradindex.search.describe import describe
 from gradindex.search.options import SearchOptions
-from gradindex.sketch.rows import normalise
+from gradindex.sketch.unit_rows import normalise
 from gradindex.words import Task
 
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
@@ -151,7 +150,7 @@ class Index(Changing):
         formed = wanted.rerank and not options.certify
         chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked, most)
         for some, rows, norms in chunks:
-            batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
+            batch = Batch(np.arange(some.start, some.stop), take_rows(asked.x, some), take_rows(asked.y, some))
             if options.certify:
                 found, method = self._certified(batch, wanted)
                 searched.add(proofs.searched(self, wanted, len(batch)))

@@ -19,7 +19,7 @@ from gradindex.lifecycle import compact as compacting
 from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking
 from gradindex.search.prepared import Prepared
-from gradindex.search.rows import LocalRows, RowSearch
+from gradindex.search.row_search import LocalRows, RowSearch
 from gradindex.store import Store
 from gradindex.store.location import Location
 

@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from gradindex.compute import exact
 from gradindex.compute.blocks import default_batch_size
 from gradindex.data.checks import as_ids, check_finite
-from gradindex.data.forms import as_columns
+from gradindex.data.dataset_types import as_source
 from gradindex.data.names import Model
-from gradindex.data.reading import as_source
-from gradindex.data.source import Batch, Ids, Source, Tree, index, length
+from gradindex.data.samples import as_columns
+from gradindex.data.source import Batch, Ids, Source, Tree, length, take_rows
 from gradindex.defaults import SEED
 from gradindex.gradients import make_engine
 from gradindex.gradients.engine import Engine
@@ -193,7 +193,7 @@ class UnsupervisedJob(Job):
                 rows = slice(begin, begin + size)
                 with _one_at_a_time:  # threads share the draw
                     self._adapter.set_noise(model, draw[None])
-                    found = engine.gradients(index(batch.x, rows), index(batch.y, rows)).gradients
+                    found = engine.gradients(take_rows(batch.x, rows), take_rows(batch.y, rows)).gradients
                 check_finite(batch.ids[rows], "gradient", found)
                 parts.append(found)
             yield np.concatenate(parts)

@@ -17,7 +17,7 @@ from gradindex.compute import exact, queries
 from gradindex.data.checks import check_batch
 from gradindex.data.labels import as_array
 from gradindex.data.names import Device, Leaf, LossFunction, Model
-from gradindex.data.source import Batch, ColumnSource, Tree, index, map_leaves
+from gradindex.data.source import Batch, ColumnSource, Tree, map_leaves, take_rows
 from gradindex.defaults import NEIGHBOURS, RERANK, SEED
 from gradindex.explanation import Explanation
 from gradindex.gradients import make_engine
@@ -198,7 +198,7 @@ class GradientSimilarity:
         """
         if self._source is None:
             raise ValueError("There is no training data to compare with: call fit before explain.")
-        example = Batch(np.empty(0, np.int64), index(self._source.x, slice(0, 1)), self._source.y)
+        example = Batch(np.empty(0, np.int64), take_rows(self._source.x, slice(0, 1)), self._source.y)
         if Y is None and self.task is Task.REGRESSION:
             raise ValueError("Regression task requires a target value. 'Y' must be provided.")
         x, y = queries.match_shapes(X, Y, example)
@@ -357,7 +357,7 @@ class GradientSimilarity:
         most = max(1, queries.MEMORY_BUDGET // (32 * len(self._source)))  # of all values and their orders at once
         parts: list[dict[str, Any]] = []
         for some, gradients, norms in queries.gradient_chunks(self._engine, asked, most):
-            batch = Batch(np.arange(some.start, some.stop), index(asked.x, some), index(asked.y, some))
+            batch = Batch(np.arange(some.start, some.stop), take_rows(asked.x, some), take_rows(asked.y, some))
             every = kernels.values(self.sim_fn, *self._dots(batch, gradients, norms), self.eps)
             order = np.argsort(-every, axis=1, kind="stable")[:, :k]
             parts.append({"scores": np.take_along_axis(every, order, 1), "ordered_indices": order})

@@ -20,7 +20,7 @@ from gradindex.index import opening
 from gradindex.sketch import from_json
 from gradindex.store import location
 from gradindex.store.location import Location
-from gradindex.store.publish import publish, read_json
+from gradindex.store.manifest import publish, read_json
 from gradindex.store.store import model_differences
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradindex.defaults import BLOCK_ROWS
 from gradindex.errors import missing
-from gradindex.sketch.rows import normalise
+from gradindex.sketch.unit_rows import normalise
 from gradindex.store import location
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from gradindex.gradients.projector import Projector
 from gradindex.job import Job
 from gradindex.runtime import threads
 from gradindex.runtime.progress import progress_bar
-from gradindex.sketch.rows import normalise
+from gradindex.sketch.unit_rows import normalise
 from gradindex.store import Rows, Store
 
 

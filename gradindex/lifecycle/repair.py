@@ -21,7 +21,7 @@ from gradindex.runtime.log import log
 from gradindex.store import Header, Store, changes
 from gradindex.store.changes import Part, State
 from gradindex.store.location import Location, exists, is_directory, listing, locate, remove_tree, unlink
-from gradindex.store.publish import read_json
+from gradindex.store.manifest import read_json
 from gradindex.store.shard import Shard, manifest_path
 from gradindex.store.store import AUDIT, HEADER, KNOWN, PARTS, SHARDS, WATCH
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.labels import as_array
-from gradindex.data.source import Tree, index, is_ragged
+from gradindex.data.source import Tree, is_ragged, take_rows
 from gradindex.errors import missing
 from gradindex.job import Job
 from gradindex.runtime.log import log
@@ -141,7 +141,7 @@ class Renderer:
             if len(pictures) == 1:
                 return pictures[0]
             return Rendered("table", {name: _short(one) for name, one in shown.items()})
-        sample = x[row] if is_ragged(x) or isinstance(x, list) else index(x, slice(row, row + 1))[0]
+        sample = x[row] if is_ragged(x) or isinstance(x, list) else take_rows(x, slice(row, row + 1))[0]
         try:
             return as_rendered(sample)
         except (TypeError, ValueError):

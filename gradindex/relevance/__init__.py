@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradindex.metric_names import METRICS, check_growth, kernel_of, options, parse, title
-from gradindex.relevance.rows import MetricRows
+from gradindex.relevance.metric_rows import MetricRows
 
 if TYPE_CHECKING:
     from gradindex.job import Job

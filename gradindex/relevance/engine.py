@@ -13,7 +13,7 @@ import numpy as np
 
 from gradindex import metric_names
 from gradindex.data.names import Leaf
-from gradindex.data.source import Tree, has_ragged, index, length, rectangles
+from gradindex.data.source import Tree, has_ragged, length, rectangles, take_rows
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
@@ -101,7 +101,9 @@ class FeatureEngine(Engine):
             return joined([(rows, self.gradients(part, labels)) for rows, part, labels in rectangles(x, y)])
         if self._alone and length(x) > 1:
             ones = [slice(i, i + 1) for i in range(length(x))]
-            return joined([(np.arange(length(x))[one], self.gradients(index(x, one), index(y, one))) for one in ones])
+            return joined(
+                [(np.arange(length(x))[one], self.gradients(take_rows(x, one), take_rows(y, one))) for one in ones]
+            )
         if self._feature not in ("x", "last", "all"):
             found = self._engine.gradients(x, y)
             return dataclasses.replace(found, gradients=self._transformed(found.gradients.astype(np.float64)))

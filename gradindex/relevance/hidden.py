@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gradindex.data.labels import as_array
-from gradindex.data.source import Tree, index, length
+from gradindex.data.source import Tree, length, take_rows
 from gradindex.job import Job
 from gradindex.relevance.base import Rows
 
@@ -47,7 +47,7 @@ class Hidden:
         ValueError
             If the model has no hidden layer, or none of a given name.
         """
-        blocks = [index(x, slice(i, i + _BATCH)) for i in range(0, length(x), _BATCH)]
+        blocks = [take_rows(x, slice(i, i + _BATCH)) for i in range(0, length(x), _BATCH)]
         return np.concatenate([self._block(block, feature) for block in blocks])
 
     def _block(self, x: Tree, feature: str) -> Rows:

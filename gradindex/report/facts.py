@@ -17,7 +17,7 @@ from gradindex.plots.rendering import Rendered, Renderer, data_uri
 from gradindex.search.answer import Found, found_sides
 from gradindex.search.audit import AUDIT
 from gradindex.store.location import exists
-from gradindex.store.publish import read_json
+from gradindex.store.manifest import read_json
 
 _CLASSES = 100  # rows of the table of classes
 

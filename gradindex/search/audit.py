@@ -15,8 +15,7 @@ from gradindex.compute import exact
 from gradindex.compute.blocks import default_batch_size
 from gradindex.compute.queries import Queries, gradient_chunks
 from gradindex.data.names import Tree
-from gradindex.data.source import Batch, Ids
-from gradindex.data.source import index as take
+from gradindex.data.source import Batch, Ids, take_rows
 from gradindex.defaults import QUERIES, SEED
 from gradindex.gradients import paths
 from gradindex.kernels import Kernel
@@ -27,7 +26,7 @@ from gradindex.search.agreement import Estimate
 from gradindex.search.options import SearchOptions
 from gradindex.search.spot_check import STEPS, spot_check
 from gradindex.store import changes
-from gradindex.store.publish import publish
+from gradindex.store.manifest import publish
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -305,7 +304,7 @@ def _compare(
     order = rng.permutation(len(store)) if end is not None else None
     parts = []
     for some, gradients, norms in gradient_chunks(engine, asked, by_steps=True):
-        batch = Batch(np.arange(some.start, some.stop), take(asked.x, some), take(asked.y, some))
+        batch = Batch(np.arange(some.start, some.stop), take_rows(asked.x, some), take_rows(asked.y, some))
         sketches = index.sketches(gradients, norms)
         _, sketched, _ = norm_scan.scan(store, sketches, norms, kernel, depth + 1, selection=select(store, None))
         best, rows = np.full((len(norms), depth), -np.inf), np.full((len(norms), depth), -1, np.int64)

@@ -19,7 +19,7 @@ from gradindex.search import norm_scan
 from gradindex.search.answer import Answer, Side
 from gradindex.search.bounds import proof
 from gradindex.search.question import Question
-from gradindex.search.rows import by_faiss
+from gradindex.search.row_search import by_faiss
 from gradindex.store import Store
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from gradindex.search.answer import Answer, Side
 from gradindex.search.bounds import cosine_bounds, errors, row_error
 from gradindex.search.question import Question
 from gradindex.sketch.landmark import LandmarkProjector
-from gradindex.sketch.rows import normalise
+from gradindex.sketch.unit_rows import normalise
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index

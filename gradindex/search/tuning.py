@@ -22,7 +22,7 @@ from gradindex.runtime.interrupts import kept_if_possible
 from gradindex.search import norm_scan, question
 from gradindex.search.answer import check_k
 from gradindex.search.options import SearchOptions
-from gradindex.sketch.rows import normalise
+from gradindex.sketch.unit_rows import normalise
 from gradindex.store import Store
 
 if TYPE_CHECKING:

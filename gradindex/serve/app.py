@@ -24,7 +24,7 @@ from gradindex.serve.metrics import Measured
 from gradindex.serve.service import Service, as_where
 from gradindex.serve.settings import Settings
 from gradindex.store.location import exists
-from gradindex.store.publish import read_json
+from gradindex.store.manifest import read_json
 
 STATIC = Path(__file__).parent / "static"
 _ERRORS: dict[int | str, dict[str, Any]] = {

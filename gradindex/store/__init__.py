@@ -1,6 +1,6 @@
 """Embeddings on disk: immutable shards and manifests; see FORMAT.md beside this file."""
 
-from gradindex.store.publish import Header
+from gradindex.store.manifest import Header
 from gradindex.store.shard import Rows
 from gradindex.store.store import Store
 

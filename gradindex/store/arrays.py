@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.columns import as_columns
-from gradindex.sketch.rows import normalise
-from gradindex.store.publish import Header
+from gradindex.sketch.unit_rows import normalise
+from gradindex.store.manifest import Header
 from gradindex.store.shard import SHARD_BYTES, Rows
 
 _END = 1 << 63  # of int64

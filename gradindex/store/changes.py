@@ -20,7 +20,7 @@ from gradindex.data.source import Ids
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.store import location, locks
 from gradindex.store.location import Location
-from gradindex.store.publish import HEADER, Header, publish, read_json, seal
+from gradindex.store.manifest import HEADER, Header, publish, read_json, seal
 
 DIRECTORY, HEAD = "changes", "head.json"
 _PART = re.compile(r"[0-9a-f]{16}")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradindex.store.publish import Header
+from gradindex.store.manifest import Header
 
 
 def compare(saved: Header, wanted: Header) -> list[str]:

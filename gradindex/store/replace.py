@@ -10,7 +10,7 @@ from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.runtime.log import log
 from gradindex.store import Header, Store, disk, locks
 from gradindex.store.location import Location, exists, listing, make_directory, remove_tree
-from gradindex.store.publish import read_json
+from gradindex.store.manifest import read_json
 from gradindex.store.store import HEADER
 
 

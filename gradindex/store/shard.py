@@ -21,8 +21,8 @@ from gradindex.data.source import Ids
 from gradindex.errors import DamagedIndexError
 from gradindex.store import disk
 from gradindex.store.location import Location, temporary
+from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json
 from gradindex.store.mapping import advise, map_file
-from gradindex.store.publish import FileEntry, Header, keep, publish, read_entries, read_json
 
 SHARD_BYTES = 128 << 20
 _ARRAYS = ("sketch", "norm", "id")

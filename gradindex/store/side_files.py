@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradindex.errors import DamagedIndexError
 from gradindex.store import location
 from gradindex.store.location import Location, listing, temporary
-from gradindex.store.publish import keep, publish, read_entries, read_json, refuse_extra
+from gradindex.store.manifest import keep, publish, read_entries, read_json, refuse_extra
 
 DIRECTORY = "assets"
 

@@ -18,7 +18,7 @@ from gradindex.store.arrays import as_rows
 from gradindex.store.changes import Part, State
 from gradindex.store.differences import compare, model_differences
 from gradindex.store.location import Location, is_temporary, listing, locate
-from gradindex.store.publish import HEADER, Header, publish, read_json, refuse_extra
+from gradindex.store.manifest import HEADER, Header, publish, read_json, refuse_extra
 from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
 
 SHARDS, PARTS, AUDIT = "shards", "parts", "audit.json"

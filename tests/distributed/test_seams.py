@@ -3,7 +3,7 @@
 import pytest
 
 import gradindex
-from gradindex.distributed.rows import ClusterRows
+from gradindex.distributed.cluster_rows import ClusterRows
 from gradindex.index.index import Index
 from tests.jobs import digits_job
 from tests.seams.executor import ExecutorSuite

@@ -70,7 +70,7 @@ def test_lookup(index, truth, store, monkeypatch):
     assert result.meta["params"]["exact_method"] == "factors"
     assert index.searcher.filters == KINDS[kind]
 
-    monkeypatch.setattr("gradindex.search.rows.SCAN_ROWS", 10)
+    monkeypatch.setattr("gradindex.search.row_search.SCAN_ROWS", 10)
     mask = store.columns["label"] == 5
     rows = store.gather(np.arange(ROWS))
     filtered = index.explain(ids=QUERIES[:6], k=8, where={"label": 5})

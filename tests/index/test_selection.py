@@ -62,7 +62,7 @@ def test_fewer_than_k_are_said_to_be_missing(built, certify):
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "HNSW16", "IVF8,SQ8", "SQ8", "PCA16,IVF8,Flat"])
 def test_every_kind_of_index_has_full_recall(built, factory, monkeypatch):
     index, _ = built
-    monkeypatch.setattr("gradindex.search.rows.SCAN_ROWS", 10)  # more are searched by FAISS, where it can
+    monkeypatch.setattr("gradindex.search.row_search.SCAN_ROWS", 10)  # more are searched by FAISS, where it can
     other = gradindex.index_store(index.store, factory)
     mask = index.store.columns["label"] == 5
     rows = index.store.gather(np.arange(ROWS))

@@ -6,7 +6,7 @@ import pytest
 import gradindex
 from gradindex import relevance
 from gradindex.job import GradientRows
-from gradindex.relevance.rows import MetricRows
+from gradindex.relevance.metric_rows import MetricRows
 from tests.jobs import digits_job
 from tests.seams.row_maker import RowMakerSuite
 

@@ -4,7 +4,7 @@ import pytest
 
 import gradindex
 from gradindex.lifecycle.executor import ThisProcess
-from gradindex.search.rows import LocalRows
+from gradindex.search.row_search import LocalRows
 from tests.jobs import digits_job
 from tests.seams.executor import ExecutorSuite
 from tests.seams.row_search import RowSearchSuite, make

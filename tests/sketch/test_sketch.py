@@ -4,7 +4,7 @@ import pytest
 from gradindex.gradients.parameter import Parameter
 from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Rademacher, from_json
 from gradindex.sketch.hashing import side_hash
-from gradindex.sketch.rows import fold
+from gradindex.sketch.unit_rows import fold
 
 RANDOM = [CountSketch(64), Gaussian(64), Rademacher(64), SJLT(64)]
 torch_conv = Parameter(name="c", position=1, shape=(5, 3, 2, 4), dtype="float32")

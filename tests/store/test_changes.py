@@ -15,7 +15,7 @@ from gradindex.ann import files as index_files
 from gradindex.cli.app import run
 from gradindex.data import fingerprint
 from gradindex.data.chain import Chain
-from gradindex.data.reading import as_source
+from gradindex.data.dataset_types import as_source
 from gradindex.data.source import ColumnSource, MapSource
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.lifecycle import compact, embed_shards

@@ -12,7 +12,7 @@ import pytest
 
 import gradindex
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import Header, Rows, Store, publish, side_files
+from gradindex.store import Header, Rows, Store, manifest, side_files
 
 
 def header(rows=25, shard_rows=10, dim=4, **changes):
@@ -105,7 +105,7 @@ def test_the_first_publisher_of_a_shard_wins(filled):
 def reseal(path, saved):
     """Write a manifest that only its contents give away."""
     saved.pop("seal", None)
-    path.write_text(json.dumps({**saved, "seal": publish.seal(saved)}))
+    path.write_text(json.dumps({**saved, "seal": manifest.seal(saved)}))
 
 
 def damage_truncate(path):
@@ -163,7 +163,7 @@ def test_pickles_are_refused(filled):
     saved = json.loads(path.read_text())
     bad = store.path / "shards" / "bad.npy"
     np.save(bad, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    saved["files"]["norm"] = vars(publish.FileEntry("bad.npy", bad.stat().st_size, "0"))
+    saved["files"]["norm"] = vars(manifest.FileEntry("bad.npy", bad.stat().st_size, "0"))
     reseal(path, saved)
     with pytest.raises(DamagedIndexError, match=r"bad\.npy is damaged"):
         Store.open(store.path).norms  # noqa: B018

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradindex.data.names import Device, LossFunction
-from gradindex.data.source import Tree, index, leaves, length
+from gradindex.data.source import Tree, leaves, length, take_rows
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.inputs import call_loss
 from gradindex.gradients.parameter import Floats
@@ -129,7 +129,7 @@ class TensorFlowEngine(Engine):
         with self._on_device():
             out, targets = as_tensors(outputs), as_tensors(y)
             rows = [slice(i, i + 1) for i in range(len(outputs))]
-            each = [self._loss(out[row], None if y is None else index(targets, row)) for row in rows]
+            each = [self._loss(out[row], None if y is None else take_rows(targets, row)) for row in rows]
             return to_numpy(tf.stack(each)) if each else np.empty(0, self.dtype)
 
     def output_gradients(self, outputs: Floats, y: Tree) -> Floats:
@@ -175,7 +175,9 @@ class TensorFlowEngine(Engine):
 
         def embed(some: slice) -> Embedded:
             found = Sketches(some.stop - some.start, self.parameters, projector)
-            losses, outputs = self._run_factored(index(x, some), None if y is None else index(y, some), names, found)
+            losses, outputs = self._run_factored(
+                take_rows(x, some), None if y is None else take_rows(y, some), names, found
+            )
             return Embedded(found.sketches, np.sqrt(found.squares), losses, outputs)
 
         with self._on_device():
@@ -207,10 +209,10 @@ class TensorFlowEngine(Engine):
             outputs = []
             for row in rows:
                 with self._on_device(), state_kept(self.model, self._unknown):  # each has the state that is there now
-                    outputs.append(self._call({}, as_tensors(index(x, slice(row, row + 1)))))
+                    outputs.append(self._call({}, as_tensors(take_rows(x, slice(row, row + 1)))))
             with self._on_device(), state_kept(self.model, self._unknown):
                 output = joined_outputs(outputs)
-                target = None if y is None else as_tensors(index(y, np.array(rows)))
+                target = None if y is None else as_tensors(take_rows(y, np.array(rows)))
                 loss = self.loss_fn(LABEL_FORMS[self._label_form or "as given"](output, target), output)
                 return float(loss) if loss.shape.rank == 0 else None
         except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
@@ -255,9 +257,9 @@ class TensorFlowEngine(Engine):
         inputs, targets = as_tensors(x), as_tensors(y)
         if any(isinstance(leaf, list) for leaf in leaves(inputs)):
             raise TypeError("Objects that are not arrays cannot be batched.")
-        label = None if y is None else index(targets, slice(0, 1))
+        label = None if y is None else take_rows(targets, slice(0, 1))
         if self._label_form is None:
-            self._settle_labels(index(inputs, slice(0, 1)), label)
+            self._settle_labels(take_rows(inputs, slice(0, 1)), label)
         self._looks.at(inputs, label)
         return inputs, targets
 

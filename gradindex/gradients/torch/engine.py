@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from gradindex.data.names import Device, LossFunction
-from gradindex.data.source import Tree, index, leaves, length, map_leaves
+from gradindex.data.source import Tree, leaves, length, map_leaves, take_rows
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.inputs import bind_inputs, select
 from gradindex.gradients.parameter import Floats
@@ -111,7 +111,7 @@ class TorchEngine(Engine):
         """Return the loss of each sample (b,) given the model's outputs (b, …)."""
         with self._inference():
             out, targets = self._outputs(outputs), self._targets(y)
-            each = [self._losses.one(out[i : i + 1], index(targets, slice(i, i + 1))) for i in range(len(outputs))]
+            each = [self._losses.one(out[i : i + 1], take_rows(targets, slice(i, i + 1))) for i in range(len(outputs))]
             return to_numpy(torch.stack(each)) if each else np.empty(0, self.dtype)
 
     def output_gradients(self, outputs: Floats, y: Tree) -> Floats:
@@ -180,7 +180,7 @@ class TorchEngine(Engine):
         def embed(number: int) -> Embedded:
             some = parts[number]
             found = Sketches(some.stop - some.start, self.parameters, projector, self.device)
-            part, labels = index(inputs, some), None if targets is None else index(targets, some)
+            part, labels = take_rows(inputs, some), None if targets is None else take_rows(targets, some)
             output, losses = self._run(part, labels, names, found, models[number], self._workspaces[number])
             return Embedded(found.sketches, found.norms, to_numpy(losses), self._main(output, length(part)))
 
@@ -235,7 +235,9 @@ class TorchEngine(Engine):
         if names is None or self._weighed or self.device.type != "cpu":
             return
         self._weighed = True
-        some, one = ((index(x, head), y if y is None else index(y, head)) for head in (slice(0, 8), slice(0, 1)))
+        some, one = (
+            (take_rows(x, head), y if y is None else take_rows(y, head)) for head in (slice(0, 8), slice(0, 1))
+        )
         batched = partial(self.some_gradients, *some, names)
         if not costs.pays(batched, length(some[0]), partial(self.oracle.step, *one)):
             self._paths.update(dict.fromkeys(names, LOOP))
@@ -256,7 +258,7 @@ class TorchEngine(Engine):
         """
         if self.device.type != "cpu" or not torch_parts.can_be_copied(self.model):
             return False
-        x, y = index(x, slice(0, 3)), None if y is None else index(y, slice(0, 3))
+        x, y = take_rows(x, slice(0, 3)), None if y is None else take_rows(y, slice(0, 3))
         others = torch_parts.others(self._tensors(x))
         if others is None:
             return None
@@ -292,9 +294,11 @@ class TorchEngine(Engine):
         try:
             for row in rows:
                 with self._inference(fused=True):
-                    outputs.append(self._call({}, index(inputs, slice(row, row + 1))))
+                    outputs.append(self._call({}, take_rows(inputs, slice(row, row + 1))))
             with torch.no_grad():
-                return self._losses.together(outputs, targets if targets is None else index(targets, np.array(rows)))
+                return self._losses.together(
+                    outputs, targets if targets is None else take_rows(targets, np.array(rows))
+                )
         except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
             log.debug("the loss of a batch cannot be told: %s", error)
             return None
@@ -346,7 +350,7 @@ class TorchEngine(Engine):
 
         seen = Seen()
         with self._inference(fused=True):
-            target = None if targets is None else index(targets, slice(0, 1))
+            target = None if targets is None else take_rows(targets, slice(0, 1))
             self._losses.look(run, target, distinct=length(inputs) > 1)
         self._half, self._makes_leaves = self._half or seen.half, seen.makes_leaves
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradindex.data.names import Leaf
-from gradindex.data.source import Tree, index, leaves, map_leaves
+from gradindex.data.source import Tree, leaves, map_leaves, take_rows
 from gradindex.gradients.inputs import bind_inputs
 from gradindex.gradients.torch.model import inference
 from gradindex.runtime.log import log
@@ -67,7 +67,7 @@ class Conversion:
 
     def _find(self, tensors: Tree) -> tuple[bool, torch.dtype]:
         """Return whether types that the model has stay, and the type of the others: the first that the model takes."""
-        one = index(tensors, slice(0, 1))
+        one = take_rows(tensors, slice(0, 1))
         for keeps, dtype in self._ways():
             args, kwargs = bind_inputs(self._model.forward, self._cast(one, keeps, dtype))
             try:

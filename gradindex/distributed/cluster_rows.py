@@ -18,7 +18,7 @@ from gradindex.gradients.parameter import Floats
 from gradindex.kernels import Kernel
 from gradindex.runtime.log import log
 from gradindex.search import norm_scan
-from gradindex.search.rows import LocalRows, Nearest, by_faiss
+from gradindex.search.row_search import LocalRows, Nearest, by_faiss
 from gradindex.store import Store
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class ClusterRows:
-    """A `gradindex.search.rows.RowSearch` whose rows are spread over actors.
+    """A `gradindex.search.row_search.RowSearch` whose rows are spread over actors.
 
     `ranges` are the rows (first, last + 1) of each part; `here` are the same rows in this process, which answer what
     parts do not: how many vectors FAISS compares, and queries that are held as factors.

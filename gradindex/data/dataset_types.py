@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gradindex.data import hugging_face
-from gradindex.data.forms import refuse_dataset, unreadable
 from gradindex.data.names import Tree
+from gradindex.data.samples import refuse_dataset, unreadable
 from gradindex.data.source import ColumnSource, MapSource, Source, StreamSource, collated
 from gradindex.data.tensors import is_tensor
 
