@@ -72,9 +72,8 @@ class StorePart(Store):
         """Dataset positions of these rows."""
         return self._cut("ids")
 
-    def gather(self, rows: Ids, dtype: object = np.float32) -> NDArray[Any]:
-        """Return the sketches of some rows, as `Store.gather` does."""
-        return super().gather(rows + self.first, dtype)
+    def _taken(self, rows: Ids, dtype: str) -> NDArray[Any]:
+        return super()._taken(rows + self.first, dtype)
 
     def _cut(self, name: str) -> NDArray[Any]:
         begin = self.shards[0].start

@@ -61,7 +61,7 @@ def _rows(store: Store, rows: np.ndarray) -> Rows:
             tables.append(store.table(shard).take(pa.array(here - shard.start)))
     table = pa.concat_tables(tables)
     columns = dict(zip(table.column_names, table.columns, strict=True))
-    return Rows(store.gather(rows, np.float16), store.norms[rows], store.ids[rows], columns)
+    return Rows(store.kept(rows), store.norms[rows], store.ids[rows], columns)
 
 
 def _publish(store: Store, part: Store) -> None:

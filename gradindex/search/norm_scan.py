@@ -64,7 +64,7 @@ def scan(
         every = np.broadcast_to(here, found.shape)
         best[active], rows[active] = top(np.hstack([best[active], found]), np.hstack([rows[active], every]), k)
         begin, size = begin + len(here), min(2 * size, _BLOCKS[1])
-        held += min(len(here) * _SCATTERED, int(here[-1] - here[0] + 1) * 2 * store.header.dim)
+        held += min(len(here) * _SCATTERED, int(here[-1] - here[0] + 1) * store.header.row_bytes)
         if held > _HELD:
             store.release()
             held = 0

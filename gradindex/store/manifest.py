@@ -11,6 +11,7 @@ from typing import Any
 
 from gradindex.errors import DamagedIndexError
 from gradindex.store import cache, hashed, location
+from gradindex.store.codes import RowType
 from gradindex.store.location import Location
 
 HEADER, FORMAT = "store.json", "gradindex store"
@@ -43,6 +44,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     "deterministic": lambda value: type(value) is bool,
     "origin": lambda value: isinstance(value, str),
     "metric": lambda value: value is None or (isinstance(value, dict) and isinstance(value.get("name"), str)),
+    "row_type": lambda value: value in tuple(RowType),
 }
 """What the fields of a header may hold: whoever reads them relies on it."""
 
@@ -75,6 +77,8 @@ class Header:
     """Of a part: a fingerprint of the samples that were added, or the state that was compacted."""
     metric: dict[str, Any] | None = None
     """Name and options of the relevance metric whose rows these are; None: gradients."""
+    row_type: str = RowType.HALF
+    """How the numbers of rows are kept, see `gradindex.store.codes`."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "shard_rows", "dim", "batch_size"):
@@ -95,6 +99,11 @@ class Header:
         return seal({"first": self.first, "rows": self.rows, "origin": self.origin})[:16]
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's numbers."""
+        return self.dim * RowType(self.row_type).dtype.itemsize
+
+    @property
     def shards(self) -> int:
         """Number of shards."""
         return -(-self.rows // self.shard_rows)
@@ -107,6 +116,8 @@ class Header:
         """Return the header as JSON-ready values; what only parts or metrics have is left out elsewhere."""
         values = dataclasses.asdict(self)
         values = {name: value for name, value in values.items() if value or name not in ("first", "origin", "metric")}
+        if self.row_type == RowType.HALF:
+            del values["row_type"]
         return {"format": FORMAT, "version": VERSION, **values}
 
     @property

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gradindex.data.columns import to_arrow
 from gradindex.data.source import Ids
 from gradindex.errors import DamagedIndexError
-from gradindex.store import disk
+from gradindex.store import codes, disk
 from gradindex.store.location import Location, temporary
 from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json
 from gradindex.store.mapping import advise, map_file
@@ -34,12 +34,12 @@ _CHECKED = 1 << 19  # bytes compared before they are converted, so that they are
 
 @dataclass(frozen=True)
 class Rows:
-    """Embeddings of n samples: `sketches` (n, dim) float16 of unit norm, `norms` (n,) float32, `ids` (n,) int64.
+    """Embeddings of n samples: `sketches` (n, dim) as they are kept, `norms` (n,) float32, `ids` (n,) int64.
 
-    `columns` maps names to arrays (n,), of NumPy's or Arrow's.
+    Sketches are of unit norm, see `gradindex.store.codes`. `columns` maps names to arrays (n,), of NumPy's or Arrow's.
     """
 
-    sketches: NDArray[np.float16]
+    sketches: NDArray[Any]
     norms: NDArray[np.float32]
     ids: Ids
     columns: Mapping[str, Any]
@@ -105,7 +105,8 @@ class Shard:
         self._entries = read_entries(saved, path, {*_ARRAYS, "columns"})
         # Everything is mapped now: what is deleted later, by a compaction, stays readable here.
         self._columns = _mapped(self._entries["columns"].local(directory, checked=False))
-        self.sketches = self._map("sketch", np.float16, (len(self), header.dim))  # checked when first read
+        self._row_type = header.row_type
+        self.sketches = self._map("sketch", header.row_type, (len(self), header.dim))  # checked when first read
         self._block_rows, self._sums = _block_sums(saved, len(self), path)
         self._good = np.zeros(len(self._sums), bool)
         self.norms = self._map("norm", np.float32, (len(self),))
@@ -127,7 +128,9 @@ class Shard:
             slice(max(low, begin), min(low + step, stop)) for low in range(begin - begin % self._block_rows, stop, step)
         ]
         for here, _ in zip(pieces, self._checks(pieces), strict=True):
-            out[here.start - begin : here.stop - begin] = self.sketches[here]
+            some = out[here.start - begin : here.stop - begin]
+            some[...] = self.sketches[here]
+            codes.finish(some, self._row_type)
         return out
 
     def _checks(self, pieces: list[slice]) -> Iterator[None]:
@@ -152,8 +155,8 @@ class Shard:
         """Let go of the pages of sketches that were read; the system keeps them in its cache while there is room."""
         advise(self.sketches, mmap.MADV_DONTNEED)
 
-    def take(self, places: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Return the sketches at some places in the shard, checked; raises DamagedIndexError."""
+    def take(self, places: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the sketches at some places in the shard as they are kept, checked; raises DamagedIndexError."""
         blocks = places // self._block_rows
         new = np.unique(blocks[~self._good[blocks]])
         if len(new) < _FEW_BLOCKS:
@@ -230,7 +233,7 @@ def _digest(*pieces: Any) -> str:
     return found.hexdigest()
 
 
-def _sums_of(sketches: NDArray[np.float16]) -> dict[str, Any]:
+def _sums_of(sketches: NDArray[Any]) -> dict[str, Any]:
     """Return the checksums of blocks of rows, as the manifest has them."""
     rows = np.ascontiguousarray(sketches)
     step = max(1, _BLOCK_BYTES // rows.strides[0])

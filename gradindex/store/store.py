@@ -13,7 +13,7 @@ from gradindex.data.source import Ids
 from gradindex.data.table import Columns
 from gradindex.defaults import BLOCK_ROWS
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import changes, location, side_files
+from gradindex.store import changes, codes, location, side_files
 from gradindex.store.arrays import as_rows
 from gradindex.store.changes import Part, State
 from gradindex.store.differences import compare, model_differences
@@ -282,8 +282,15 @@ class Store:
         for shard in self.shards:
             shard.release()
 
-    def gather(self, rows: Ids, dtype: Any = np.float32) -> NDArray[Any]:
-        """Return the sketches of some rows, (n, dim) float32, or float16 as they are stored."""
+    def gather(self, rows: Ids) -> NDArray[np.float32]:
+        """Return the sketches of some rows, (n, dim) float32 of unit norm."""
+        return codes.finish(self._taken(rows, "float32"), self.header.row_type)
+
+    def kept(self, rows: Ids) -> NDArray[Any]:
+        """Return the sketches of some rows (n, dim) as they are stored, see `gradindex.store.codes`."""
+        return self._taken(rows, self.header.row_type)
+
+    def _taken(self, rows: Ids, dtype: str) -> NDArray[Any]:
         out = np.empty((len(rows), self.header.dim), dtype)
         number = np.searchsorted(self._starts, rows, "right") - 1
         for shard in np.unique(number):
