@@ -54,7 +54,7 @@ def add(
         began = time.perf_counter()
         embedded = embed_missing(job, part, progress, landmarks.bound(store, job))
         middle = time.perf_counter()
-        _publish(store, part)
+        publish(store, part)
         settle(store)
     store, searcher = index_files.open_last(path)
     summary = BuildSummary(
@@ -90,7 +90,7 @@ def _part(store: Store, job: Job, first: int, batch_size: int | None, shard_rows
     return Store.create(path, dataclasses.replace(wanted, rows=rows, dim=saved.dim, first=first, origin=origin))
 
 
-def _publish(store: Store, part: Store) -> None:
+def publish(store: Store, part: Store) -> None:
     """Make a finished part visible, behind changes that other processes make meanwhile."""
     new = Part(part.header.part, part.header.seal, part.header.rows)
     change = {"kind": "add", "part": new.name, "header": new.seal, "first": part.header.first, "rows": new.rows}

@@ -24,6 +24,11 @@ class Sketch(ABC):
     bounds_cosine: ClassVar[bool] = False
     """Whether two rows bound the cosine of their gradients, so that answers can be proved."""
 
+    @property
+    def coordinates(self) -> int:
+        """How many of a row's numbers, from the first on, are linear in the gradient of unit norm."""
+        return self.dim
+
     def __init_subclass__(cls) -> None:
         if not cls.__name__.startswith("_"):
             _KINDS[cls.kind] = cls
@@ -63,3 +68,8 @@ def bounds_cosine(saved: dict[str, object]) -> bool:
     """Whether rows of the sketch whose `to_json` is `saved` bound cosines; not so for kinds that are unknown here."""
     kind = _KINDS.get(str(saved.get("kind")))
     return kind is not None and kind.bounds_cosine
+
+
+def coordinates(saved: dict[str, Any], dim: int) -> int:
+    """Return `Sketch.coordinates` of the sketch whose `to_json` is `saved`; all `dim` of rows made elsewhere."""
+    return from_json(saved).coordinates if saved.get("kind") in _KINDS else dim

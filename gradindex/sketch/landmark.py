@@ -79,6 +79,11 @@ class Landmark(Sketch):
             raise ValueError(f"dims is {self.dims}, but {self.landmarks} landmarks span at most as many directions.")
         object.__setattr__(self, "dim", self.dims + (self.residual or 1))
 
+    @property
+    def coordinates(self) -> int:
+        """The coordinates, and the residual's sketch; the length of what is left out is not linear."""
+        return self.dims + self.residual
+
     def bind(self, parameters: Sequence[Parameter], seed: int) -> "LandmarkProjector":
         """Return the projection, which needs its landmarks before use; see `gradindex.compute.landmarks`."""
         return LandmarkProjector(self, parameters, check_seed(seed))

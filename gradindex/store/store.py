@@ -23,7 +23,8 @@ from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
 
 SHARDS, PARTS, AUDIT = "shards", "parts", "audit.json"
 WATCH = "watch"  # directory of what `gradindex.compute.watch` writes: how many rows of each shard were compared
-KNOWN = {HEADER, SHARDS, PARTS, AUDIT, WATCH, "index", side_files.DIRECTORY, changes.DIRECTORY}
+WHITENED = "whitened"  # directory of a store of its own: rows that `gradindex.lifecycle.whiten` made of these
+KNOWN = {HEADER, SHARDS, PARTS, AUDIT, WATCH, WHITENED, "index", side_files.DIRECTORY, changes.DIRECTORY}
 _IDS_PER_CHANGE = 1_000_000
 
 

@@ -1,0 +1,202 @@
+"""Whitened rows of a store: a store of their own within its directory, made from its rows alone, without the model."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.ann import build as indexing
+from gradindex.ann import files as index_files
+from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.lifecycle import add, compact
+from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
+from gradindex.runtime.log import log
+from gradindex.runtime.progress import Bar, progress_bar
+from gradindex.search.whitened import Whitened, place_of, whitener_of, write_spectrum
+from gradindex.sketch.base import coordinates
+from gradindex.sketch.whitening import Spectrum, Whitener, spectrum
+from gradindex.store import Header, Rows, Store, codes
+from gradindex.store import replace as store_replace
+from gradindex.store.location import Location, exists, remove_tree
+from gradindex.store.shard import SHARD_BYTES
+from gradindex.store.store import HEADER, PARTS
+
+DIMS = 1024
+SAMPLE = 1 << 17
+"""Rows that the second moment is taken from, at most: of 1,024 numbers, 128 a number."""
+_BLOCK = 8192
+
+
+def whiten(
+    path: str | Location,
+    *,
+    damping: float | None = None,
+    dims: int = DIMS,
+    index: str = "auto",
+    sample: int = SAMPLE,
+    progress: bool | None = None,
+) -> Whitened:
+    """Whiten the rows of a finished store; see `gradindex.Index.whiten`."""
+    if not isinstance(dims, int) or dims < 1:
+        raise ValueError(f"dims must be a positive integer, got {dims!r}.")
+    if not isinstance(sample, int) or sample < 1:
+        raise ValueError(f"sample must be a positive integer, got {sample!r}.")
+    parent = Store.open(path)
+    rows = _alive(parent)
+    found = _spectrum(parent, rows, sample)
+    whitener = found.whitener(damping, dims)
+    place = place_of(parent)
+    header = _header(parent, len(rows), whitener.width, damping, dims)
+    with stop_on_sigterm(), explain_full_disk(lambda: "the whitened rows are made anew by the same call"):
+        if exists(place / HEADER) and not _unfinished(place) and store_replace.begin(place):
+            with store_replace.replacement(place, header) as store:
+                _fill(parent, rows, store, found, damping, index, progress)
+        else:
+            _fill(parent, rows, _begin(place, header), found, damping, index, progress)
+    if found.largest_share > 0.1:
+        log.warning("one sample makes %.0f %% of the second moment's trace", 100 * found.largest_share)
+    return Whitened.open(parent)
+
+
+def follow(path: str | Location, *, progress: bool | None = None) -> None:
+    """Give the whitened rows of a store, if it has some, the samples that were added, and drop what it compacted away.
+
+    They are whitened as the others were; how many came since is said by `Whitened.added`.
+    """
+    parent = Store.open(path)
+    place = place_of(parent)
+    if not exists(place / HEADER) or _unfinished(place):
+        return
+    store = Store.open(place)
+    rows = _alive(parent)
+    new = rows[~store.holds(parent.ids[rows])]
+    if len(new):
+        part = _part(store, parent, len(new))
+        with progress_bar("Whitening", len(new), show=progress) as advance:
+            _write(parent, new, part, whitener_of(store), advance)
+        add.publish(store, part)
+        store = Store.open(place)
+    gone = store.ids[~parent.holds(store.ids)]
+    if len(gone := np.setdiff1d(gone, store.state.removed)):
+        store.remove(gone)
+        compact.compact(place, progress=progress)
+
+
+def repair(path: str | Location) -> bool:
+    """Make the whitened rows of a store anew if they are damaged, with their options; whether that was so."""
+    parent = Store.open(path)
+    place = place_of(parent)
+    if not exists(place):
+        return False
+    options: dict[str, float | int | None] = {}
+    try:
+        header = Header.read(place / HEADER)
+        options = {"damping": header.sketch.get("damping"), "dims": int(header.sketch.get("asked", DIMS))}
+        if not _unfinished(place):
+            Whitened.open(parent).check()
+            return False
+    except (DamagedIndexError, FileNotFoundError, MismatchError) as error:
+        log.info("the whitened rows are made again: %s", error)
+    remove_tree(place)
+    whiten(path, damping=options.get("damping"), dims=int(options.get("dims") or DIMS))
+    return True
+
+
+def _alive(store: Store) -> NDArray[np.int64]:
+    return np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
+
+
+def _spectrum(parent: Store, rows: NDArray[np.int64], sample: int) -> Spectrum:
+    """Return the second moment's decomposition, from at most `sample` of the rows, evenly spaced."""
+    norms = parent.norms[rows].astype(np.float64)
+    largest = float(norms.max(initial=0)) or 1.0
+    scale = largest * float(np.sqrt(np.mean((norms / largest) ** 2)))
+    some = rows if len(rows) <= sample else rows[np.linspace(0, len(rows) - 1, sample).astype(np.int64)]
+    dim = coordinates(parent.header.sketch, parent.header.dim)
+
+    def blocks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        for begin in range(0, len(some), _BLOCK):
+            here = some[begin : begin + _BLOCK]
+            yield parent.gather(here), parent.norms[here]
+            parent.release()
+
+    return spectrum(blocks(), dim, scale or 1.0)
+
+
+def _header(parent: Store, rows: int, width: int, damping: float | None, dims: int) -> Header:
+    about = {"kind": "whitened", "dim": width, "of": parent.header.seal, "damping": damping}
+    about |= {"asked": dims, "state": f"{parent.state.rows_seal[:16]} {parent.state.last[:16]}"}
+    return Header(
+        rows=rows,
+        shard_rows=max(1, SHARD_BYTES // width),
+        dim=width,
+        sketch=about,
+        seed=0,
+        batch_size=1,
+        task="none",
+        backend="none",
+        parameters=[],
+        state=[],
+        versions={},
+        row_type=codes.RowType.BYTE,
+    )
+
+
+def _unfinished(place: Location) -> bool:
+    """Whether whitened rows were begun and not finished; what is damaged is not unfinished."""
+    store = Store(place, Header.read(place / HEADER))
+    return bool(store.missing()) or not index_files.exists(store)
+
+
+def _begin(place: Location, header: Header) -> Store:
+    """Begin the store of whitened rows, or take up one that was begun with the same rows and options."""
+    try:
+        return Store.create(place, header)
+    except MismatchError:
+        remove_tree(place)
+        return Store.create(place, header)
+
+
+def _fill(
+    parent: Store,
+    rows: NDArray[np.int64],
+    store: Store,
+    found: Spectrum,
+    damping: float | None,
+    index: str,
+    progress: bool | None,
+) -> None:
+    write_spectrum(store, found, damping)
+    with progress_bar("Whitening", len(rows), show=progress) as advance:
+        _write(parent, rows, store, whitener_of(store), advance)
+    with progress_bar("Indexing", len(rows), show=progress) as advance:
+        indexing.build(store, index, 0, advance)
+
+
+def _write(parent: Store, rows: NDArray[np.int64], store: Store, whitener: Whitener, advance: Bar) -> None:
+    """Publish the shards of a store of whitened rows that are missing."""
+    for number in range(store.header.shards):
+        start, stop = store.header.span(number)
+        if not store.has(number):
+            store.write(number, _shard(parent, rows[start:stop], whitener, store.header.row_type))
+        advance(stop - start)
+
+
+def _shard(parent: Store, rows: NDArray[np.int64], whitener: Whitener, kind: str) -> Rows:
+    kept = np.empty((len(rows), whitener.width), codes.RowType(kind).dtype)
+    lengths = np.empty(len(rows), np.float32)
+    for begin in range(0, len(rows), _BLOCK):
+        here = slice(begin, begin + _BLOCK)
+        white, lengths[here] = whitener(parent.gather(rows[here]), parent.norms[rows[here]])
+        kept[here] = codes.encode(white, kind)
+        parent.release()
+    return Rows(kept, lengths, parent.ids[rows], {})
+
+
+def _part(store: Store, parent: Store, rows: int) -> Store:
+    """Begin the part of rows that were added since, or take up one that was begun."""
+    origin = f"whitened {parent.state.rows_seal} {parent.state.last}"
+    first = store.state.positions
+    header = dataclasses.replace(store.header, rows=rows, first=first, origin=origin)
+    return Store.create(store.path / PARTS / header.part, header)

@@ -1,0 +1,151 @@
+"""The whitened rows of a store, open: what the kernels `white_dot` and `white_cos` search."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.ann import files as index_files
+from gradindex.ann.searcher import Searcher
+from gradindex.ann.selection import Selection
+from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.search.rows import LocalRows
+from gradindex.sketch.whitening import Spectrum, Whitener
+from gradindex.store import Store, side_files
+from gradindex.store.location import Location, exists
+from gradindex.store.store import HEADER, WHITENED
+
+_ASSET = "whitening"
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """Whitened rows of one state of a store, with their FAISS index.
+
+    Parameters
+    ----------
+    parent
+        The store that they were made from.
+    store
+        Their own: unit-norm rows of 8 bits, and norms ‖w‖. Ids are those of `parent`.
+    searcher
+        Its FAISS index.
+    whitener
+        What made them.
+    damping
+        λ, in the unit of squared gradients.
+    moment_rows
+        Rows that the second moment was taken from.
+    """
+
+    parent: Store
+    store: Store
+    searcher: Searcher
+    whitener: Whitener
+    damping: float
+    moment_rows: int
+
+    @classmethod
+    def open(cls, parent: Store) -> Self:
+        """Open the whitened rows of a store.
+
+        Raises
+        ------
+        ValueError
+            If it has none.
+        MismatchError
+            If they are those of another store.
+        DamagedIndexError
+            If they are damaged.
+        """
+        place = place_of(parent)
+        if not exists(place / HEADER):
+            raise ValueError(
+                f"{parent.path} has no whitened rows: make them by index.whiten() or the command gradindex whiten."
+            )
+        store, searcher = index_files.open_last(place)
+        if store.header.sketch.get("of") != parent.header.seal:
+            raise MismatchError(f"{place} holds the whitened rows of another store: whiten this one again.")
+        whitener, about = _read(store)
+        return cls(parent, store, searcher, whitener, about["damping"], int(about["rows"]))
+
+    @property
+    def rows(self) -> LocalRows:
+        """The rows, as searches take them."""
+        return LocalRows(self.store, self.searcher)
+
+    @property
+    def added(self) -> int:
+        """Rows that came after the second moment was taken."""
+        return max(0, self.store.state.positions - self.store.header.rows)
+
+    @cached_property
+    def missing(self) -> int:
+        """Samples of the store that are not whitened yet: the process that added them did not come to it."""
+        ids = self.parent.ids if self.parent.alive is None else self.parent.ids[self.parent.alive]
+        return 0 if self._same else int((~self.store.holds(ids)).sum())
+
+    def selection(self, wanted: Selection | None) -> Selection | None:
+        """Return the whitened rows of those that are `wanted` of the store's; None for all.
+
+        Raises
+        ------
+        ValueError
+            If none of them is whitened.
+        """
+        if wanted is None and self._same:
+            return None
+        if self._same and wanted is not None:
+            return wanted
+        ids = self.parent.ids if wanted is None else self.parent.ids[wanted.mask]
+        mask = np.isin(self.store.ids, ids)
+        if not mask.any():
+            raise ValueError("None of the samples asked for is whitened: whiten the index again.")
+        return None if mask.all() else Selection(mask, everywhere=wanted is None or wanted.everywhere)
+
+    @cached_property
+    def _same(self) -> bool:
+        return np.array_equal(self.store.ids, self.parent.ids)
+
+    def check(self) -> None:
+        """Compare the sha256 of every file; raises DamagedIndexError."""
+        self.store.check()
+        index_files.check(self.store)
+        index_files.check_extra(self.store)
+
+
+def place_of(parent: Store) -> Location:
+    """Return where the whitened rows of a store lie, if it has some."""
+    return parent.path / WHITENED / "rows"
+
+
+def write_spectrum(store: Store, found: Spectrum, damping: float | None) -> None:
+    """Keep a second moment's decomposition, and the damping, beside whitened rows."""
+    about = {"scale": found.scale, "rows": found.rows, "share": found.largest_share}
+    about |= {"damping": found.damping(damping) * found.scale**2}
+    arrays = {"values": found.values, "vectors": found.vectors}
+    side_files.write(store.path, store.header.seal, _ASSET, arrays, about)
+
+
+def whitener_of(store: Store) -> Whitener:
+    """Return what makes the rows of a store of whitened rows."""
+    return _read(store)[0]
+
+
+def _read(store: Store) -> tuple[Whitener, dict[str, float]]:
+    arrays, about = side_files.read(store.path, store.header.seal, _ASSET, {"values", "vectors"})
+    found = _checked(store, arrays["values"], arrays["vectors"], about)
+    return found.whitener(about["damping"], store.header.dim), about
+
+
+def _checked(
+    store: Store, values: NDArray[np.float64], vectors: NDArray[np.float64], about: dict[str, float]
+) -> Spectrum:
+    numbers = [about.get(name) for name in ("scale", "rows", "share", "damping")]
+    fits = values.ndim == 1 and vectors.shape[1:] == values.shape and len(values) >= store.header.dim
+    fits = fits and values.dtype == vectors.dtype == np.float64 and bool((values > 0).all())
+    if not fits or any(not isinstance(one, int | float) or not one >= 0 for one in numbers):
+        raise DamagedIndexError(f"{side_files.manifest_path(store.path, _ASSET)} is not of these whitened rows.")
+    return Spectrum(values, vectors, int(about["rows"]), about["scale"], about["share"])

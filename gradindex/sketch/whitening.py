@@ -1,0 +1,133 @@
+"""Whitening of stored rows by their own second moment, so that inner products tell what removing samples would do.
+
+With s = row · ‖g‖ the sketch of a sample's gradient g and R = mean s sᵀ over the training set, R stands for the empirical
+Fisher matrix F = mean g gᵀ, and qᵀ (R + λ)⁻¹ s for the influence qᵀ (F + λ)⁻¹ g (Koh & Liang 2017, with F in the place
+of the Hessian; Park et al. 2023 do so with random projections). That is the inner product of rows
+w = (Λ + λ)^(−1/2) Vᵀ s, where R = V Λ Vᵀ. They are kept by descending eigenvalue, so that the first r of them are those
+of the r leading directions.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RELATIVE_DAMPING = 0.1
+"""Default damping, as a share of the mean eigenvalue of R over the directions that there are."""
+_RANK = 1e-10  # of the largest eigenvalue: below it there is rounding alone
+
+Moment = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The second moment R = V Λ Vᵀ of sketches (rows times norms over `scale`).
+
+    Parameters
+    ----------
+    values
+        Eigenvalues Λ, (r,) float64, descending, all positive.
+    vectors
+        V, (d, r) float64, orthonormal.
+    rows
+        How many rows it was taken from.
+    scale
+        Root of the mean squared norm: sketches are divided by it, so that no square overflows.
+    largest_share
+        The share of one row in the trace of R, the largest there is.
+    """
+
+    values: NDArray[np.float64]
+    vectors: NDArray[np.float64]
+    rows: int
+    scale: float
+    largest_share: float
+
+    @property
+    def mean_value(self) -> float:
+        """The mean of the eigenvalues, in units of `scale`²."""
+        return float(self.values.mean())
+
+    def damping(self, given: float | None = None) -> float:
+        """Return λ in units of `scale`²: of an absolute number that is `given`, else by the rule.
+
+        Raises
+        ------
+        ValueError
+            If the number is not finite and positive.
+        """
+        if given is None:
+            return RELATIVE_DAMPING * self.mean_value
+        if not 0 < given < np.inf:
+            raise ValueError(f"damping must be a positive number, got {given!r}.")
+        return float(given) / self.scale**2
+
+    def whitener(self, damping: float | None = None, dims: int | None = None) -> "Whitener":
+        """Return the map of rows to whitened ones, of at most `dims` numbers; see `damping`."""
+        added = self.damping(damping)
+        count = len(self.values) if dims is None else min(dims, len(self.values))
+        matrix = self.vectors[:, :count] / np.sqrt(self.values[:count] + added)
+        return Whitener(matrix.astype(np.float32), self.scale)
+
+
+@dataclass(frozen=True)
+class Whitener:
+    """Maps unit-norm rows (n, d) with their norms to whitened ones; `matrix` is (d, r) float32."""
+
+    matrix: NDArray[np.float32]
+    scale: float
+
+    @property
+    def width(self) -> int:
+        """Numbers of a whitened row."""
+        return self.matrix.shape[1]
+
+    def __call__(
+        self, rows: NDArray[np.float32], norms: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Return unit-norm whitened rows (n, r) float32 and their norms ‖w‖ (n,) float64; zero rows stay zero.
+
+        Parameters
+        ----------
+        rows
+            Unit-norm rows (n, at least d) as the store has them; further numbers are no coordinates, and left out.
+        norms
+            Norms of the gradients, (n,).
+        """
+        white = rows[:, : len(self.matrix)] @ self.matrix
+        lengths = np.sqrt(np.einsum("ij,ij->i", white, white, dtype=np.float64))
+        unit = np.divide(white, lengths[:, None], out=np.zeros_like(white), where=lengths[:, None] > 0)
+        return unit, lengths * (np.asarray(norms, np.float64) / self.scale)
+
+
+def spectrum(blocks: Iterable[tuple[NDArray[np.float32], NDArray[np.floating]]], dim: int, scale: float) -> Spectrum:
+    """Return the eigendecomposition of the second moment of rows with their norms put back.
+
+    Parameters
+    ----------
+    blocks
+        Unit-norm rows (b, at least `dim`) with their norms (b,). Of each row the first `dim` numbers count.
+    dim
+        How many numbers of a row are coordinates of the gradient.
+    scale
+        Root of the mean squared norm of all rows.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows, or all are zero.
+    """
+    total, count, largest = np.zeros((dim, dim)), 0, 0.0
+    for rows, norms in blocks:
+        sketches = rows[:, :dim] * (np.asarray(norms, np.float64) / scale).astype(np.float32)[:, None]
+        total += sketches.T @ sketches
+        squares = np.einsum("ij,ij->i", sketches, sketches, dtype=np.float64)
+        count, largest = count + len(rows), max(largest, float(squares.max(initial=0)))
+    trace = float(np.trace(total))
+    if not count or not trace > 0:
+        raise ValueError(f"All {count} rows are zero: there is no second moment to whiten them by.")
+    values, vectors = np.linalg.eigh(total / count)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    kept = values > _RANK * values[0]
+    return Spectrum(values[kept], vectors[:, kept], count, scale, largest / trace)
