@@ -30,6 +30,33 @@ class Kernel(StrEnum):
     ASYM_DOT = "grad_asym_dot"
 
 
+class WhiteKernel(StrEnum):
+    """Name of a kernel of whitened rows, see `gradindex.sketch.whitening`: what removing samples would do."""
+
+    DOT = "white_dot"
+    COS = "white_cos"
+
+    @property
+    def plain(self) -> Kernel:
+        """The kernel that it is of the whitened rows, seen as gradients."""
+        return Kernel.DOT if self is WhiteKernel.DOT else Kernel.COS
+
+
+class KernelName(StrEnum):
+    """Every kernel that an index of gradients may be asked for."""
+
+    DOT = Kernel.DOT.value
+    COS = Kernel.COS.value
+    ASYM_DOT = Kernel.ASYM_DOT.value
+    WHITE_DOT = WhiteKernel.DOT.value
+    WHITE_COS = WhiteKernel.COS.value
+
+
+def white(name: str | None) -> WhiteKernel | None:
+    """Return the kernel of whitened rows that has this name; None if it is another kernel's, or none."""
+    return WhiteKernel(name) if name in tuple(WhiteKernel) else None
+
+
 def values(
     kernel: Kernel, dots: NDArray[Any], query_norms: NDArray[Any], train_norms: NDArray[Any], eps: float = 0.0
 ) -> NDArray[np.float64]:

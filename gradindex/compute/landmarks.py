@@ -6,18 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.checks import check_batch, check_finite
-from gradindex.data.source import Batch, Ids
+from gradindex.data.source import Batch, Ids, rectangles
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.gradients.projector import Projector
 from gradindex.job import Job
 from gradindex.runtime.log import log
-from gradindex.sketch import from_json
+from gradindex.sketch import CountSketch, from_json
 from gradindex.sketch.captured import record
 from gradindex.sketch.landmark import LandmarkProjector, Whitening
 from gradindex.store import Store, side_files
 
 ASSET = "landmark"
 _AT_ONCE = 256  # landmarks taken from the dataset at once
+_EMBEDDED, _NARROW = 64, 64  # samples embedded at once for their norms alone, and numbers of their sketch, unused
 _DRIFT = 4.0  # of coordinates, over what is seen of it among the landmarks themselves
 _NORM_TOLERANCE = 1e-3  # of landmarks computed anew, on another machine perhaps
 
@@ -46,7 +47,7 @@ def bound(store: Store, job: Job, create: bool = False) -> Projector:
     if not isinstance(projector, LandmarkProjector):
         return projector
     if create and not side_files.exists(store.path, ASSET):
-        ids = projector.draw(len(job.source))
+        ids = _drawn(projector, job)
         _save(store, projector, ids, whiten(projector, job, ids))
     return _load(store, projector, job)
 
@@ -54,7 +55,25 @@ def bound(store: Store, job: Job, create: bool = False) -> Projector:
 def prepare(projector: Projector, job: Job) -> None:
     """Embed a projection's landmarks, drawn from the job's dataset; for others there is nothing to do."""
     if isinstance(projector, LandmarkProjector):
-        whiten(projector, job, projector.draw(len(job.source)))
+        whiten(projector, job, _drawn(projector, job))
+
+
+def _drawn(projector: LandmarkProjector, job: Job) -> Ids:
+    """Return the ids of a job's landmarks; where they are drawn by norm, from norms that are computed for it."""
+    ids = projector.draw(len(job.source))
+    if not projector.by_norm or len(ids) <= projector.options.landmarks:
+        return ids
+    norms = []
+    narrow = CountSketch(_NARROW).bind(job.engine.parameters, projector.seed)
+    for begin in range(0, len(ids), _AT_ONCE):
+        batch = job.source.take(ids[begin : begin + _AT_ONCE])
+        check_batch(batch)
+        for rows, x, y in rectangles(batch.x, batch.y, _EMBEDDED):
+            norms.append((batch.ids[rows], job.engine.embed(x, y, narrow).norms))
+    order = np.concatenate([some for some, _ in norms])
+    found = np.concatenate([some for _, some in norms])[np.argsort(order, kind="stable")]
+    check_finite(ids, "gradient", found)
+    return projector.choose(ids, found)
 
 
 def whiten(projector: LandmarkProjector, job: Job, ids: Ids) -> Whitening:
@@ -107,6 +126,6 @@ def _load(store: Store, projector: LandmarkProjector, job: Job) -> LandmarkProje
                 f"The gradients of {int(differs.sum())} of {count} landmarks are not those that {store.path} was "
                 "built with. Open it with the data and the loss of the build."
             )
-        drift = _DRIFT * projector.drift(matrix)
+        drift = _DRIFT * projector.drift(Whitening(matrix, norms, error))
     projector.use(Whitening(matrix, norms, error + drift))
     return projector

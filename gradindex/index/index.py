@@ -21,8 +21,9 @@ from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.signals import FACTORS
 from gradindex.gradients.ways import STEPS, WayDiffers
-from gradindex.index.state import Changing, pinned
-from gradindex.kernels import Kernel
+from gradindex.index.state import pinned
+from gradindex.index.whitened import Whitenable
+from gradindex.kernels import Kernel, white
 from gradindex.runtime.log import log
 from gradindex.search import cascade, question, tuning
 from gradindex.search import certify as proofs
@@ -36,7 +37,7 @@ from gradindex.words import Task
 _QUERIES = 256  # handled at once, so that candidates' rows take little memory
 
 
-class Index(Changing):
+class Index(Whitenable):
     """An index over the gradients of a training set; get one from `gradindex.build` or `gradindex.load`.
 
     Parameters
@@ -138,8 +139,12 @@ class Index(Changing):
             certify=certify,
             max_checks=max_checks,
         )
-        parsed = relevance.kernel_of(self.store.header.metric, options.kernel)
         selection = select(self.store, where)
+        if (whitened := white(options.kernel)) is not None:
+            asked = self.labelled(x, y, ids)
+            found, about = self._explain_whitened(asked, whitened, options, selection, own=ids is not None or y is not None)
+            return Explanation(meta("Index", about), found, view=(self.job, asked.x, ids))
+        parsed = relevance.kernel_of(self.store.header.metric, options.kernel)
         point = None if options.recall is None else tuning.pick(self.store, options.recall)
         wanted = question.ask(len(self), parsed, options, selection, point)
         asked = self.labelled(x, y, ids)
@@ -172,6 +177,8 @@ class Index(Changing):
             "point": None if point is None else dict(point),
             "width": self.searcher.dim,
             "exact_method": " + ".join(sorted(methods)),
+            "estimator": "stored rows" if not wanted.rerank and not options.certify else "exact gradients",
+            "whitened": self.is_whitened,
             "compared": {"rows": compared.rows, "products": self.job.engine.ways.compared},
             "certify": options.certify,
             "max_checks": wanted.max_checks,
@@ -262,6 +269,8 @@ class Index(Changing):
         self.store.check()
         index_files.check(self.store)
         index_files.check_extra(self.store)
+        if self.is_whitened:
+            self.white.check()
 
     @pinned
     def self_influence(self, top: int = INFLUENTIAL) -> tuple[NDArray[np.float64], Ids]:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from gradindex import relevance
 from gradindex.ann import build as indexing
 from gradindex.defaults import INDEX, SEED, with_given
-from gradindex.errors import MismatchError
+from gradindex.errors import FinishedError, MismatchError
 from gradindex.index.index import Index
 from gradindex.job import Job
 from gradindex.lifecycle import add as adding
 from gradindex.lifecycle import build as building
 from gradindex.lifecycle import compact as compacting
 from gradindex.lifecycle import repair as repairing
+from gradindex.lifecycle import whiten as whitening
 from gradindex.lifecycle.header import check_job
 from gradindex.lifecycle.options import BuildOptions
 from gradindex.lifecycle.repair import Repair
@@ -42,6 +43,7 @@ def build(
     shard_rows: int | None = None,
     overwrite: bool | None = None,
     progress: bool | None = None,
+    whiten: bool | None = None,
     engine: "Ray | None" = None,
 ) -> Index:
     """Embed a job's dataset into a store at `out`, build its FAISS index, and open it.
@@ -66,7 +68,7 @@ def build(
         Options of the metric, see `gradindex.relevance.base.Options`, such as ``{"damping": 1e-3}``.
     options
         How to build; None: `gradindex.BuildOptions()`, which says what each of them does.
-    sketch, index, index_memory, seed, batch_size, shard_rows, overwrite, progress
+    sketch, index, index_memory, seed, batch_size, shard_rows, overwrite, progress, whiten
         The same, one by one: what is given takes the place of what `options` says.
     engine
         None: this process does everything. A `gradindex.Ray`: its workers embed, and add to inverted lists; the files
@@ -99,13 +101,25 @@ def build(
         shard_rows=shard_rows,
         overwrite=overwrite,
         progress=progress,
+        whiten=whiten,
     )
-    built, summary = building.build(job, place, options, engine)
+    if options.whiten and metric is not None:
+        raise ValueError("Rows of a metric are not whitened: leave out whiten, or metric.")
+    try:
+        built, summary = building.build(job, place, options, engine)
+    except FinishedError:
+        opened = Index.open(place, job)
+        if not options.whiten or opened.is_whitened:
+            raise
+        opened.whiten(progress=options.progress)  # killed before that
+        return opened
     log.info("%s", summary)
     opened = Index.open(place, job)
     if opened.store.header.seal != built.seal:
         raise MismatchError(f"{place} was built, and another process replaced it at once.")
     opened.summary = summary
+    if options.whiten:
+        opened.whiten(progress=options.progress)
     return opened
 
 
@@ -171,6 +185,7 @@ def add(
         If data, losses or gradients are not finite (the message names the ids), or rows are those of IF or FK.
     """
     job, summary = adding.add(path, job, batch_size=batch_size, shard_rows=shard_rows, progress=progress)
+    whitening.follow(path, progress=progress)
     index = Index.open(path, job)
     index.summary = summary
     return index
@@ -205,7 +220,9 @@ def compact(path: str | Location, *, progress: bool | None = None) -> int:
     MismatchError
         If another process compacted it meanwhile.
     """
-    return compacting.compact(path, progress=progress)
+    left_out = compacting.compact(path, progress=progress)
+    whitening.follow(path, progress=progress)
+    return left_out
 
 
 def repair(path: str | Location, job: Job | None = None, *, progress: bool | None = None) -> Repair:
@@ -239,7 +256,8 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     OSError
         If a file cannot be read; it is not damaged then.
     """
-    return repairing.repair(path, job, progress=progress)
+    done = repairing.repair(path, job, progress=progress)
+    return replace(done, whitened=whitening.repair(path))
 
 
 def index_store(store: Store, index: str = INDEX, *, seed: int = SEED, progress: bool | None = None) -> Index:

@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
@@ -16,10 +18,12 @@ from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.job import Job
 from gradindex.lifecycle import add as adding
 from gradindex.lifecycle import compact as compacting
+from gradindex.lifecycle import whiten as whitening
 from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking
 from gradindex.search.prepared import Prepared
 from gradindex.search.row_search import LocalRows, RowSearch
+from gradindex.search.whitened import Whitened
 from gradindex.store import Store
 from gradindex.store.location import Location
 
@@ -47,6 +51,26 @@ def pinned(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     return cast(Callable[Concatenate[S, P], R], run)
 
 
+class Opened:
+    """The whitened rows of an index, opened when they are first needed; shared by all its states."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: Whitened | None = None
+
+    def of(self, store: Store) -> Whitened:
+        """Return the whitened rows of a store's state; raises ValueError if it has none."""
+        with self._lock:
+            if self._found is None:
+                self._found = Whitened.open(store)
+            elif self._found.parent is not store:  # samples were removed
+                self._found = replace(self._found, parent=store)
+            return self._found
+
+    def __bool__(self) -> bool:
+        return self._found is not None
+
+
 class Changing:
     """A state of a store with its FAISS index, and the ways to the next one."""
 
@@ -57,6 +81,7 @@ class Changing:
         self.summary: BuildSummary | None = None
         self.changed: list[Ids] = []
         """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
+        self.opened = Opened()
         self._job = job if job is None else job.with_metric(relevance.rows_of(store.header.metric))
         self._at_hand = None if self._job is None else Prepared(store, self._job)
         self.rows: RowSearch = LocalRows(store, self.searcher, self._at_hand)
@@ -124,6 +149,7 @@ class Changing:
         """
         first = len(self.job.source)
         job, summary = adding.add(self.store.path, self.job.extended(dataset, columns), progress=progress)
+        whitening.follow(self.store.path, progress=progress)
         longer = type(self).open(self.store.path, job)
         longer.summary = summary
         self._take(longer)
@@ -132,6 +158,7 @@ class Changing:
     def compact(self, *, progress: bool | None = None) -> int:
         """Rewrite the store without removed rows; return how many were left out. See `gradindex.compact`."""
         left_out = compacting.compact(self.store.path, progress=progress)
+        whitening.follow(self.store.path, progress=progress)
         self._take(type(self).open(self.store.path, self._job))
         return left_out
 

@@ -8,7 +8,7 @@ from gradindex.compute.blocks import embedding_batch_size
 from gradindex.data.columns import as_columns
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.job import Job
-from gradindex.lifecycle.options import BuildOptions
+from gradindex.lifecycle.options import WHITENED_SKETCH, BuildOptions
 from gradindex.runtime import threads
 from gradindex.sketch import CountSketch, Identity, Sketch
 from gradindex.store import Header, Store
@@ -20,7 +20,7 @@ from gradindex.store.store import HEADER, model_differences
 def header(job: Job, options: BuildOptions, before: Header | None = None) -> Header:
     """Return the header of a build; what is not asked for is as in the build that was begun `before`."""
     engine, seed = job.engine, options.seed
-    sketch = options.sketch or default_sketch(job)
+    sketch = options.sketch or default_sketch(job, options.whiten)
     batch_size, shard_rows = options.batch_size, options.shard_rows
     if before is not None:
         batch_size, shard_rows = batch_size or before.batch_size, shard_rows or before.shard_rows
@@ -50,8 +50,10 @@ def header(job: Job, options: BuildOptions, before: Header | None = None) -> Hea
     )
 
 
-def default_sketch(job: Job) -> Sketch:
-    """Return no projection for short rows of a metric, which would only lose by one."""
+def default_sketch(job: Job, whiten: bool = False) -> Sketch:
+    """Return no projection for short rows of a metric, which would only lose by one; landmarks for whitened rows."""
+    if whiten:
+        return WHITENED_SKETCH
     short = job.metric is not None and job.engine.size <= CountSketch().dim
     return Identity() if short else CountSketch()
 

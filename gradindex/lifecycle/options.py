@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from gradindex.defaults import INDEX, SEED
-from gradindex.sketch import Sketch
+from gradindex.sketch import Landmark, Sketch
 from gradindex.sketch.hashing import check_seed
+
+WHITENED_SKETCH = Landmark(landmarks=2048, dims=1024, draw="norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,10 @@ class BuildOptions:
         its place when finished, so that a build that fails or is killed leaves the old one as it was.
     progress
         Show a progress bar; None: only on a terminal.
+    whiten
+        Whiten the rows when they are there, see `gradindex.Index.whiten`, for the kernels ``white_dot`` and
+        ``white_cos``, which predict what removing samples would do. The projection is then, for None, landmarks drawn
+        by the norms of their gradients (`WHITENED_SKETCH`), whose rows do so best and take longer to make.
 
     Raises
     ------
@@ -46,6 +52,7 @@ class BuildOptions:
     shard_rows: int | None = None
     overwrite: bool = False
     progress: bool | None = None
+    whiten: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_rows"):

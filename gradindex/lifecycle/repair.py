@@ -28,17 +28,22 @@ from gradindex.store.store import AUDIT, HEADER, KNOWN, PARTS, SHARDS, WATCH
 
 @dataclass(frozen=True)
 class Repair:
-    """What `repair` did: shards embedded again, whether the FAISS index was built again, and files removed."""
+    """What `repair` did: shards embedded again, whether the FAISS index was built again, and files removed.
+
+    `whitened`: whether the whitened rows were made again.
+    """
 
     shards: tuple[str, ...]
     index: bool
     removed: tuple[str, ...]
+    whitened: bool = False
 
     def __str__(self) -> str:
-        if not (self.shards or self.index or self.removed):
+        if not (self.shards or self.index or self.removed or self.whitened):
             return "Nothing was damaged."
         parts = [f"embedded shards {', '.join(self.shards)} again"] if self.shards else []
         parts += ["built the FAISS index again"] if self.index else []
+        parts += ["whitened the rows again"] if self.whitened else []
         parts += [f"removed {', '.join(self.removed)}"] if self.removed else []
         return "; ".join(parts).capitalize() + "."
 

@@ -5,12 +5,13 @@ the result.
 """
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex import kernels
+from gradindex.ann.searcher import Searcher
 from gradindex.data.source import Batch, Ids
 from gradindex.gradients.parameter import Floats
 from gradindex.kernels import Kernel
@@ -19,7 +20,7 @@ from gradindex.search import norm_scan
 from gradindex.search.answer import Answer, Side
 from gradindex.search.bounds import proof
 from gradindex.search.question import Question
-from gradindex.search.row_search import by_faiss
+from gradindex.search.row_search import RowSearch, by_faiss
 from gradindex.store import Store
 
 if TYPE_CHECKING:
@@ -81,9 +82,22 @@ def answer(
     return Answer(*sides), method
 
 
+class Searched(Protocol):
+    """Rows of a store that can be searched: an index's own, or its whitened ones."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def searcher(self) -> Searcher: ...
+
+    @property
+    def rows(self) -> RowSearch: ...
+
+
 @stage("search")
 def candidates(
-    index: "Index", sketches: NDArray[np.float32], norms: NDArray[np.float64], asked: Question
+    index: Searched, sketches: NDArray[np.float32], norms: NDArray[np.float64], asked: Question
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return estimated kernel values and rows (m, depth) of the nearest stored rows, descending.
 
@@ -111,7 +125,7 @@ def candidates(
     return scores, rows, scanned
 
 
-def searched(index: "Index", asked: Question) -> str:
+def searched(index: Searched, asked: Question) -> str:
     """Return what finds the candidates of a question: FAISS, or a scan of the store in the order of the norms."""
     return FAISS if asked.kernel is Kernel.COS and by_faiss(index.searcher, asked.selection) else STORE
 

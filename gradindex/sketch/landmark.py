@@ -30,8 +30,10 @@ from gradindex.sketch.touched import TouchedRows
 if TYPE_CHECKING:
     from gradindex.sketch.captured import Recorder
 
+UNIFORM, BY_NORM = "uniform", "norm"
 SIDES, WHOLE, TOUCHED, NONE = "factors", "formed", "touched rows", "none"
-_PURPOSE = 1 << 15  # of the stream that draws landmarks; hashes use the small ones
+_PURPOSE, _BY_NORM = 1 << 15, (1 << 15) + 1  # of the streams that draw landmarks; hashes use the small ones
+_POOL = 8  # samples whose norms are computed, for each landmark
 _PER_NS = 15.0  # multiply-adds in a nanosecond of a matrix product
 _BLOCK_NUMBERS = 1 << 23
 _UNIT = 2.0**-24  # rounding of float32
@@ -58,6 +60,10 @@ class Landmark(Sketch):
         do not fit have no coordinates and are part of ρ, which leaves every bound valid.
     residual
         Numbers for a sketch of what the coordinates leave out; 0: its length alone is kept.
+    draw
+        ``"uniform"``, or ``"norm"``: in proportion to the norms of the gradients, of 8 times as many samples drawn
+        uniformly, whose norms are computed first. Directions are then those of the second moment of the gradients as
+        they are, not of unit norm, so that fewer coordinates do for whitening (`gradindex.sketch.whitening`).
     """
 
     dim: int = field(init=False, default=1)
@@ -65,6 +71,7 @@ class Landmark(Sketch):
     dims: int = LANDMARK_DIMS
     memory: int = 1 << 30
     residual: int = LANDMARK_RESIDUAL
+    draw: str = UNIFORM
     kind: ClassVar[str] = "landmark"
     bounds_cosine: ClassVar[bool] = True
 
@@ -75,6 +82,8 @@ class Landmark(Sketch):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if not isinstance(self.residual, int) or self.residual < 0:
             raise ValueError(f"residual must be an integer of 0 or more, got {self.residual!r}.")
+        if self.draw not in (UNIFORM, BY_NORM):
+            raise ValueError(f"Unknown draw {self.draw!r}. Expected one of: {UNIFORM!r} | {BY_NORM!r}.")
         if self.dims > self.landmarks:
             raise ValueError(f"dims is {self.dims}, but {self.landmarks} landmarks span at most as many directions.")
         object.__setattr__(self, "dim", self.dims + (self.residual or 1))
@@ -91,7 +100,8 @@ class Landmark(Sketch):
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON-ready values."""
         options = {"kind": self.kind, "landmarks": self.landmarks, "dims": self.dims, "memory": self.memory}
-        return options | ({"residual": self.residual} if self.residual else {})
+        more = {"residual": self.residual, "draw": self.draw}
+        return options | {name: value for name, value in more.items() if value not in (0, UNIFORM)}
 
 
 @dataclass(frozen=True)
@@ -142,9 +152,25 @@ class LandmarkProjector(Projector):
         return self.options.dim
 
     def draw(self, rows: int) -> Ids:
-        """Return the landmarks' ids out of `rows`, ascending."""
+        """Return the landmarks' ids out of `rows`, ascending; those among which `choose` chooses, if they are more."""
         random = np.random.Generator(stream(self.seed, 0, _PURPOSE))
-        return np.sort(random.choice(rows, min(self.options.landmarks, rows), replace=False)).astype(np.int64)
+        wanted = self.options.landmarks * (_POOL if self.by_norm else 1)
+        return np.sort(random.choice(rows, min(wanted, rows), replace=False)).astype(np.int64)
+
+    @property
+    def by_norm(self) -> bool:
+        """Whether landmarks are drawn in proportion to the norms of their gradients."""
+        return self.options.draw == BY_NORM
+
+    def choose(self, ids: Ids, norms: NDArray[np.float64]) -> Ids:
+        """Return the landmarks out of `ids`, ascending, drawn in proportion to their `norms` without replacement.
+
+        Those with the largest u^(1/norm), u uniform (Efraimidis & Spirakis 2006); gradients of zero only if need be.
+        """
+        drawn = np.random.Generator(stream(self.seed, 0, _BY_NORM)).random(len(ids))
+        with np.errstate(divide="ignore"):
+            keys = np.where(norms > 0, np.log(drawn) * (norms.max(initial=0) / norms), -np.inf)
+        return np.sort(ids[np.argsort(-keys, kind="stable")[: self.options.landmarks]])
 
     def adopt(self, recorder: "Recorder") -> NDArray[np.float64]:
         """Take over recorded landmarks, scaled to unit norm; return the norms (L,) of their covered parts."""
@@ -174,26 +200,41 @@ class LandmarkProjector(Projector):
 
     def whiten(self, norms: NDArray[np.float64]) -> Whitening:
         """Find the leading directions of the adopted landmarks, and use them."""
-        values, vectors = np.linalg.eigh(self._gram())
+        weights = self._weights(norms)
+        values, vectors = np.linalg.eigh(self._gram() * np.outer(weights, weights))
         values, vectors = values[::-1], vectors[:, ::-1]
         # Kernel values err by a few units of rounding, more where long gradients are multiplied whole, and a
         # direction divides that by √λ. Gradients themselves err in their sixth digit.
         longest = max((whole.shape[1] for whole in self._whole.values()), default=0)
         noise = _UNIT * (4 + math.sqrt(longest / 1024)) * math.sqrt(self.count)
         count = min(int((values > (noise / _LARGEST_ERROR) ** 2).sum()), self.options.dims)
-        error = noise / math.sqrt(values[count - 1]) if count else 0.0
-        found = Whitening(vectors[:, :count] / np.sqrt(values[:count]), norms, error + 64 * _UNIT)
+        error = noise * float(weights.max()) / math.sqrt(values[count - 1]) if count else 0.0
+        matrix = weights[:, None] * vectors[:, :count] / np.sqrt(values[:count])
+        found = Whitening(matrix, norms, error + 64 * _UNIT)
         self.use(found)
         return found
 
-    def drift(self, matrix: NDArray[np.float64]) -> float:
-        """Return how far the adopted landmarks' own coordinates are from those at the time of the whitening `matrix`.
+    def _weights(self, norms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the landmarks' weights (L,) in their Gram matrix, of mean square 1, for covered parts of these norms.
+
+        Drawn in proportion to their norms, squares of weights as the norms make it an estimate of the second moment.
+        """
+        roots = np.sqrt(norms)
+        if not self.by_norm or not roots.any():
+            return np.ones(len(norms))
+        mean = math.sqrt((roots**2).mean())
+        return np.where(roots > 0, np.maximum(roots, 1e-3 * mean), mean) / mean
+
+    def drift(self, white: Whitening) -> float:
+        """Return how far the adopted landmarks' own coordinates are from those at the time of a whitening.
 
         Computed anew, on another machine or with other threads, landmarks are not the same bits. At that time the
-        coordinates of landmark l were √λ_r v_lr, which is λ_r times its entry in the whitening, of columns v_r/√λ_r.
+        coordinates of landmark l were √λ_r v_lr / w_l with its weight w_l, and the whitening's columns w v_r/√λ_r.
         """
-        lengths = (matrix**2).sum(axis=0)  # 1/λ_r
-        before = np.divide(matrix, lengths, out=np.zeros_like(matrix), where=lengths > 0)
+        matrix, weights = white.matrix, self._weights(white.norms)[:, None]
+        plain = matrix / weights
+        lengths = (plain**2).sum(axis=0)  # 1/λ_r
+        before = np.divide(plain, lengths, out=np.zeros_like(matrix), where=lengths > 0) / weights
         return float(np.linalg.norm(self._gram() @ matrix - before, axis=1).max(initial=0))
 
     def use(self, whitening: Whitening) -> None:

@@ -1,0 +1,207 @@
+"""What an index does with whitened rows, and scores of all samples."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex import kernels, relevance
+from gradindex.ann.selection import Selection
+from gradindex.compute import queries
+from gradindex.data.source import Ids
+from gradindex.index.state import Changing, Opened, pinned
+from gradindex.kernels import Kernel, WhiteKernel
+from gradindex.lifecycle import whiten as whitening
+from gradindex.runtime.log import log
+from gradindex.search import cascade, white
+from gradindex.search.answer import explanation_data, joined
+from gradindex.search.describe import describe
+from gradindex.search.options import SearchOptions
+from gradindex.search.whitened import Whitened, place_of
+from gradindex.store.location import exists
+from gradindex.store.store import HEADER
+
+if TYPE_CHECKING:
+    from gradindex.gradients.projector import Projector
+
+_SCORED = 256  # queries whose scores are computed in one scan of the store
+
+
+class Whitenable(Changing):
+    """An index whose rows can be whitened, see `gradindex.sketch.whitening`; a part of `gradindex.Index`."""
+
+    projector: "Projector"
+
+    def labelled(self, x: Any, y: Any = None, ids: Any = None) -> queries.Queries:
+        """Return labelled queries."""
+        raise NotImplementedError
+
+    def _embedded(
+        self, asked: queries.Queries, most: int = _SCORED
+    ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
+        raise NotImplementedError
+
+    @property
+    @pinned
+    def ids(self) -> Ids:
+        """Dataset positions of the samples, (n,) int64 in the order of the store, without those that were removed."""
+        return self.store.ids if self.store.alive is None else self.store.ids[self.store.alive]
+
+    @property
+    def white(self) -> Whitened:
+        """The whitened rows; raises ValueError if there are none."""
+        return self.opened.of(self.store)
+
+    @property
+    def is_whitened(self) -> bool:
+        """Whether there are whitened rows, so that kernels `white_dot` and `white_cos` can be asked for."""
+        return bool(self.opened) or exists(place_of(self.store) / HEADER)
+
+    def whiten(
+        self,
+        *,
+        damping: float | None = None,
+        dims: int = whitening.DIMS,
+        index: str = "auto",
+        sample: int = whitening.SAMPLE,
+        progress: bool | None = None,
+    ) -> Whitened:
+        """Whiten the rows by their own second moment, for the kernels ``white_dot`` and ``white_cos``.
+
+        Needs no model. The whitened rows are a store of their own beside the others, 1 byte a number, with a FAISS
+        index; those that were there are replaced when the new ones are finished. Samples that are added later are
+        whitened alike.
+
+        Parameters
+        ----------
+        damping
+            λ, added to the second moment R = mean g gᵀ, in units of squared gradients. None: a tenth of the mean
+            eigenvalue, see `gradindex.sketch.whitening`.
+        dims
+            Numbers of a whitened row, those of the leading eigenvectors; fewer where R has fewer.
+        index
+            ``'auto'`` or a FAISS factory string.
+        sample
+            R is taken from at most so many rows, evenly spaced.
+        progress
+            Show a progress bar; None: only on a terminal.
+
+        Returns
+        -------
+        Whitened
+            The rows, with the damping and how many rows R was taken from.
+
+        Raises
+        ------
+        ValueError
+            If `damping`, `dims` or `sample` is not positive, all rows are zero, or rows are no gradients.
+        """
+        _refuse_metric(self.store.header.metric)
+        found = whitening.whiten(
+            self.store.path, damping=damping, dims=dims, index=index, sample=sample, progress=progress
+        )
+        self.__dict__["opened"] = Opened()
+        return found
+
+    @pinned
+    def scores(
+        self, x: Any = None, y: Any = None, *, ids: Any = None, kernel: str | None = None
+    ) -> NDArray[np.float32]:
+        """Return the estimated kernel values of all samples, by one scan of the stored rows in bounded memory.
+
+        Parameters
+        ----------
+        x, y, ids
+            Queries, as `explain` takes them.
+        kernel
+            As in `explain`: of ``white_dot`` and ``white_cos``, what `explain` returns, but for rounding; of the
+            others, the sketch's estimates.
+
+        Returns
+        -------
+        ndarray
+            Shape (m, n) float32; columns in the order of `ids`.
+
+        Raises
+        ------
+        ValueError
+            As `explain`; and, for whitened rows, if some samples are not whitened yet.
+        """
+        asked = self.labelled(x, y, ids)
+        whitened = kernels.white(kernel)
+        if whitened is not None:
+            _refuse_metric(self.store.header.metric)
+            white_rows = self.white
+            if white_rows.missing:
+                raise ValueError(f"{white_rows.missing} samples are not whitened yet: whiten the index again.")
+            store, parsed = white_rows.store, whitened.plain
+        else:
+            store, parsed = self.store, relevance.kernel_of(self.store.header.metric, kernel)
+        out = np.empty((len(asked), len(self.ids)), np.float32)
+        kept = np.isin(store.ids, self.ids)
+        for some, rows, norms in self._embedded(asked, _SCORED):
+            if whitened is not None:
+                rows, norms = white_rows.whitener(rows, norms)
+            begin = 0
+            for first, block in store.blocks():
+                here = kept[first : first + len(block)]
+                dots = (rows @ block[here].T).astype(np.float64)
+                lengths = store.norms[first : first + len(block)][here].astype(np.float64)
+                dots *= norms[:, None] * lengths
+                stop = begin + dots.shape[1]
+                out[some, begin:stop] = kernels.values(parsed, dots, norms, lengths)
+                begin = stop
+        return out
+
+    def _explain_whitened(
+        self,
+        asked: queries.Queries,
+        kernel: WhiteKernel,
+        options: SearchOptions,
+        selection: Selection | None,
+        *,
+        own: bool,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return `data` and `params` of an explanation by whitened rows; `own`: the queries' labels were given."""
+        _refuse_metric(self.store.header.metric)
+        rows = self.white
+        if rows.missing:
+            log.warning("%d samples are not whitened yet, and not found: whiten the index again", rows.missing)
+        wanted = white.ask(rows, kernel, options, selection)
+        found = [white.answer(rows, *embedded, wanted) for _, *embedded in self._embedded(asked)]
+        answer = joined(found)
+        params = {
+            "kernel": kernel.value,
+            "k": wanted.k,
+            "rerank": 0,
+            "candidates": wanted.candidates if wanted.kernel is Kernel.COS and not rows.searcher.exact else None,
+            "point": None,
+            "width": rows.searcher.dim,
+            "exact_method": "none",
+            "estimator": white.ESTIMATOR,
+            "certify": False,
+            "max_checks": None,
+            "selected": len(rows.store) if wanted.selection is None else len(wanted.selection),
+            "rows": len(self.store),
+            "index": rows.searcher.factory,
+            "searched": cascade.searched(rows, wanted),
+            "sketch": rows.store.header.sketch,
+            "whitened": {
+                "damping": rows.damping,
+                "moment_rows": rows.moment_rows,
+                "added": rows.added,
+                "missing": rows.missing,
+            },
+        }
+        described = describe(self.store, self.job.engine, asked, answer)
+        if not own:
+            described = replace(described, query_labels=None)  # they were the predictions
+        return explanation_data(answer, described), params
+
+
+def _refuse_metric(metric: dict[str, Any] | None) -> None:
+    if metric is not None:
+        raise ValueError(f"This index holds rows of the metric {metric['name']!r}: only gradients are whitened.")
+
