@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+
 from gradindex.data.names import Leaf
-from gradindex.data.source import Source, leaves
+
+from gradindex.data.source import Source, Tree, leaves
 from gradindex.data.tensors import is_torch
 
 _SAMPLES = 16
@@ -19,8 +21,13 @@ def fingerprint(source: Source, start: int, stop: int) -> str:
     """
     ids = np.unique(np.linspace(start, stop - 1, _SAMPLES).astype(np.int64))
     batch = source.take(ids)
+    return of_all((batch.x, batch.y))
+
+
+def of_all(tree: Tree) -> str:
+    """Return a sha256 over all of a tree's leaves; objects count as in `fingerprint`."""
     found = hashlib.sha256()
-    for leaf in leaves((batch.x, batch.y)):
+    for leaf in leaves(tree):
         _update(found, leaf)
     return found.hexdigest()
 

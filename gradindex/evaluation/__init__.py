@@ -8,11 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradindex.evaluation.bank import Bank
+    from gradindex.evaluation.comparison import Comparison
     from gradindex.evaluation.experiment import Experiment
     from gradindex.evaluation.result import Result
     from gradindex.evaluation.run import evaluate, identical_class, identical_subclass, model_randomization
 
 _HOMES = {
+    "Bank": "bank",
+    "Comparison": "comparison",
     "Experiment": "experiment",
     "Result": "result",
     "evaluate": "run",
@@ -20,7 +24,16 @@ _HOMES = {
     "identical_subclass": "run",
     "model_randomization": "run",
 }
-__all__ = ["Experiment", "Result", "evaluate", "identical_class", "identical_subclass", "model_randomization"]
+__all__ = [
+    "Bank",
+    "Comparison",
+    "Experiment",
+    "Result",
+    "evaluate",
+    "identical_class",
+    "identical_subclass",
+    "model_randomization",
+]
 
 
 def __getattr__(name: str) -> Any:
