@@ -2,9 +2,9 @@
 
     python benchmarks/counterfactual.py --bank mnist-mlp [--folder banks] [--train] [--short] [--out FILE]
 
-`--train` only trains the bank, which goes on where it was stopped. A contender is a line of `CONTENDERS`: a function of a
-`Bench` that returns scores (queries, samples), or scores by damping, of which one is chosen on a half of the queries and
-judged on the other. `--short` trains a few models of a few epochs.
+`--train` only trains the bank, which goes on where it was stopped. A contender is a line of `CONTENDERS`: a function of
+a `Bench` that returns scores (queries, samples), or scores by damping, of which one is chosen on a half of the queries
+and judged on the other. `--short` trains a few models of one epoch.
 """
 
 import argparse
@@ -99,8 +99,8 @@ REFERENCE = "gradient cosine"
 def judge(bank: Bank, by_damping: Mapping[float, Scores], seed: int = 0) -> tuple[Scores, dict[str, Any]]:
     """Return scores each half of whose queries has the damping that is best on the other half, and what was chosen.
 
-    So no query is judged by a damping that it helped to choose. `best of all` is the LDS of the damping that is best on all
-    queries, judged on the same: what choosing costs is the difference.
+    So no query is judged by a damping that it helped to choose. `best of all` is the LDS of the damping that is best on
+    all queries, judged on the same: what choosing costs is the difference.
     """
     dampings = list(by_damping)
     some = next(iter(by_damping.values()))
@@ -137,7 +137,7 @@ def bank_of(case: Case, folder: Path, progress: bool | None = None) -> Bank:
 
 def shortened(case: Case) -> Case:
     """Return a case of the same data with a handful of models of one epoch."""
-    return dataclasses.replace(case, name=case.name, epochs=1, subsets=6, models=2)
+    return dataclasses.replace(case, epochs=1, subsets=6, models=2)
 
 
 def measure(bench: Bench, names: list[str]) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """The cases of counterfactual.py as data: training sets, queries, models, and how they are trained.
 
-A case gives what a bank needs (`fit`, `queries`, `loss_fn`) and what a kernel is computed from: `run(seed)`, a model trained
-on all samples with its state after a few epochs, and `job(model)`.
+A case gives what a bank needs (`fit`, `queries`, `loss_fn`) and what a kernel is computed from: `run(seed)`, a model
+trained on all samples with its state after a few epochs, and `job(run)`.
 """
 
 import gzip
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Case:
     name: str
     title: str
     load: Callable[[], Data]
-    make: Callable[[], Any]
+    make: Callable[[int], Any]
     train: Callable[..., None]
     loss: str = "classes"
     epochs: int = 10
@@ -80,7 +81,7 @@ class Case:
     @property
     def fit(self) -> Callable[[Any, int], Any]:
         """The bank's ``fit(ids, seed)``, which other processes can import."""
-        return partial(fit, self.name)
+        return partial(fit, self.name, self.epochs)
 
     @property
     def loss_fn(self) -> Callable[[Any, Any], Any]:
@@ -111,8 +112,8 @@ class Case:
         return gradindex.Job(run.model, self.loss_fn, (self.data.x, self.data.y), checkpoints=kept)
 
 
-def fit(name: str, ids: Any, seed: int) -> Any:
-    return CASES[name].run(seed, ids).model
+def fit(name: str, epochs: int, ids: Any, seed: int) -> Any:
+    return replace(CASES[name], epochs=epochs).run(seed, ids).model
 
 
 def folder() -> Path:
@@ -268,7 +269,7 @@ def mlp(*widths: int) -> Any:
     from torch import nn
 
     parts: list[Any] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         parts += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*parts[:-1])
 
@@ -285,7 +286,7 @@ def cnn_fashion() -> Any:
 
 
 def transformer(words: int, length: int, width: int, layers: int, heads: int, classes: int, causal: bool) -> Any:
-    """A pre-norm transformer over word numbers; its mean over words, or with `causal` every place, is classified."""
+    """Return a pre-norm transformer over word numbers, which classifies their mean, or with `causal` every place."""
     import torch
     from torch import nn
 
@@ -337,7 +338,7 @@ def torch_classes() -> Any:
 
 
 def torch_words() -> Any:
-    """The mean over a text's words: per token, as language models are trained."""
+    """Return the loss of language models: the mean over a text's words."""
     import torch
 
     def loss(output: Any, y: Any) -> Any:
@@ -409,7 +410,7 @@ def converge(case: Case, model: Any, x: Any, y: Any, seed: int, after: Callable[
 
 
 def descend_keras(case: Case, model: Any, x: Any, y: Any, seed: int, after: Callable[..., None]) -> None:
-    """What `descend` does, in a compiled step of TensorFlow."""
+    """Do what `descend` does, in a compiled step of TensorFlow."""
     import keras
     import tensorflow as tf
 

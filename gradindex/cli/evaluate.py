@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from gradindex.cli import retraining
 from gradindex.cli.console import out
 from gradindex.cli.options import FILE, Json
 from gradindex.defaults import FISHER, NEIGHBOURS, REPEATS, SEED, SOLVER
@@ -19,7 +20,9 @@ def evaluate(
             help="Function that returns a gradindex.evaluation.Experiment, or a gradindex.Job (then --rows is needed).",
         ),
     ],
-    tests: Annotated[str, typer.Option(help="Some of class,subclass,randomization.")] = "class,randomization",
+    tests: Annotated[
+        str, typer.Option(help="Some of class,subclass,randomization; or of lds,removal, which train models anew.")
+    ] = "class,randomization",
     metrics: Annotated[str, typer.Option(help="Names of metrics, or all.")] = "l2-x,cos-x,dot-x,GD,GC,l2-grad",
     rows: Annotated[
         Path | None, typer.Option("--rows", help="FILE.npz with test inputs x and classes y, for a Job.", **FILE)
@@ -38,12 +41,42 @@ def evaluate(
     index: Annotated[bool, typer.Option("--index", help="Answer through a FAISS index as well.")] = False,
     json_path: Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.", **FILE)] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Draw the bar chart into this picture.", **FILE)] = None,
+    fit: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Of lds and removal: fit(ids, seed) trains a model.")
+    ] = None,
+    kernels: Annotated[str, typer.Option(help="What lds and removal compare, metrics too.")] = retraining.KERNELS,
+    bank: Annotated[str | None, typer.Option(help="Directory of the trained models; goes on where it was.")] = None,
+    index_path: Annotated[
+        str | None, typer.Option(help="Index whose stored rows white_dot and white_cos score.")
+    ] = None,
+    subsets: Annotated[int, typer.Option(min=4, help="Halves of the training set to train on.")] = retraining.SUBSETS,
+    models: Annotated[
+        int, typer.Option(min=1, help="Trained on each, and without removed samples.")
+    ] = retraining.MODELS,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train.")] = retraining.WORKERS,
+    remove: Annotated[
+        str | None, typer.Option(help="How many samples to remove, such as 20,50.  [default: a hundredth]")
+    ] = None,
+    removal_queries: Annotated[int, typer.Option(min=1, help="Of how many queries.")] = retraining.ASKED,
     as_json: Json = False,
 ) -> None:
-    """Ask which relevance metric makes sense for a model: the three tests of Hanawa et al."""
+    """Ask which relevance metric makes sense for a model: the tests of Hanawa et al., or retraining (lds, removal)."""
     from gradindex import evaluation, relevance
     from gradindex.plots.page import save_figure
 
+    if retraining.is_retraining(_words(tests)):
+        named = (subject, _words(tests), fit, _words(kernels), rows, bank, index_path)
+        comparison = retraining.compare(
+            retraining.Options(*named, subsets, models, workers, remove, removal_queries, seed)
+        )
+        text = comparison.to_json(json_path)
+        if chart is not None:
+            save_figure(comparison.chart(), chart)
+        if as_json:
+            print(text)  # noqa: T201
+        else:
+            retraining.show(comparison, _words(tests))
+        return
     experiment, once = _experiment(subject, rows)
     names = relevance.METRICS if metrics == "all" else _words(metrics)
     result = evaluation.evaluate(

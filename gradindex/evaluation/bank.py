@@ -18,7 +18,7 @@ from gradindex.evaluation.asked import Asked, ask, sha256_of_dataset
 from gradindex.evaluation.bank_store import MODELS, Header, Trained
 from gradindex.evaluation.comparison import Comparison
 from gradindex.evaluation.lds import FEWEST_SUBSETS, LDS, Truth, is_trained
-from gradindex.evaluation.rank_agreement import Values
+from gradindex.evaluation.rank_agreement import Scores, Values
 from gradindex.evaluation.removal import Removal, Results
 from gradindex.evaluation.training import Cluster, Fit, How, Ids, Task, fill
 from gradindex.store.location import Location, locate
@@ -125,11 +125,10 @@ class Bank:
         ValueError
             If a number makes no sense, or so many models fail that fewer than 4 subsets are left.
         """
-        asked = ask(queries, loss_fn, dataset, n)
+        how, asked = How(workers, engine, retry, progress), ask(queries, loss_fn, dataset, n)
         header = design.header(n, subsets, fraction, models, seed, asked, dataset)
         place = locate(path)
         masks = bank_store.begin(place, header, design.draw_subsets)
-        how = How(workers, engine, retry, progress)
         fill(place, header, fit, asked, design.tasks(header, masks), how)
         return cls._read(place, header, masks, asked)
 
@@ -190,7 +189,7 @@ class Bank:
         """What happened to all queries, as `lds` needs it."""
         return Truth(self.masks, self.losses, self.header.seed)
 
-    def lds(self, scores: Values, queries: Ids | None = None) -> LDS:
+    def lds(self, scores: Scores, queries: Ids | None = None) -> LDS:
         """Return the linear datamodeling score of a kernel, with its interval and the noise ceiling.
 
         The formulas are in `gradindex.evaluation.lds`.
@@ -209,7 +208,7 @@ class Bank:
         """
         return self._judge({"scores": scores}, queries)["scores"]
 
-    def _judge(self, scores: Mapping[str, Values], queries: Ids | None = None) -> dict[str, LDS]:
+    def _judge(self, scores: Mapping[str, Scores], queries: Ids | None = None) -> dict[str, LDS]:
         given = {name: np.asarray(one) for name, one in scores.items()}
         if queries is None:
             return self.truth.judge(given)
@@ -217,7 +216,7 @@ class Bank:
         truth = Truth(self.masks, self.losses[:, :, queries], self.header.seed)
         return truth.judge({name: one[queries] for name, one in given.items()})
 
-    def _check_shapes(self, scores: Mapping[str, Values]) -> None:
+    def _check_shapes(self, scores: Mapping[str, Scores]) -> None:
         shape = (self.header.queries, self.header.n)
         for name, one in scores.items():
             if one.shape != shape:
@@ -227,7 +226,7 @@ class Bank:
 
     def compare(
         self,
-        scores: Mapping[str, Values],
+        scores: Mapping[str, Scores],
         *,
         reference: str | None = None,
         bytes_per_row: Mapping[str, int] | None = None,
@@ -266,7 +265,7 @@ class Bank:
     def removal(
         self,
         fit: Fit,
-        scores: Mapping[str, Values] | Values,
+        scores: Mapping[str, Scores] | Scores,
         k: Sequence[int],
         *,
         queries: int | Sequence[int] = 20,
@@ -370,5 +369,5 @@ class Bank:
         return found
 
 
-def _named(scores: Mapping[str, Values] | Values) -> Mapping[str, Values]:
+def _named(scores: Mapping[str, Scores] | Scores) -> Mapping[str, Scores]:
     return scores if isinstance(scores, Mapping) else {"proponents": scores}

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.evaluation import rank_agreement
-from gradindex.evaluation.rank_agreement import Resamples, Values
+from gradindex.evaluation.rank_agreement import Resamples, Scores, Values
 
 FEWEST_SUBSETS = 4  # fewer than that rank nothing
 
@@ -116,7 +116,7 @@ class Truth:
         self.resamples = Resamples.draw(len(self.actual), len(self.masks), seed=seed)
         self.ceiling = _ceiling(losses[trained.all(axis=1)], seed)
 
-    def judge(self, scores: Mapping[str, Values]) -> dict[str, LDS]:
+    def judge(self, scores: Mapping[str, Scores]) -> dict[str, LDS]:
         """Return the LDS of several kernels' scores (m, n), judged in the same resamples.
 
         Raises

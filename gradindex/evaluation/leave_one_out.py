@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradindex.evaluation.lds import Estimate
-from gradindex.evaluation.rank_agreement import RESAMPLES, Resamples, Values, correlations
+from gradindex.evaluation.rank_agreement import RESAMPLES, Resamples, Scores, Values, correlations
 from gradindex.evaluation.removal import Results, count_failed
 from gradindex.evaluation.training import Ids
 
@@ -25,7 +25,7 @@ class LeaveOneOut:
     errors: Values
     failed: int
 
-    def agreement(self, scores: Values) -> Estimate:
+    def agreement(self, scores: Scores) -> Estimate:
         """Return Spearman's correlation of scores (m, n) with loss changes, mean and interval over queries.
 
         Raises

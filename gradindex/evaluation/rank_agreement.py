@@ -7,11 +7,14 @@ one matrix product for all resamples.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
+Scores = NDArray[np.floating[Any]]
+"""Of m queries and n samples (m, n), larger says more helpful."""
 
 RESAMPLES = 1000
 LEVEL = 0.95  # of every interval

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gradindex.evaluation.bank_store import REMOVALS
 from gradindex.evaluation.design import seed_of
 from gradindex.evaluation.lds import Estimate
-from gradindex.evaluation.rank_agreement import RESAMPLES, Resamples, Values
+from gradindex.evaluation.rank_agreement import RESAMPLES, Resamples, Scores, Values
 from gradindex.evaluation.training import Ids, Task
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def tasks_without(removed: Ids, n: int, seed: int, models: int) -> list[Task]:
 
 
 def sets_to_remove(
-    scores: Mapping[str, Values],
+    scores: Mapping[str, Scores],
     queries: Ids,
     k: Sequence[int],
     seed: int,

@@ -1,11 +1,11 @@
 """Scores of all pairs of queries and training samples by the names of kernels, for a bank to judge.
 
-``grad_dot``, ``grad_cos``, ``grad_asym_dot``: of exact gradients, by one scan of the training set. ``label``: 1 where the
-classes are equal. ``hidden``, ``pixels``: cosine of what the last layer receives, of the inputs. ``white_…``: of the
-stored rows of an index (`gradindex.Index.scores`). Besides, the metrics of `gradindex.relevance`.
+``grad_dot``, ``grad_cos``, ``grad_asym_dot``: of exact gradients, by one scan of the training set. ``label``: 1 where
+the classes are equal. ``hidden``, ``pixels``: cosine of what the last layer receives, of the inputs. ``white_…``: of
+the stored rows of an index (`gradindex.Index.scores`). Besides, the metrics of `gradindex.relevance`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,15 @@ from gradindex.job import Job
 from gradindex.kernels import Kernel, values
 from gradindex.words import Task
 
-Scores = NDArray[np.float32]
 _METRICS = {"hidden": "cos-last", "pixels": "cos-x"}
 WHITE = ("white_dot", "white_cos")
 NAMES = (*Kernel, "label", *_METRICS, *WHITE)
+Rows = NDArray[np.float32]
 PairScores = Callable[[Any, Any, str], NDArray[Any]]
 """``scores(x, y, kernel) -> (m, n)``, such as an index gives."""
 
 
-def scores(job: Job, x: Any, y: Any, names: Sequence[str], stored: PairScores | None = None) -> dict[str, Scores]:
+def scores(job: Job, x: Any, y: Any, names: Sequence[str], stored: PairScores | None = None) -> dict[str, Rows]:
     """Return the scores of m queries against all n training samples, larger says more helpful.
 
     Parameters
@@ -54,11 +54,15 @@ def scores(job: Job, x: Any, y: Any, names: Sequence[str], stored: PairScores | 
     for name in names:
         if name not in NAMES and name not in relevance.METRICS:
             options = " | ".join(f"'{one}'" for one in NAMES)
-            raise ValueError(f"Unknown kernel {name!r}. Expected one of: {options}, or a metric of gradindex.relevance.")
+            raise ValueError(
+                f"Unknown kernel {name!r}. Expected one of: {options}, or a metric of gradindex.relevance."
+            )
         if name in WHITE and stored is None:
             raise ValueError(f"{name!r} scores the rows of an index: give one that was whitened.")
     kernels = [Kernel(name) for name in names if name in list(Kernel)]
-    found: dict[str, Scores] = dict(gradient_scores(job, x, y, kernels)) if kernels else {}
+    found: dict[str, Rows] = {}
+    if kernels:
+        found.update(gradient_scores(job, x, y, kernels))
     metrics = {name: _METRICS.get(name, name) for name in names}
     metrics = {name: metric for name, metric in metrics.items() if metric in relevance.METRICS}
     for name, metric in zip(metrics, relevance.metrics(list(metrics.values()), job).values(), strict=True):
@@ -71,7 +75,7 @@ def scores(job: Job, x: Any, y: Any, names: Sequence[str], stored: PairScores | 
     return {name: found[name] for name in names}
 
 
-def gradient_scores(job: Job, x: Any, y: Any, kernels: Sequence[Kernel]) -> Mapping[Kernel, Scores]:
+def gradient_scores(job: Job, x: Any, y: Any, kernels: Sequence[Kernel]) -> dict[Kernel, Rows]:
     """Return exact kernels of gradients (m, n) float32: one scan for as many queries as 1 GiB of gradients holds.
 
     Parameters
@@ -96,7 +100,7 @@ def gradient_scores(job: Job, x: Any, y: Any, kernels: Sequence[Kernel]) -> Mapp
     return found
 
 
-def same_class(job: Job, y: Tree) -> Scores:
+def same_class(job: Job, y: Tree) -> Rows:
     """Return 1 where a query and a training sample have the same class, else 0, (m, n) float32.
 
     Raises
@@ -108,4 +112,4 @@ def same_class(job: Job, y: Tree) -> Scores:
     asked = as_classes(as_array(y))
     if train is None or asked is None or train.dtype.kind == "f":
         raise ValueError("The labels are no classes, so 'label' has no meaning here. Leave it out.")
-    return (asked[:, None] == train).astype(np.float32)
+    return np.asarray(asked[:, None] == train, np.float32)

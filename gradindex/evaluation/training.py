@@ -32,6 +32,10 @@ _BATCH = 256
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 
 
+class WrongModelError(TypeError):
+    """What `fit` returns cannot be asked: no model of it could, so training stops."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A model to train: the `name` of its file, the `ids` it is trained on, its `seed`."""
@@ -63,12 +67,13 @@ class Trainer:
         losses, predictions, error = None, None, None
         try:
             model = self.fit(task.ids, task.seed)
-        except Exception as raised:  # whatever a user's training raises is that model's failure
-            error = f"{type(raised).__name__}: {raised}"
-        else:
             losses, predictions = ask(model, self.queries, self.loss_fn, self.count)
             if not np.isfinite(losses).all():
                 error = f"the losses of {int((~np.isfinite(losses)).sum())} queries are not finite"
+        except WrongModelError:
+            raise
+        except Exception as raised:  # whatever a user's training raises is that model's failure
+            error = f"{type(raised).__name__}: {raised}"
         found = Trained(
             task.seed,
             None if error or losses is None else losses.tolist(),
@@ -107,16 +112,14 @@ def ask(
 
     Raises
     ------
-    TypeError
-        If the model has no way to give losses.
-    ValueError
-        If it gives another number of them.
+    WrongModelError
+        A TypeError: if the model has no way to give losses, or gives another number of them.
     """
     if loss_fn is not None:
         losses, predictions = _ask_framework(model, queries, loss_fn)
     else:
         if not callable(getattr(model, "loss", None)) or isinstance(model, type):
-            raise TypeError(
+            raise WrongModelError(
                 f"fit returned {type(model).__name__} without a method loss(queries). Return a model that has one, or "
                 "give loss_fn=, as for gradindex.Job."
             )
@@ -125,7 +128,7 @@ def ask(
         predictions = None if predict is None else np.asarray(predict(queries)).astype(np.int64)
     shapes = {losses.shape} | ({predictions.shape} if predictions is not None else set())
     if shapes != {(count,)}:
-        raise ValueError(f"The model gave losses or predictions of shape {sorted(shapes)}; expected ({count},).")
+        raise WrongModelError(f"The model gave losses or predictions of shape {sorted(shapes)}; expected ({count},).")
     return losses, predictions
 
 
@@ -133,7 +136,11 @@ def _ask_framework(
     model: Any, queries: Any, loss_fn: Callable[[Any, Any], Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
     x, y = as_columns(queries[0], "X"), as_columns(queries[1], "Y")
-    engine = make_engine(model, loss_fn, backend=backend_of(model))
+    try:
+        backend = backend_of(model)
+    except TypeError as error:
+        raise WrongModelError(f"{error} Without loss_fn, models with a method loss(queries) are taken.") from None
+    engine = make_engine(model, loss_fn, backend=backend)
     size = 1 if isinstance(x, list) else _BATCH
     losses, classes = [], []
     for begin in range(0, length(x, "X"), size):
