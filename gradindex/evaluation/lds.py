@@ -38,9 +38,10 @@ class Estimate:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
     @classmethod
-    def of(cls, value: float, resampled: Values) -> "Estimate":
-        """Return a value with the interval that its values (B,) in resamples give."""
-        return cls(float(value), *rank_agreement.interval(value, resampled))
+    def of(cls, value: float, resampled: Values, least: float = -np.inf, most: float = np.inf) -> "Estimate":
+        """Return a value with the interval that its values (B,) in resamples give, cut at what it can be."""
+        low, high = rank_agreement.interval(value, resampled)
+        return cls(float(value), max(low, least), min(high, most))
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Truth:
         for name, total, value, again in zip(scores, sums, values, resampled, strict=True):
             means = self.resamples.mean(again)
             found[name] = LDS(
-                Estimate.of(value.mean(), means),
+                Estimate.of(value.mean(), means, -1, 1),
                 value[:, 0],
                 self.ceiling,
                 int((flat | rank_agreement.is_constant(total)).sum()),
@@ -173,4 +174,4 @@ def _ceiling(losses: Values, seed: int) -> Estimate | None:
         return None
     (agreement, factor), means = whole, resamples.mean(again[0])
     value = np.sqrt(rank_agreement.reliability(agreement.mean(axis=0), factor))
-    return Estimate.of(value[0], np.sqrt(rank_agreement.reliability(means, factor)))
+    return Estimate.of(value[0], np.sqrt(rank_agreement.reliability(means, factor)), 0, 1)

@@ -37,7 +37,7 @@ class LeaveOneOut:
             raise ValueError(f"{self.failed} models failed, so that some samples have no loss change.")
         found = correlations(self.changes, [np.asarray(scores, np.float64)[:, self.ids]])[0][:, 0]
         draws = Resamples.draw(len(found), 1, RESAMPLES).queries
-        return Estimate.of(found.mean(), draws @ found / len(found))
+        return Estimate.of(found.mean(), draws @ found / len(found), -1, 1)
 
 
 def summarised(ids: Ids, names: Sequence[str], results: Results, whole: str) -> LeaveOneOut:

@@ -19,7 +19,7 @@ Scores = NDArray[np.floating[Any]]
 RESAMPLES = 1000
 LEVEL = 0.95  # of every interval
 _WORK_BYTES = 64 << 20
-_MOST_SPLITS = 20  # of a subset's models into halves
+_MOST_SPLITS = 10  # of a subset's models into halves
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,14 @@ def ceiling(losses: Values, weights: Values | None = None, seed: int = 0) -> tup
     weights
         As in `correlations`.
     seed
-        Draws the splits where there are more than 20.
+        Draws the splits of more than 6 models.
 
     Returns
     -------
     tuple of (numpy.ndarray, float), or None
-        Correlations (m, B) of the mean losses of two halves of M // 2 models each, the mean over all splits (up to 20
-        of them); and M / (M // 2), the factor for `reliability`. None with fewer than two models a subset.
+        Correlations (m, B) of the mean losses of two halves of M // 2 models each, the mean over all splits (of
+        more than 6 models, 10 of them); and M / (M // 2), the factor for `reliability`. None with fewer than two models
+        a subset.
     """
     models = losses.shape[1]
     if models < 2:
@@ -142,7 +143,7 @@ def reliability(correlation: Values, factor: float) -> Values:
 
 
 def _splits(models: int, half: int, seed: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return ways to take two disjoint halves of the models: all of them, or 20 drawn ones."""
+    """Return ways to take two disjoint halves of the models: all of them, or some drawn ones."""
     if models <= 6:
         return [
             (one, other)

@@ -54,7 +54,7 @@ class Removal:
 
     def change(self, name: str, k: int, minus: str | None = None) -> Estimate:
         """Return the mean loss change with its interval over queries; the paired difference to that of `minus`."""
-        return self._mean(self.changes, name, k, minus)
+        return self._mean(self.changes, name, k, minus, (-np.inf, np.inf))
 
     def flipped(self, name: str, k: int, minus: str | None = None) -> Estimate:
         """Return the share of predictions that change, with its interval over queries; or the paired difference.
@@ -66,16 +66,18 @@ class Removal:
         """
         if self.flips is None:
             raise ValueError("These models predict no classes, so nothing can flip.")
-        return self._mean(self.flips, name, k, minus)
+        return self._mean(self.flips, name, k, minus, (0 if minus is None else -1, 1))
 
-    def _mean(self, values: dict[str, Values], name: str, k: int, minus: str | None) -> Estimate:
+    def _mean(
+        self, values: dict[str, Values], name: str, k: int, minus: str | None, bounds: tuple[float, float]
+    ) -> Estimate:
         row = self.k.index(k)
         found = values[name][row] - (0 if minus is None else values[minus][row])
         found = found[np.isfinite(found)]
         if not len(found):
             raise ValueError(f"All models without {k} samples by {name} failed.")
         draws = Resamples.draw(len(found), 1, RESAMPLES).queries
-        return Estimate.of(found.mean(), draws @ found / len(found))
+        return Estimate.of(found.mean(), draws @ found / len(found), *bounds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return means, intervals, paired differences to the control, and every value, as JSON's types."""

@@ -62,7 +62,7 @@ def scores(job: Job, x: Any, y: Any, names: Sequence[str], stored: PairScores | 
     kernels = [Kernel(name) for name in names if name in list(Kernel)]
     found: dict[str, Rows] = {}
     if kernels:
-        found.update(gradient_scores(job, x, y, kernels))
+        found |= {kernel.value: rows for kernel, rows in gradient_scores(job, x, y, kernels).items()}
     metrics = {name: _METRICS.get(name, name) for name in names}
     metrics = {name: metric for name, metric in metrics.items() if metric in relevance.METRICS}
     for name, metric in zip(metrics, relevance.metrics(list(metrics.values()), job).values(), strict=True):
