@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import record
-from counterfactual_banks import CASES, SEEDS, Case, Run, tfidf
+from counterfactual_banks import CASES, SEEDS, Case, Run
+from counterfactual_data import tfidf
 
 from gradindex import relevance
 from gradindex.evaluation import Bank
