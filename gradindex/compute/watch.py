@@ -22,9 +22,10 @@ from gradindex.gradients.results import Embedded
 from gradindex.job import Job
 from gradindex.runtime.log import log
 from gradindex.sketch.unit_rows import normalise
+from gradindex.store.layout import WATCH
 from gradindex.store.location import Location, make_directory
 from gradindex.store.manifest import publish, read_json
-from gradindex.store.store import WATCH, Store
+from gradindex.store.store import Store
 
 _EVERY = 2000  # rows, of which one is compared
 _HALF = 2e-3  # of a stored row: its rounding to float16

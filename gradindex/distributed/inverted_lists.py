@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from gradindex.ann.searcher import as_vectors
 from gradindex.defaults import BLOCK_ROWS
 from gradindex.store import Store
+from gradindex.store.layout import SHARDS
 from gradindex.store.shard import Shard
-from gradindex.store.store import SHARDS
 
 
 def spreads(index: faiss.Index) -> bool:

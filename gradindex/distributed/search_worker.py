@@ -21,9 +21,10 @@ from gradindex.kernels import Kernel
 from gradindex.search import norm_scan
 from gradindex.store import Header, Store
 from gradindex.store.changes import State
+from gradindex.store.layout import SHARDS
 from gradindex.store.location import Location, locate
 from gradindex.store.shard import Shard
-from gradindex.store.store import HEADER, SHARDS
+from gradindex.store.store import HEADER
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -142,8 +142,10 @@ class Index(Whitenable):
         selection = select(self.store, where)
         if (whitened := white(options.kernel)) is not None:
             asked = self.labelled(x, y, ids)
-            found, about = self._explain_whitened(asked, whitened, options, selection, own=ids is not None or y is not None)
-            return Explanation(meta("Index", about), found, view=(self.job, asked.x, ids))
+            data, about = self._explain_whitened(
+                asked, whitened, options, selection, own=ids is not None or y is not None
+            )
+            return Explanation(meta("Index", about), data, view=(self.job, asked.x, ids))
         parsed = relevance.kernel_of(self.store.header.metric, options.kernel)
         point = None if options.recall is None else tuning.pick(self.store, options.recall)
         wanted = question.ask(len(self), parsed, options, selection, point)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +23,11 @@ from gradindex.search.whitened import Whitened, place_of
 from gradindex.store.location import exists
 from gradindex.store.store import HEADER
 
-if TYPE_CHECKING:
-    from gradindex.gradients.projector import Projector
-
 _SCORED = 256  # queries whose scores are computed in one scan of the store
 
 
 class Whitenable(Changing):
     """An index whose rows can be whitened, see `gradindex.sketch.whitening`; a part of `gradindex.Index`."""
-
-    projector: "Projector"
 
     def labelled(self, x: Any, y: Any = None, ids: Any = None) -> queries.Queries:
         """Return labelled queries."""
@@ -170,7 +165,7 @@ class Whitenable(Changing):
         if rows.missing:
             log.warning("%d samples are not whitened yet, and not found: whiten the index again", rows.missing)
         wanted = white.ask(rows, kernel, options, selection)
-        found = [white.answer(rows, *embedded, wanted) for _, *embedded in self._embedded(asked)]
+        found = [white.answer(rows, sketches, norms, wanted) for _, sketches, norms in self._embedded(asked)]
         answer = joined(found)
         params = {
             "kernel": kernel.value,
@@ -204,4 +199,3 @@ class Whitenable(Changing):
 def _refuse_metric(metric: dict[str, Any] | None) -> None:
     if metric is not None:
         raise ValueError(f"This index holds rows of the metric {metric['name']!r}: only gradients are whitened.")
-

@@ -20,8 +20,9 @@ from gradindex.runtime.log import log
 from gradindex.sketch import from_json
 from gradindex.store import Store, changes
 from gradindex.store.changes import Part, State
+from gradindex.store.layout import PARTS
 from gradindex.store.location import Location, exists
-from gradindex.store.store import HEADER, PARTS
+from gradindex.store.store import HEADER
 
 
 def add(

@@ -2,8 +2,8 @@
 
 from gradindex.ann import files as index_files
 from gradindex.store import Store, changes
+from gradindex.store.layout import PARTS, SHARDS
 from gradindex.store.location import exists, remove_tree
-from gradindex.store.store import PARTS, SHARDS
 
 
 def settle(store: Store) -> list[str]:

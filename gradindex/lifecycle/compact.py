@@ -15,8 +15,8 @@ from gradindex.runtime.log import log
 from gradindex.runtime.progress import progress_bar
 from gradindex.store import Rows, Store, changes
 from gradindex.store.changes import Part, State
+from gradindex.store.layout import PARTS
 from gradindex.store.location import Location
-from gradindex.store.store import PARTS
 
 
 def compact(path: str | Location, *, progress: bool | None = None) -> int:

@@ -20,10 +20,11 @@ from gradindex.lifecycle.header import check_job
 from gradindex.runtime.log import log
 from gradindex.store import Header, Store, changes
 from gradindex.store.changes import Part, State
+from gradindex.store.layout import AUDIT, KNOWN, PARTS, SHARDS, WATCH
 from gradindex.store.location import Location, exists, is_directory, listing, locate, remove_tree, unlink
 from gradindex.store.manifest import read_json
 from gradindex.store.shard import Shard, manifest_path
-from gradindex.store.store import AUDIT, HEADER, KNOWN, PARTS, SHARDS, WATCH
+from gradindex.store.store import HEADER
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,10 @@ from gradindex.sketch.base import coordinates
 from gradindex.sketch.whitening import Spectrum, Whitener, spectrum
 from gradindex.store import Header, Rows, Store, codes
 from gradindex.store import replace as store_replace
+from gradindex.store.layout import PARTS
 from gradindex.store.location import Location, exists, remove_tree
 from gradindex.store.shard import SHARD_BYTES
-from gradindex.store.store import HEADER, PARTS
+from gradindex.store.store import HEADER
 
 DIMS = 1024
 SAMPLE = 1 << 17
@@ -50,7 +52,7 @@ def whiten(
     header = _header(parent, len(rows), whitener.width, damping, dims)
     with stop_on_sigterm(), explain_full_disk(lambda: "the whitened rows are made anew by the same call"):
         if exists(place / HEADER) and not _unfinished(place) and store_replace.begin(place):
-            with store_replace.replacement(place, header) as store:
+            with store_replace.replacement(Path(place), header) as store:
                 _fill(parent, rows, store, found, damping, index, progress)
         else:
             _fill(parent, rows, _begin(place, header), found, damping, index, progress)

@@ -86,13 +86,19 @@ class Searched(Protocol):
     """Rows of a store that can be searched: an index's own, or its whitened ones."""
 
     @property
-    def store(self) -> Store: ...
+    def store(self) -> Store:
+        """The rows on disk."""
+        ...
 
     @property
-    def searcher(self) -> Searcher: ...
+    def searcher(self) -> Searcher:
+        """Their FAISS index."""
+        ...
 
     @property
-    def rows(self) -> RowSearch: ...
+    def rows(self) -> RowSearch:
+        """What searches them."""
+        ...
 
 
 @stage("search")

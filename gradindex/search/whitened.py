@@ -14,8 +14,9 @@ from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.search.rows import LocalRows
 from gradindex.sketch.whitening import Spectrum, Whitener
 from gradindex.store import Store, side_files
+from gradindex.store.layout import WHITENED
 from gradindex.store.location import Location, exists
-from gradindex.store.store import HEADER, WHITENED
+from gradindex.store.store import HEADER
 
 _ASSET = "whitening"
 

@@ -1,8 +1,8 @@
 """Whitening of stored rows by their own second moment, so that inner products tell what removing samples would do.
 
-With s = row · ‖g‖ the sketch of a sample's gradient g and R = mean s sᵀ over the training set, R stands for the empirical
-Fisher matrix F = mean g gᵀ, and qᵀ (R + λ)⁻¹ s for the influence qᵀ (F + λ)⁻¹ g (Koh & Liang 2017, with F in the place
-of the Hessian; Park et al. 2023 do so with random projections). That is the inner product of rows
+With s = row · ‖g‖ the sketch of a sample's gradient g and R = mean s sᵀ over the training set, R stands for the
+empirical Fisher matrix F = mean g gᵀ, and qᵀ (R + λ)⁻¹ s for the influence qᵀ (F + λ)⁻¹ g (Koh & Liang 2017, with F in
+the place of the Hessian; Park et al. 2023 do so with random projections). That is the inner product of rows
 w = (Λ + λ)^(−1/2) Vᵀ s, where R = V Λ Vᵀ. They are kept by descending eigenvalue, so that the first r of them are those
 of the r leading directions.
 """
@@ -81,7 +81,7 @@ class Whitener:
     @property
     def width(self) -> int:
         """Numbers of a whitened row."""
-        return self.matrix.shape[1]
+        return int(self.matrix.shape[1])
 
     def __call__(
         self, rows: NDArray[np.float32], norms: NDArray[np.floating]

@@ -57,6 +57,12 @@ def as_rows(
     return header, shards()
 
 
+def check_signed(ids: NDArray[Any], rows: int) -> None:
+    """Raise IndexError for unsigned ids of 2**63 and more, which would turn negative."""
+    if ids.dtype == np.uint64 and (ids >> np.uint64(63)).any():
+        raise IndexError(f"Ids up to {ids.max()} are out of range for an index of {rows} samples.")
+
+
 def _check_arrays(sketch: NDArray[Any], ids: NDArray[Any], norms: NDArray[Any]) -> None:
     if sketch.ndim != 2 or not sketch.size or ids.shape != sketch.shape[:1] or norms.shape != ids.shape:
         raise ValueError(

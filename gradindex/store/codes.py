@@ -31,7 +31,8 @@ def encode(rows: NDArray[np.float32], kind: str) -> NDArray[Any]:
         return rows.astype(np.float16)
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     scale = np.divide(_LARGEST, largest, out=np.zeros_like(largest), where=largest > 0)
-    return np.rint(rows * scale).astype(np.int8)
+    found: NDArray[Any] = np.rint(rows * scale).astype(np.int8)
+    return found
 
 
 def finish(rows: NDArray[np.float32], kind: str) -> NDArray[np.float32]:

@@ -14,17 +14,14 @@ from gradindex.data.table import Columns
 from gradindex.defaults import BLOCK_ROWS
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.store import changes, codes, location, side_files
-from gradindex.store.arrays import as_rows
+from gradindex.store.arrays import as_rows, check_signed
 from gradindex.store.changes import Part, State
 from gradindex.store.differences import compare, model_differences
+from gradindex.store.layout import AUDIT, KNOWN, PARTS, SHARDS, WATCH
 from gradindex.store.location import Location, is_temporary, listing, locate
 from gradindex.store.manifest import HEADER, Header, publish, read_json, refuse_extra
 from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
 
-SHARDS, PARTS, AUDIT = "shards", "parts", "audit.json"
-WATCH = "watch"  # directory of what `gradindex.compute.watch` writes: how many rows of each shard were compared
-WHITENED = "whitened"  # directory of a store of its own: rows that `gradindex.lifecycle.whiten` made of these
-KNOWN = {HEADER, SHARDS, PARTS, AUDIT, WATCH, WHITENED, "index", side_files.DIRECTORY, changes.DIRECTORY}
 _IDS_PER_CHANGE = 1_000_000
 
 
@@ -214,7 +211,7 @@ class Store:
         wanted = np.atleast_1d(np.asarray(ids))
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
             raise TypeError(f"Expected ids (c,) of integers, got {wanted.dtype} of shape {wanted.shape}.")
-        self._check_int64(wanted)
+        check_signed(wanted, len(self))
         wanted = np.setdiff1d(wanted.astype(np.int64), self.state.removed)
         self.rows_of(wanted)
         state, gone = self.state, 0
@@ -307,16 +304,12 @@ class Store:
         IndexError
             If an id is not in the store.
         """
-        self._check_int64(ids)
+        check_signed(ids, len(self))
         rows = self._nearest_rows(ids)
         bad = ids[self.ids[rows] != ids]
         if len(bad):
             raise IndexError(f"Ids {bad[:5].tolist()} are out of range for an index of {len(self)} samples.")
         return rows.astype(np.int64)
-
-    def _check_int64(self, ids: NDArray[Any]) -> None:
-        if ids.dtype == np.uint64 and (ids >> np.uint64(63)).any():  # they would turn negative
-            raise IndexError(f"Ids up to {ids.max()} are out of range for an index of {len(self)} samples.")
 
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
         """Return whether there are rows of these ids, (n,)."""
@@ -384,10 +377,8 @@ class Store:
             the unprojected gradients (n,), where unknown those of `sketch`.
         path
             A directory, new or empty.
-        columns
-            More columns of n entries: a mapping of names to sequences, a DataFrame or an Arrow table.
-        shard_rows
-            Rows of a shard; None: as many as 128 MiB hold.
+        columns, shard_rows
+            More columns of n entries, as a `gradindex.Job` takes them; rows of a shard, None: as many as 128 MiB hold.
 
         Raises
         ------
