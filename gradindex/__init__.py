@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gradindex.job import Job
     from gradindex.lifecycle.options import BuildOptions
     from gradindex.loading import load
-    from gradindex.search.audit import Audit
+    from gradindex.search.audit_result import Audit
     from gradindex.search.options import SearchOptions
     from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher
     from gradindex.store import Store
@@ -63,7 +63,7 @@ _HOMES = {
     "Ray": "distributed.options",
     "SJLT": "sketch",
     "Store": "store",
-    "Audit": "search.audit",
+    "Audit": "search.audit_result",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from rich.text import Text
 from gradindex.compute.watch import Compared
 from gradindex.explanation import Explanation
 from gradindex.search.answer import Found, found_sides
-from gradindex.search.audit import Audit
+from gradindex.search.audit_result import Audit
 
 _WIDEST, _LEGIBLE, _NARROWEST = 32, 12, 8  # places of a user's column or a label
 _FOLDED = 5  # places of a title that is longer

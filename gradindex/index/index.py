@@ -28,7 +28,8 @@ from gradindex.runtime.log import log
 from gradindex.search import cascade, question, tuning
 from gradindex.search import certify as proofs
 from gradindex.search.answer import Answer, check_k, explanation_data, joined, meta
-from gradindex.search.audit import Audit, verify
+from gradindex.search.audit import verify
+from gradindex.search.audit_result import Audit
 from gradindex.search.describe import describe
 from gradindex.search.options import SearchOptions
 from gradindex.sketch.unit_rows import normalise
@@ -321,7 +322,12 @@ class Index(Whitenable):
     @pinned
     def sketch(self, x: Tree = None, y: Tree = None, *, ids: ArrayLike | None = None) -> NDArray[np.float32]:
         """Return the unit-norm sketches (m, dim) of samples, as `search` takes them; arguments as in `explain`."""
-        return np.concatenate([sketches for _, sketches, _ in self._embedded(self.labelled(x, y, ids))])
+        return self.embedded(self.labelled(x, y, ids))[0]
+
+    def embedded(self, asked: queries.Queries) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Return unit-norm sketches (m, dim) of labelled queries, and the norms of their gradients (m,)."""
+        parts = [(sketches, norms) for _, sketches, norms in self._embedded(asked)]
+        return np.concatenate([one for one, _ in parts]), np.concatenate([norms for _, norms in parts])
 
     @pinned
     def verify(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradindex.plots.page import load_figure_class
-from gradindex.search.audit import Audit
+from gradindex.search.audit_result import Audit
 from gradindex.search.tuning import Curve
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from gradindex.kernels import Kernel
 from gradindex.plots.read import class_name, short_number
 from gradindex.plots.rendering import Rendered, Renderer, data_uri
 from gradindex.search.answer import Found, found_sides
-from gradindex.search.audit import AUDIT
+from gradindex.store.layout import AUDIT
 from gradindex.store.location import exists
 from gradindex.store.manifest import read_json
 

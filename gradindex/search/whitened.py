@@ -33,20 +33,17 @@ class Whitened:
         Their own: unit-norm rows of 8 bits, and norms ‖w‖. Ids are those of `parent`.
     searcher
         Its FAISS index.
-    whitener
-        What made them.
+    spectrum
+        The second moment that they were whitened by.
     damping
         λ, in the unit of squared gradients.
-    moment_rows
-        Rows that the second moment was taken from.
     """
 
     parent: Store
     store: Store
     searcher: Searcher
-    whitener: Whitener
+    spectrum: Spectrum
     damping: float
-    moment_rows: int
 
     @classmethod
     def open(cls, parent: Store) -> Self:
@@ -69,8 +66,17 @@ class Whitened:
         store, searcher = index_files.open_last(place)
         if store.header.sketch.get("of") != parent.header.seal:
             raise MismatchError(f"{place} holds the whitened rows of another store: whiten this one again.")
-        whitener, about = _read(store)
-        return cls(parent, store, searcher, whitener, about["damping"], int(about["rows"]))
+        return cls(parent, store, searcher, *_read(store))
+
+    @cached_property
+    def whitener(self) -> Whitener:
+        """What made the rows."""
+        return self.spectrum.whitener(self.damping, self.store.header.dim)
+
+    @property
+    def moment_rows(self) -> int:
+        """Rows that the second moment was taken from."""
+        return self.spectrum.rows
 
     @property
     def rows(self) -> LocalRows:
@@ -132,13 +138,14 @@ def write_spectrum(store: Store, found: Spectrum, damping: float | None) -> None
 
 def whitener_of(store: Store) -> Whitener:
     """Return what makes the rows of a store of whitened rows."""
-    return _read(store)[0]
+    found, damping = _read(store)
+    return found.whitener(damping, store.header.dim)
 
 
-def _read(store: Store) -> tuple[Whitener, dict[str, float]]:
+def _read(store: Store) -> tuple[Spectrum, float]:
+    """Return the second moment that rows were whitened by, and the damping; raises DamagedIndexError."""
     arrays, about = side_files.read(store.path, store.header.seal, _ASSET, {"values", "vectors"})
-    found = _checked(store, arrays["values"], arrays["vectors"], about)
-    return found.whitener(about["damping"], store.header.dim), about
+    return _checked(store, arrays["values"], arrays["vectors"], about), float(about["damping"])
 
 
 def _checked(

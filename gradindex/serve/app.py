@@ -16,13 +16,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gradindex._version import __version__
 from gradindex.index.index import Index
-from gradindex.search.audit import AUDIT
 from gradindex.serve import models
 from gradindex.serve.guard import Guard
 from gradindex.serve.lookup import Search
 from gradindex.serve.metrics import Measured
 from gradindex.serve.service import Service, as_where
 from gradindex.serve.settings import Settings
+from gradindex.store.layout import AUDIT
 from gradindex.store.location import exists
 from gradindex.store.manifest import read_json
 
