@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 
-
 from gradindex.data.names import Leaf
-
 from gradindex.data.source import Source, Tree, leaves
 from gradindex.data.tensors import is_torch
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data import fingerprint
-from gradindex.data.forms import as_columns
+from gradindex.data.dataset_types import as_source
 from gradindex.data.labels import as_classes
-from gradindex.data.reading import as_source
+from gradindex.data.samples import as_columns
 from gradindex.data.source import length
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.store import location
 from gradindex.store.location import Location
-from gradindex.store.publish import FileEntry, keep, publish, read_json, seal
+from gradindex.store.manifest import FileEntry, keep, publish, read_json, seal
 
 HEADER, FORMAT, VERSION = "bank.json", "gradindex retraining bank", 1
 FOLDERS = MODELS, REMOVALS = "models", "removals"

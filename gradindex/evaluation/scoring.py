@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gradindex import relevance
 from gradindex.compute import exact, queries
 from gradindex.data.labels import as_array, as_classes
-from gradindex.data.source import Batch, Tree, index
+from gradindex.data.source import Batch, Tree, take_rows
 from gradindex.job import Job
 from gradindex.kernels import Kernel, values
 from gradindex.words import Task
@@ -93,7 +93,7 @@ def gradient_scores(job: Job, x: Any, y: Any, kernels: Sequence[Kernel]) -> dict
     found = {kernel: np.empty((len(asked), len(source)), np.float32) for kernel in kernels}
     for rows, gradients, norms in queries.gradient_chunks(engine, asked):
         ids = np.arange(rows.start, rows.stop, dtype=np.int64)
-        some = Batch(ids, index(asked.x, rows), index(asked.y, rows))
+        some = Batch(ids, take_rows(asked.x, rows), take_rows(asked.y, rows))
         for batch, dots, train_norms in exact.scan(engine, source, some, gradients):
             for kernel in kernels:
                 found[kernel][rows, batch.ids] = values(kernel, dots, norms, train_norms)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data import labels
-from gradindex.data.forms import as_columns
-from gradindex.data.source import index, length
+from gradindex.data.samples import as_columns
+from gradindex.data.source import length, take_rows
 from gradindex.evaluation import bank_store
 from gradindex.evaluation.asked import Asked
 from gradindex.evaluation.bank_store import Trained, save_model
@@ -145,8 +145,8 @@ def _ask_framework(
     losses, classes = [], []
     for begin in range(0, length(x, "X"), size):
         rows = slice(begin, begin + size)
-        outputs = engine.outputs(index(x, rows))
-        losses.append(engine.losses(outputs, index(y, rows)))
+        outputs = engine.outputs(take_rows(x, rows))
+        losses.append(engine.losses(outputs, take_rows(y, rows)))
         classes.append(labels.predicted_classes(outputs))
     known = [one for one in classes if one is not None]
     return np.concatenate(losses).astype(np.float64), np.concatenate(known) if len(known) == len(classes) else None

@@ -8,7 +8,7 @@ from gradindex.runtime.interrupts import kept_if_possible
 from gradindex.search.agreement import Estimate
 from gradindex.store import Store, changes
 from gradindex.store.layout import AUDIT
-from gradindex.store.publish import publish
+from gradindex.store.manifest import publish
 
 DEPTHS = 1, 10, 100
 INDEX, SKETCH, FINAL = "index against store", "sketch against exact", "answer against exact"

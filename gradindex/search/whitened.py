@@ -11,7 +11,7 @@ from gradindex.ann import files as index_files
 from gradindex.ann.searcher import Searcher
 from gradindex.ann.selection import Selection
 from gradindex.errors import DamagedIndexError, MismatchError
-from gradindex.search.rows import LocalRows
+from gradindex.search.row_search import LocalRows
 from gradindex.sketch.whitening import Spectrum, Whitener
 from gradindex.store import Store, side_files
 from gradindex.store.layout import WHITENED

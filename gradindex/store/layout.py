@@ -1,7 +1,7 @@
 """What lies where in a store's directory."""
 
 from gradindex.store import changes, side_files
-from gradindex.store.publish import HEADER
+from gradindex.store.manifest import HEADER
 
 SHARDS, PARTS, AUDIT = "shards", "parts", "audit.json"
 WATCH = "watch"
