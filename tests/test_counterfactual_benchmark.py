@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gradindex.evaluation.design import seed_of
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import counterfactual
