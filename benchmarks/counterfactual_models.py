@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from counterfactual_data import PAD
+from counterfactual_data import PAD, minilm_files
 
 
 def seeded(build: Callable[[], Any]) -> Callable[[int], Any]:
@@ -111,6 +111,35 @@ def transformer(words: int, length: int, width: int, layers: int, heads: int, cl
             return self.head((h * weight).sum(1) / weight.sum(1))
 
     return Reader()
+
+
+def minilm(classes: int) -> Any:
+    """Return all-MiniLM-L6-v2, without dropout and with its embeddings frozen, and a linear layer on the mean word."""
+    import json
+
+    from safetensors.torch import load
+    from torch import nn
+    from transformers import BertConfig, BertModel
+
+    files = minilm_files()
+    config = BertConfig(
+        **json.loads(files["config.json"]) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    )
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = BertModel(config, add_pooling_layer=False)
+            self.bert.load_state_dict(load(files["model.safetensors"]), strict=False)
+            self.bert.embeddings.requires_grad_(False)
+            self.head = nn.Linear(config.hidden_size, classes)
+
+        def forward(self, x):
+            there = (x != PAD).to(self.head.weight.dtype)
+            h = self.bert(input_ids=x, attention_mask=there).last_hidden_state
+            return self.head((h * there[..., None]).sum(1) / there.sum(1, keepdim=True))
+
+    return Encoder()
 
 
 def torch_classes() -> Any:
