@@ -1,12 +1,13 @@
 """Where and with how much to run: the options of the Ray engine. Needs no Ray."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradindex.distributed.build import Workers
     from gradindex.distributed.index import ClusterIndex
+    from gradindex.evaluation.training import Task, Trainer
     from gradindex.job import Job
     from gradindex.store import Store
     from gradindex.store.location import Location
@@ -75,6 +76,12 @@ class Ray:
         from gradindex.distributed.index import ClusterIndex
 
         return ClusterIndex.connect(path, job, self)
+
+    def train(self, trainer: "Trainer", tasks: "Sequence[Task]") -> "Iterator[tuple[int, str | None]]":
+        """Train models of a retraining bank; see `gradindex.evaluation.training.Cluster`."""
+        from gradindex.distributed.training import train
+
+        return train(self, trainer, tasks)
 
     def actor_options(self) -> dict[str, Any]:
         """Return the resources of a worker in the form that Ray's actors take."""
