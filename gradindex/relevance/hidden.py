@@ -54,5 +54,6 @@ class Hidden:
         found = self._reader(x)
         if not found:
             raise ValueError("The model has no hidden layer: it has a single layer with parameters. Name layers=(…).")
-        rows = [as_array(part).reshape(length(x), -1).astype(np.float64) for part in found]
-        return rows[-1] if feature == "last" else np.concatenate(rows, axis=1)
+        wanted = found[-1:] if feature == "last" else found  # what earlier layers receive may have no axis of samples
+        rows = [as_array(part).reshape(length(x), -1).astype(np.float64) for part in wanted]
+        return np.concatenate(rows, axis=1)

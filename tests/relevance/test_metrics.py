@@ -217,3 +217,26 @@ def test_unused_inputs_do_not_change_the_inverse():
         rows = np.random.default_rng(0).normal(size=(3, job.engine.size))
         want = rows @ np.linalg.inv(matrix + 1e-3 * np.eye(len(matrix)))
         np.testing.assert_allclose(inverse.apply(rows), want, rtol=1e-6, atol=1e-8)
+
+
+def test_a_layer_that_receives_no_samples_does_not_hide_the_last_one():
+    """Embeddings of positions receive their numbers, the same for all samples."""
+    import torch
+
+    class Reader(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places = torch.nn.Embedding(9, 4), torch.nn.Embedding(6, 4)
+            self.head = torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head((self.words(x) + self.places(torch.arange(6))).mean(1))
+
+    model = Reader()
+    x = RNG.integers(0, 9, (20, 6))
+    job = gradindex.Job(model, torch.nn.functional.cross_entropy, (x, RNG.integers(0, 3, 20)))
+    found = relevance.metric("cos-last", job).scores(x[:3], [0, 1, 2])
+    with torch.no_grad():
+        rows = (model.words(torch.tensor(x)) + model.places.weight).mean(1)
+    rows = torch.nn.functional.normalize(rows.double())
+    np.testing.assert_allclose(found, rows[:3] @ rows.T, atol=1e-6)
