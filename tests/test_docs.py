@@ -32,6 +32,7 @@ PRINTED = {
     "attribution.md": (3, [r"\(3, 5\)", r"\(3, 5\) \(3, 5\) \(3, 5\)", r"\(5, 3\) \(5, 3\)"]),
     "files.md": (2, [r"\d\d+", "0"]),
     "metrics.md": (1, [r"\[\[(1\.|0\.9).*", r".*\]\]"]),
+    "retraining.md": (1, [r"Use .* for this model: its LDS is 0\.\d.*", r"-?0\.\d+ \(.* to .*\)"]),
     "serving.md": (1, []),
     "studies.md": (1, [r"\(3, 5\)", r"\(5,\)"]),
     "use.md": (5, [r"\(3, 5\) \(3, 5\) True", r".*recall@10, 50 exact checks.*", r"\[ True  True  True\] \[.*"]),
@@ -94,7 +95,8 @@ def test_the_commands_run_as_printed(page, tmp_path, monkeypatch, capsys):
     here = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     # As a data set does, the job's grows: `gradindex add` adds what is new.
     grows = "from tests.jobs import digits_job, more_job\njob = more_job if Path('grown').exists() else digits_job\n"
-    (tmp_path / "my_model.py").write_text(f"{here}from pathlib import Path\n{grows}")
+    fit = "from tests.jobs import digits_fit as fit\n"
+    (tmp_path / "my_model.py").write_text(f"{here}from pathlib import Path\n{grows}{fit}")
     x, y = digits()
     np.savez("test.npz", x=x[:20], y=y[:20])
     if page == "serving.md":
