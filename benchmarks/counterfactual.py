@@ -23,6 +23,7 @@ from counterfactual_data import tfidf
 
 from gradindex import relevance
 from gradindex.evaluation import Bank
+from gradindex.evaluation.removal import Removal
 from gradindex.evaluation.scoring import gradient_scores, same_class
 from gradindex.kernels import Kernel
 
@@ -95,6 +96,16 @@ CONTENDERS: dict[str, Contender] = {
     "gradient dot along training": Contender(along_training),
 }
 REFERENCE = "gradient cosine"
+SHARE, REMOVAL_MODELS = 0.01, 3
+
+
+@dataclass(frozen=True)
+class Removing:
+    """Whose proponents to remove, of how many queries, and in how many processes models are trained for that."""
+
+    kernels: list[str]
+    queries: int
+    workers: int
 
 
 def judge(bank: Bank, by_damping: Mapping[float, Scores], seed: int = 0) -> tuple[Scores, dict[str, Any]]:
@@ -120,7 +131,7 @@ def judge(bank: Bank, by_damping: Mapping[float, Scores], seed: int = 0) -> tupl
     }
 
 
-def bank_of(case: Case, folder: Path, progress: bool | None = None) -> Bank:
+def bank_of(case: Case, folder: Path, workers: int = 1) -> Bank:
     """Train what is missing of a case's bank, and open it."""
     data = case.data
     return Bank.build(
@@ -132,7 +143,7 @@ def bank_of(case: Case, folder: Path, progress: bool | None = None) -> Bank:
         dataset=(data.x, data.y),
         subsets=case.subsets,
         models=case.models,
-        progress=progress,
+        workers=workers,
     )
 
 
@@ -141,7 +152,13 @@ def shortened(case: Case) -> Case:
     return dataclasses.replace(case, epochs=1, subsets=6, models=2)
 
 
-def measure(bench: Bench, names: list[str]) -> dict[str, Any]:
+def removed(bench: Bench, scores: Mapping[str, Scores], share: float, queries: int, workers: int) -> Removal:
+    """Train without a share of the samples: the proponents of some queries by each kernel, and random ones."""
+    k = max(1, round(share * len(bench.case.data)))
+    return bench.bank.removal(bench.case.fit, scores, [k], queries=queries, models=REMOVAL_MODELS, workers=workers)
+
+
+def measure(bench: Bench, names: list[str], removal: Removing | None = None) -> dict[str, Any]:
     """Return the comparison of the contenders that apply, with their seconds and dampings."""
     scores, bytes_per_row, about = {}, {}, {}
     for name in names:
@@ -157,7 +174,10 @@ def measure(bench: Bench, names: list[str]) -> dict[str, Any]:
             bytes_per_row[name] = cost(bench)
         print(f"{bench.case.name}: {name}: {bench.bank.lds(found).estimate}", flush=True)
     reference = REFERENCE if REFERENCE in scores else next(iter(scores))
-    comparison = bench.bank.compare(scores, reference=reference, bytes_per_row=bytes_per_row)
+    gone = None
+    if removal is not None:
+        gone = removed(bench, {name: scores[name] for name in removal.kernels}, SHARE, removal.queries, removal.workers)
+    comparison = bench.bank.compare(scores, reference=reference, bytes_per_row=bytes_per_row, removal=gone)
     result = comparison.to_dict()
     for kernel in result["kernels"].values():
         del kernel["queries"]
@@ -180,16 +200,25 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="*", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--train", action="store_true", help="train the bank and stop")
     parser.add_argument("--short", action="store_true", help="a few models of one epoch")
+    parser.add_argument("--removal", nargs="+", choices=CONTENDERS, help="train without these kernels' top 1 %%, too")
+    parser.add_argument("--removal-queries", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=1, help="processes that train")
     record.add_out(parser)
     options = parser.parse_args()
     case = shortened(CASES[options.bank]) if options.short else CASES[options.bank]
-    bank = bank_of(case, options.folder)
+    bank = bank_of(case, options.folder, options.workers)
     print(f"{case.name}: {case.title}; {bank.header.subsets} subsets, {bank.seconds / 60:.1f} minutes of training")
     if options.train:
         return
-    result = measure(Bench(case, bank), options.kernels)
+    removal = None
+    if options.removal:
+        removal = Removing(options.removal, options.removal_queries, options.workers)
+    result = measure(Bench(case, bank), list(dict.fromkeys([*options.kernels, *(options.removal or [])])), removal)
     ceiling = result["ceiling"]
     print(f"noise ceiling {ceiling['value']:.3f}" if ceiling else "no noise ceiling")
+    for row in (result["removal"] or {"rows": []})["rows"]:
+        paired = f"; minus control {row['change_minus_control']}" if "change_minus_control" in row else ""
+        print(f"without {row['k']} by {row['removed']}: {row['change']}{paired}")
     print(result["sentence"])
     if options.out:
         record.write(options.out, result)

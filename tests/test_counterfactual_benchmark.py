@@ -27,16 +27,17 @@ def bench(tmp_path_factory):
 
 def test_a_short_bank_judges_the_baselines(bench, tmp_path, monkeypatch):
     place = bench.bank.path.parent
-    monkeypatch.setattr(
-        sys, "argv", [f"counterfactual.py --bank digits-cnn --short --folder {place} --out {tmp_path}/r.json"]
-    )
-    sys.argv = sys.argv[0].split()
+    words = ["--bank", "digits-cnn", "--short", "--folder", str(place), "--out", str(tmp_path / "r.json")]
+    words += ["--removal-queries", "2", "--removal", "gradient dot"]
+    monkeypatch.setattr(sys, "argv", ["counterfactual.py", *words])
     counterfactual.main()
     found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["results"]
     assert set(found["kernels"]) == set(counterfactual.CONTENDERS)
     assert found["parameters"] == 1898 and found["epochs"] == 1 and found["meta"]["subsets"] == 6
     assert found["kernels"]["gradient cosine"]["difference"]["value"] == 0
     assert found["reference"] == "gradient cosine" and found["ceiling"]["value"] > 0
+    assert [row["removed"] for row in found["removal"]["rows"]] == ["gradient dot", "random", "random of the class"]
+    assert {row["k"] for row in found["removal"]["rows"]} == {14} and found["removal"]["seeds"] == 3
     assert bench.bank.header.queries == 300 and len(bench.bank.failures) == 0
 
 

@@ -24,6 +24,7 @@ from gradindex.evaluation import rank_agreement
 from gradindex.evaluation.rank_agreement import Resamples, Scores, Values
 
 FEWEST_SUBSETS = 4  # fewer than that rank nothing
+_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,12 @@ def is_trained(losses: Values) -> NDArray[np.bool_]:
 
 
 def _sums(scores: Values, masks: NDArray[np.bool_]) -> Values:
-    """Return the summed scores of each subset's members (m, S); exactly equal ones where all scores are equal."""
-    sums: Values = scores @ masks.T.astype(np.float64)
-    sums[rank_agreement.is_constant(scores)] = 0
+    """Return the summed scores of each subset's members (m, S), over the sum of all magnitudes.
+
+    Rounded to `_DIGITS` places, so that sums of equal scores are equal whatever the order of summation.
+    """
+    scale = np.abs(scores).sum(axis=1, keepdims=True)
+    sums: Values = np.round(scores @ masks.T.astype(np.float64) / np.where(scale > 0, scale, 1), _DIGITS)
     return sums
 
 

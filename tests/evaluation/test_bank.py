@@ -77,8 +77,10 @@ def test_exact_influence_predicts_a_ridge_regression(tmp_path):
 
 def test_constant_scores_and_losses_count_as_zero(tmp_path):
     bank = Bank.build(fits.noisy, fits.N, tmp_path, **SMALL)
-    flat = bank.lds(np.full((fits.M, fits.N), 0.1))
+    flat = bank.lds(np.full((fits.M, fits.N), 0.7))
     assert flat.value == 0 and flat.constant == fits.M and flat.estimate.low == flat.estimate.high == 0
+    counted = (scores() > 0).astype(float)
+    assert (bank.lds(counted / 3).of_queries == bank.lds(counted).of_queries).all()  # equal sums stay equal
     some = scores()
     some[:4] = 1 / 3
     assert bank.lds(some).constant == 4
@@ -232,6 +234,11 @@ def test_damaged_files_are_refused(tmp_path):
     text = file.read_text()
     file.write_text(text.replace("0.", "1.", 1))
     with pytest.raises(DamagedIndexError, match=r"00003-1\.json is damaged"):
+        Bank.open(tmp_path)
+    file.write_text(text)
+    Bank.build(fits.ridge, fits.N, tmp_path / "other", **{**SMALL, "seed": 1})
+    file.write_text((tmp_path / "other" / "models" / "00003-1.json").read_text())
+    with pytest.raises(DamagedIndexError, match=r"00003-1\.json is not of this bank"):
         Bank.open(tmp_path)
     file.write_text(text)
     members = next(tmp_path.glob("members.*.npy"))
