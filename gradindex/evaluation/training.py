@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -171,6 +172,8 @@ def fill(place: Location, header: bank_store.Header, fit: Fit, asked: Asked, tas
 
     Raises
     ------
+    TypeError
+        If several processes are to train, and `fit` cannot be sent to them.
     RuntimeError
         If the process of a worker ends by itself, for lack of memory say: what was published is kept.
     """
@@ -203,6 +206,13 @@ _trainer: Trainer | None = None  # of a worker process
 
 
 def _in_processes(trainer: Trainer, tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, str | None]]:
+    try:
+        pickle.dumps(trainer)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise TypeError(
+            f"This cannot be sent to other processes: {error}. Write fit and loss_fn at the top of a module, or take "
+            "workers=1."
+        ) from error
     workers = min(workers, len(tasks))
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     spawn = multiprocessing.get_context("spawn")

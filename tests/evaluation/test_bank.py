@@ -191,6 +191,11 @@ def test_worker_processes_give_the_same_bank(tmp_path):
     assert two.lds(scores()).value == pytest.approx(by_loops(two, scores()), abs=1e-12)
 
 
+def test_a_fit_that_cannot_be_sent_is_said(tmp_path):
+    with pytest.raises(TypeError, match=r"cannot be sent to other processes.*workers=1"):
+        Bank.build(lambda ids, seed: fits.ridge(ids, seed), fits.N, tmp_path, workers=2, **SMALL)
+
+
 def test_a_worker_that_dies_is_said(tmp_path):
     with pytest.raises(RuntimeError, match="ended by itself"):
         Bank.build(fits.dying, fits.N, tmp_path, workers=2, **SMALL)
