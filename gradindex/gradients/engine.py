@@ -290,8 +290,7 @@ class Engine(ABC):
             else:
                 part = self.by(path, x, y, names)
                 wanted = set(names)
-                sketches += projector([p for p in self.parameters if p.name in wanted], part.gradients)
-                squares += np.einsum("ij,ij->i", part.gradients, part.gradients, dtype=np.float64)
+                squares += projector.add_all(sketches, [p for p in self.parameters if p.name in wanted], part.gradients)
                 found.append(part)
         return Embedded(sketches, np.sqrt(squares), found[0].losses, found[0].outputs)
 

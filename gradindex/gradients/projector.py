@@ -20,6 +20,9 @@ class Projector(ABC):
     """Whether a parameter may come with another order of its axes, as its `input_order` says."""
     one_row: ClassVar[bool] = True
     """Whether what all samples' gradients have in common may be given as one row, outside the batch."""
+    own_norms: ClassVar[bool] = False
+    """Whether `add_measured` and `add_factors` return squared norms (b,) that take the place of the gradients'. All
+    factors of a parameter then come in one call, with the positions of all its uses."""
     bounds_cosine: ClassVar[bool] = False
     """Whether two finished rows bound the cosine of their gradients, so that answers can be proved."""
 
@@ -50,15 +53,21 @@ class Projector(ABC):
         """Return a twin whose `add_measured` and `add_factors` take torch tensors on that device, else None."""
         return None
 
-    def add_factors(self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats) -> None:
+    def add_factors(
+        self, out: NDArray[np.float32], parameter: Parameter, rows: NDArray[Any], columns: Floats
+    ) -> NDArray[np.float64] | None:
         """Add the sketch of Σ_t r_t c_tᵀ, of the parameter seen as a matrix in memory order, to `out`.
 
         `columns` is (b, T, C); `rows` is (b, T, R), or (b, T) integers where each r_t is one-hot. This default
-        forms the gradient.
+        forms the gradient. Returns squared norms (b,) if `own_norms`, else None.
         """
         if rows.ndim == 2:
             rows = np.eye(parameter.matrix_shape[0], dtype=columns.dtype)[rows]
-        self.add(out, parameter, np.einsum("btr,btc->brc", rows, columns).reshape(len(out), -1))
+        formed = np.einsum("btr,btc->brc", rows, columns).reshape(len(out), -1)
+        if self.own_norms:
+            return self.add_measured(out, parameter, formed)
+        self.add(out, parameter, formed)
+        return None
 
     def cost(self, parameter: Parameter) -> float:
         """Return about how many nanoseconds `add` takes for one sample."""
@@ -70,6 +79,20 @@ class Projector(ABC):
         `touched`: the row factors are one-hot, given as numbers.
         """
         return math.inf
+
+    def add_all(
+        self, out: NDArray[np.float32], parameters: Sequence[Parameter], gradients: Floats
+    ) -> NDArray[np.float64]:
+        """Add the sketches of flattened gradients (b, P) to `out` (b, dim), in place; return squared norms (b,)."""
+        if not self.own_norms:
+            out += self(parameters, gradients)
+            squares: NDArray[np.float64] = np.einsum("ij,ij->i", gradients, gradients, dtype=np.float64)
+            return squares
+        total, begin = np.zeros(len(out), np.float64), 0
+        for parameter in parameters:
+            total += self.add_measured(out, parameter, gradients[:, begin : begin + parameter.size])
+            begin += parameter.size
+        return total
 
     def __call__(self, parameters: Sequence[Parameter], gradients: Floats) -> NDArray[np.float32]:
         """Sketch flattened gradients (b, P) to (b, dim) float32."""

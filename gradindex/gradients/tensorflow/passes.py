@@ -204,7 +204,14 @@ class Sketches:
             needed += _formed_bytes(parameter.size, uses)
         for block in _blocks(len(self.squares), needed):
             out = self.sketches[block]
-            if by_factors:
+            if by_factors and self._projector.own_norms:
+                parts = [use.factors(block, Scratch()) for use in own]
+                rows, columns = (
+                    parts[0] if len(parts) == 1 else (np.concatenate(s, 1) for s in zip(*parts, strict=True))
+                )
+                found = self._projector.add_factors(out, parameter, rows, columns)
+                self.squares[block] += 0.0 if found is None else found
+            elif by_factors:
                 for use in own:
                     self._projector.add_factors(out, parameter, *use.factors(block, self._scratch))
                 found = squared_norms(own, block) if ghost else squares(_formed(own, block, self._scratch))
@@ -214,7 +221,8 @@ class Sketches:
             else:
                 formed = _formed(uses, block, self._scratch)
                 measured = self._projector.add_measured(out, parameter, formed)
-                self.squares[block] += measured if formed.dtype == np.float32 else squares(formed)
+                exact = formed.dtype == np.float32 or self._projector.own_norms
+                self.squares[block] += measured if exact else squares(formed)
 
     def _with_penalty(
         self,
@@ -248,8 +256,19 @@ class Sketches:
         sketch = sum(
             self._projector.factor_cost(parameter, use.positions or 0, isinstance(use, Touched)) for use in uses
         )
+        if self._projector.own_norms:
+            together = len({isinstance(use, Touched) for use in uses}) == 1
+            return together and sketch < form + self._projector.cost(parameter), False
         by_factors = sketch + min(ghost, form) < form + self._projector.cost(parameter)
         return by_factors, by_factors and ghost < form
+
+
+def _side_by_side(uses: Sequence[Use], block: slice) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the factors of several uses as one, with all their positions."""
+    if len(uses) == 1:
+        return uses[0].factors(block, Scratch())
+    rows, columns = zip(*(use.factors(block, Scratch()) for use in uses), strict=True)
+    return np.concatenate(rows, 1), np.concatenate(columns, 1)
 
 
 def _formed_bytes(size: int, uses: Sequence[Use]) -> int:

@@ -142,8 +142,9 @@ class _OnHost:
         squares = self._projector.add_measured(out.numpy(), parameter, gradients.cpu().numpy())
         return torch.from_numpy(squares).to(gradients.device)
 
-    def add_factors(self, out: Tensor, parameter: Parameter, rows: Tensor, columns: Tensor) -> None:
-        self._projector.add_factors(out.numpy(), parameter, rows.cpu().numpy(), columns.cpu().numpy())
+    def add_factors(self, out: Tensor, parameter: Parameter, rows: Tensor, columns: Tensor) -> Tensor | None:
+        squares = self._projector.add_factors(out.numpy(), parameter, rows.cpu().numpy(), columns.cpu().numpy())
+        return None if squares is None else torch.from_numpy(squares).to(columns.device)
 
 
 class Sketches:
@@ -186,7 +187,7 @@ class Sketches:
         if by_factors:
             needed = sum(use.bytes_per_sample() for use in uses)
             needed += sum(use.positions or 0 for use in uses) * self._costs.dim * 16
-        if not (by_factors and ghost):
+        if not (by_factors and ghost):  # a norm of the projector's own may need the formed gradient, too
             needed += _formed_bytes(parameter.size, uses)
         for block in _blocks(len(self._squares), needed):
             out, squared = self._sketches[block], self._squares[block]
@@ -194,6 +195,9 @@ class Sketches:
                 squared += self._projector.add_measured(out, parameter, formed(uses, block))
                 continue
             parts = [use.factors(block) for use in uses]
+            if self._costs.own_norms:
+                squared += self._projector.add_factors(out, parameter, *_side_by_side(parts))
+                continue
             for rows, columns in parts:
                 self._projector.add_factors(out, parameter, rows, columns)
             squared += squared_norms(parts) if ghost else squares(formed(uses, block))
@@ -210,9 +214,20 @@ class Sketches:
         dense = any(not isinstance(use, Touched) for use in uses)  # numbers of rows are only compared
         ghost = count * count * ((rows if dense else 0) + columns) / _PER_NS + count * count * 0.5
         sketch = sum(self._costs.factor_cost(parameter, use.positions or 0, isinstance(use, Touched)) for use in uses)
+        if self._costs.own_norms:
+            together = len({isinstance(use, Touched) for use in uses}) == 1
+            return together and sketch < form + self._costs.cost(parameter), False
         formed = form + norm + self._costs.cost(parameter)
         ghost_is_cheaper = ghost < form + norm
         return (True, ghost_is_cheaper) if sketch + min(ghost, form + norm) < formed else (False, False)
+
+
+def _side_by_side(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the factors of several uses as one, with all their positions."""
+    if len(parts) == 1:
+        return parts[0]
+    rows, columns = zip(*parts, strict=True)
+    return torch.cat(rows, 1), torch.cat(columns, 1)
 
 
 def _formed_bytes(size: int, uses: Sequence[Use]) -> int:
