@@ -16,8 +16,8 @@ from gradindex.gradients.parameter import Parameter
 
 Doubles = NDArray[np.float64]
 
-NEGLIGIBLE = 1e-10
-"""Share of the largest eigenvalue below which one is rounding: it does not count for the mean."""
+NEGLIGIBLE = 1e-6
+"""Share of the largest eigenvalue below which one may be rounding of single precision, and does not count."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradindex.data.labels import as_array
-from gradindex.data.source import Batch, Source
+from gradindex.data.source import Batch, Source, rectangles
 from gradindex.gradients.curvature import drawn
 from gradindex.gradients.curvature.block import Block, Doubles, power
 from gradindex.gradients.curvature.factors import LONGEST, EigenvalueSums, FactorSums, blocks_of
@@ -173,13 +173,17 @@ class _Passes:
             if not self.samples:
                 yield batch
                 continue
-            outputs = self._outputs(batch)
-            labels = as_array(batch.y)
-            if self._distribution is None:
-                self._distribution = drawn.find(self._engine, outputs, batch.y)
-            for turn in range(self.samples):
-                seed = (self._seed, int(batch.ids[0]), turn)
-                yield replace(batch, y=self._distribution.draw(outputs, labels, seed))
+            for rows, x, y in rectangles(batch.x, batch.y):
+                yield from self._drawn(Batch(batch.ids[rows], x, y))
+
+    def _drawn(self, batch: Batch) -> Iterator[Batch]:
+        """Yield samples of one shape with labels drawn for them, as often as was asked for."""
+        outputs = self._outputs(batch)
+        if self._distribution is None:
+            self._distribution = drawn.find(self._engine, outputs, batch.y)
+        for turn in range(self.samples):
+            seed = (self._seed, int(batch.ids[0]), turn)
+            yield replace(batch, y=self._distribution.draw(outputs, as_array(batch.y), seed))
 
     def _outputs(self, batch: Batch) -> Any:
         if batch.y is None or isinstance(batch.y, dict | tuple | list):

@@ -19,7 +19,7 @@ from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
 
 _TRIED = 6  # label arrays with which a loss is asked what it is
-_CLOSE = 1e-3
+_CLOSE = 1e-4
 _STREAM = 7  # of the random numbers, apart from those of the same seed elsewhere
 
 
@@ -96,7 +96,7 @@ def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def find(engine: Engine, outputs: Floats, y: Tree) -> Distribution:
-    """Return the distribution that an engine's loss stands for, found out by one sample's loss with several labels.
+    """Return the distribution that an engine's loss stands for, found out by two samples' losses with several labels.
 
     Parameters
     ----------
@@ -115,10 +115,13 @@ def find(engine: Engine, outputs: Floats, y: Tree) -> Distribution:
     if y is None or isinstance(y, dict | tuple) or is_ragged(y) or as_array(y).dtype.kind not in "biuf":
         raise NoDistribution(f"Labels are not one array of numbers, so none can be drawn. {_INSTEAD}")
     labels = as_array(y)
-    row = int(np.argmin(np.abs(outputs.reshape(len(outputs), -1)).max(axis=1)))  # rounds least
-    one, like = outputs[row : row + 1], labels[row : row + 1]
+    largest = np.abs(outputs.reshape(len(outputs), -1)).max(axis=1)
+    # Small outputs round least, and are in no flat part of a loss; the smallest may all be alike.
+    rows = np.argsort(largest, kind="stable")[[0, len(outputs) // 4]]
+    samples = [(outputs[row : row + 1], labels[row : row + 1]) for row in rows]
+    one, like = samples[0]
     for candidate in _candidates(engine, one, like):
-        if _agrees(engine, candidate, one, like):
+        if all(_agrees(engine, candidate, *sample) for sample in samples):
             return candidate
     if (slope := _slope(engine, one, like)) is not None:
         return Distribution("square", slope=slope)
