@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gradindex import InDouble
-from gradindex.data.reading import as_source
+from gradindex.data.dataset_types import as_source
 from gradindex.gradients.curvature import Curvature, NoDistribution, drawn
 from gradindex.gradients.torch.engine import TorchEngine
 

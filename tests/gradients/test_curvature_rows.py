@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradindex.data.reading import as_source
+from gradindex.data.dataset_types import as_source
 from gradindex.gradients.curvature import Curvature, Leading, Whitened
 from gradindex.gradients.torch.engine import TorchEngine
 from gradindex.sketch import CountSketch, Identity
