@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from gradindex.cli.changes import add, compact, remove
+from gradindex.cli.changes import add, compact, remove, whiten
 from gradindex.cli.console import err, out
 from gradindex.cli.doctor import doctor
 from gradindex.cli.evaluate import evaluate
@@ -36,6 +36,7 @@ app.command()(evaluate)
 app.command()(add)
 app.command()(remove)
 app.command()(compact)
+app.command()(whiten)
 app.command("self-influence")(self_influence)
 app.command()(serve)
 app.command()(plan)

@@ -1,12 +1,14 @@
-"""The commands that change an index: `gradindex add`, `remove` and `compact`."""
+"""The commands that change an index: `gradindex add`, `remove`, `compact` and `whiten`."""
 
 import json
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from gradindex.cli.console import out
 from gradindex.cli.options import Json, Out
+from gradindex.defaults import INDEX, WHITENED_DIMS
 
 
 def add(
@@ -57,8 +59,28 @@ def compact(path: Out, as_json: Json = False) -> None:
     _say(f"Left out {count} removed samples.", {"left_out": count}, as_json)
 
 
-def _say(text: str, found: dict[str, object], as_json: bool) -> None:
+def whiten(
+    path: Out,
+    damping: Annotated[
+        float | None, typer.Option(help="Added to the second moment of the gradients.  [default: by its eigenvalues]")
+    ] = None,
+    dims: Annotated[int, typer.Option(min=1, help="Numbers of a whitened row.")] = WHITENED_DIMS,
+    index: Annotated[str, typer.Option(help="'auto' or a FAISS factory string.")] = INDEX,
+    as_json: Json = False,
+) -> None:
+    """Whiten the rows of an index, for the kernels white_dot and white_cos; needs no model."""
+    from gradindex.lifecycle.whiten import whiten as whiten_rows
+
+    found = whiten_rows(path, damping=damping, dims=dims, index=index).to_json()
+    text = (
+        f"Whitened: {found['dims']} numbers a row of 8 bits, {float(found['store_bytes']) / 1e6:,.1f} MB, damping "
+        f"{found['damping']:.3g}. Ask with --kernel white_dot: whose removal would change the prediction?"
+    )
+    _say(text, found, as_json)
+
+
+def _say(text: str, found: Mapping[str, object], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(dict(found)))
     else:
         out.print(text, highlight=False)

@@ -12,10 +12,11 @@ from gradindex.cli import engines, inputs, sketches
 from gradindex.cli.console import err, out
 from gradindex.cli.options import FILE, JobName, Json, Out
 from gradindex.defaults import INDEX, NEIGHBOURS, QUERIES, RERANK, SEED
-from gradindex.kernels import Kernel
+from gradindex.kernels import KernelName
 
 KernelOption = Annotated[
-    Kernel | None, typer.Option(help="Which kernel.  [default: grad_cos, or the index's own metric]")
+    KernelName | None,
+    typer.Option(help="Which kernel; white_… need `whiten`.  [default: grad_cos, or the index's own metric]"),
 ]
 Rerank = Annotated[int, typer.Option(min=0, help="Candidates of each side evaluated exactly; 0 for none.")]
 
@@ -39,6 +40,9 @@ def build(
         int | None, typer.Option(min=1, help="Bytes that an index chosen by 'auto' may take.  [default: any]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the projection.")] = SEED,
+    whiten: Annotated[
+        bool, typer.Option("--whiten", help="Whiten the rows, too; landmark rows, if no sketch is given.")
+    ] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.  [default: fits memory]")] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: 128 MiB]")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute.  [default: where the model is]")] = None,
@@ -65,6 +69,7 @@ def build(
         batch_size=batch_size,
         shard_rows=shard_rows,
         overwrite=overwrite,
+        whiten=whiten,
     )
     made = inputs.job_of(job, device)
     try:
@@ -110,7 +115,7 @@ def explain(
 ) -> None:
     """Print the training samples most and least similar to each query."""
     from gradindex.ann import selection
-    from gradindex.cli.tables import explanation_tables, proofs_line
+    from gradindex.cli.tables import explanation_tables, proofs_line, whitened_line
     from gradindex.loading import load
     from gradindex.search.options import SearchOptions
 
@@ -129,6 +134,8 @@ def explain(
     names = [f"sample {i}" for i in wanted] if wanted is not None else None
     for table in explanation_tables(result, names, loaded.class_names, width=out.width):
         out.print(table, crop=False)  # rather a line that wraps than one without its end
+    if line := whitened_line(result):
+        out.print(line, highlight=False, markup=False)
     if certify:
         out.print(proofs_line(result), highlight=False, markup=False)
 
@@ -256,6 +263,7 @@ def describe(index: Any) -> dict[str, Any]:
         "zero_gradients": int((norms == 0).sum()),
         "median_norm": float(np.median(norms)),
         "compared": dataclasses.asdict(watch.of_store(index.store)),
+        "whitened": index.white.to_json() if index.is_whitened else None,
         "metric": header.metric,
         "task": header.task,
         "backend": header.backend,

@@ -7,7 +7,7 @@ import typer
 
 from gradindex.cli.options import Json, Out, local_file
 from gradindex.defaults import REPORTED, REPORTED_INFLUENTIAL
-from gradindex.kernels import Kernel
+from gradindex.kernels import KernelName
 
 
 def report(
@@ -23,7 +23,7 @@ def report(
     file: Annotated[str, typer.Option("--output", "-o", help="Where to write the page; a URL may be.")] = "report.html",
     k: Annotated[int, typer.Option("-k", min=1, help="Proponents and opponents of each query.")] = REPORTED,
     kernel: Annotated[
-        Kernel | None, typer.Option(help="Which kernel.  [default: grad_cos, or the index's own metric]")
+        KernelName | None, typer.Option(help="Which kernel.  [default: grad_cos, or the index's own metric]")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Most self-influential samples.")] = REPORTED_INFLUENTIAL,
     as_json: Json = False,

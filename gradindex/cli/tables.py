@@ -14,6 +14,7 @@ from gradindex.compute.watch import Compared
 from gradindex.explanation import Explanation
 from gradindex.search.answer import Found, found_sides
 from gradindex.search.audit_result import Audit
+from gradindex.search.white import ESTIMATOR
 
 _WIDEST, _LEGIBLE, _NARROWEST = 32, 12, 8  # places of a user's column or a label
 _FOLDED = 5  # places of a title that is longer
@@ -41,6 +42,16 @@ class _Column:
         if self.elastic:
             return min(self.width, _NARROWEST)
         return max(map(cell_len, (*self.cells, self.title[:_FOLDED])))  # the title folds
+
+
+def whitened_line(result: Explanation) -> str | None:
+    """Return what scores of whitened rows are, or that they can be asked for; None if there are none."""
+    params = result.meta["params"]
+    if not params.get("whitened"):
+        return None
+    if params.get("estimator") == ESTIMATOR:
+        return "Estimates by whitened rows of what would change if these samples were removed."
+    return "These samples are alike to the model; --kernel white_dot finds those whose removal would change most."
 
 
 def proofs_line(result: Explanation) -> str:
@@ -172,6 +183,11 @@ def info_table(found: dict[str, Any]) -> Table:
         "columns": ", ".join(found["columns"]),
         "made with": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }
+    if found.get("whitened"):
+        white = found["whitened"]
+        lines["whitened"] = f"{white['dims']} numbers of 8 bits a row, damping {white['damping']:.3g}, {white['index']}"
+        if white["added"] or white["missing"]:
+            lines["whitened"] += f"; {white['added']} rows came later, {white['missing']} are not whitened yet"
     if metric:
         named = ", ".join(f"{name} {value}" for name, value in metric.items() if name != "name")
         lines["metric"] = metric["name"] + (f" ({named})" if named else "")

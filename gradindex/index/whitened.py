@@ -11,6 +11,7 @@ from gradindex import kernels, relevance
 from gradindex.ann.selection import Selection
 from gradindex.compute import queries
 from gradindex.data.source import Ids
+from gradindex.defaults import INDEX, WHITENED_DIMS
 from gradindex.index.state import Changing, Opened, pinned
 from gradindex.kernels import Kernel, WhiteKernel
 from gradindex.lifecycle import whiten as whitening
@@ -58,8 +59,8 @@ class Whitenable(Changing):
         self,
         *,
         damping: float | None = None,
-        dims: int = whitening.DIMS,
-        index: str = "auto",
+        dims: int = WHITENED_DIMS,
+        index: str = INDEX,
         sample: int = whitening.SAMPLE,
         progress: bool | None = None,
     ) -> Whitened:
@@ -72,8 +73,8 @@ class Whitenable(Changing):
         Parameters
         ----------
         damping
-            λ, added to the second moment R = mean g gᵀ, in units of squared gradients. None: a tenth of the mean
-            eigenvalue, see `gradindex.sketch.whitening`.
+            λ, added to the second moment R = mean g gᵀ, in units of squared gradients. None: .005 of tr R² / tr R, see
+            `gradindex.sketch.whitening`.
         dims
             Numbers of a whitened row, those of the leading eigenvectors; fewer where R has fewer.
         index
@@ -183,12 +184,7 @@ class Whitenable(Changing):
             "index": rows.searcher.factory,
             "searched": cascade.searched(rows, wanted),
             "sketch": rows.store.header.sketch,
-            "whitened": {
-                "damping": rows.damping,
-                "moment_rows": rows.moment_rows,
-                "added": rows.added,
-                "missing": rows.missing,
-            },
+            "whitened": rows.to_json(),
         }
         described = describe(self.store, self.job.engine, asked, answer)
         if not own:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from numbers import Integral
 
-from gradindex.defaults import INDEX, SEED
+from gradindex.defaults import INDEX, SEED, WHITENED_DIMS, WHITENED_LANDMARKS
 from gradindex.sketch import Landmark, Sketch
 from gradindex.sketch.hashing import check_seed
 
-WHITENED_SKETCH = Landmark(landmarks=2048, dims=1024, draw="norm")
+WHITENED_SKETCH = Landmark(landmarks=WHITENED_LANDMARKS, dims=WHITENED_DIMS, draw="norm")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gradindex.ann import build as indexing
 from gradindex.ann import files as index_files
+from gradindex.defaults import BLOCK_ROWS, INDEX, WHITENED_DIMS
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.lifecycle import add, compact
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
@@ -24,18 +25,16 @@ from gradindex.store.location import Location, exists, remove_tree
 from gradindex.store.shard import SHARD_BYTES
 from gradindex.store.store import HEADER
 
-DIMS = 1024
 SAMPLE = 1 << 17
 """Rows that the second moment is taken from, at most: of 1,024 numbers, 128 a number."""
-_BLOCK = 8192
 
 
 def whiten(
     path: str | Location,
     *,
     damping: float | None = None,
-    dims: int = DIMS,
-    index: str = "auto",
+    dims: int = WHITENED_DIMS,
+    index: str = INDEX,
     sample: int = SAMPLE,
     progress: bool | None = None,
 ) -> Whitened:
@@ -94,14 +93,14 @@ def repair(path: str | Location) -> bool:
     options: dict[str, float | int | None] = {}
     try:
         header = Header.read(place / HEADER)
-        options = {"damping": header.sketch.get("damping"), "dims": int(header.sketch.get("asked", DIMS))}
+        options = {"damping": header.sketch.get("damping"), "dims": int(header.sketch.get("asked", WHITENED_DIMS))}
         if not _unfinished(place):
             Whitened.open(parent).check()
             return False
     except (DamagedIndexError, FileNotFoundError, MismatchError) as error:
         log.info("the whitened rows are made again: %s", error)
     remove_tree(place)
-    whiten(path, damping=options.get("damping"), dims=int(options.get("dims") or DIMS))
+    whiten(path, damping=options.get("damping"), dims=int(options.get("dims") or WHITENED_DIMS))
     return True
 
 
@@ -118,8 +117,8 @@ def _spectrum(parent: Store, rows: NDArray[np.int64], sample: int) -> Spectrum:
     dim = coordinates(parent.header.sketch, parent.header.dim)
 
     def blocks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        for begin in range(0, len(some), _BLOCK):
-            here = some[begin : begin + _BLOCK]
+        for begin in range(0, len(some), BLOCK_ROWS):
+            here = some[begin : begin + BLOCK_ROWS]
             yield parent.gather(here), parent.norms[here]
             parent.release()
 
@@ -188,8 +187,8 @@ def _write(parent: Store, rows: NDArray[np.int64], store: Store, whitener: White
 def _shard(parent: Store, rows: NDArray[np.int64], whitener: Whitener, kind: str) -> Rows:
     kept = np.empty((len(rows), whitener.width), codes.RowType(kind).dtype)
     lengths = np.empty(len(rows), np.float32)
-    for begin in range(0, len(rows), _BLOCK):
-        here = slice(begin, begin + _BLOCK)
+    for begin in range(0, len(rows), BLOCK_ROWS):
+        here = slice(begin, begin + BLOCK_ROWS)
         white, lengths[here] = whitener(parent.gather(rows[here]), parent.norms[rows[here]])
         kept[here] = codes.encode(white, kind)
         parent.release()

@@ -116,6 +116,20 @@ class Whitened:
     def _same(self) -> bool:
         return np.array_equal(self.store.ids, self.parent.ids)
 
+    def to_json(self) -> dict[str, int | float | str]:
+        """Return what there is to know of them, JSON-ready."""
+        return {
+            "dims": self.store.header.dim,
+            "damping": self.damping,
+            "moment_rows": self.moment_rows,
+            "largest_share": self.spectrum.largest_share,
+            "added": self.added,
+            "missing": self.missing,
+            "index": self.searcher.factory,
+            "store_bytes": self.store.bytes,
+            "index_bytes": self.searcher.bytes,
+        }
+
     def check(self) -> None:
         """Compare the sha256 of every file; raises DamagedIndexError."""
         self.store.check()

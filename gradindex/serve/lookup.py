@@ -13,7 +13,7 @@ from gradindex import relevance
 from gradindex.data.labels import as_array
 from gradindex.data.source import is_ragged
 from gradindex.index.index import Index
-from gradindex.kernels import Kernel
+from gradindex.kernels import Kernel, WhiteKernel
 from gradindex.plots.read import class_name
 from gradindex.plots.rendering import Rendered as Shown
 from gradindex.plots.rendering import Renderer, data_uri, printable
@@ -168,6 +168,11 @@ class Lookup:
             self._info = store, self._describe(store)
         return self._info[1]
 
+    def _kernels(self) -> list[str]:
+        """Return the kernels of gradients that can be asked for."""
+        white = list(WhiteKernel) if self.index.is_whitened else []
+        return [kernel.value for kernel in (*Kernel, *white)]
+
     def _describe(self, store: Store) -> models.IndexInfo:
         from gradindex._version import __version__
 
@@ -190,7 +195,7 @@ class Lookup:
             class_names=None if names is None else [printable(str(name)) for name in names],
             input=self._input(),
             metric=metric,
-            kernels=[default] if default == metric else [kernel.value for kernel in Kernel],
+            kernels=[default] if default == metric else self._kernels(),
             kernel=default,
             certifiable=bounds_cosine(header.sketch),
             max_k=0,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from gradindex.defaults import NEIGHBOURS, RERANK
-from gradindex.kernels import Kernel
+from gradindex.kernels import KernelName
 
 Id = Annotated[int, Field(ge=0, lt=2**63, strict=True, description="Position in the training set.")]
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr | None
@@ -31,7 +31,9 @@ class ExplainRequest(_Request):
     )
     ids: list[Id] | None = Field(None, min_length=1, description="Training samples as queries, with their own labels.")
     k: K = NEIGHBOURS
-    kernel: Kernel | None = Field(None, description="grad_cos, or the index's own metric, where none is given.")
+    kernel: KernelName | None = Field(
+        None, description="grad_cos, or the index's own metric, where none is given; white_… of whitened rows."
+    )
     rerank: int = Field(RERANK, ge=0, strict=True, description="Candidates of each side checked exactly; 0: estimates.")
     certify: bool = Field(False, description="Check until the answer is proved; needs an index of Landmark rows.")
     max_checks: int | None = Field(None, ge=1, strict=True, description="With `certify`: give up after so many.")

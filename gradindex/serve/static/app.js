@@ -6,7 +6,7 @@ import { decode, encode, readFile } from "./upload.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 24;
-const KERNELS = { grad_cos: "gradient cosine", grad_dot: "inner product", grad_asym_dot: "asymmetric product" };
+const KERNELS = { grad_cos: "gradient cosine", grad_dot: "inner product", grad_asym_dot: "asymmetric product", white_dot: "whitened product", white_cos: "whitened cosine" };
 const DEFAULTS = { id: null, input: null, label: "", kernel: null, k: 10, side: "both", exact: true, certify: false, classes: [], offset: 0 };
 let info = null;
 let state = read();
@@ -98,7 +98,7 @@ function start() {
 function request() {
   const body = { k: Math.min(state.k, info.max_k), kernel: kernel() === info.kernel ? null : kernel(), render: true };
   if (!state.exact) body.rerank = 0;
-  if (state.exact && state.certify && info.certifiable) body.certify = true;
+  if (state.exact && state.certify && info.certifiable && !kernel().startsWith("white")) body.certify = true;
   if (state.classes.length) body.where = { label: state.classes.map(Number) };
   if (state.input !== null) {
     body.inputs = [decode(state.input, info.input)];

@@ -1,0 +1,276 @@
+"""Whitened rows: their kernels against plain linear algebra, and what becomes of them as the index changes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import gradindex
+from gradindex.compute.blocks import exact_gradients
+from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.kernels import WhiteKernel
+from gradindex.lifecycle.whiten import follow
+from gradindex.search.whitened import place_of
+from gradindex.store import Store
+from tests.jobs import ROWS, digits_job
+
+LEFT_OUT = ROWS - 40
+
+
+@pytest.fixture(scope="module")
+def job():
+    return digits_job()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, job):
+    return gradindex.build(job, tmp_path_factory.mktemp("white") / "i", whiten=True)
+
+
+@pytest.fixture
+def index(built, tmp_path, job):
+    """A copy, to be changed."""
+    shutil.copytree(built.store.path, tmp_path / "i")
+    return gradindex.load(tmp_path / "i", job)
+
+
+def by_hand(job, damping, queries):
+    """Return qᵀ (F + λ)⁻¹ g for queries and all samples, F the mean of g gᵀ, in float64 with formed gradients."""
+    gradients = exact_gradients(job, np.arange(ROWS)).astype(np.float64)
+    # (F + λ)⁻¹ g = (g − Gᵀ (K + λ)⁻¹ G g / n) / λ, with K = G Gᵀ / n
+    gram = gradients @ gradients.T / ROWS
+    dots = gradients[queries] @ gradients.T
+    return (dots - np.linalg.solve(gram + damping * np.eye(ROWS), gram).T[queries] @ (gram * ROWS)) / damping
+
+
+def spread(a, b):
+    """Return the mean correlation of the lines of two matrices."""
+    return np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(a, b, strict=True)])
+
+
+def test_all_landmarks_give_the_exact_fisher_kernel(built, job):
+    queries = np.arange(8)
+    want = by_hand(job, built.white.damping, queries)
+    got = built.scores(ids=queries, kernel="white_dot")
+    assert got.shape == (8, ROWS) and got.dtype == np.float32
+    assert spread(got, want) > 0.999
+    # along the samples themselves: what lies outside the span of the rows is not in it
+    assert np.abs(got - want).max() < 0.03 * np.abs(want).max()
+
+
+def test_more_damping_makes_the_gradients_own_product(built, job):
+    built_with = built.white.spectrum.whitener(1e6 * built.white.damping)
+    rows, norms = built.embedded(built.labelled(None, ids=np.arange(5)))
+    white, lengths = built_with(rows, norms)
+    gradients = exact_gradients(job, np.arange(5)).astype(np.float64)
+    want = gradients @ gradients.T
+    got = (white @ white.T) * np.outer(lengths, lengths)
+    np.testing.assert_allclose(got / got[0, 0], want / want[0, 0], atol=2e-3 * np.abs(want / want[0, 0]).max())
+
+
+@pytest.mark.parametrize("kernel", WhiteKernel)
+def test_explain_finds_the_best_of_all_scores(built, kernel):
+    queries = np.array([3, 100, 200])
+    every = built.scores(ids=queries, kernel=kernel)
+    found = built.explain(ids=queries, kernel=kernel, k=7)
+    order = np.argsort(-every, axis=1, kind="stable")
+    np.testing.assert_array_equal(found.ordered_indices, order[:, :7])
+    np.testing.assert_array_equal(found.opponent_indices, order[:, ::-1][:, :7])
+    np.testing.assert_allclose(found.scores, np.take_along_axis(every, order[:, :7], 1), rtol=1e-4)
+    assert not found.exact.any() and not found.proved.any() and (found.checked == 0).all()
+    assert found.meta["params"]["estimator"] == "whitened rows"
+    assert found.meta["params"]["whitened"]["moment_rows"] == ROWS
+
+
+def test_white_cos_is_the_cosine_of_whitened_rows(built):
+    dots = built.scores(ids=np.arange(ROWS), kernel="white_dot").astype(np.float64)
+    norms = np.sqrt(np.diag(dots))
+    got = built.scores(ids=np.arange(ROWS), kernel="white_cos")
+    np.testing.assert_allclose(got, dots / np.outer(norms, norms), atol=0.02)
+
+
+def test_plain_scores_are_those_of_the_sketch(built):
+    found = built.explain(ids=[5], k=5, rerank=0)
+    every = built.scores(ids=[5])
+    np.testing.assert_allclose(np.sort(every[0])[::-1][:5], found.scores[0], atol=1e-3)
+
+
+def test_filters_hold(built, job):
+    labels = np.asarray(job.source.take(np.arange(ROWS)).y)
+    found = built.explain(ids=[0], kernel="white_dot", k=3, where={"label": 4})
+    every = np.where(labels == 4, built.scores(ids=[0], kernel="white_dot")[0], -np.inf)
+    np.testing.assert_array_equal(found.ordered_indices[0], np.argsort(-every)[:3])
+
+
+def test_countsketch_rows_are_whitened_without_the_model(tmp_path, job):
+    gradindex.build(job, tmp_path / "i", sketch=gradindex.CountSketch(512))
+    gradindex.load(tmp_path / "i").whiten(damping=0.01)
+    index = gradindex.load(tmp_path / "i", job)
+    assert index.white.damping == pytest.approx(0.01)
+    rows = index.store.gather(np.arange(ROWS)).astype(np.float64) * index.store.norms[:, None].astype(np.float64)
+    inverse = np.linalg.inv(rows.T @ rows / ROWS + 0.01 * np.eye(512))
+    want = rows[:6] @ inverse @ rows.T
+    got = index.scores(ids=np.arange(6), kernel="white_dot")
+    assert np.abs(got - want).max() < 0.03 * np.abs(want).max()
+
+
+def test_removed_samples_are_not_found(index):
+    first = index.explain(ids=[7], kernel="white_dot", k=4).ordered_indices[0]
+    gone = first[1:3]
+    index.remove(gone)
+    after = index.explain(ids=[7], kernel="white_dot", k=2).ordered_indices[0]
+    np.testing.assert_array_equal(after, first[[0, 3]])
+    assert index.scores(ids=[7], kernel="white_dot").shape == (1, ROWS - 2)
+    index.compact()
+    assert len(index.white.store) == ROWS - 2
+    np.testing.assert_array_equal(index.explain(ids=[7], kernel="white_dot", k=2).ordered_indices[0], after)
+    index.check()
+
+
+def test_added_samples_are_whitened_by_the_same_moment(index, job):
+    batch = job.source.take(np.arange(5))
+    before = index.scores(ids=[0], kernel="white_dot")
+    index.add((np.asarray(batch.x), np.asarray(batch.y)))
+    assert (index.white.added, index.white.missing, index.white.moment_rows) == (5, 0, ROWS)
+    after = index.scores(ids=[0], kernel="white_dot")
+    np.testing.assert_allclose(after[:, :ROWS], before, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(after[:, ROWS:], before[:, :5], rtol=1e-2, atol=1e-2 * before.max())
+    index.check()
+
+
+def test_samples_that_a_killed_process_did_not_whiten_are_said_and_made_up_for(index, job, monkeypatch):
+    batch = job.source.take(np.arange(3))
+    monkeypatch.setattr("gradindex.index.state.whitening.follow", lambda *args, **options: None)
+    index.add((np.asarray(batch.x), np.asarray(batch.y)))
+    assert index.white.missing == 3
+    assert index.explain(ids=[0], kernel="white_dot", k=2).meta["params"]["whitened"]["missing"] == 3
+    with pytest.raises(ValueError, match="3 samples are not whitened yet"):
+        index.scores(ids=[0], kernel="white_dot")
+    follow(index.store.path)
+    assert gradindex.load(index.store.path, index.job).white.missing == 0
+
+
+def test_whitening_again_replaces_what_was_there(index):
+    before = index.white.damping
+    index.whiten(damping=10 * before, dims=20)
+    assert index.white.damping == pytest.approx(10 * before)
+    assert index.white.store.header.dim == 20
+    assert index.explain(ids=[0], kernel="white_cos", k=1).ordered_indices[0, 0] == 0
+    index.check()
+
+
+def test_repair_makes_damaged_rows_again(index):
+    want = index.scores(ids=[0], kernel="white_dot")
+    file = next(place_of(index.store).glob("shards/*.sketch.npy"))
+    file.write_bytes(file.read_bytes()[:-8] + b"\1" * 8)
+    with pytest.raises(DamagedIndexError):
+        index.check()
+    done = gradindex.repair(index.store.path, index.job)
+    assert done.whitened and str(done) == "Whitened the rows again."
+    again = gradindex.load(index.store.path, index.job)
+    again.check()
+    np.testing.assert_allclose(again.scores(ids=[0], kernel="white_dot"), want, rtol=1e-3, atol=1e-3)
+    assert not gradindex.repair(index.store.path).whitened
+
+
+def test_rows_of_another_store_are_refused(index, tmp_path, job):
+    other = gradindex.build(job, tmp_path / "other", sketch=gradindex.CountSketch(64))
+    shutil.copytree(place_of(index.store).parent, other.store.path / "whitened")
+    with pytest.raises(MismatchError, match="another store"):
+        other.explain(ids=[0], kernel="white_dot")
+
+
+def test_a_build_that_was_killed_before_whitening_goes_on(tmp_path, job):
+    sketch = gradindex.Landmark(landmarks=2048, dims=1024, draw="norm")
+    gradindex.build(job, tmp_path / "i", sketch=sketch)
+    index = gradindex.build(job, tmp_path / "i", whiten=True)
+    assert index.is_whitened
+
+
+def test_unfinished_whitening_is_taken_up(index, monkeypatch):
+    want = index.scores(ids=[0], kernel="white_dot")
+    shutil.rmtree(place_of(index.store).parent)
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("gradindex.lifecycle.whiten.indexing.build", stop)
+        index.whiten()
+    assert Store.open(place_of(index.store)).header.rows == ROWS
+    index.whiten()
+    np.testing.assert_array_equal(index.scores(ids=[0], kernel="white_dot"), want)
+
+
+def test_audits_measure_against_the_definition(built):
+    audit = built.verify(queries=30, k=5, kernel="white_dot")
+    assert audit.kernel == "white_dot" and audit.recall > 0.95 and audit.rank_correlation > 0.99
+    assert json.loads((built.store.path / "audit.json").read_text())["kernel"] == "white_dot"
+
+
+def test_few_numbers_a_row_are_seen_by_the_audit(index):
+    index.whiten(dims=3)
+    assert index.verify(queries=30, k=5, kernel="white_dot").recall < 0.9
+
+
+@pytest.mark.parametrize("options", [{"certify": True}, {"recall": 0.9}, {"eps": 1e-7}])
+def test_what_has_no_meaning_is_refused(built, options):
+    with pytest.raises(ValueError, match="no meaning"):
+        built.explain(ids=[0], kernel="white_dot", **options)
+
+
+def test_an_index_without_whitened_rows_says_how_to_make_them(tmp_path, job):
+    index = gradindex.build(job, tmp_path / "i", sketch=gradindex.CountSketch(64))
+    assert not index.is_whitened and not index.explain(ids=[0]).meta["params"]["whitened"]
+    with pytest.raises(ValueError, match="gradindex whiten"):
+        index.explain(ids=[0], kernel="white_dot")
+
+
+@pytest.mark.parametrize("options", [{"damping": 0.0}, {"damping": np.nan}, {"dims": 0}, {"sample": 0}])
+def test_options_are_checked(index, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        index.whiten(**options)
+
+
+def test_rows_of_a_metric_are_not_whitened(tmp_path, job):
+    index = gradindex.build(job, tmp_path / "i", metric="cos-last")
+    with pytest.raises(ValueError, match="only gradients"):
+        index.whiten()
+
+
+def test_fewer_rows_than_numbers_and_duplicates(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(5, 64))
+    rows = np.concatenate([rows] * 4)
+    store = gradindex.Store.from_arrays(rows, np.arange(20), np.linalg.norm(rows, axis=1), tmp_path / "s")
+    index = gradindex.index_store(store)
+    white = index.whiten()
+    assert white.store.header.dim == 5  # as many directions as there are
+    values = np.linalg.eigvalsh(rows.T @ rows / 20)[::-1][:5]
+    np.testing.assert_allclose(white.spectrum.values * white.spectrum.scale**2, values, rtol=1e-2)
+
+
+def test_one_enormous_row_is_reported(tmp_path, caplog):
+    rows = np.random.default_rng(0).normal(size=(50, 8))
+    norms = np.linalg.norm(rows, axis=1)
+    norms[3] = 1e6
+    index = gradindex.index_store(gradindex.Store.from_arrays(rows, np.arange(50), norms, tmp_path / "s"))
+    with caplog.at_level("WARNING", logger="gradindex"):
+        white = index.whiten()
+    assert white.spectrum.largest_share > 0.99 and "100 % of the second moment" in caplog.text
+
+
+def test_zero_rows_are_refused(tmp_path):
+    index = gradindex.index_store(
+        gradindex.Store.from_arrays(np.zeros((4, 8)), np.arange(4), np.zeros(4), tmp_path / "s")
+    )
+    with pytest.raises(ValueError, match="All 4 rows are zero"):
+        index.whiten()
+
+
+def test_tiny_and_huge_norms(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(40, 8))
+    for name, factor in (("tiny", 1e-30), ("huge", 1e30)):
+        store = gradindex.Store.from_arrays(rows, np.arange(40), np.linalg.norm(rows, axis=1) * factor, tmp_path / name)
+        white = gradindex.index_store(store).whiten()
+        assert np.isfinite(white.store.norms).all() and white.store.norms.max() < 100
