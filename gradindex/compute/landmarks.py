@@ -112,10 +112,10 @@ def _load(store: Store, projector: LandmarkProjector, job: Job) -> LandmarkProje
     count = min(projector.options.landmarks, store.header.rows)
     fits = ids.shape == norms.shape == (count,) and matrix.ndim == 2 and len(matrix) == count
     fits = fits and ids.dtype.kind == "i" and bool((ids >= 0).all() and (ids < store.header.rows).all())
-    if not fits or matrix.shape[1] > projector.options.dims or not isinstance(error, float) or not 0 < error < 1:
+    if not fits or matrix.shape[1] > projector.coordinates or not isinstance(error, float) or not 0 < error < 1:
         raise DamagedIndexError(
             f"{side_files.manifest_path(store.path, ASSET)} is not of this sketch: expected {count} landmarks and at "
-            f"most {projector.options.dims} directions, found arrays of shapes {ids.shape} and {matrix.shape}."
+            f"most {projector.coordinates} directions, found arrays of shapes {ids.shape} and {matrix.shape}."
         )
     drift = 0.0
     if not projector.forms:  # not fresh from `prepare`

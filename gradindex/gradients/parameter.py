@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
+CHECKPOINT_STRIDE = 1 << 20
+"""Between the positions of a parameter at two checkpoints: more than any model has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,11 @@ class Parameter:
     outputs_first: bool = True
     input_order: tuple[int, ...] | None = None
     output_order: tuple[int, ...] | None = None
+
+    @property
+    def checkpoint(self) -> int:
+        """Which checkpoint of a training run it belongs to; 0 if there is but one."""
+        return self.position // CHECKPOINT_STRIDE
 
     @property
     def size(self) -> int:

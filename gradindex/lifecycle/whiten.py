@@ -16,7 +16,7 @@ from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
 from gradindex.runtime.log import log
 from gradindex.runtime.progress import Bar, progress_bar
 from gradindex.search.whitened import Whitened, place_of, whitener_of, write_spectrum
-from gradindex.sketch.base import coordinates
+from gradindex.sketch.base import blocks as blocks_of
 from gradindex.sketch.whitening import Spectrum, Whitener, spectrum
 from gradindex.store import Header, Rows, Store, codes
 from gradindex.store import replace as store_replace
@@ -46,15 +46,16 @@ def whiten(
     parent = Store.open(path)
     rows = _alive(parent)
     found = _spectrum(parent, rows, sample)
-    whitener = found.whitener(damping, dims)
+    dampings = found.dampings(damping)
+    whitener = found.whitener(dampings, dims)
     place = place_of(parent)
     header = _header(parent, len(rows), whitener.width, damping, dims)
     with stop_on_sigterm(), explain_full_disk(lambda: "the whitened rows are made anew by the same call"):
         if exists(place / HEADER) and not _unfinished(place) and store_replace.begin(place):
             with store_replace.replacement(Path(place), header) as store:
-                _fill(parent, rows, store, found, damping, index, progress)
+                _fill(parent, rows, store, found, dampings, index, progress)
         else:
-            _fill(parent, rows, _begin(place, header), found, damping, index, progress)
+            _fill(parent, rows, _begin(place, header), found, dampings, index, progress)
     if found.largest_share > 0.1:
         log.warning("one sample makes %.0f %% of the second moment's trace", 100 * found.largest_share)
     return Whitened.open(parent)
@@ -114,7 +115,7 @@ def _spectrum(parent: Store, rows: NDArray[np.int64], sample: int) -> Spectrum:
     largest = float(norms.max(initial=0)) or 1.0
     scale = largest * float(np.sqrt(np.mean((norms / largest) ** 2)))
     some = rows if len(rows) <= sample else rows[np.linspace(0, len(rows) - 1, sample).astype(np.int64)]
-    dim = coordinates(parent.header.sketch, parent.header.dim)
+    sizes = blocks_of(parent.header.sketch, parent.header.dim)
 
     def blocks() -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         for begin in range(0, len(some), BLOCK_ROWS):
@@ -122,7 +123,7 @@ def _spectrum(parent: Store, rows: NDArray[np.int64], sample: int) -> Spectrum:
             yield parent.gather(here), parent.norms[here]
             parent.release()
 
-    return spectrum(blocks(), dim, scale or 1.0)
+    return spectrum(blocks(), sizes, scale or 1.0)
 
 
 def _header(parent: Store, rows: int, width: int, damping: float | None, dims: int) -> Header:
@@ -164,11 +165,11 @@ def _fill(
     rows: NDArray[np.int64],
     store: Store,
     found: Spectrum,
-    damping: float | None,
+    dampings: tuple[float, ...],
     index: str,
     progress: bool | None,
 ) -> None:
-    write_spectrum(store, found, damping)
+    write_spectrum(store, found, dampings)
     with progress_bar("Whitening", len(rows), show=progress) as advance:
         _write(parent, rows, store, whitener_of(store), advance)
     with progress_bar("Indexing", len(rows), show=progress) as advance:

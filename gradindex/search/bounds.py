@@ -92,7 +92,7 @@ def cosine_bounds(index: "Index", sketches: NDArray[np.float32]) -> NDArray[np.f
         return None
     out = np.empty((2, len(sketches), len(index)), np.float32)
     error = np.float32(row_error(projector.width, projector.whitening.error))
-    dims, left = projector.options.dims, projector.lengths_left(sketches)
+    dims, left = projector.coordinates, projector.lengths_left(sketches)
     for first, rows in index.store.blocks(BLOCK_ROWS):
         here = slice(first, first + len(rows))
         inner = sketches[:, :dims] @ rows[:, :dims].T

@@ -59,7 +59,7 @@ def verify(
     alive = np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
     most = min(max(max(DEPTHS), k), len(alive) - 1)
     sketches, norms = index.embedded(asked)
-    exact = white.spectrum.whitener(white.damping)
+    exact = white.spectrum.whitener(white.dampings)
     queries, lengths = exact(sketches, norms)
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.choice(alive, min(len(alive), _CORRELATED_ROWS), replace=False))

@@ -35,15 +35,15 @@ class Whitened:
         Its FAISS index.
     spectrum
         The second moment that they were whitened by.
-    damping
-        λ, in the unit of squared gradients.
+    dampings
+        λ, in the unit of squared gradients; of every checkpoint, if there are several.
     """
 
     parent: Store
     store: Store
     searcher: Searcher
     spectrum: Spectrum
-    damping: float
+    dampings: tuple[float, ...]
 
     @classmethod
     def open(cls, parent: Store) -> Self:
@@ -71,7 +71,12 @@ class Whitened:
     @cached_property
     def whitener(self) -> Whitener:
         """What made the rows."""
-        return self.spectrum.whitener(self.damping, self.store.header.dim)
+        return self.spectrum.whitener(self.dampings, self.store.header.dim)
+
+    @property
+    def damping(self) -> float:
+        """λ, in the unit of squared gradients; its mean over the checkpoints, if there are several."""
+        return float(np.mean(self.dampings))
 
     @property
     def moment_rows(self) -> int:
@@ -142,32 +147,35 @@ def place_of(parent: Store) -> Location:
     return parent.path / WHITENED / "rows"
 
 
-def write_spectrum(store: Store, found: Spectrum, damping: float | None) -> None:
-    """Keep a second moment's decomposition, and the damping, beside whitened rows."""
-    about = {"scale": found.scale, "rows": found.rows, "share": found.largest_share}
-    about |= {"damping": found.damping(damping) * found.scale**2}
-    arrays = {"values": found.values, "vectors": found.vectors}
+def write_spectrum(store: Store, found: Spectrum, dampings: tuple[float, ...]) -> None:
+    """Keep a second moment's decomposition, and the dampings, beside whitened rows."""
+    about = {"scale": found.scale, "rows": found.rows, "share": found.largest_share, "damping": list(dampings)}
+    arrays: dict[str, NDArray[np.generic]] = {"values": found.values, "vectors": found.vectors, "blocks": found.blocks}
     side_files.write(store.path, store.header.seal, _ASSET, arrays, about)
 
 
 def whitener_of(store: Store) -> Whitener:
     """Return what makes the rows of a store of whitened rows."""
-    found, damping = _read(store)
-    return found.whitener(damping, store.header.dim)
+    found, dampings = _read(store)
+    return found.whitener(dampings, store.header.dim)
 
 
-def _read(store: Store) -> tuple[Spectrum, float]:
-    """Return the second moment that rows were whitened by, and the damping; raises DamagedIndexError."""
-    arrays, about = side_files.read(store.path, store.header.seal, _ASSET, {"values", "vectors"})
-    return _checked(store, arrays["values"], arrays["vectors"], about), float(about["damping"])
+def _read(store: Store) -> tuple[Spectrum, tuple[float, ...]]:
+    """Return the second moment that rows were whitened by, and the dampings.
 
-
-def _checked(
-    store: Store, values: NDArray[np.float64], vectors: NDArray[np.float64], about: dict[str, float]
-) -> Spectrum:
-    numbers = [about.get(name) for name in ("scale", "rows", "share", "damping")]
-    fits = values.ndim == 1 and vectors.shape[1:] == values.shape and len(values) >= store.header.dim
-    fits = fits and values.dtype == vectors.dtype == np.float64 and bool((values > 0).all())
-    if not fits or any(not isinstance(one, int | float) or not one >= 0 for one in numbers):
+    Raises
+    ------
+    DamagedIndexError
+        If they are not there, or no such arrays.
+    """
+    arrays, about = side_files.read(store.path, store.header.seal, _ASSET, {"values", "vectors", "blocks"})
+    values, vectors, blocks = arrays["values"], arrays["vectors"], arrays["blocks"]
+    dampings = about["damping"] if isinstance(about.get("damping"), list) else []
+    numbers = [about.get("scale"), about.get("rows"), about.get("share"), *dampings]
+    fits = values.ndim == 1 and vectors.shape[1:] == blocks.shape == values.shape and len(values) >= store.header.dim
+    fits = fits and [str(one.dtype) for one in (values, vectors, blocks)] == ["float64", "float32", "int64"]
+    fits = fits and all(isinstance(one, int | float) and 0 <= one < np.inf for one in numbers)
+    if not fits or not (values > 0).all() or not ((blocks >= 0) & (blocks < len(dampings))).all():
         raise DamagedIndexError(f"{side_files.manifest_path(store.path, _ASSET)} is not of these whitened rows.")
-    return Spectrum(values, vectors, int(about["rows"]), about["scale"], about["share"])
+    found = Spectrum(values, vectors, blocks, int(about["rows"]), float(about["scale"]), float(about["share"]))
+    return found, tuple(map(float, dampings))

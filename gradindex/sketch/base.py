@@ -24,10 +24,12 @@ class Sketch(ABC):
     bounds_cosine: ClassVar[bool] = False
     """Whether two rows bound the cosine of their gradients, so that answers can be proved."""
 
-    @property
-    def coordinates(self) -> int:
-        """How many of a row's numbers, from the first on, are linear in the gradient of unit norm."""
-        return self.dim
+    def blocks(self, width: int) -> tuple[int, ...]:
+        """Return how many of a row's `width` numbers, from the first on, are linear in the gradient of unit norm.
+
+        Block by block: those of one block are of the same checkpoint. What follows them is not linear.
+        """
+        return (width,)
 
     def __init_subclass__(cls) -> None:
         if not cls.__name__.startswith("_"):
@@ -70,6 +72,6 @@ def bounds_cosine(saved: dict[str, object]) -> bool:
     return kind is not None and kind.bounds_cosine
 
 
-def coordinates(saved: dict[str, Any], dim: int) -> int:
-    """Return `Sketch.coordinates` of the sketch whose `to_json` is `saved`; all `dim` of rows made elsewhere."""
-    return from_json(saved).coordinates if saved.get("kind") in _KINDS else dim
+def blocks(saved: dict[str, Any], width: int) -> tuple[int, ...]:
+    """Return `Sketch.blocks` of the sketch whose `to_json` is `saved`; one of all numbers for rows made elsewhere."""
+    return from_json(saved).blocks(width) if saved.get("kind") in _KINDS else (width,)

@@ -64,6 +64,9 @@ class Landmark(Sketch):
         ``"uniform"``, or ``"norm"``: in proportion to the norms of the gradients, of 8 times as many samples drawn
         uniformly, whose norms are computed first. Directions are then those of the second moment of the gradients as
         they are, not of unit norm, so that fewer coordinates do for whitening (`gradindex.sketch.whitening`).
+    per_checkpoint
+        Of a job with checkpoints: `dims` coordinates for each of them, side by side, in the span of the landmarks'
+        gradients there, so that each is whitened by its own second moment. Without `residual`.
     """
 
     dim: int = field(init=False, default=1)
@@ -72,6 +75,7 @@ class Landmark(Sketch):
     memory: int = 1 << 30
     residual: int = LANDMARK_RESIDUAL
     draw: str = UNIFORM
+    per_checkpoint: bool = False
     kind: ClassVar[str] = "landmark"
     bounds_cosine: ClassVar[bool] = True
 
@@ -82,25 +86,32 @@ class Landmark(Sketch):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if not isinstance(self.residual, int) or self.residual < 0:
             raise ValueError(f"residual must be an integer of 0 or more, got {self.residual!r}.")
+        if self.per_checkpoint and self.residual:
+            raise ValueError("per_checkpoint keeps no sketch of what coordinates leave out: give residual=0 with it.")
         if self.draw not in (UNIFORM, BY_NORM):
             raise ValueError(f"Unknown draw {self.draw!r}. Expected one of: {UNIFORM!r} | {BY_NORM!r}.")
         if self.dims > self.landmarks:
             raise ValueError(f"dims is {self.dims}, but {self.landmarks} landmarks span at most as many directions.")
         object.__setattr__(self, "dim", self.dims + (self.residual or 1))
 
-    @property
-    def coordinates(self) -> int:
-        """The coordinates, and the residual's sketch; the length of what is left out is not linear."""
-        return self.dims + self.residual
+    def blocks(self, width: int) -> tuple[int, ...]:
+        """Return the numbers of coordinates, with the residual's sketch; the length left out is not linear."""
+        if self.per_checkpoint:
+            return (self.dims,) * (width // self.dims)
+        return (self.dims + self.residual,)
 
     def bind(self, parameters: Sequence[Parameter], seed: int) -> "LandmarkProjector":
         """Return the projection, which needs its landmarks before use; see `gradindex.compute.landmarks`."""
+        if self.per_checkpoint:
+            from gradindex.sketch.landmark_checkpoints import CheckpointLandmarks
+
+            return CheckpointLandmarks(self, parameters, check_seed(seed))
         return LandmarkProjector(self, parameters, check_seed(seed))
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as JSON-ready values."""
         options = {"kind": self.kind, "landmarks": self.landmarks, "dims": self.dims, "memory": self.memory}
-        more = {"residual": self.residual, "draw": self.draw}
+        more = {"residual": self.residual, "draw": self.draw, "per_checkpoint": self.per_checkpoint}
         return options | {name: value for name, value in more.items() if value not in (0, UNIFORM)}
 
 
@@ -150,6 +161,11 @@ class LandmarkProjector(Projector):
     def width(self) -> int:
         """Numbers of a finished row."""
         return self.options.dim
+
+    @property
+    def coordinates(self) -> int:
+        """Numbers of a finished row that are coordinates."""
+        return self.options.dims
 
     def draw(self, rows: int) -> Ids:
         """Return the landmarks' ids out of `rows`, ascending; those among which `choose` chooses, if they are more."""
@@ -273,7 +289,7 @@ class LandmarkProjector(Projector):
 
     def lengths_left(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return ρ (n,) of rows (n, width)."""
-        found: NDArray[np.float32] = np.linalg.norm(rows[:, self.options.dims :], axis=1)
+        found: NDArray[np.float32] = np.linalg.norm(rows[:, self.coordinates :], axis=1)
         return found
 
     def opposite(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,11 +3,14 @@
 With s = row · ‖g‖ the sketch of a sample's gradient g and R = mean s sᵀ over the training set, R stands for the
 empirical Fisher matrix F = mean g gᵀ, and qᵀ (R + λ)⁻¹ s for the influence qᵀ (F + λ)⁻¹ g (Koh & Liang 2017, with F in
 the place of the Hessian; Park et al. 2023 do so with random projections). That is the inner product of rows
-w = (Λ + λ)^(−1/2) Vᵀ s, where R = V Λ Vᵀ. They are kept by descending eigenvalue, so that the first r of them are those
-of the r leading directions.
+w = (Λ + λ)^(−1/2) Vᵀ s, where R = V Λ Vᵀ. They are kept by descending Λ/λ, so that the first r of them are those of the
+r leading directions.
+
+Coordinates of several checkpoints, side by side, are whitened each by their own second moment, as if R had nothing but
+these blocks: the inner product of whitened rows is then the sum of the checkpoints', and each counts alike.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +33,11 @@ class Spectrum:
     Parameters
     ----------
     values
-        Eigenvalues Λ, (r,) float64, descending, all positive.
+        Eigenvalues Λ, (r,) float64, all positive, descending within a block.
     vectors
-        V, (d, r) float64, orthonormal.
+        V, (d, r) float32, orthonormal.
+    blocks
+        To which block of coordinates, one a checkpoint, each of them belongs, (r,) int64.
     rows
         How many rows it was taken from.
     scale
@@ -42,35 +47,33 @@ class Spectrum:
     """
 
     values: NDArray[np.float64]
-    vectors: NDArray[np.float64]
+    vectors: NDArray[np.float32]
+    blocks: NDArray[np.int64]
     rows: int
     scale: float
     largest_share: float
 
-    @property
-    def weighted_mean(self) -> float:
-        """tr R² / tr R, in units of `scale`²."""
-        return float((self.values**2).sum() / self.values.sum())
-
-    def damping(self, given: float | None = None) -> float:
-        """Return λ in units of `scale`²: of an absolute number that is `given`, else by the rule.
+    def dampings(self, given: float | None = None) -> tuple[float, ...]:
+        """Return λ of each block: the number that is `given`, in units of squared gradients, else by the rule.
 
         Raises
         ------
         ValueError
             If the number is not finite and positive.
         """
+        count = int(self.blocks.max()) + 1
         if given is None:
-            return RELATIVE_DAMPING * self.weighted_mean
+            each = [self.values[self.blocks == block] for block in range(count)]
+            return tuple(RELATIVE_DAMPING * float((v**2).sum() / v.sum()) * self.scale**2 for v in each)
         if not 0 < given < np.inf:
             raise ValueError(f"damping must be a positive number, got {given!r}.")
-        return float(given) / self.scale**2
+        return (float(given),) * count
 
-    def whitener(self, damping: float | None = None, dims: int | None = None) -> "Whitener":
-        """Return the map of rows to whitened ones, of at most `dims` numbers; see `damping`."""
-        added = self.damping(damping)
-        count = len(self.values) if dims is None else min(dims, len(self.values))
-        matrix = self.vectors[:, :count] / np.sqrt(self.values[:count] + added)
+    def whitener(self, dampings: tuple[float, ...], dims: int | None = None) -> "Whitener":
+        """Return the map of rows to whitened ones, of at most `dims` numbers, with λ of each block."""
+        added = np.array(dampings)[self.blocks] / self.scale**2
+        order = np.argsort(-self.values / added, kind="stable")[:dims]
+        matrix = self.vectors[:, order] / np.sqrt(self.values[order] + added[order])
         return Whitener(matrix.astype(np.float32), self.scale)
 
 
@@ -104,15 +107,17 @@ class Whitener:
         return unit, lengths * (np.asarray(norms, np.float64) / self.scale)
 
 
-def spectrum(blocks: Iterable[tuple[NDArray[np.float32], NDArray[np.floating]]], dim: int, scale: float) -> Spectrum:
+def spectrum(
+    blocks: Iterable[tuple[NDArray[np.float32], NDArray[np.floating]]], sizes: Sequence[int], scale: float
+) -> Spectrum:
     """Return the eigendecomposition of the second moment of rows with their norms put back.
 
     Parameters
     ----------
     blocks
-        Unit-norm rows (b, at least `dim`) with their norms (b,). Of each row the first `dim` numbers count.
-    dim
-        How many numbers of a row are coordinates of the gradient.
+        Unit-norm rows (b, at least the sum of `sizes`) with their norms (b,).
+    sizes
+        How many numbers of a row are coordinates of the gradient, from the first on, block by block.
     scale
         Root of the mean squared norm of all rows.
 
@@ -121,16 +126,26 @@ def spectrum(blocks: Iterable[tuple[NDArray[np.float32], NDArray[np.floating]]],
     ValueError
         If there are no rows, or all are zero.
     """
-    total, count, largest = np.zeros((dim, dim)), 0, 0.0
+    ends = np.cumsum(sizes)
+    places = [slice(end - size, end) for size, end in zip(sizes, ends.tolist(), strict=True)]
+    totals = [np.zeros((size, size)) for size in sizes]
+    count, largest = 0, 0.0
     for rows, norms in blocks:
-        sketches = rows[:, :dim] * (np.asarray(norms, np.float64) / scale).astype(np.float32)[:, None]
-        total += sketches.T @ sketches
+        sketches = rows[:, : ends[-1]] * (np.asarray(norms, np.float64) / scale).astype(np.float32)[:, None]
+        for total, place in zip(totals, places, strict=True):
+            total += sketches[:, place].T @ sketches[:, place]
         squares = np.einsum("ij,ij->i", sketches, sketches, dtype=np.float64)
         count, largest = count + len(rows), max(largest, float(squares.max(initial=0)))
-    trace = float(np.trace(total))
+    trace = float(sum(np.trace(total) for total in totals))
     if not count or not trace > 0:
         raise ValueError(f"All {count} rows are zero: there is no second moment to whiten them by.")
-    values, vectors = np.linalg.eigh(total / count)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    kept = values > _RANK * trace / count / dim
-    return Spectrum(values[kept], vectors[:, kept], count, scale, largest / trace)
+    found, vectors, numbers = [], [], []
+    for number, (total, place) in enumerate(zip(totals, places, strict=True)):
+        values, directions = np.linalg.eigh(total / count)
+        kept = np.flatnonzero(values > _RANK * np.trace(total) / count / len(total))[::-1]
+        whole = np.zeros((int(ends[-1]), len(kept)), np.float32)
+        whole[place] = directions[:, kept]
+        found.append(values[kept])
+        vectors.append(whole)
+        numbers.append(np.full(len(kept), number))
+    return Spectrum(np.concatenate(found), np.hstack(vectors), np.concatenate(numbers), count, scale, largest / trace)

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import gradindex
 from gradindex.compute.blocks import exact_gradients
@@ -60,7 +62,7 @@ def test_all_landmarks_give_the_exact_fisher_kernel(built, job):
 
 
 def test_more_damping_makes_the_gradients_own_product(built, job):
-    built_with = built.white.spectrum.whitener(1e6 * built.white.damping)
+    built_with = built.white.spectrum.whitener((1e6 * built.white.damping,))
     rows, norms = built.embedded(built.labelled(None, ids=np.arange(5)))
     white, lengths = built_with(rows, norms)
     gradients = exact_gradients(job, np.arange(5)).astype(np.float64)
@@ -274,3 +276,55 @@ def test_tiny_and_huge_norms(tmp_path):
         store = gradindex.Store.from_arrays(rows, np.arange(40), np.linalg.norm(rows, axis=1) * factor, tmp_path / name)
         white = gradindex.index_store(store).whiten()
         assert np.isfinite(white.store.norms).all() and white.store.norms.max() < 100
+
+
+@pytest.fixture(scope="module")
+def along_training():
+    """A job with three states of a model, the last of which is the model's own."""
+    job = digits_job()
+    states = []
+    for place in range(3):
+        torch.manual_seed(place)
+        state = {
+            name: value + (2 - place) * 0.1 * torch.randn_like(value) for name, value in job.model.state_dict().items()
+        }
+        states.append((state, 0.1 * (place + 1)))
+    return replace(job, checkpoints=states), states
+
+
+def test_every_checkpoint_is_whitened_by_its_own_moment(tmp_path, along_training):
+    job, states = along_training
+    sketch = gradindex.Landmark(landmarks=ROWS, dims=ROWS, per_checkpoint=True)
+    index = gradindex.build(job, tmp_path / "i", sketch=sketch)
+    index.whiten(dims=3 * ROWS)
+    dampings = index.white.dampings
+    assert len(dampings) == 3 and len(set(dampings)) == 3
+    queries, want = np.arange(6), 0.0
+    for (state, rate), damping in zip(states, dampings, strict=True):
+        one = digits_job()
+        one.model.load_state_dict(state)
+        want = want + by_hand(one, damping / rate, queries)  # √η on both sides, and η in the moment: they cancel
+    got = index.scores(ids=queries, kernel="white_dot")
+    assert spread(got, want) > 0.999
+    again = gradindex.load(index.store.path, job)
+    np.testing.assert_allclose(again.scores(ids=queries, kernel="white_dot"), got, rtol=1e-3, atol=1e-3 * got.max())
+
+
+def test_rows_of_checkpoints_side_by_side_bound_the_cosine(tmp_path, along_training):
+    job, _ = along_training
+    sketch = gradindex.Landmark(landmarks=64, dims=16, per_checkpoint=True)
+    index = gradindex.build(job, tmp_path / "i", sketch=sketch)
+    gradients = exact_gradients(job, np.arange(ROWS)).astype(np.float64)
+    gradients /= np.linalg.norm(gradients, axis=1, keepdims=True)
+    rows = index.store.gather(np.arange(ROWS)).astype(np.float64)
+    assert rows.shape[1] == 3 * 16 + 1
+    left = np.abs(gradients @ gradients.T - rows[:, :-1] @ rows[:, :-1].T)
+    assert (left <= np.outer(rows[:, -1], rows[:, -1]) + 2e-3).all()
+    found = index.explain(ids=[3], k=4, certify=True)
+    assert found.proved.all()
+    np.testing.assert_array_equal(found.ordered_indices[0], np.argsort(-(gradients @ gradients[3]))[:4])
+
+
+def test_a_residual_for_every_checkpoint_is_refused():
+    with pytest.raises(ValueError, match="per_checkpoint"):
+        gradindex.Landmark(residual=16, per_checkpoint=True)

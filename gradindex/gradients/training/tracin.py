@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 from gradindex.data.names import Device, Leaf, Model
 from gradindex.data.source import Tree
 from gradindex.gradients.engine import Engine
-from gradindex.gradients.parameter import Floats, Parameter
+from gradindex.gradients.parameter import CHECKPOINT_STRIDE, Floats, Parameter
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample
 from gradindex.gradients.training.checkpoints import check_checkpoints, load_state, restored
 
-_STRIDE = 1 << 20  # between the positions of a parameter at two checkpoints: more than any model has
 _one_at_a_time = threading.RLock()
 
 
@@ -247,7 +246,7 @@ class _Renamed(Projector):
 
 
 def _copy(parameter: Parameter, place: int) -> Parameter:
-    position = place * _STRIDE + parameter.position  # the hashes' key
+    position = place * CHECKPOINT_STRIDE + parameter.position  # the hashes' key
     return dataclasses.replace(parameter, name=_name(place, parameter.name), position=position)
 
 
