@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import counterfactual_whitened as ours
 import numpy as np
 import record
 from counterfactual_banks import CASES, SEEDS, Case, Run
@@ -25,7 +26,7 @@ from gradindex import relevance
 from gradindex.evaluation import Bank
 from gradindex.evaluation.removal import Removal
 from gradindex.evaluation.scoring import gradient_scores, same_class
-from gradindex.kernels import Kernel
+from gradindex.kernels import Kernel, WhiteKernel
 
 Scores = Any  # (m, n)
 
@@ -94,6 +95,16 @@ CONTENDERS: dict[str, Contender] = {
     "gradient dot": Contender(lambda bench: bench.gradients[Kernel.DOT]),
     "gradient cosine": Contender(lambda bench: bench.gradients[Kernel.COS]),
     "gradient dot along training": Contender(along_training),
+    "whitened": Contender(ours.whitened(), lambda bench: ours.BYTES + 4),
+    "whitened cosine": Contender(ours.whitened(kernel=WhiteKernel.COS), lambda bench: ours.BYTES + 4),
+    "whitened, dampings": Contender(ours.whitened_by_damping),
+    "whitened, CountSketch": Contender(ours.whitened("countsketch"), lambda bench: ours.BYTES + 4),
+    "whitened along training": Contender(ours.whitened("along"), lambda bench: ours.BYTES_ALONG + 4),
+    "whitened, three models": Contender(ours.whitened("models"), lambda bench: ours.BYTES_ALONG + 4),
+    "exact Fisher": Contender(ours.fisher),
+    "exact Fisher, dampings": Contender(ours.fisher_by_damping),
+    "EKFAC, dampings": Contender(ours.ekfac("ekfac")),
+    "K-FAC, dampings": Contender(ours.ekfac("kfac")),
 }
 REFERENCE = "gradient cosine"
 SHARE, REMOVAL_MODELS = 0.01, 3

@@ -73,7 +73,7 @@ class Whitenable(Changing):
         Parameters
         ----------
         damping
-            λ, added to the second moment R = mean g gᵀ, in units of squared gradients. None: .005 of tr R² / tr R, see
+            λ, added to the second moment R = mean g gᵀ, in units of squared gradients. None: .0045 of tr R² / tr R, see
             `gradindex.sketch.whitening`.
         dims
             Numbers of a whitened row, those of the leading eigenvectors; fewer where R has fewer.

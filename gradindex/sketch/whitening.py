@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RELATIVE_DAMPING = 0.005
+RELATIVE_DAMPING = 0.0045
 """Default damping, as a share of tr R² / tr R, the mean of the eigenvalues weighted by themselves.
 
 Other than the plain mean, that does not depend on how many small eigenvalues are kept. Of the grid in
