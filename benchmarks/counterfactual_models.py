@@ -123,7 +123,8 @@ def minilm(classes: int) -> Any:
 
     files = minilm_files()
     config = BertConfig(
-        **json.loads(files["config.json"]) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        **json.loads(files["config.json"]) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        attn_implementation="eager",
     )
 
     class Encoder(nn.Module):
@@ -136,7 +137,9 @@ def minilm(classes: int) -> Any:
 
         def forward(self, x):
             there = (x != PAD).to(self.head.weight.dtype)
-            h = self.bert(input_ids=x, attention_mask=there).last_hidden_state
+            # A mask of pairs is taken as it is; one of words is looked at first, which a batched gradient cannot follow.
+            mask = (there[:, None, None, :] - 1).expand(-1, 1, x.shape[1], -1) * 1e9
+            h = self.bert(input_ids=x, attention_mask=mask).last_hidden_state
             return self.head((h * there[..., None]).sum(1) / there.sum(1, keepdim=True))
 
     return Encoder()
