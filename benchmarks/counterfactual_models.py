@@ -137,7 +137,7 @@ def minilm(classes: int) -> Any:
 
         def forward(self, x):
             there = (x != PAD).to(self.head.weight.dtype)
-            # A mask of pairs is taken as it is; one of words is looked at first, which a batched gradient cannot follow.
+            # A mask of pairs is taken as it is; one of words is looked at first, which batched gradients cannot follow.
             mask = (there[:, None, None, :] - 1).expand(-1, 1, x.shape[1], -1) * 1e9
             h = self.bert(input_ids=x, attention_mask=mask).last_hidden_state
             return self.head((h * there[..., None]).sum(1) / there.sum(1, keepdim=True))
