@@ -42,7 +42,7 @@ def counted(folder, ids, seed):
 def slow(folder, ids, seed):
     import time
 
-    time.sleep(0.05)
+    time.sleep(0.2)
     return counted(folder, ids, seed)
 
 
