@@ -213,3 +213,32 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "need --fit" in " ".join(capsys.readouterr().err.split())
     assert run([*asked, "--tests", "lds", "--subsets", "7"]) == 1
     assert "other numbers of subsets (6, not 7)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_takes_the_scores_of_an_indexs_rows(tmp_path, capsys, monkeypatch):
+    """`white_dot` and `white_cos` are what the index says; an index without such scores is refused."""
+    from types import SimpleNamespace
+
+    import gradindex.loading
+
+    x, y = fits.float32(QUERIES)
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    asked = ["evaluate", "tests.evaluation.bank_fits:torch_job", "--fit", "tests.evaluation.bank_fits:torch_model"]
+    asked += ["--rows", str(tmp_path / "rows.npz"), "--bank", str(tmp_path / "bank"), "--subsets", "5", "--models", "1"]
+    asked += ["--tests", "lds", "--kernels", "white_cos", "--json"]
+    calls = []
+
+    def of_rows(x, y, kernel):
+        calls.append(kernel)
+        return np.outer(y, np.arange(N))
+
+    monkeypatch.setattr(gradindex.loading, "load", lambda path, job: SimpleNamespace(scores=of_rows))
+    assert run([*asked, "--index-path", "runs/index"]) == 0
+    found = json.loads(capsys.readouterr().out)["kernels"]["white_cos"]
+    assert calls == ["white_cos"]
+    assert found["constant"] == (QUERIES[1] == 0).sum()  # whose scores are all 0
+    assert run(asked) == 1
+    assert "give one that was whitened" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(gradindex.loading, "load", lambda path, job: SimpleNamespace())
+    assert run([*asked, "--index-path", "runs/index"]) == 2
+    assert "it holds no whitened rows" in " ".join(capsys.readouterr().err.split())
