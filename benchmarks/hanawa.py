@@ -297,7 +297,7 @@ def main():
     parser.add_argument("--suffix", default="", help="of the result file's name")
     parser.add_argument("--models", type=folder, help="folder where trained models are kept and found again")
     parser.add_argument("--solver", default="auto", choices=("auto", "exact", "ekfac"), help="of IF and FK")
-    parser.add_argument("--samples", type=int, default=0, help="of EKFAC: labels drawn a sample, 0 for the expectation")
+    parser.add_argument("--samples", type=int, default=1, help="of EKFAC: labels drawn a sample")
     parser.add_argument("--merge", nargs="+", help="only join result files of one case, of other seeds or metrics")
     parser.add_argument("--markdown", action="store_true", help="only print the saved results as tables")
     arguments = parser.parse_args()
@@ -320,7 +320,12 @@ def main():
             repeats=arguments.repeats,
             seed=arguments.seed,
             through_index=arguments.index,
-            options={"fisher": arguments.fisher, "solver": arguments.solver, "samples": arguments.samples},
+            options={
+                "fisher": arguments.fisher,
+                "solver": arguments.solver,
+                "samples": arguments.samples,
+                "damping": "study",
+            },
         )
         RESULTS.mkdir(exist_ok=True)
         result.to_json(RESULTS / f"hanawa_{case}{arguments.suffix}.json")

@@ -117,7 +117,12 @@ def main():
         experiment = hanawa.experiment(case, arguments.epochs, models=arguments.models, single=True)
         with published():
             result = evaluate(
-                experiment, arguments.metrics, arguments.tests, repeats=arguments.repeats, seed=arguments.seed
+                experiment,
+                arguments.metrics,
+                arguments.tests,
+                repeats=arguments.repeats,
+                seed=arguments.seed,
+                options={"damping": "study"},
             )
         result.to_json(hanawa.RESULTS / f"hanawa_{case}_single{arguments.suffix}.json")
         hanawa.compare(case, result.to_dict(), f", single precision{arguments.suffix}")

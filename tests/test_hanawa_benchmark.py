@@ -23,7 +23,7 @@ def rates(models, metrics, single=False):
     import hanawa
 
     experiment = hanawa.experiment("vehicle-logreg", epochs=600, models=models, single=single)
-    return evaluate(experiment, metrics, ["class"], repeats=1)
+    return evaluate(experiment, metrics, ["class"], repeats=1, options={"damping": "study"})
 
 
 def test_the_cosine_of_gradients_is_first_on_vehicle(models):

@@ -32,9 +32,13 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Repeat r uses seed + r.")] = SEED,
     fisher: Annotated[str, typer.Option(help="true or mean, for FK.")] = FISHER,
     damping: Annotated[
-        float | None, typer.Option(help="Added to the diagonal of IF's and FK's matrix.  [default: 1e-10 of its mean]")
+        str | None,
+        typer.Option(
+            help="Added to the diagonal of IF's and FK's matrix: a number, or study for 1e-10 of its mean.  "
+            "[default: a tenth of the mean eigenvalue]"
+        ),
     ] = None,
-    solver: Annotated[str, typer.Option(help="auto, exact, ekfac or minres, for IF and FK.")] = SOLVER,
+    solver: Annotated[str, typer.Option(help="auto, exact, ekfac, kfac, minres or cg, for IF and FK.")] = SOLVER,
     top: Annotated[
         int | None, typer.Option(min=1, help="Randomize only so many layers, from the output down.  [default: all]")
     ] = None,
@@ -88,7 +92,7 @@ def evaluate(
         k=k,
         through_index=index,
         top=top,
-        options={"fisher": fisher, "damping": damping, "solver": solver},
+        options={"fisher": fisher, "damping": _damping(damping), "solver": solver},
     )
     text = result.to_json(json_path)
     if chart is not None:
@@ -99,6 +103,13 @@ def evaluate(
         out.print(result.table())
         for what, values in result.accuracy.items():
             out.print(f"Test accuracy ({what} labels): {np.mean(values):.3f}", highlight=False)
+
+
+def _damping(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _words(text: str) -> list[str]:

@@ -180,6 +180,19 @@ class Engine(ABC):
         """
         raise PathFailed(f"{type(self).__name__} has no Hessian")
 
+    def gauss_newton_product(self, x: Tree, y: Tree, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the products (k, P) of vectors with the Gauss-Newton matrix of the summed loss of a batch.
+
+        Σ_i J_iᵀ H_i J_i, with J the outputs' derivative by the parameters and H the loss's second one by the outputs
+        (Schraudolph 2002, https://doi.org/10.1162/08997660260028683).
+
+        Raises
+        ------
+        PathFailed
+            If the engine is none of a framework's own.
+        """
+        raise PathFailed(f"{type(self).__name__} has no Gauss-Newton matrix")
+
     @abstractmethod
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every parameter and statistic of the model by name."""

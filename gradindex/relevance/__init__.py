@@ -40,6 +40,8 @@ def spec(name: str, given: Mapping[str, Any] | None = None) -> MetricRows:
             else f"{name!r} is no inner product, so it makes no index. Use 'GC' or gradindex.relevance.metric."
         )
     given = dict(given or {})
+    if feature in ("IF", "FK"):
+        given.setdefault("damping", None)
     if unknown := sorted(given.keys() - Options.__dataclass_fields__.keys()):
         options = ", ".join(Options.__dataclass_fields__)
         raise ValueError(f"There is no option {unknown[0]!r} of a metric. Expected some of: {options}.")
@@ -50,8 +52,16 @@ def spec(name: str, given: Mapping[str, Any] | None = None) -> MetricRows:
 
 
 def rows_of(saved: Mapping[str, Any] | None) -> MetricRows | None:
-    """Return the metric whose `MetricRows.to_json` an index's header has; None for gradients. Raises like `spec`."""
-    return None if saved is None else spec(saved["name"], options(saved))
+    """Return the metric whose `MetricRows.to_json` an index's header has; None for gradients. Raises like `spec`.
+
+    Indexes that do not say how IF and FK are damped were built when the study's rule was the only one.
+    """
+    if saved is None:
+        return None
+    found = options(saved)
+    if parse(saved["name"])[1] in ("IF", "FK"):
+        found.setdefault("damping", "study")
+    return spec(saved["name"], found)
 
 
 def metric(name: str, job: "Job", **options: object) -> "Metric":

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gradindex.relevance.features import Space
 
 Rows = NDArray[np.float64]
+SOLVERS = ("auto", "exact", "ekfac", "kfac", "minres", "cg")
+STUDY = "study"
+"""The word for the damping of the published study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,9 @@ class Options:
     Parameters
     ----------
     damping
-        Absolute number added to the diagonal of Hessian or Fisher matrix; None: 1e-10 times its mean |diagonal|.
+        Number added to the diagonal of Hessian or Fisher matrix. None: a tenth of the mean of its eigenvalues' sizes,
+        those below a millionth of the largest left out. ``"study"``: 1e-10 times its mean |diagonal|, as in Hanawa et
+        al. (2021).
     fisher
         ``"true"``: mean over samples of g gᵀ. ``"mean"``: ḡ ḡᵀ of the mean gradient ḡ, a matrix of rank one,
         which is what the study's published code inverts.
@@ -33,38 +38,39 @@ class Options:
     exact_limit
         Up to this many parameters (for the Fisher matrix, or samples) matrices are formed and decomposed.
     solver
-        ``"auto"``: by size, and above `exact_limit` EKFAC where curvlinops takes the model, else MINRES (SciPy's,
-        of the Hessian itself, for which the cosine and ℓ2 forms are not to be had) or the exact Fisher matrix.
-        ``"exact"``, ``"ekfac"`` and ``"minres"`` choose.
+        ``"auto"``: by size, and above `exact_limit` EKFAC; of IF with a loss for which no labels can be drawn, MINRES
+        (SciPy's, of the Hessian itself, for which the cosine and ℓ2 forms are not to be had). ``"exact"``,
+        ``"ekfac"``, ``"kfac"``, ``"minres"`` and, of IF, ``"cg"`` choose: conjugate gradients with the Gauss-Newton
+        matrix, which EKFAC preconditions.
     samples
-        Of EKFAC: labels drawn from the model for a sample; 0 for the exact expectation, a backward pass a class.
+        Of EKFAC and K-FAC for IF: labels drawn from the model for a sample.
     tolerance, iterations
-        Of MINRES.
+        Of MINRES (None: 1e-8, 1,000) and conjugate gradients (None: 1e-3, 100).
     seed
-        Of drawn labels and of MINRES's default damping.
+        Of drawn labels and of MINRES's own damping.
     """
 
-    damping: float | None = None
+    damping: float | str | None = None
     fisher: str = FISHER
     layers: tuple[str, ...] | None = None
     exact_limit: int = 8192
     solver: str = SOLVER
-    samples: int = 0
-    tolerance: float = 1e-8
-    iterations: int = 1000
+    samples: int = 1
+    tolerance: float | None = None
+    iterations: int | None = None
     seed: int = SEED
 
     def __post_init__(self) -> None:
         if self.fisher not in ("true", "mean"):
             raise ValueError(f"Unknown fisher {self.fisher!r}. Expected one of: 'true' | 'mean'.")
-        if self.solver not in ("auto", "exact", "ekfac", "minres"):
-            options = "'auto' | 'exact' | 'ekfac' | 'minres'"
-            raise ValueError(f"Unknown solver {self.solver!r}. Expected one of: {options}.")
-        for name in ("exact_limit", "samples", "seed"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(f"{name} must be an integer of 0 or more, got {getattr(self, name)!r}.")
-        if self.damping is not None and not self.damping >= 0:
-            raise ValueError(f"damping must be None or a number of at least 0, got {self.damping!r}.")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"Unknown solver {self.solver!r}. Expected one of: {' | '.join(map(repr, SOLVERS))}.")
+        for name, least in (("exact_limit", 0), ("samples", 1), ("seed", 0)):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise ValueError(f"{name} must be an integer of {least} or more, got {getattr(self, name)!r}.")
+        given = self.damping
+        if given is not None and given != STUDY and (isinstance(given, str) or not given >= 0):
+            raise ValueError(f"damping must be None, {STUDY!r} or a number of at least 0, got {given!r}.")
 
 
 class Metric:

@@ -10,12 +10,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.gradients.curvature import NoDistribution
 from gradindex.job import Job
 from gradindex.relevance.base import Options, Rows
-from gradindex.relevance.inverse import RELATIVE_DAMPING, Inverse
+from gradindex.relevance.ekfac import Conjugate, Kronecker
+from gradindex.relevance.inverse import Inverse, damping_of
 from gradindex.runtime.log import log
 
 _BATCH = 1024
+_TOLERANCE, _ITERATIONS = 1e-8, 1000
 Product = Callable[[Rows], Rows]
 
 
@@ -57,9 +60,11 @@ class Iterative(Inverse):
     """By MINRES, a solution for each row; for models whose matrix is too large to form."""
 
     def __init__(self, product: Product, size: int, damping: float, options: Options) -> None:
-        self.solver = f"MINRES (tolerance {options.tolerance:g})"
+        self._tolerance = _TOLERANCE if options.tolerance is None else options.tolerance
+        self._iterations = _ITERATIONS if options.iterations is None else options.iterations
+        self.solver = f"MINRES (tolerance {self._tolerance:g})"
         self.damping = damping
-        self._product, self._size, self._options = product, size, options
+        self._product, self._size = product, size
 
     def apply(self, rows: Rows) -> Rows:
         """Return (A + d)⁻¹ g; a row that does not converge is logged."""
@@ -71,11 +76,9 @@ class Iterative(Inverse):
         out = np.empty_like(rows)
         for line, row in enumerate(rows):
             # SciPy's `shift` solves (A − shift) v = g.
-            out[line], code = minres(
-                matrix, row, shift=-self.damping, rtol=self._options.tolerance, maxiter=self._options.iterations
-            )
+            out[line], code = minres(matrix, row, shift=-self.damping, rtol=self._tolerance, maxiter=self._iterations)
             if code:
-                log.warning("MINRES stopped after %d iterations at row %d", self._options.iterations, line)
+                log.warning("MINRES stopped after %d iterations at row %d", self._iterations, line)
         return out
 
     def root(self, rows: Rows) -> Rows:
@@ -95,26 +98,33 @@ class Iterative(Inverse):
 def hessian(job: Job, options: Options) -> Inverse:
     """Return the inverse of the Hessian of a job's mean training loss, or of what stands for it.
 
-    Up to `exact_limit` parameters the Hessian is formed. Above, it is the Gauss-Newton matrix as EKFAC where
-    curvlinops takes the model (see `gradindex.gradients.torch.ekfac`), else MINRES iterates with the Hessian itself.
+    Up to `exact_limit` parameters the Hessian is formed. Above, it is the Gauss-Newton matrix as EKFAC (see
+    `gradindex.gradients.curvature`), or MINRES iterates with the Hessian itself where the loss is none of which labels
+    can be drawn.
 
     Raises
     ------
     ValueError
-        If ``solver="ekfac"`` and curvlinops does not take the model; says why.
+        If a solver is asked for that needs drawn labels, and there are none for this loss.
     """
     size = job.engine.size
     exact = options.solver == "exact" or (options.solver == "auto" and size <= options.exact_limit)
-    if not exact and options.solver != "minres" and (found := _kronecker(job, options)) is not None:
-        return found
+    if options.solver == "cg":
+        return Conjugate(job, options)
+    if not exact and options.solver != "minres":
+        try:
+            return Kronecker(job, options, "kfac" if options.solver == "kfac" else "ekfac")
+        except NoDistribution as error:
+            if options.solver != "auto":
+                raise ValueError(f"The Gauss-Newton matrix cannot be had: {error} Leave solver out.") from error
+            log.warning("MINRES takes the place of EKFAC: %s", error)
     product = _product(job)
     if not exact:
-        damping = options.damping
-        if damping is None:
-            # Hutchinson's estimate of the diagonal would cost more than it is worth at 1e-10 of it.
-            signs = np.random.default_rng(options.seed).choice([-1.0, 1.0], (4, size))
-            damping = RELATIVE_DAMPING * float(np.abs((signs * product(signs)).mean(axis=0)).mean())
-        return Iterative(product, size, damping, options)
+        # Four signs are a rough estimate of the diagonal, of which the damping is a share.
+        signs = np.random.default_rng(options.seed).choice([-1.0, 1.0], (4, size))
+        known = isinstance(options.damping, int | float)
+        scale = 0.0 if known else float(np.abs((signs * product(signs)).mean(axis=0)).mean())
+        return Iterative(product, size, damping_of(options.damping, scale), options)
     matrix = np.empty((size, size))
     for begin in range(0, size, 64):
         rows = np.zeros((min(64, size - begin), size))
@@ -127,24 +137,22 @@ def fisher(job: Job, options: Options, gradients: Callable[[], Rows]) -> Inverse
     """Return the inverse of a job's Fisher information matrix.
 
     `gradients` returns those of the training samples (n, P). Exact where P or n is at most `exact_limit`, with
-    P > n by the n × n Gram matrix; above, EKFAC of the matrix with the data's labels where curvlinops takes the
-    model, else exact all the same.
+    P > n by the n × n Gram matrix; above, EKFAC of the matrix with the data's labels.
     """
     if options.fisher == "mean":
         mean = gradients().mean(axis=0)
         norm = float(np.linalg.norm(mean))
-        damping = _damping(options.damping, norm**2 / len(mean))
+        values = np.array([norm**2])
+        damping = damping_of(options.damping, norm**2 / len(mean), values)
         vectors = (mean / norm if norm > 0 else mean)[:, None]
-        return Spectral(np.array([norm**2]), vectors, damping, "rank one (outer product of the mean gradient)")
+        return Spectral(values, vectors, damping, "rank one (outer product of the mean gradient)")
     small = min(job.engine.size, len(job.source)) <= options.exact_limit
-    if options.solver == "ekfac" or (options.solver == "auto" and not small):
-        found = _kronecker(job, options, empirical=True)
-        if found is not None:
-            return found
+    if options.solver in ("ekfac", "kfac") or (options.solver == "auto" and not small):
+        return Kronecker(job, options, "kfac" if options.solver == "kfac" else "ekfac", empirical=True)
     return exact_fisher(gradients(), options.damping)
 
 
-def exact_fisher(gradients: Rows, damping: float | None) -> Spectral:
+def exact_fisher(gradients: Rows, damping: float | str | None) -> Spectral:
     """Return the inverse of mean g gᵀ for gradients (n, P), by the smaller of the P × P and the n × n matrix."""
     n, size = gradients.shape
     used = np.flatnonzero(np.einsum("ij,ij->j", gradients, gradients))
@@ -155,42 +163,23 @@ def exact_fisher(gradients: Rows, damping: float | None) -> Spectral:
         return Spectral(
             values,
             _spread(vectors, used, size),
-            _damping(damping, scale),
+            damping_of(damping, scale, values),
             "eigendecomposition of the Fisher matrix",
         )
     values, vectors = _eigh(gradients @ gradients.T / n)
-    damping = _damping(damping, float(np.einsum("ij,ij->", gradients, gradients)) / n / size)
+    damping = damping_of(damping, float(np.einsum("ij,ij->", gradients, gradients)) / n / size, values)
     keep = values > values[-1] * n * np.finfo(np.float64).eps
     values = values[keep]
     vectors = gradients.T @ (vectors[:, keep] / np.sqrt(values * n))
     return Spectral(values, vectors, damping, "eigendecomposition of the Gram matrix")
 
 
-def _kronecker(job: Job, options: Options, *, empirical: bool = False) -> Inverse | None:
-    reason = "the model is not PyTorch's"
-    if job.backend == "torch":
-        from gradindex.gradients.torch.ekfac import Unsupported
-        from gradindex.relevance.ekfac import Kronecker
-
-        try:
-            return Kronecker(job, options, empirical=empirical)
-        except Unsupported as error:
-            reason = str(error)
-    if options.solver == "ekfac":
-        raise ValueError(f"EKFAC cannot be had: {reason}. Leave solver out.")
-    log.warning("no EKFAC for this model (%s): another solver is used", reason)
-    return None
-
-
-def decompose(matrix: Rows, damping: float | None, solver: str) -> Spectral:
+def decompose(matrix: Rows, damping: float | str | None, solver: str) -> Spectral:
     """Return the inverse of a symmetric matrix (P, P)."""
-    damping = _damping(damping, float(np.abs(np.diag(matrix)).mean()))
-    size = len(matrix)
+    size, diagonal = len(matrix), float(np.abs(np.diag(matrix)).mean())
     used = np.flatnonzero(matrix.any(axis=0))  # inputs that are always 0, such as the margins of digits
-    if len(used) == size:
-        return Spectral(*_eigh(matrix), damping, solver)
-    values, vectors = _eigh(matrix[np.ix_(used, used)])
-    return Spectral(values, _spread(vectors, used, size), damping, solver)
+    values, vectors = _eigh(matrix if len(used) == size else matrix[np.ix_(used, used)])
+    return Spectral(values, _spread(vectors, used, size), damping_of(damping, diagonal, values), solver)
 
 
 def _spread(vectors: Rows, used: NDArray[np.intp], size: int) -> Rows:
@@ -200,10 +189,6 @@ def _spread(vectors: Rows, used: NDArray[np.intp], size: int) -> Rows:
     out = np.zeros((size, len(used)))
     out[used] = vectors
     return out
-
-
-def _damping(given: float | None, scale: float) -> float:
-    return RELATIVE_DAMPING * scale if given is None else given
 
 
 def _eigh(matrix: Rows) -> tuple[Rows, Rows]:

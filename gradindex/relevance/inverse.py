@@ -2,9 +2,14 @@
 
 from abc import ABC, abstractmethod
 
-from gradindex.relevance.base import Rows
+import numpy as np
 
-RELATIVE_DAMPING = 1e-10
+from gradindex.gradients.curvature import AUTOMATIC_DAMPING
+from gradindex.gradients.curvature.block import mean_eigenvalue
+from gradindex.relevance.base import STUDY, Rows
+
+STUDY_DAMPING = 1e-10
+"""Share of the mean diagonal that the published study adds (Hanawa et al. 2021)."""
 
 
 class Inverse(ABC):
@@ -24,3 +29,20 @@ class Inverse(ABC):
     def halves(self, rows: Rows, *, query: bool) -> Rows:
         """Return one side of a product: ⟨halves(q, query=True), halves(g, query=False)⟩ = ⟨q, (A + d)⁻¹ g⟩."""
         return self.apply(rows) if query else rows
+
+
+def damping_of(given: float | str | None, diagonal: float, values: Rows | None = None) -> float:
+    """Return the number to add to a matrix's diagonal.
+
+    Parameters
+    ----------
+    given
+        As in `gradindex.relevance.base.Options`.
+    diagonal
+        Mean of the matrix's |diagonal|.
+    values
+        Its eigenvalues; None: not known, and the mean diagonal stands for their mean.
+    """
+    if given is None:
+        return AUTOMATIC_DAMPING * (diagonal if values is None else mean_eigenvalue(np.abs(values)))
+    return STUDY_DAMPING * diagonal if given == STUDY else float(given)

@@ -41,11 +41,7 @@ def test_factors_and_formed_gradients_make_the_same_rows(name, kind, monkeypatch
     curvature = Curvature.fit(engine, as_source((x, y)), kind)
     gradients = formed(engine, x, y)
     used = set()
-    for make in (
-        lambda: Leading(curvature, 30),
-        lambda: Whitened(curvature, CountSketch(64).bind(engine.parameters, 0)),
-    ):
-        projector = make()
+    for projector in (Leading(curvature, 30), Whitened(curvature, CountSketch(64).bind(engine.parameters, 0))):
         with monkeypatch.context() as patch:
             for cheap, costs in ((0.0, 1e12), (1e12, 0.0)):  # by factors wherever that can be, and nowhere
                 patch.setattr(type(projector), "cost", lambda *_, c=costs: c)

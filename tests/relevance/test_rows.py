@@ -38,6 +38,9 @@ def test_a_metric_comes_back_from_an_index_header():
     assert type(again) is MetricRows
     assert again == spec
     assert relevance.rows_of(None) is None
+    assert relevance.rows_of(relevance.spec("FK").to_json()) == {"name": "FK", "damping": None}
+    assert relevance.rows_of({"name": "FK"}) == {"name": "FK", "damping": "study"}  # from before there was another rule
+    assert relevance.rows_of({"name": "cos-last"}) == {"name": "cos-last"}
     with pytest.raises(ValueError, match="Unknown metric"):
         relevance.rows_of({"name": "cosine"})
 

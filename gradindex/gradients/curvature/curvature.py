@@ -16,8 +16,8 @@ from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.runtime.log import log
 
-RELATIVE_DAMPING = 0.1
-"""Damping by itself: this share of the mean eigenvalue, of those that are not rounding."""
+AUTOMATIC_DAMPING = 0.1
+"""Damping where none is given: this share of the mean eigenvalue, of those that are not rounding."""
 MEMORY = 2 << 30
 _BATCH = 128
 KINDS = ("kfac", "ekfac")
@@ -74,8 +74,11 @@ class Curvature:
         Raises
         ------
         ValueError
-            If an argument has no meaning, or labels cannot be drawn for this loss.
+            If an argument has no meaning, the engine is of several checkpoints or a metric, or labels cannot be drawn
+            for this loss.
         """
+        if engine.late_scales:
+            raise ValueError("A curvature is that of one model: give the engine of one checkpoint.")
         for name, value, options in (("kind", kind, KINDS), ("labels", labels, LABELS)):
             if value not in options:
                 raise ValueError(f"Unknown {name} {value!r}. Expected one of: {' | '.join(map(repr, options))}.")
@@ -112,7 +115,7 @@ class Curvature:
     def damping(self) -> float:
         """The damping that is used where none is given: a tenth of the mean eigenvalue of all blocks."""
         rank = sum(block.rank for block in self.blocks)
-        return RELATIVE_DAMPING * sum(block.mean * block.rank for block in self.blocks) / max(rank, 1)
+        return AUTOMATIC_DAMPING * sum(block.mean * block.rank for block in self.blocks) / max(rank, 1)
 
     def scales(self, block: Block, damping: float | None = None, exponent: float = -1.0) -> Doubles:
         """Return by what a power multiplies the coordinates (R, C) of a block."""

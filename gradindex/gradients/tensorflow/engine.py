@@ -85,6 +85,7 @@ class TensorFlowEngine(Engine):
     fast_path = "vmap"
     directional_twice = second_order.directional_twice
     hessian_product = second_order.hessian_product
+    gauss_newton_product = second_order.gauss_newton_product
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class TensorFlowEngine(Engine):
         self._looks = Looks(model, self._variables, self._run, self._loss)
         self._factored = FactoredGraph(chosen, self._call_unrolled, self._sample_losses)
         self._graph_directional = BatchGraph(self._all_directional)
+        self._graph_gauss_newton = BatchGraph(lambda x, y, v: second_order.gauss_newton(self, x, y, v))
         self._graph_outputs = BatchGraph(
             lambda out, y: tf.convert_to_tensor(tf.gradients(self._sample_losses(out, y), [out])[0])
         )

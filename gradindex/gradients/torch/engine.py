@@ -58,6 +58,7 @@ class TorchEngine(Engine):
     fast_path = "vmap"
     directional_twice = second_order.directional_twice
     hessian_product = second_order.hessian_product
+    gauss_newton_product = second_order.gauss_newton_product
 
     def __init__(
         self,

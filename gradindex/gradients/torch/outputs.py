@@ -91,8 +91,8 @@ def along(
     def smooth(weights: Tree) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         found, output = rows_of(weights)
         shape.append(output)
-        kinds.extend(_is_smooth(part) for part in found)
-        return [part for part in found if _is_smooth(part)], [part for part in found if not _is_smooth(part)]
+        kinds.extend(is_smooth(part) for part in found)
+        return [part for part in found if is_smooth(part)], [part for part in found if not is_smooth(part)]
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)  # torch's own, at first use
@@ -107,7 +107,8 @@ def along(
     return torch.stack(dots).sum(0), losses.detach()
 
 
-def _is_smooth(part: torch.Tensor) -> bool:
+def is_smooth(part: torch.Tensor) -> bool:
+    """Whether a tensor's numbers have derivatives."""
     return bool(part.dtype.is_floating_point or part.dtype.is_complex)
 
 
