@@ -20,7 +20,7 @@ class Kronecker(Inverse):
     options
         `damping`, and `samples` with `seed`: labels drawn from the model for a sample.
     kind
-        ``"ekfac"`` or ``"kfac"``, whose damping is factored.
+        ``"ekfac"`` or ``"kfac"``.
     empirical
         Whether labels are those of the data: then G is the Fisher information as the study has it, mean g gᵀ.
 

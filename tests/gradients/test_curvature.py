@@ -183,11 +183,12 @@ def test_eigenvalues_are_second_moments_in_the_eigenvectors(name):
     assert curvature.trace == pytest.approx((gradients**2).sum() / len(x))
 
 
-@pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+@pytest.mark.parametrize("kind", ["kfac", "factored", "ekfac"])
 @pytest.mark.parametrize("name", ["conv2d", "words"])
 def test_power_is_that_of_the_explicit_matrix(name, kind):
     engine, x, y = case(name)
-    curvature = Curvature.fit(engine, as_source((x, y)), kind)
+    curvature = Curvature.fit(engine, as_source((x, y)), "ekfac" if kind == "ekfac" else "kfac")
+    curvature = curvature.with_factored_damping() if kind == "factored" else curvature
     rows = RNG.standard_normal((3, engine.size))
     damping = 0.01
     for exponent in (-1.0, -0.5, 1.0):
@@ -195,6 +196,8 @@ def test_power_is_that_of_the_explicit_matrix(name, kind):
         for block, (_, place) in zip(curvature.blocks, engine.slices(), strict=True):
             g, a = matrix(block.rows) * block.scale, matrix(block.columns)
             if kind == "kfac":
+                whole = np.kron(g, a) + damping * np.eye(len(g) * len(a))
+            elif kind == "factored":
                 mean = [np.mean(v[v > 1e-6 * v.max()]) for v in map(np.linalg.eigvalsh, (g, a))]
                 ratio = np.sqrt(mean[0] / mean[1])
                 whole = np.kron(
@@ -317,6 +320,8 @@ def test_bad_rows():
     found = Curvature.fit(engine, as_source((x, y)), "kfac")
     with pytest.raises(ValueError, match=r"Expected gradients of shape \(b, 53\), got \(2, 5\)"):
         found.apply(np.zeros((2, 5)))
+    with pytest.raises(ValueError, match="are no products"):
+        Curvature.fit(engine, as_source((x, y)), "ekfac").with_factored_damping()
     with pytest.raises(ValueError, match="damping must be"):
         found.apply(np.zeros((2, 53)), -1.0)
 

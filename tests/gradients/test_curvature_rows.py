@@ -14,14 +14,19 @@ from gradindex.sketch import CountSketch, Identity
 from tests.gradients.test_curvature import MODELS, case, formed
 
 EVERY = pytest.mark.parametrize("name", list(MODELS))
-KINDS = pytest.mark.parametrize("kind", ["kfac", "ekfac"])
+KINDS = pytest.mark.parametrize("kind", ["kfac", "factored", "ekfac"])
+
+
+def fitted(engine, source, kind):
+    found = Curvature.fit(engine, source, "kfac" if kind == "factored" else kind)
+    return found.with_factored_damping() if kind == "factored" else found
 
 
 @EVERY
 @KINDS
 def test_whitened_rows_have_the_scores_as_inner_products(name, kind):
     engine, x, y = case(name)
-    curvature = Curvature.fit(engine, as_source((x, y)), kind)
+    curvature = fitted(engine, as_source((x, y)), kind)
     want = curvature.root(formed(engine, x, y), 0.01)
     scores = want @ want.T
     for projector in (
@@ -38,7 +43,7 @@ def test_whitened_rows_have_the_scores_as_inner_products(name, kind):
 @KINDS
 def test_factors_and_formed_gradients_make_the_same_rows(name, kind, monkeypatch):
     engine, x, y = case(name)
-    curvature = Curvature.fit(engine, as_source((x, y)), kind)
+    curvature = fitted(engine, as_source((x, y)), kind)
     gradients = formed(engine, x, y)
     used = set()
     for projector in (Leading(curvature, 30), Whitened(curvature, CountSketch(64).bind(engine.parameters, 0))):
@@ -127,7 +132,7 @@ def test_a_parameter_that_no_loss_depends_on_is_left_out():
     for kind in ("kfac", "ekfac"):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The loss does not depend on 2 parameters")
-            curvature = Curvature.fit(engine, as_source((x, y)), kind)
+            curvature = fitted(engine, as_source((x, y)), kind)
         alone = Curvature.fit(TorchEngine(engine.model, nn.CrossEntropyLoss(), "used.*"), as_source((x, y)), kind)
         assert curvature.damping == pytest.approx(alone.damping)
         gradients = engine.gradients(x, y).gradients

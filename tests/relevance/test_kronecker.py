@@ -42,9 +42,8 @@ def test_one_input_makes_a_kronecker_product(solver):
     x = np.tile(np.random.default_rng(0).normal(size=(1, 5)), (40_000, 1))
     job = _job(model, x, np.arange(len(x)) % 3)
     few = _job(model, x[:3], np.arange(3))
-    damping = 0.1 if solver == "ekfac" else 1e-12  # K-FAC's is factored
-    exact = curvature.hessian(few, Options(damping=damping, solver="exact"))
-    found = curvature.hessian(job, Options(damping=damping, solver=solver))
+    exact = curvature.hessian(few, Options(damping=0.1, solver="exact"))
+    found = curvature.hessian(job, Options(damping=0.1, solver=solver))
     rows = job.engine.gradients(x[:3], np.arange(3)).gradients
     np.testing.assert_allclose(found.apply(rows) @ rows.T, exact.apply(rows) @ rows.T, rtol=0.03)  # labels are drawn
     title = {"ekfac": "EKFAC", "kfac": "K-FAC"}[solver]
@@ -74,7 +73,7 @@ def test_close_to_the_formed_fisher_matrix_on_a_small_model():
     for solver in ("ekfac", "kfac"):
         close = rank_correlation(scores["exact"], scores[solver])
         assert close > rank_correlation(scores["exact"], plain) + 0.1  # closer than no matrix at all
-        assert close > 0.75  # measured: .85 and .80, .63 without a matrix
+        assert close > 0.75  # measured: .80 and .77, .63 without a matrix
 
 
 def test_dampings():

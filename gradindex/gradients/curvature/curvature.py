@@ -28,9 +28,8 @@ LABELS = ("data", "model")
 class Curvature:
     """A matrix of one block a parameter, with its powers; made by `fit`.
 
-    Blocks of different parameters, a layer's weight and its bias among them, are taken to be independent. `kind` is
-    ``"kfac"``, whose damping is factored (see `Block.halves`), so that a power is a product of two small matrices, too,
-    or ``"ekfac"``, whose damping is added to every eigenvalue.
+    Blocks of different parameters, a layer's weight and its bias among them, are taken to be independent. Damping is
+    added to every eigenvalue, also of K-FAC, unless it is `factored`: closer to the exact matrix.
     """
 
     blocks: tuple[Block, ...]
@@ -38,6 +37,8 @@ class Curvature:
     labels: str
     samples: int
     """Labels drawn for a sample; 0 for the data's."""
+    factored: bool = False
+    """Whether each factor is damped by itself (see `Block.halves`)."""
 
     @classmethod
     def fit(
@@ -117,10 +118,22 @@ class Curvature:
         rank = sum(block.rank for block in self.blocks)
         return AUTOMATIC_DAMPING * sum(block.mean * block.rank for block in self.blocks) / max(rank, 1)
 
+    def with_factored_damping(self) -> "Curvature":
+        """Return the same K-FAC, whose damping is factored, so that a power is a product of two small matrices, too.
+
+        Raises
+        ------
+        ValueError
+            If it is EKFAC, whose eigenvalues are no products.
+        """
+        if self.kind != "kfac":
+            raise ValueError("Eigenvalues of EKFAC are no products, so their damping is not factored. Use kind='kfac'.")
+        return replace(self, factored=True)
+
     def scales(self, block: Block, damping: float | None = None, exponent: float = -1.0) -> Doubles:
         """Return by what a power multiplies the coordinates (R, C) of a block."""
         damping = self.damping if damping is None else damping
-        if self.kind == "kfac":
+        if self.factored:
             rows, columns = block.halves(damping)
             found: Doubles = np.outer(power(rows, exponent), power(columns, exponent))
             return found

@@ -43,8 +43,8 @@ class Whitened(_Whitening):
     Parameters
     ----------
     curvature
-        Of K-FAC, two products a layer turn the factors into those of the whitened gradient; of EKFAC, the gradient is
-        formed in the eigenvectors, and scaled there.
+        If its damping is factored, two products a layer turn the factors into those of the whitened gradient; else the
+        gradient is formed in the eigenvectors, and scaled there.
     inner
         What projects them, such as a bound CountSketch.
     damping
@@ -59,7 +59,7 @@ class Whitened(_Whitening):
         self._scales = {
             name: curvature.scales(block, self.damping, -0.5).astype(np.float32)
             for name, block in self._blocks.items()
-            if curvature.kind == "ekfac"
+            if not curvature.factored
         }
 
     @property
@@ -72,10 +72,10 @@ class Whitened(_Whitening):
         return self._inner.finish(sketches, norms)
 
     def _roots(self, block: Block) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return what each side is multiplied with: (n, n), or (n,) for a diagonal; K-FAC's hold the root's scales."""
+        """Return what each side is multiplied with: (n, n), or (n,) for a diagonal; with factored scales."""
         rows, columns = (
             [power(values, -0.5) for values in block.halves(self.damping)]
-            if self.curvature.kind == "kfac"
+            if self.curvature.factored
             else [np.ones(n) for n in block.shape]
         )
         return _scaled(block.rows.vectors, rows), _scaled(block.columns.vectors, columns)
@@ -110,7 +110,7 @@ class Whitened(_Whitening):
         if rows.ndim == 2:
             return self._add_rows_of_table(out, block, rows, columns, above)
         rows = rows.astype(np.float32, copy=False)
-        if rows.shape[1] > 1 or self.curvature.kind == "ekfac":
+        if rows.shape[1] > 1 or not self.curvature.factored:
             half = np.matmul(rows.transpose(0, 2, 1), columns)
             return self._add_half(out, block, half, above)
         rows = _times(rows, above)
@@ -125,7 +125,7 @@ class Whitened(_Whitening):
         columns: NDArray[np.float32],
         above: NDArray[np.float32],
     ) -> NDArray[np.float64]:
-        if self.curvature.kind == "ekfac":
+        if not self.curvature.factored:
             columns = columns * self._scales[block.parameter.name][numbers]
         columns = columns * above[numbers][:, :, None]
         self._inner.add_factors(out, block.parameter, numbers, columns)
@@ -141,7 +141,7 @@ class Whitened(_Whitening):
     def factor_cost(self, parameter: Parameter, positions: int, touched: bool = False) -> float:
         """Return about how many nanoseconds `add_factors` takes for one sample of T positions."""
         turned = factor_rotation_cost(self._blocks[parameter.name], positions, touched)
-        by_factors = touched or (positions == 1 and self.curvature.kind == "kfac")
+        by_factors = touched or (positions == 1 and self.curvature.factored)
         inner = self._inner.factor_cost(parameter, positions, touched) if by_factors else self._inner.cost(parameter)
         return turned + inner
 
