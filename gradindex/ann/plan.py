@@ -6,6 +6,7 @@ import faiss
 
 from gradindex.ann.choice import choose_index
 from gradindex.sketch import from_json
+from gradindex.sketch.whitening import WHITENED
 from gradindex.store import Header
 
 _FOLD = re.compile(r"Fold(\d+),(.+)", re.DOTALL)
@@ -49,7 +50,13 @@ def unfold(factory: str, dim: int) -> tuple[int, str]:
 
 
 def foldable(header: Header) -> bool:
-    """Whether a store's rows can be made narrower."""
+    """Whether a store's rows can be made narrower.
+
+    Whitened ones can: their coordinates are uncorrelated, so that products of different ones, which folding adds to an
+    inner product, cancel on average; the leading ones come with lesser ones.
+    """
+    if header.sketch["kind"] == WHITENED:
+        return True
     return header.backend != "none" and from_json(header.sketch).foldable
 
 

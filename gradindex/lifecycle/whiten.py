@@ -17,7 +17,7 @@ from gradindex.runtime.log import log
 from gradindex.runtime.progress import Bar, progress_bar
 from gradindex.search.whitened import Whitened, place_of, whitener_of, write_spectrum
 from gradindex.sketch.base import blocks as blocks_of
-from gradindex.sketch.whitening import Spectrum, Whitener, spectrum
+from gradindex.sketch.whitening import WHITENED, Spectrum, Whitener, spectrum
 from gradindex.store import Header, Rows, Store, codes
 from gradindex.store import replace as store_replace
 from gradindex.store.layout import PARTS
@@ -127,7 +127,7 @@ def _spectrum(parent: Store, rows: NDArray[np.int64], sample: int) -> Spectrum:
 
 
 def _header(parent: Store, rows: int, width: int, damping: float | None, dims: int) -> Header:
-    about = {"kind": "whitened", "dim": width, "of": parent.header.seal, "damping": damping}
+    about = {"kind": WHITENED, "dim": width, "of": parent.header.seal, "damping": damping}
     about |= {"asked": dims, "state": f"{parent.state.rows_seal[:16]} {parent.state.last[:16]}"}
     return Header(
         rows=rows,

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+WHITENED = "whitened"
+"""Kind of the sketch in the header of a store of whitened rows."""
 RELATIVE_DAMPING = 0.0045
 """Default damping, as a share of tr R² / tr R, the mean of the eigenvalues weighted by themselves.
 
