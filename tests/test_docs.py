@@ -35,6 +35,10 @@ PRINTED = {
     "retraining.md": (1, [r"Use .* for this model: its LDS is 0\.\d.*", r"-?0\.\d+ \(.* to .*\)"]),
     "serving.md": (1, []),
     "studies.md": (1, [r"\(3, 5\)", r"\(5,\)"]),
+    "whitening.md": (
+        2,
+        [r"whitened rows False", r".*white_dot", r"recall@10, no exact checks +(1\.|0\.9).*", r"\(0\.\d+.*"],
+    ),
     "use.md": (5, [r"\(3, 5\) \(3, 5\) True", r".*recall@10, 50 exact checks.*", r"\[ True  True  True\] \[.*"]),
 }
 # Of the pages with commands: those that are not run here, and where they are.
@@ -99,6 +103,8 @@ def test_the_commands_run_as_printed(page, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_model.py").write_text(f"{here}from pathlib import Path\n{grows}{fit}")
     x, y = digits()
     np.savez("test.npz", x=x[:20], y=y[:20])
+    if page == "whitening.md":
+        assert run(["build", "my_model.py:job", "runs/digits"]) == 0
     if page == "serving.md":
         assert run(["build", "my_model.py:job", "runs/pictures"]) == 0
     for words in commands(page):
