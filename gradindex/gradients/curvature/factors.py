@@ -123,7 +123,7 @@ class EigenvalueSums(Sums):
         block, count = self._blocks[parameter.name], len(gradients)
         coordinates = gradients.reshape(count, *block.shape)
         if (columns := self._side(block, False, gradients.dtype)) is not None:
-            coordinates = coordinates @ columns
+            coordinates = times(coordinates, columns)
         return Total([self._squared(block, coordinates)], count, 0, "")
 
     def of_factors(self, parameter: Parameter, rows: NDArray[Any], columns: Floats, places: Places) -> Total:
@@ -134,7 +134,7 @@ class EigenvalueSums(Sums):
             columns = columns[:, :, np.argsort(places)] if vectors is None else columns
             vectors = None if vectors is None else vectors[places]
         if vectors is not None:
-            columns = columns @ vectors
+            columns = times(columns, vectors)
         if rows.ndim == 2:
             return Total([self._squared_rows(block, rows, columns)], count, 0, "")
         if positions > 1:
@@ -184,6 +184,12 @@ class EigenvalueSums(Sums):
     def factor_cost(self, parameter: Parameter, positions: int, touched: bool = False) -> float:
         """Return the cost of two products with the factors, and of forming their product where T > 1."""
         return factor_rotation_cost(self._blocks.get(parameter.name), positions, touched)
+
+
+def times(vectors: NDArray[Any], matrix: NDArray[Any]) -> NDArray[Any]:
+    """Return the products (…, k) of vectors (…, n) with a matrix (n, k), by one product: NumPy makes one a sample."""
+    flat: NDArray[Any] = vectors.reshape(-1, vectors.shape[-1]) @ matrix
+    return flat.reshape(*vectors.shape[:-1], matrix.shape[1])
 
 
 def rotation_cost(block: Block | None) -> float:

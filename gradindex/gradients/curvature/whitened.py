@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from gradindex.gradients.curvature.block import Block, Doubles, power
 from gradindex.gradients.curvature.curvature import Curvature
-from gradindex.gradients.curvature.factors import factor_rotation_cost, rotation_cost
+from gradindex.gradients.curvature.factors import factor_rotation_cost, rotation_cost, times
 from gradindex.gradients.curvature.sums import Places, column_places, in_order
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
 
+_BLOCK_NUMBERS = 1 << 21  # of formed gradients
 _PER_NS = 15.0  # multiply-adds in a nanosecond of a matrix product
 
 
@@ -111,8 +112,11 @@ class Whitened(_Whitening):
             return self._add_rows_of_table(out, block, rows, columns, above)
         rows = rows.astype(np.float32, copy=False)
         if rows.shape[1] > 1 or not self.curvature.factored:
-            half = np.matmul(rows.transpose(0, 2, 1), columns)
-            return self._add_half(out, block, half, above)
+            size = max(1, _BLOCK_NUMBERS // block.parameter.size)
+            parts = [slice(begin, begin + size) for begin in range(0, len(out), size)]
+            halves = (np.matmul(rows[part].transpose(0, 2, 1), columns[part]) for part in parts)
+            found = [self._add_half(out[part], block, half, above) for part, half in zip(parts, halves, strict=True)]
+            return np.concatenate(found)
         rows = _times(rows, above)
         self._inner.add_factors(out, block.parameter, rows, columns)
         return _squares(rows[:, 0]) * _squares(columns[:, 0])
@@ -256,7 +260,7 @@ class _Part:
         rows = rows.astype(np.float32, copy=False)
         if rows.shape[1] > len(self._rows) and rows.shape[1] > 1 and self._above is not None:
             return self._of_half(np.matmul(rows.transpose(0, 2, 1), right))
-        left = rows[:, :, self._rows] if self._above is None else rows @ self._above
+        left = rows[:, :, self._rows] if self._above is None else times(rows, self._above)
         if rows.shape[1] == 1:
             found: NDArray[np.float32] = left[:, 0, self._of_row]
             found *= right[:, 0, self._of_column]
@@ -268,8 +272,7 @@ class _Part:
         if self._below is None:
             chosen = self._columns if places is None else np.argsort(places)[self._columns]
             return vectors[..., chosen]
-        found: NDArray[np.float32] = vectors @ (self._below if places is None else self._below[places])
-        return found
+        return times(vectors, self._below if places is None else self._below[places])
 
     def _of_half(self, half: NDArray[np.float32]) -> NDArray[np.float32]:
         whole = half[:, self._rows] if self._above is None else np.matmul(self._above.T, half)
@@ -312,7 +315,7 @@ def _scaled(vectors: Doubles | None, scales: Doubles) -> NDArray[np.float32]:
 
 
 def _times(vectors: NDArray[np.float32], side: NDArray[np.float32]) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = vectors * side if side.ndim == 1 else vectors @ side
+    found: NDArray[np.float32] = vectors * side if side.ndim == 1 else times(vectors, side)
     return found
 
 

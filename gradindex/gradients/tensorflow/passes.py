@@ -200,7 +200,8 @@ class Sketches:
         whole = not own or (alike is not None and not self._projector.one_row)
         by_factors, ghost = (False, False) if whole else self._cheapest(parameter, own)
         needed = sum(use.bytes_per_sample for use in own) if by_factors else 0
-        if not (by_factors and ghost):
+        alone = self._projector.own_norms and max((use.positions or 2 for use in own), default=2) == 1
+        if not (by_factors and (ghost or alone)):  # of one position no gradient is formed
             needed += _formed_bytes(parameter.size, uses)
         for block in _blocks(len(self.squares), needed):
             out = self.sketches[block]

@@ -187,7 +187,8 @@ class Sketches:
         if by_factors:
             needed = sum(use.bytes_per_sample() for use in uses)
             needed += sum(use.positions or 0 for use in uses) * self._costs.dim * 16
-        if not (by_factors and ghost):  # a norm of the projector's own may need the formed gradient, too
+        own = self._costs.own_norms and max(use.positions or 2 for use in uses) == 1  # of one position none is formed
+        if not (by_factors and (ghost or own)):
             needed += _formed_bytes(parameter.size, uses)
         for block in _blocks(len(self._squares), needed):
             out, squared = self._sketches[block], self._squares[block]
