@@ -28,7 +28,7 @@ import record
 import torch
 from torch import nn
 
-from gradindex.data.reading import as_source
+from gradindex.data.dataset_types import as_source
 from gradindex.gradients.curvature import Curvature, Leading, Whitened
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.torch.engine import TorchEngine
