@@ -14,7 +14,8 @@ from gradindex.gradients.signals import FACTORS
 from gradindex.gradients.ways import STEPS, pairs
 from gradindex.runtime.stages import stage
 from gradindex.sketch.captured import record
-from gradindex.sketch.landmark import WHOLE, Landmark, LandmarkProjector
+from gradindex.sketch.landmark import WHOLE, LandmarkProjector
+from gradindex.sketch.landmark_options import Landmark
 
 _STEP_BYTES = 64 << 20  # of training steps' gradients that are compared at once
 _UNSPLIT = 15  # samples that no engine computes in parts, which could not be kept

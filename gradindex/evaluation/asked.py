@@ -1,6 +1,5 @@
 """What the models of a bank are asked: queries, their loss, and the classes of queries and training samples."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from gradindex.data import fingerprint
 from gradindex.data.dataset_types import as_source
 from gradindex.data.labels import as_classes
+from gradindex.data.names import LossFunction, Tree
 from gradindex.data.samples import as_columns
 from gradindex.data.source import length
 
@@ -21,14 +21,14 @@ class Asked:
     `classes`: of the training samples (n,) and of the queries (m,); None where they are not known, or no classes.
     """
 
-    queries: Any
+    queries: Tree
     count: int
     sha256: str
-    loss_fn: Callable[[Any, Any], Any] | None
+    loss_fn: LossFunction | None
     classes: tuple[NDArray[Any], NDArray[Any]] | None
 
 
-def ask(queries: Any, loss_fn: Callable[[Any, Any], Any] | None, dataset: Any, n: int) -> Asked:
+def ask(queries: Tree, loss_fn: LossFunction | None, dataset: Tree, n: int) -> Asked:
     """Return what models are asked, after looking at it; arguments are those of `Bank.build`.
 
     Raises
@@ -56,7 +56,7 @@ def ask(queries: Any, loss_fn: Callable[[Any, Any], Any] | None, dataset: Any, n
     return Asked(queries, count, fingerprint.of_all(tree), loss_fn, classes)
 
 
-def sha256_of_dataset(dataset: Any, n: int) -> str:
+def sha256_of_dataset(dataset: Tree, n: int) -> str:
     """Return the fingerprint of a bank's training samples; raises ValueError unless there are n."""
     source = as_source(dataset)
     if len(source) != n:

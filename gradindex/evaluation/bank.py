@@ -4,15 +4,16 @@
 >>> bank.lds(scores)  # scores (m, n) of any kernel: larger says more helpful  # doctest: +SKIP
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import LossFunction, Tree
+from gradindex.defaults import SEED
 from gradindex.evaluation import bank_store, design, leave_one_out, removal
 from gradindex.evaluation.asked import Asked, ask, sha256_of_dataset
 from gradindex.evaluation.bank_store import MODELS, Header, Trained
@@ -67,13 +68,13 @@ class Bank:
         n: int,
         path: str | Path,
         *,
-        queries: Any,
-        loss_fn: Callable[[Any, Any], Any] | None = None,
-        dataset: Any = None,
+        queries: Tree,
+        loss_fn: LossFunction | None = None,
+        dataset: Tree = None,
         subsets: int = 60,
         fraction: float = 0.5,
         models: int = 3,
-        seed: int = 0,
+        seed: int = SEED,
         workers: int = 1,
         engine: Cluster | None = None,
         retry: bool = False,
@@ -137,9 +138,9 @@ class Bank:
         cls,
         path: str | Path,
         *,
-        queries: Any = None,
-        loss_fn: Callable[[Any, Any], Any] | None = None,
-        dataset: Any = None,
+        queries: Tree = None,
+        loss_fn: LossFunction | None = None,
+        dataset: Tree = None,
     ) -> "Bank":
         """Open a finished bank.
 

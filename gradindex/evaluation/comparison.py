@@ -86,7 +86,7 @@ class Comparison:
             sure = "nothing else was compared"
         return f"Use {best} for this model: its LDS is {score.estimate}{reached}{cost}; {sure}."
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return everything as JSON's types, differences and the sentence included."""
         kernels = {
             name: {

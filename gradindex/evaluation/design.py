@@ -1,9 +1,8 @@
 """Which models a retraining bank consists of: subsets, seeds, names of files."""
 
-from typing import Any
-
 import numpy as np
 
+from gradindex.data.names import Tree
 from gradindex.evaluation.asked import Asked, sha256_of_dataset
 from gradindex.evaluation.bank_store import MODELS, Header, Masks
 from gradindex.evaluation.lds import FEWEST_SUBSETS
@@ -12,7 +11,7 @@ from gradindex.evaluation.training import Task
 _STREAM = 0  # of the seeds of the subsets' models
 
 
-def header(n: int, subsets: int, fraction: float, models: int, seed: int, asked: Asked, dataset: Any) -> Header:
+def header(n: int, subsets: int, fraction: float, models: int, seed: int, asked: Asked, dataset: Tree) -> Header:
     """Return the header of the bank that `Bank.build` is asked for; raises ValueError if a number makes no sense."""
     numbers = (
         ("n", n, 2),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.labels import as_classes
-from gradindex.data.names import Model
+from gradindex.data.names import LossFunction, Model
 from gradindex.data.samples import as_columns
 from gradindex.data.source import Tree, length, take_rows
 from gradindex.job import Job
@@ -50,7 +50,7 @@ class Experiment:
     """
 
     fit: Callable[[Any, Any, int, int], Any]
-    loss_fn: Callable[[Any, Any], Any]
+    loss_fn: LossFunction
     data: tuple[Any, Any]
     _: KW_ONLY
     test: tuple[Any, Any] | None = None

@@ -15,11 +15,11 @@ share of it that a kernel reaches downwards. Both formulas are those of Pearson'
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.defaults import SEED
 from gradindex.evaluation import rank_agreement
 from gradindex.evaluation.rank_agreement import Resamples, Scores, Values
 
@@ -72,7 +72,7 @@ class LDS:
         """Which part of the noise ceiling is reached; None without one, or where it is 0."""
         return self.value / self.ceiling.value if self.ceiling is not None and self.ceiling.value > 0 else None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return everything but resamples as JSON's types."""
         return {
             "lds": dataclasses.asdict(self.estimate),
@@ -104,7 +104,7 @@ class Truth:
         If fewer than 4 subsets have a model.
     """
 
-    def __init__(self, masks: NDArray[np.bool_], losses: Values, seed: int = 0) -> None:
+    def __init__(self, masks: NDArray[np.bool_], losses: Values, seed: int = SEED) -> None:
         trained = is_trained(losses)
         kept = np.asarray(trained.any(axis=1))
         if kept.sum() < FEWEST_SUBSETS:

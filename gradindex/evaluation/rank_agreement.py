@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.defaults import SEED
+
 Values = NDArray[np.float64]
 Scores = NDArray[np.floating[Any]]
 """Of m queries and n samples (m, n), larger says more helpful."""
@@ -30,7 +32,7 @@ class Resamples:
     subsets: Values
 
     @classmethod
-    def draw(cls, queries: int, subsets: int, count: int = RESAMPLES, seed: int = 0) -> "Resamples":
+    def draw(cls, queries: int, subsets: int, count: int = RESAMPLES, seed: int = SEED) -> "Resamples":
         """Return resamples of both, drawn with replacement; the same for the same numbers and seed."""
         rng = np.random.default_rng(seed)
         drawn = [rng.multinomial(size, np.full(size, 1 / size), size=count) for size in (queries, subsets)]
@@ -102,7 +104,7 @@ def interval(value: float, resampled: Values) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def ceiling(losses: Values, weights: Values | None = None, seed: int = 0) -> tuple[Values, float] | None:
+def ceiling(losses: Values, weights: Values | None = None, seed: int = SEED) -> tuple[Values, float] | None:
     """Return how well halves of the models of a subset agree about the subsets' order, and a factor of lengths.
 
     Parameters

@@ -79,7 +79,7 @@ class Removal:
         draws = Resamples.draw(len(found), 1, RESAMPLES).queries
         return Estimate.of(found.mean(), draws @ found / len(found), *bounds)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return means, intervals, paired differences to the control, and every value, as JSON's types."""
         rows = []
         for name, k in product(self.changes, self.k):

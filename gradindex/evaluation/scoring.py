@@ -23,11 +23,11 @@ _METRICS = {"hidden": "cos-last", "pixels": "cos-x"}
 WHITE = ("white_dot", "white_cos")
 NAMES = (*Kernel, "label", *_METRICS, *WHITE)
 Rows = NDArray[np.float32]
-PairScores = Callable[[Any, Any, str], NDArray[Any]]
+PairScores = Callable[[Tree, Tree, str], NDArray[Any]]
 """``scores(x, y, kernel) -> (m, n)``, such as an index gives."""
 
 
-def scores(job: Job, x: Any, y: Any, names: Sequence[str], stored: PairScores | None = None) -> dict[str, Rows]:
+def scores(job: Job, x: Tree, y: Tree, names: Sequence[str], stored: PairScores | None = None) -> dict[str, Rows]:
     """Return the scores of m queries against all n training samples, larger says more helpful.
 
     Parameters
@@ -75,7 +75,7 @@ def scores(job: Job, x: Any, y: Any, names: Sequence[str], stored: PairScores | 
     return {name: found[name] for name in names}
 
 
-def gradient_scores(job: Job, x: Any, y: Any, kernels: Sequence[Kernel]) -> dict[Kernel, Rows]:
+def gradient_scores(job: Job, x: Tree, y: Tree, kernels: Sequence[Kernel]) -> dict[Kernel, Rows]:
     """Return exact kernels of gradients (m, n) float32: one scan for as many queries as 1 GiB of gradients holds.
 
     Parameters

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data import labels
+from gradindex.data.names import LossFunction, Tree
 from gradindex.data.samples import as_columns
 from gradindex.data.source import length, take_rows
 from gradindex.evaluation import bank_store
@@ -57,8 +58,8 @@ class Trainer:
     path: str
     bank: str
     fit: Fit
-    queries: Any
-    loss_fn: Callable[[Any, Any], Any] | None
+    queries: Tree
+    loss_fn: LossFunction | None
     count: int
     again: bool = False
 
@@ -95,7 +96,7 @@ class Cluster(Protocol):
 
 
 def ask(
-    model: Any, queries: Any, loss_fn: Callable[[Any, Any], Any] | None, count: int
+    model: Any, queries: Tree, loss_fn: LossFunction | None, count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
     """Return a model's losses of the queries (m,), and the classes it predicts (m,) where its outputs are classes.
 
@@ -134,7 +135,7 @@ def ask(
 
 
 def _ask_framework(
-    model: Any, queries: Any, loss_fn: Callable[[Any, Any], Any]
+    model: Any, queries: Tree, loss_fn: LossFunction
 ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
     x, y = as_columns(queries[0], "X"), as_columns(queries[1], "Y")
     try:

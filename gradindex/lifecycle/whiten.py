@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gradindex.ann import build as indexing
 from gradindex.ann import files as index_files
-from gradindex.defaults import BLOCK_ROWS, INDEX, WHITENED_DIMS
+from gradindex.defaults import BLOCK_ROWS, INDEX, SEED, WHITENED_DIMS
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.lifecycle import add, compact
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
@@ -134,7 +134,7 @@ def _header(parent: Store, rows: int, width: int, damping: float | None, dims: i
         shard_rows=max(1, SHARD_BYTES // width),
         dim=width,
         sketch=about,
-        seed=0,
+        seed=SEED,
         batch_size=1,
         task="none",
         backend="none",

@@ -5,7 +5,7 @@ from gradindex.sketch.base import Sketch, bounds_cosine, from_json
 from gradindex.sketch.countsketch import CountSketch
 from gradindex.sketch.dense import Gaussian, Rademacher
 from gradindex.sketch.identity import Identity
-from gradindex.sketch.landmark import Landmark
+from gradindex.sketch.landmark_options import Landmark
 from gradindex.sketch.sjlt import SJLT
 
 __all__ = [

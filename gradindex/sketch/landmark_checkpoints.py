@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.gradients.parameter import Floats, Parameter
-from gradindex.sketch.landmark import Landmark, LandmarkProjector, Whitening
+from gradindex.sketch.landmark import LandmarkProjector, Whitening
 
 if TYPE_CHECKING:
     from gradindex.sketch.captured import Recorder
+    from gradindex.sketch.landmark_options import Landmark
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ T = TypeVar("T")
 class CheckpointLandmarks(LandmarkProjector):
     """`Landmark(per_checkpoint=True)`: kernel values (b, C·L) become rows (p_1, …, p_C, ρ)."""
 
-    def __init__(self, options: Landmark, parameters: Sequence[Parameter], seed: int) -> None:
+    def __init__(self, options: "Landmark", parameters: Sequence[Parameter], seed: int) -> None:
         super().__init__(options, parameters, seed)
         places = sorted({one.checkpoint for one in parameters})
         self._parts = {

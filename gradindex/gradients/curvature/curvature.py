@@ -8,10 +8,11 @@ import numpy as np
 
 from gradindex.data.labels import as_array
 from gradindex.data.source import Batch, Source, rectangles
+from gradindex.defaults import SEED
 from gradindex.gradients.curvature import drawn
 from gradindex.gradients.curvature.block import Block, Doubles, power
 from gradindex.gradients.curvature.factors import LONGEST, EigenvalueSums, FactorSums, blocks_of
-from gradindex.gradients.curvature.sums import passed
+from gradindex.gradients.curvature.sums import Total, passed
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.runtime.log import log
@@ -48,7 +49,7 @@ class Curvature:
         kind: str = "ekfac",
         labels: str = "data",
         samples: int = 1,
-        seed: int = 0,
+        seed: int = SEED,
         memory: int = MEMORY,
     ) -> "Curvature":
         """Return the curvature of an engine's loss over a dataset.
@@ -210,7 +211,7 @@ class _Passes:
             raise drawn.NoDistribution(f'No labels can be drawn ({error}). Use labels="data".') from error
 
 
-def _measured(block: Block, total: Any) -> Block:
+def _measured(block: Block, total: Total | None) -> Block:
     return block if total is None else replace(block, measured=total.arrays[0] / total.samples)
 
 

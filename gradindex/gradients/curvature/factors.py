@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from gradindex.data.source import Ids
 from gradindex.gradients.curvature.block import Block, Doubles, Side
 from gradindex.gradients.curvature.sums import Places, Sums, Total
 from gradindex.gradients.parameter import Floats, Parameter
@@ -44,7 +45,7 @@ class FactorSums(Sums):
         across = matrices.transpose(0, 2, 1).reshape(-1, rows)
         return Total([_second_moment(across), _second_moment(matrices.reshape(-1, columns))], count, count, MATRIX)
 
-    def of_factors(self, parameter: Parameter, rows: NDArray[Any], columns: Floats, places: Places) -> Total:
+    def of_factors(self, parameter: Parameter, rows: Floats | Ids, columns: Floats, places: Places) -> Total:
         """Return Σ_t r_t r_tᵀ and Σ_t c_t c_tᵀ."""
         samples, positions, width = columns.shape
         if rows.ndim == 2:
@@ -126,7 +127,7 @@ class EigenvalueSums(Sums):
             coordinates = times(coordinates, columns)
         return Total([self._squared(block, coordinates)], count, 0, "")
 
-    def of_factors(self, parameter: Parameter, rows: NDArray[Any], columns: Floats, places: Places) -> Total:
+    def of_factors(self, parameter: Parameter, rows: Floats | Ids, columns: Floats, places: Places) -> Total:
         """Return Σ (Σ_t r̂_t ĉ_tᵀ)²."""
         block, (count, positions, _) = self._blocks[parameter.name], columns.shape
         vectors = self._side(block, False, columns.dtype)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.data.source import Batch
+from gradindex.data.source import Batch, Ids
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.projector import Projector
@@ -64,7 +64,7 @@ class Sums(Projector):
         """Return what formed gradients (b, size), in the parameter's own order, come to."""
 
     @abstractmethod
-    def of_factors(self, parameter: Parameter, rows: NDArray[Any], columns: Floats, places: Places) -> Total:
+    def of_factors(self, parameter: Parameter, rows: Floats | Ids, columns: Floats, places: Places) -> Total:
         """Return what Σ_t r_t c_tᵀ come to; `places` are the columns' in the parameter's own order, None for as is."""
 
     def add(self, out: NDArray[np.float32], parameter: Parameter, gradients: Floats) -> None:
