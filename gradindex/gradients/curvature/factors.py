@@ -75,7 +75,7 @@ def _halves(parameter: Parameter) -> tuple[int, int]:
     return rows, parameter.size // rows
 
 
-def _second_moment(vectors: Floats) -> Doubles:
+def _second_moment(vectors: Floats | Ids) -> Doubles:
     """Return Σ v vᵀ (n, n) of vectors (m, n) in their own precision, or its diagonal (n,) of long ones."""
     if vectors.shape[1] > LONGEST:
         found: Doubles = np.einsum("ij,ij->j", vectors, vectors, dtype=np.float64)
