@@ -51,7 +51,7 @@ class FactorSums(Sums):
         if rows.ndim == 2:
             above = np.bincount(rows.ravel(), minlength=parameter.matrix_shape[0]).astype(np.float64)
         else:
-            above = _second_moment(rows.reshape(-1, rows.shape[2]))
+            above = _second_moment(np.asarray(rows, columns.dtype).reshape(-1, rows.shape[2]))
         below = _second_moment(columns.reshape(-1, width))
         if places is not None:
             turned = np.empty_like(below)
@@ -75,7 +75,7 @@ def _halves(parameter: Parameter) -> tuple[int, int]:
     return rows, parameter.size // rows
 
 
-def _second_moment(vectors: Floats | Ids) -> Doubles:
+def _second_moment(vectors: Floats) -> Doubles:
     """Return Σ v vᵀ (n, n) of vectors (m, n) in their own precision, or its diagonal (n,) of long ones."""
     if vectors.shape[1] > LONGEST:
         found: Doubles = np.einsum("ij,ij->j", vectors, vectors, dtype=np.float64)
