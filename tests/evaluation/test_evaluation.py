@@ -175,11 +175,11 @@ def asked(tmp_path, capsys):
 
 def test_the_commands_damping(asked):
     """Damping far above the Hessian makes IF the inner product of gradients, over a number."""
-    plain = asked("--tests class --metrics GD,IF")
+    plain = asked("--tests class --metrics GD,IF --damping study")
     damped = asked("--tests class --metrics GD,IF --damping 1e6")
     assert damped.values["top-20 class"]["IF"] == damped.values["top-20 class"]["GD"]
     assert plain.values["top-20 class"]["IF"] != plain.values["top-20 class"]["GD"]
-    assert (plain.meta["options"]["damping"], damped.meta["options"]["damping"]) == (None, 1e6)
+    assert (plain.meta["options"]["damping"], damped.meta["options"]["damping"]) == ("study", 1e6)
 
 
 def test_the_commands_solver(asked, capsys):

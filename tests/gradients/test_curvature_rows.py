@@ -139,3 +139,36 @@ def test_a_parameter_that_no_loss_depends_on_is_left_out():
         rows = engine.embed(x, y, Leading(curvature, 15)).sketches.astype(float)
         np.testing.assert_allclose(rows @ rows.T, curvature.apply(gradients) @ gradients.T, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(alone.apply(gradients[:, :15]), curvature.apply(gradients)[:, :15], rtol=1e-9)
+
+
+@KINDS
+@pytest.mark.parametrize("formed_first", [False, True])
+def test_columns_that_come_in_another_order(kind, formed_first, monkeypatch):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 3))
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((40, 8, 6, 6)).astype(np.float32), random.integers(0, 3, 40)
+    engine = TorchEngine(model, nn.CrossEntropyLoss())
+    curvature = fitted(engine, as_source((x, y)), kind)
+    plain = fitted(TorchEngine(model.double(), nn.CrossEntropyLoss()), as_source((x.astype(float), y)), kind)
+    model.float()
+    np.testing.assert_allclose(curvature.blocks[0].columns.values, plain.blocks[0].columns.values, rtol=1e-3, atol=1e-4)
+    want = curvature.root(formed(engine, x, y), 0.01)
+    seen = []
+    for projector in (
+        Whitened(curvature, Identity().bind(engine.parameters, 0), 0.01),
+        Leading(curvature, engine.size, 0.01),
+    ):
+        if formed_first:
+            monkeypatch.setattr(type(projector), "factor_cost", lambda *_: np.inf)
+        else:
+            monkeypatch.setattr(type(projector), "cost", lambda *_: np.inf)
+        for name in ("add_measured", "add_factors"):
+            real = getattr(type(projector), name)
+            spy = lambda s, o, p, *a, r=real: seen.append(p.input_order) or r(s, o, p, *a)  # noqa: E731
+            monkeypatch.setattr(type(projector), name, spy)
+        rows = engine.embed(x, y, projector).sketches.astype(float)
+        scores = want @ want.T
+        np.testing.assert_allclose(rows @ rows.T, scores, rtol=1e-3, atol=1e-4 * scores.max())
+    assert (1, 0) in seen  # channels last: a patch's places come before its channels
