@@ -13,6 +13,7 @@ Each kernel equals cos(q, t) times a weight that depends on the two norms alone,
 unit-norm rows plus the exact norms serves all three.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -50,6 +51,53 @@ class KernelName(StrEnum):
     ASYM_DOT = Kernel.ASYM_DOT.value
     WHITE_DOT = WhiteKernel.DOT.value
     WHITE_COS = WhiteKernel.COS.value
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What people read of a kernel: its `title`, which samples its `proponents` and `opponents` are, and what it finds.
+
+    `finds` is a sentence; `estimated` says that its values are never exact.
+    """
+
+    title: str
+    finds: str
+    proponents: str
+    opponents: str
+    estimated: bool = False
+
+
+_STEP = "a step on these would make the query's loss smaller", "a step on these would make it larger"
+_GONE = "without these the query's loss would be larger", "without these it would be smaller"
+WORDING = {
+    KernelName.COS: Wording("gradient cosine", "Finds samples that are alike to the model.", *_STEP),
+    KernelName.DOT: Wording(
+        "gradient inner product", "Finds samples on which a training step does most to the query.", *_STEP
+    ),
+    KernelName.ASYM_DOT: Wording(
+        "asymmetric gradient product",
+        "Finds samples on which a training step does most to the query for what it does to the sample itself.",
+        *_STEP,
+    ),
+    KernelName.WHITE_DOT: Wording(
+        "whitened product",
+        "Finds samples whose removal from the training set would change the query most (an estimate).",
+        *_GONE,
+        estimated=True,
+    ),
+    KernelName.WHITE_COS: Wording(
+        "whitened cosine",
+        "Finds samples whose removal would move the model most in the query's direction, of any size (an estimate).",
+        *_GONE,
+        estimated=True,
+    ),
+}
+"""Every kernel in words."""
+
+
+def title(name: str) -> str:
+    """Return a kernel's name in words; any other name as it is."""
+    return WORDING[KernelName(name)].title if name in tuple(KernelName) else name
 
 
 def white(name: str | None) -> WhiteKernel | None:

@@ -3,7 +3,7 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from gradindex import relevance
 from gradindex.data.labels import as_array
 from gradindex.data.source import is_ragged
 from gradindex.index.index import Index
-from gradindex.kernels import Kernel, WhiteKernel
+from gradindex.kernels import WORDING, Kernel, KernelName, WhiteKernel
 from gradindex.plots.read import class_name
 from gradindex.plots.rendering import Rendered as Shown
 from gradindex.plots.rendering import Renderer, data_uri, printable
@@ -73,7 +73,7 @@ class Lookup:
     def __init__(self, index: Index) -> None:
         self.index = index
         self._renderer = Renderer(index.job)
-        self._info: tuple[Store, models.IndexInfo] | None = None
+        self._info: tuple[Store, bool, models.IndexInfo] | None = None
         self._rendered: OrderedDict[int, models.Rendered | None] = OrderedDict()
 
     @property
@@ -162,14 +162,18 @@ class Lookup:
 
     @property
     def info(self) -> models.IndexInfo:
-        """What is served; found out anew when rows were added or removed. The application fills in the limits."""
-        store = self.store
-        if self._info is None or self._info[0] is not store:
-            self._info = store, self._describe(store)
-        return self._info[1]
+        """What is served; found out anew when rows changed or were whitened. The application fills in the limits."""
+        store, whitened = self.store, self.index.is_whitened
+        if self._info is None or self._info[0] is not store or self._info[1] != whitened:
+            self._info = store, whitened, self._describe(store)
+        return self._info[2]
 
     def _kernels(self) -> list[str]:
-        """Return the kernels of gradients that can be asked for."""
+        """Return the kernels that can be asked for: of gradients and whitened rows, or the metric alone."""
+        metric = self.store.header.metric
+        default = relevance.title(metric, relevance.kernel_of(metric))
+        if metric is not None and default == metric["name"]:
+            return [default]
         white = list(WhiteKernel) if self.index.is_whitened else []
         return [kernel.value for kernel in (*Kernel, *white)]
 
@@ -178,7 +182,7 @@ class Lookup:
 
         header, columns = store.header, store.columns
         metric = None if header.metric is None else str(header.metric["name"])
-        default = relevance.title(header.metric, relevance.kernel_of(header.metric))
+        kernels = self._kernels()
         classes = np.unique(columns["label"]) if "label" in columns else np.empty(0)
         names = self.index.job.class_names
         return models.IndexInfo(
@@ -195,8 +199,13 @@ class Lookup:
             class_names=None if names is None else [printable(str(name)) for name in names],
             input=self._input(),
             metric=metric,
-            kernels=[default] if default == metric else self._kernels(),
-            kernel=default,
+            kernels=kernels,
+            kernel=relevance.title(header.metric, relevance.kernel_of(header.metric)),
+            wording={
+                name: models.KernelWording(**asdict(WORDING[KernelName(name)]))
+                for name in kernels
+                if name in tuple(KernelName)
+            },
             certifiable=bounds_cosine(header.sketch),
             max_k=0,
             max_queries=0,

@@ -132,6 +132,16 @@ class SearchResponse(BaseModel):
     timing: Timing
 
 
+class KernelWording(BaseModel):
+    """A kernel in words."""
+
+    title: str
+    finds: str = Field(description="Which question it answers, a sentence.")
+    proponents: str
+    opponents: str
+    estimated: bool = Field(description="Whether its scores are estimates in any case, so that nothing is checked.")
+
+
 class IndexInfo(BaseModel):
     """What is served."""
 
@@ -150,6 +160,7 @@ class IndexInfo(BaseModel):
     metric: str | None = Field(description="Whose rows the index holds; null for gradients.")
     kernels: list[str] = Field(description="What scores may be: kernels of gradients, or the metric alone.")
     kernel: str = Field(description="What they are where no kernel is given.")
+    wording: dict[str, KernelWording] = Field(description="Of these kernels, those of gradients in words.")
     certifiable: bool = Field(description="Whether `certify` can prove a cosine.")
     max_k: int
     max_queries: int

@@ -3,12 +3,15 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.serve.browsing import WAIT
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +24,24 @@ def served_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("serve") / "index"
     gradindex.build(pictures_job(), path).verify(queries=20)
     return path
+
+
+@pytest.fixture(scope="session")
+def whitened_path(tmp_path_factory):
+    import gradindex
+    from tests.serve.jobs import pictures_job
+
+    path = tmp_path_factory.mktemp("whitened") / "index"
+    gradindex.build(pictures_job(), path, sketch=gradindex.Landmark(landmarks=64, dims=32)).whiten()
+    return path
+
+
+@pytest.fixture(scope="session")
+def whitened(whitened_path):
+    import gradindex
+    from tests.serve.jobs import pictures_job
+
+    return gradindex.load(whitened_path, pictures_job())
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +92,34 @@ def running(path, *options, job="tests.serve.jobs:pictures_job", env=None):
             process.wait()
         process.stdout.close()
         process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    tools = pytest.importorskip(
+        "playwright.sync_api", reason="the page is tested with playwright: pip install playwright"
+    )
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("the page is tested in Chromium: apt-get install chromium")
+    with tools.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """A fresh page; anything that it loads from elsewhere, or that breaks its own policy, fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.said = said
+    yield page
+    context.close()
+    assert all(url.startswith((address, "data:", "blob:")) for url in asked), asked
+    assert not [text for text in said if "status of 4" not in text], said

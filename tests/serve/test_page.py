@@ -1,73 +1,23 @@
 """The page, clicked through in a real browser."""
 
-import shutil
-import time
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
 from tests.jobs import digits
+from tests.serve.browsing import WAIT, ids, settled, until
 from tests.serve.conftest import running
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="the page is tested with playwright: pip install playwright"
-)
 pytest.importorskip("fastapi")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page is tested in Chromium: apt-get install chromium")
 X, Y = digits()
-WAIT = 30_000
 
 
 @pytest.fixture(scope="module")
 def address(served_path):
     with running(served_path) as (address, _):
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, address):
-    """A fresh page; anything that it loads from elsewhere, or that breaks its own policy, fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(WAIT)
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.said = said
-    yield page
-    context.close()
-    assert all(url.startswith((address, "data:", "blob:")) for url in asked), asked
-    assert not [text for text in said if "status of 4" not in text], said
-
-
-def until(page, condition):
-    """Wait for a condition in JavaScript; the page's own policy forbids playwright's way, which evaluates strings."""
-    end = time.monotonic() + WAIT / 1000
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, condition
-        page.wait_for_timeout(20)
-
-
-def settled(page):
-    until(page, "document.querySelector('main').getAttribute('aria-busy') === 'false'")
-
-
-def ids(page, side):
-    return [
-        int(one) for one in page.locator(f"#{side} button[data-id]").evaluate_all("all => all.map(b => b.dataset.id)")
-    ]
 
 
 def test_from_the_gallery_to_a_neighbour_and_back(page, address, index):

@@ -49,9 +49,10 @@ export async function ask(path, body, signal) {
   }
 }
 
-// Only the last of these counts.
-export function askLatest(path, body) {
+// Only the last of these counts; its questions are asked at once, and answered together.
+export function askLatest(path, ...bodies) {
   controller?.abort();
   controller = new AbortController();
-  return ask(path, body, controller.signal);
+  const { signal } = controller;
+  return Promise.all((bodies.length ? bodies : [undefined]).map((body) => ask(path, body, signal)));
 }

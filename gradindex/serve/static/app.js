@@ -1,13 +1,13 @@
 // State lives in the address (after #, so that it is not sent to any server); everything else follows from it.
 
 import { ask, askLatest } from "./api.js";
-import { cards, element, ghosts, name, queryCard, timing } from "./view.js";
+import { asked, cards, element, ghosts, marks, name, queryCard, timing } from "./view.js";
 import { decode, encode, readFile } from "./upload.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 24;
-const KERNELS = { grad_cos: "gradient cosine", grad_dot: "inner product", grad_asym_dot: "asymmetric product", white_dot: "whitened product", white_cos: "whitened cosine" };
-const DEFAULTS = { id: null, input: null, label: "", kernel: null, k: 10, side: "both", exact: true, certify: false, classes: [], offset: 0 };
+const SIDES = ["proponents", "opponents"];
+const DEFAULTS = { id: null, input: null, label: "", kernel: null, beside: null, k: 10, side: "both", exact: true, certify: false, classes: [], offset: 0 };
 let info = null;
 let state = read();
 
@@ -19,6 +19,7 @@ function read() {
     input: found.get("input"),
     label: found.get("label") ?? "",
     kernel: found.get("kernel"),
+    beside: found.get("beside"),
     k: whole(found.get("k"), 1) ?? DEFAULTS.k,
     side: ["both", "proponents", "opponents"].includes(found.get("side")) ? found.get("side") : DEFAULTS.side,
     exact: found.get("exact") !== "0",
@@ -50,12 +51,36 @@ function kernel() {
   return info?.kernels.includes(state.kernel) ? state.kernel : info?.kernel;
 }
 
+// The kernel whose answer stands beside that one's, or none.
+function beside() {
+  return info?.kernels.includes(state.beside) && state.beside !== kernel() ? state.beside : null;
+}
+
+const shown = () => [kernel(), beside()].filter(Boolean);
+const title = (one) => info.wording[one]?.title ?? one;
+const estimated = (one) => info.wording[one]?.estimated ?? false;
+
+// What cannot be checked is not offered, and the reason is given.
+function fillChecks() {
+  const estimates = info ? shown().filter(estimated) : [];
+  const none = estimates.length > 0 && estimates.length === shown().length;
+  $("exact").disabled = $("certify").disabled = none;
+  $("exact").checked = state.exact && !none;
+  $("certify").checked = state.certify && !none;
+  $("estimated").hidden = !estimates.length;
+  $("estimated").textContent = `Scores of the ${estimates.map(title).join(" and the ")} are estimates by whitened rows: there is no exact value to check them by.`;
+}
+
 function fillControls() {
   $("row").value = state.id ?? "";
   $("kernel").value = kernel() ?? "";
   $("k").value = state.k;
-  $("exact").checked = state.exact;
-  $("certify").checked = state.certify;
+  fillChecks();
+  if (info) {
+    $("beside").replaceChildren(element("option", { value: "" }, "nothing"),
+      ...info.kernels.filter((one) => one !== kernel()).map((one) => element("option", { value: one }, title(one))));
+    $("beside").value = beside() ?? "";
+  }
   $("label").value = state.label;
   for (const radio of document.querySelectorAll("[name=side]")) radio.checked = radio.value === state.side;
   for (const box of document.querySelectorAll("#classes input")) box.checked = state.classes.includes(box.value);
@@ -72,12 +97,9 @@ function hint(form) {
 function start() {
   const gradients = info.kernels.length > 1;
   $("about").textContent = `${info.samples.toLocaleString("en")} training samples, ${gradients ? "gradients" : `${info.metric} rows`} of ${info.parameters.toLocaleString("en")} numbers (${info.backend}), ${info.sketch.kind} of ${info.dim}, ${info.factory}`;
-  $("kernel").replaceChildren(...info.kernels.map((one) => element("option", { value: one }, KERNELS[one] ?? one)));
-  if (!gradients) {
-    document.querySelector("label[for=kernel]").textContent = "Metric";
-    $("proponents").querySelector("small").textContent = `most similar by ${info.metric}`;
-    $("opponents").querySelector("small").textContent = `least similar by ${info.metric}`;
-  }
+  $("kernel").replaceChildren(...info.kernels.map((one) => element("option", { value: one }, title(one))));
+  $("beside-part").hidden = info.kernels.length < 2;
+  if (!gradients) document.querySelector("label[for=kernel]").textContent = "Metric";
   $("k").max = info.max_k;
   $("certify-part").hidden = !info.certifiable;
   const named = (one) => info.class_names?.[one] ?? String(one);
@@ -95,10 +117,10 @@ function start() {
   $("own-hint").textContent = hint(form);
 }
 
-function request() {
-  const body = { k: Math.min(state.k, info.max_k), kernel: kernel() === info.kernel ? null : kernel(), render: true };
+function request(one) {
+  const body = { k: Math.min(state.k, info.max_k), kernel: one === info.kernel ? null : one, render: true };
   if (!state.exact) body.rerank = 0;
-  if (state.exact && state.certify && info.certifiable && !kernel().startsWith("white")) body.certify = true;
+  if (state.exact && state.certify && info.certifiable && !estimated(one)) body.certify = true;
   if (state.classes.length) body.where = { label: state.classes.map(Number) };
   if (state.input !== null) {
     body.inputs = [decode(state.input, info.input)];
@@ -114,7 +136,7 @@ function busy(on) {
 function fail(error) {
   busy(false);
   if (error.name === "AbortError") return;
-  for (const id of ["query", "proponents", "opponents", "browse", "timing"]) $(id).hidden = true;
+  for (const id of ["query", "shared", "answers", "browse", "timing"]) $(id).hidden = true;
   $("error").hidden = false;
   $("error-text").textContent = error.message;
   $("status").textContent = "";
@@ -137,34 +159,78 @@ async function show() {
   }
 }
 
-async function explain() {
-  $("browse").hidden = true;
-  const sides = ["proponents", "opponents"];
-  for (const side of sides) {
-    $(side).hidden = state.side !== "both" && state.side !== side;
-    ghosts($(side).querySelector("ol"), state.k);
+// The places of one kernel's answer: the second one's names begin with "other-".
+function place(number) {
+  const prefix = number ? "other-" : "";
+  return { answer: $(`${prefix}answer`), ...Object.fromEntries(SIDES.map((side) => [side, $(prefix + side)])) };
+}
+
+function waitFor(kernels) {
+  $("answers").hidden = false;
+  $("shared").hidden = true;
+  $("answers").classList.toggle("pair", kernels.length > 1);
+  for (const number of [0, 1]) {
+    const here = place(number);
+    const words = info.wording[kernels[number]];
+    here.answer.hidden = number >= kernels.length;
+    asked(here.answer.querySelector(".asked"), words);
+    for (const side of SIDES) {
+      here[side].hidden = here.answer.hidden || (state.side !== "both" && state.side !== side);
+      here[side].querySelector("small").textContent = words ? words[side] : `${side === "proponents" ? "most" : "least"} similar by ${info.metric}`;
+      here[side].setAttribute("aria-label", kernels.length > 1 && words ? `${side} by the ${words.title}` : side);
+      ghosts(here[side].querySelector("ol"), here[side].hidden ? 0 : state.k);
+    }
   }
+}
+
+// How many samples two answers have in common.
+function common(answers) {
+  const counts = SIDES.map((side) => {
+    const there = new Set(answers[1][side].map((one) => one.id));
+    return `${answers[0][side].filter((one) => there.has(one.id)).length} of ${answers[0][side].length} ${side}`;
+  });
+  return `In both answers: ${SIDES.map((side, i) => (state.side === "both" || state.side === side ? counts[i] : null)).filter(Boolean).join(", ")}.`;
+}
+
+async function explain() {
+  const kernels = shown();
+  $("browse").hidden = true;
+  waitFor(kernels);
   busy(true);
   $("status").textContent = "Searching";
   document.title = `${state.id === null ? "your own query" : `sample ${state.id}`} · gradindex`;
-  const found = await askLatest("/v1/explain", request());
-  const [answer] = found.answers;
+  const found = await askLatest("/v1/explain", ...kernels.map(request));
+  const answers = found.map((one) => one.answers[0]);
+  const [{ query }] = answers;
   $("query").hidden = false;
-  queryCard($("query"), answer.query, answer, found);
-  const own = answer.query.label ?? answer.query.prediction;
-  for (const side of sides) {
-    cards($(side).querySelector("ol"), answer[side], { side: side.slice(0, -1), own, empty: "There are none." });
-  }
+  queryCard($("query"), query, found[0]);
+  const own = query.label ?? query.prediction;
+  answers.forEach((answer, number) => {
+    const here = place(number), other = answers[1 - number];
+    asked(here.answer.querySelector(".asked"), info.wording[kernels[number]], answer);
+    for (const side of SIDES) {
+      const again = other && marks(side, other);
+      cards(here[side].querySelector("ol"), answer[side], { side: side.slice(0, -1), own, again, empty: "There are none." });
+    }
+  });
+  $("shared").hidden = answers.length < 2;
+  $("shared").textContent = answers.length < 2 ? "" : common(answers);
   $("timing").hidden = false;
-  timing($("stages"), found.timing);
-  $("batch").textContent = found.timing.batch > 1 ? `Shared with ${found.timing.batch - 1} other queries.` : "";
+  timing($("stages"), found[0].timing);
+  const notes = answers.length < 2 ? [] : [`Of the ${title(kernels[0])}.`];
+  if (found[0].timing.batch > 1) notes.push(`Shared with ${found[0].timing.batch - 1} other queries.`);
+  $("batch").textContent = notes.join(" ");
   busy(false);
+  $("status").textContent = [...answers.map((answer, number) => summary(answer, found[number], answers.length > 1 ? title(kernels[number]) : "")), $("shared").textContent].join(" ").trim();
+}
+
+function summary(answer, found, by) {
   const first = answer.proponents[0];
-  $("status").textContent = `${answer.proponents.length} proponents and ${answer.opponents.length} opponents in ${Math.round(1000 * found.timing.total)} milliseconds${first ? `, the first is sample ${first.id}, ${name(first, "label") ?? "without label"}` : ""}.`;
+  return `${by ? `By the ${by}: ` : ""}${answer.proponents.length} proponents and ${answer.opponents.length} opponents in ${Math.round(1000 * found.timing.total)} milliseconds${first ? `, the first is sample ${first.id}, ${name(first, "label") ?? "without label"}` : ""}.`;
 }
 
 async function browse() {
-  for (const id of ["query", "proponents", "opponents", "timing"]) $(id).hidden = true;
+  for (const id of ["query", "shared", "answers", "timing"]) $(id).hidden = true;
   $("browse").hidden = false;
   document.title = "gradindex";
   const list = $("browse").querySelector("ol");
@@ -172,7 +238,7 @@ async function browse() {
   busy(true);
   const limit = Math.min(PAGE, info.max_queries);
   const one = state.classes.length === 1 ? `&label=${encodeURIComponent(state.classes[0])}` : "";
-  const found = await askLatest(`/v1/items?offset=${state.offset}&limit=${limit}${one}`);
+  const [found] = await askLatest(`/v1/items?offset=${state.offset}&limit=${limit}${one}`);
   cards(list, found.items, { empty: "There are no samples here." });
   $("place").textContent = found.total ? `${Math.min(state.offset + 1, found.total).toLocaleString("en")} to ${Math.min(state.offset + limit, found.total).toLocaleString("en")} of ${found.total.toLocaleString("en")}` : "";
   $("previous").disabled = state.offset === 0;
@@ -187,7 +253,12 @@ function listen() {
     if ($("row").value !== "") go({ id: Math.max(0, Math.trunc(Number($("row").value))), input: null, label: "" });
   });
   $("random").addEventListener("click", () => info && go({ id: Math.floor(Math.random() * info.samples), input: null, label: "" }));
-  $("kernel").addEventListener("change", () => go({ kernel: $("kernel").value === info?.kernel ? null : $("kernel").value }));
+  $("kernel").addEventListener("change", () => {
+    const wanted = $("kernel").value;
+    const swapped = wanted === beside() ? { beside: kernel() } : {};
+    go({ kernel: wanted === info?.kernel ? null : wanted, ...swapped });
+  });
+  $("beside").addEventListener("change", () => go({ beside: $("beside").value || null }));
   $("k").addEventListener("change", () => {
     const wanted = Math.trunc(Number($("k").value)) || DEFAULTS.k;
     go({ k: Math.min(Math.max(1, wanted), info?.max_k ?? wanted) });
@@ -232,7 +303,7 @@ function listen() {
   $("main").addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step || !event.target.dataset?.id) return;
-    const every = [...document.querySelectorAll("main section:not([hidden]) button[data-id]")];
+    const every = [...document.querySelectorAll("main button[data-id]")].filter((one) => one.offsetParent);
     every[every.indexOf(event.target) + step]?.focus();
     event.preventDefault();
   });

@@ -49,19 +49,23 @@ function facts(sample) {
   return line;
 }
 
-export function card(sample, { rank, side, own } = {}) {
+export function card(sample, { rank, side, own, again } = {}) {
   const label = name(sample, "label");
   const said = [`sample ${sample.id}`, label && `label ${label}`];
   let kind = "card";
   if (own !== undefined && own !== null && sample.label !== null) kind += sample.label === own ? " same" : " other";
   const parts = [seen(sample, `sample ${sample.id}${label ? `, ${label}` : ""}`)];
   if (rank !== undefined) {
-    const mark = sample.exact ? "" : "≈";
     said.unshift(`${side} ${rank}`);
     said.push(`score ${number(sample.score)}, ${sample.exact ? "exact" : "estimated"}`);
-    parts.push(element("span", { class: "score", title: sample.exact ? "exact" : "estimated" }, mark + number(sample.score)));
+    parts.push(element("span", { class: "score", title: sample.exact ? "exact" : "estimated" }, (sample.exact ? "" : "≈") + number(sample.score)));
   }
   parts.push(facts(sample));
+  const mark = again?.(sample.id);
+  if (mark) {
+    said.push(mark);
+    parts.push(element("span", { class: "again" }, mark));
+  }
   const columns = Object.entries(sample.columns || {}).map(([key, value]) => `${key} ${value}`).join(", ");
   parts.push(element("span", { class: "facts" }, `#${sample.id}${columns ? ` · ${columns}` : ""}`));
   const button = element("button", { type: "button", class: kind, title: "Make it the query" }, ...parts);
@@ -83,7 +87,26 @@ export function ghosts(list, count) {
     element("li", { "aria-hidden": "true" }, element("div", { class: "ghost" }))));
 }
 
-export function queryCard(place, sample, answer, extra) {
+// Which question the kernel answers and, once there is an answer, how far it can be trusted.
+export function asked(place, words, answer) {
+  place.replaceChildren(...(words ? [element("p", {}, element("b", {}, words.title), `: ${words.finds}`)] : []));
+  if (!answer) return;
+  const trust = answer.proved ? "Proved: the true neighbours"
+    : words?.estimated ? "Estimated by whitened rows"
+    : answer.checked ? "Scores exact, candidates by sketch" : "Estimated from sketches";
+  const checked = answer.checked ? `; ${answer.checked.toLocaleString("en")} samples checked exactly` : "";
+  place.append(element("p", { class: "hint" }, `${trust}${checked}.`));
+}
+
+// Marks of samples that another kernel's answer to the same query has, too, on one of its sides.
+export function marks(side, other) {
+  const here = new Set(other[side].map((one) => one.id));
+  const far = side === "proponents" ? "opponents" : "proponents";
+  const there = new Set(other[far].map((one) => one.id));
+  return (id) => (here.has(id) ? "in both" : there.has(id) ? `${far.slice(0, -1)} by the other kernel` : null);
+}
+
+export function queryCard(place, sample, extra) {
   const lines = [];
   const add = (term, value) => { if (value !== null && value !== undefined) lines.push(element("dt", {}, term), element("dd", {}, value)); };
   add("Query", sample.id === null ? "your own" : `training sample ${sample.id}`);
@@ -91,9 +114,7 @@ export function queryCard(place, sample, answer, extra) {
   add("Prediction", name(sample, "prediction"));
   add("Searched", extra.selected === extra.rows ? `${extra.rows.toLocaleString("en")} samples`
     : `${extra.selected.toLocaleString("en")} of ${extra.rows.toLocaleString("en")} samples`);
-  add("Checked exactly", `${answer.checked.toLocaleString("en")} samples`);
-  add("Answer", answer.proved ? "proved: the true neighbours" : answer.checked ? "scores exact, candidates by sketch" : "estimated from sketches");
-  if (answer.query.label !== null || answer.query.prediction !== null) add("Frames", "blue: the query's class, dashed orange: another");
+  if (sample.label !== null || sample.prediction !== null) add("Frames", "blue: the query's class, dashed orange: another");
   place.replaceChildren(seen(sample, "the query"), element("dl", {}, ...lines));
 }
 
