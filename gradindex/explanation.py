@@ -53,7 +53,8 @@ class Explanation:
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{k}{list(np.shape(v)) if isinstance(v, np.ndarray) else ''}" for k, v in self.data.items())
-        return f"Explanation({self.meta.get('name')}: {shapes})"
+        kernel = self.meta.get("params", {}).get("kernel")
+        return f"Explanation({self.meta.get('name')}{f', {kernel}' if kernel else ''}: {shapes})"
 
     def plot(
         self, k: int = 5, *, opponents: bool = True, figure: "Figure | None" = None, axes: "Axes | None" = None

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gradindex.compute.watch import Compared
 from gradindex.explanation import Explanation
+from gradindex.kernels import WORDING, KernelName
 from gradindex.search.answer import Found, found_sides
 from gradindex.search.audit_result import Audit
 from gradindex.search.white import ESTIMATOR
@@ -49,9 +50,10 @@ def whitened_line(result: Explanation) -> str | None:
     params = result.meta["params"]
     if not params.get("whitened"):
         return None
-    if params.get("estimator") == ESTIMATOR:
-        return "Estimates by whitened rows of what would change if these samples were removed."
-    return "These samples are alike to the model; --kernel white_dot finds those whose removal would change most."
+    kernel = WORDING[KernelName(params["kernel"])]
+    if kernel.estimated:
+        return f"{kernel.finds} Scores: {kernel.title}, by {ESTIMATOR}."
+    return f"{kernel.finds} Removal from the training set is another question: --kernel {KernelName.WHITE_DOT}."
 
 
 def proofs_line(result: Explanation) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradindex.plots.read import Result, class_name
+from gradindex.plots.read import Result, class_name, kernel_title
 from gradindex.search.answer import Found, found_sides
 
 _QUERIES = 20  # shown of a result
@@ -20,7 +20,8 @@ def explanation_html(result: Result) -> str:
         return f"<pre>{escape(repr(result))}</pre>"
     names = None if result.view is None else result.view[0].class_names
     count = len(data["scores"])
-    parts = [_query(data, row, names) for row in range(min(count, _QUERIES))]
+    title = kernel_title(result)
+    parts = [_query(data, row, names, title) for row in range(min(count, _QUERIES))]
     if count > _QUERIES:
         parts.append(f"<p>and {count - _QUERIES:,} more queries</p>")
     return "".join(parts)
@@ -35,13 +36,13 @@ def table_html(lines: dict[str, object]) -> str:
     return f"<table><tbody>{rows}</tbody></table>"
 
 
-def _query(data: Mapping[str, Any], row: int, names: Any) -> str:
+def _query(data: Mapping[str, Any], row: int, names: Any, title: str) -> str:
     facts = [f"query {row}"]
-    for title, key in (("label", "query_labels"), ("predicted", "query_predictions")):
+    for fact, key in (("label", "query_labels"), ("predicted", "query_predictions")):
         if data.get(key) is not None:
-            facts.append(f"{title} {class_name(names, data[key][row])}")
+            facts.append(f"{fact} {class_name(names, data[key][row])}")
     sides = found_sides(data)
-    head = "".join(f"<th>{side.name}</th><th>label</th><th>score</th>" for side in sides)
+    head = "".join(f"<th>{side.name}</th><th>label</th><th>{escape(title)}</th>" for side in sides)
     lines = []
     for place in range(min(_ROWS, np.asarray(data["scores"]).shape[1])):
         cells = "".join(_cells(side, (row, place), names) for side in sides)

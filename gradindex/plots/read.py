@@ -7,15 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex import kernels
 from gradindex.data.labels import as_array, as_classes
 from gradindex.plots.rendering import printable
 from gradindex.search.answer import found_sides
 
-_KERNELS = {
-    "grad_cos": "gradient cosine",
-    "grad_dot": "gradient inner product",
-    "grad_asym_dot": "asymmetric gradient product",
-}
 Picture = NDArray[np.float64] | str
 _ONE_LINE = 18  # characters that fit above a picture
 
@@ -331,4 +327,4 @@ def kernel_title(result: Result) -> str:
     """Return the name of the result's kernel in words."""
     params = result.meta.get("params", {})
     name = params.get("sim_fn_name", params.get("kernel", "score"))
-    return _KERNELS.get(name, str(name))
+    return kernels.title(str(name))
