@@ -109,16 +109,22 @@ def step_memory(case: Case, name: str) -> int:
     step = case.contenders[name]
     step(*case.data(2))
     x, y = case.data(case.sizes[-1])
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the first step left with the allocator would hide this one's needs
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status("VmRSS")
+    before = forget_peak()
     step(x, y)
     step(x, y)  # what the first step kept counts
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _status(field: str) -> int:
+def forget_peak() -> int:
+    """Let the peak of this process's memory begin anew, and return what it has now."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was left with the allocator would hide what is needed next
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def status(field: str) -> int:
+    """Return one of the sizes in bytes that the system keeps of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 

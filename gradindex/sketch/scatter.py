@@ -39,8 +39,24 @@ def scatter(
             columns,
             column_signs,
         )
+    if whole < n:
+        scatter_each(out[whole:], squares[whole:], matrix[whole:], rows, row_signs, columns, column_signs)
+
+
+@compiled(fastmath=True)
+def scatter_each(
+    out: NDArray[np.float32],
+    squares: NDArray[np.float64],
+    matrix: NDArray[np.float32],
+    rows: NDArray[np.uint32],
+    row_signs: NDArray[np.float32],
+    columns: NDArray[np.uint32],
+    column_signs: NDArray[np.float32],
+) -> None:
+    """Do what `scatter` does one sample at a time: fewer samples than a vector has lanes, and the lanes' plain twin."""
+    n, dim = out.shape
     sums = np.empty(2 * dim, np.float32)
-    for sample in range(whole, n):
+    for sample in range(n):
         sums[:] = 0
         for row in range(matrix.shape[1]):
             here, sign, values = sums[rows[row] :], row_signs[row], matrix[sample, row]
