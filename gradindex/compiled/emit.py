@@ -11,7 +11,10 @@ _FLOAT = ir.FloatType()
 
 def lanes() -> int:
     """Return how many numbers a vector register of this processor holds (or two registers, where they are short)."""
-    return 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
+    try:
+        return 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
+    except RuntimeError:  # a processor that LLVM does not know
+        return 8
 
 
 LANES = lanes()
