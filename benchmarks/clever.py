@@ -6,11 +6,13 @@ Each case is a process of its own with a framework, a model and a number of thre
 sample (embed it, round and normalise its row, write the shard) with everything, and with one part taken out
 (`clever_parts.py`), take turns. The factor of a part is the median, over the turns, of the time without it over the
 time with it. With one thread times are the processor's, so that what else runs on the machine counts for little; with
-two, the clock's. `memory` is by how much the process grows at most, without the part over with it. `rows off` is the
-largest difference of two stored numbers (of rows of unit norm, float16), or 0 where they are the same.
+two, the clock's. `rows off` is the largest difference of two stored numbers (of rows of unit norm, float16), or 0 where
+they are the same.
 
 `load` is how many processes wanted a core during the last minute: where that is more than there are, threads gain less
-than they otherwise do.
+by the clock than they otherwise do. `busiest` has the same factor of the processor's time of the busiest thread, which
+is what the clock would say if each thread had a core of its own and none waited (torch alone: its parts' threads are
+Python's).
 
 `reading` and `memory` are of a store of random rows, where it does not matter which model made them. `reading` opens
 it anew and scans it, timed by the processor's time of the thread that scans (what a scan takes where the other thread
@@ -26,7 +28,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -72,9 +76,8 @@ def job_of(case: str, rows: int) -> Any:
     return Job(getattr(gradients_torch, name)().eval(), torch.nn.CrossEntropyLoss(), (x, y))
 
 
-def builds(case: str, threads: int, rows: int, repeats: int, memory: int) -> list[dict[str, Any]]:
+def builds(case: str, threads: int, rows: int, repeats: int) -> list[dict[str, Any]]:
     """Return what was measured of builds with everything and with each part taken out, in turns."""
-    import gradients
     import numpy as np
     from clever_parts import DIMS, PARTS
     from store import header
@@ -92,11 +95,9 @@ def builds(case: str, threads: int, rows: int, repeats: int, memory: int) -> lis
     runs = [*((None, dim) for dim in sorted(set(dims.values()))), *dims.items()]
     jobs = {run: job_of(case, rows) for run in runs}
     size = min(rows, embedding_batch_size(jobs[runs[0]]))
-    clock = time.process_time if threads == 1 else time.perf_counter
-    times: dict[Any, list[float]] = {run: [] for run in runs}
-    peaks: dict[Any, list[int]] = {run: [] for run in runs}
+    times: dict[Any, list[tuple[float, float]]] = {run: [] for run in runs}
     stored: dict[Any, Any] = {}
-    for turn in range(-1, repeats + memory):  # the first, in which things are compiled, does not count
+    for turn in range(-1, repeats):  # the first, in which things are compiled, does not count
         for name, dim in runs:
             with contextlib.ExitStack() as stack:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -104,28 +105,38 @@ def builds(case: str, threads: int, rows: int, repeats: int, memory: int) -> lis
                     stack.enter_context(parts[name].out(framework))
                 job, store = jobs[name, dim], Store.create(Path(folder) / "store", header(rows, dim))
                 projector = CountSketch(dim).bind(job.engine.parameters, 0)
-                before = gradients.forget_peak() if turn >= repeats else 0
-                began = clock()
+                began, here = time.process_time() if threads == 1 else time.perf_counter(), thread_times()
                 made = make_rows(embed_rows(job, projector, size, 0, rows), rows, dim, {})
                 store.write(0, made)
-                taken = clock() - began
-                if 0 <= turn < repeats:
-                    times[name, dim].append(taken)
-                elif turn >= repeats:
-                    peaks[name, dim].append(gradients.status("VmHWM") - before)
+                taken = (time.process_time() if threads == 1 else time.perf_counter()) - began
+                if turn >= 0:
+                    times[name, dim].append((taken, busiest(here)))
                 stored[name, dim] = made.sketches.astype(np.float32)
     found = []
     for name, dim in dims.items():
-        ratios = [b / a for a, b in zip(times[None, dim], times[name, dim], strict=True)]
-        one = {"part": name, "case": case, "threads": threads, **spread(ratios)}
-        one |= {"per_second": rows / median(times[None, dim]), "per_second_without": rows / median(times[name, dim])}
-        one |= {"memory": median(peaks[name, dim]) / median(peaks[None, dim])} if memory else {}
+        (with_it, busy), (without, other) = (zip(*times[key, dim], strict=True) for key in (None, name))
+        one = {"part": name, "case": case, "threads": threads, **spread(with_it, without)}
+        one |= {"per_second": rows / median(with_it), "per_second_without": rows / median(without)}
+        if threads > 1 and framework == "torch":  # the threads of TensorFlow are not seen
+            one["busiest"] = spread(busy, other)
         found.append({**one, "rows_off": float(np.abs(stored[name, dim] - stored[None, dim]).max())})
     return found
 
 
-def spread(ratios: list[float]) -> dict[str, float]:
-    """Return the median of ratios, and their quartiles."""
+def thread_times() -> dict[int, float]:
+    """Return the processor's time of every thread that Python knows."""
+    idents = [one.ident for one in threading.enumerate() if one.ident]
+    return {ident: time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in idents}
+
+
+def busiest(before: dict[int, float]) -> float:
+    """Return the longest processor time that a thread took since."""
+    return max(taken - before.get(ident, 0) for ident, taken in thread_times().items())
+
+
+def spread(with_it: Sequence[float], without: Sequence[float]) -> dict[str, float]:
+    """Return the median of the ratios of a part's turns, and their quartiles."""
+    ratios = [b / a for a, b in zip(with_it, without, strict=True)]
     low, _, high = quantiles(ratios, n=4, method="inclusive")
     return {"factor": median(ratios), "low": low, "high": high}
 
@@ -183,7 +194,7 @@ def reading(repeats: int) -> list[dict[str, Any]]:
         for part in READING:
             for way in work:
                 with_it, without = times[None, way], times[part, way]
-                one = spread([b / a for a, b in zip(with_it, without, strict=True)])
+                one = spread(with_it, without)
                 one |= {"per_second": STORED / median(with_it), "per_second_without": STORED / median(without)}
                 found.append({"part": part, "case": way, "threads": 2, **one})
     return found
@@ -225,7 +236,7 @@ def memory(repeats: int) -> list[dict[str, Any]]:
                 for flag, taken in peaks.items():
                     given = ["--mapped", way, "--folder", str(folder), *([flag] if flag else [])]
                     taken.append(int(worker(given)))
-            one = spread([b / a for a, b in zip(peaks[""], peaks["--without"], strict=True)])
+            one = spread(peaks[""], peaks["--without"])
             one |= {"bytes": median(peaks[""]), "bytes_without": median(peaks["--without"])}
             found.append({"part": "pages let go of", "case": way, "threads": 1, **one})
     return found
@@ -243,9 +254,9 @@ def worker(arguments: list[str], threads: int = 1) -> str:
 def line(one: dict[str, Any]) -> str:
     """Return a row of the printed table."""
     off = f"{one['rows_off']:.1e}" if "rows_off" in one else ""
-    more = f"{one['memory']:.2f}" if "memory" in one else ""
+    busy = f"{one['busiest']['factor']:.2f}" if "busiest" in one else ""
     quartiles = f"{one['low']:.2f} to {one['high']:.2f}"
-    return f"| {one['part']} | {one['case']} | {one['threads']} | {one['factor']:.2f} | {quartiles} | {more} | {off} |"
+    return f"| {one['part']} | {one['case']} | {one['threads']} | {one['factor']:.2f} | {quartiles} | {busy} | {off} |"
 
 
 def options_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -255,7 +266,6 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory-repeats", type=int, default=1, help="more turns, that measure a build's memory")
     parser.add_argument("--rows", type=int, help="samples of a build")
     record.add_out(parser)
     for name in ("--case", "--mapped", "--folder"):
@@ -271,9 +281,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if options.case:
         rows = options.rows or ROWS[options.case]
-        print(json.dumps(builds(options.case, options.threads[0], rows, options.repeats, options.memory_repeats)))
+        print(json.dumps(builds(options.case, options.threads[0], rows, options.repeats)))
         return
-    print("| part | case | threads | factor | quartiles | memory | rows off |\n" + "|---" * 7 + "|")
+    print("| part | case | threads | factor | quartiles | busiest | rows off |\n" + "|---" * 7 + "|")
     found: list[dict[str, Any]] = []
     for case in options.cases:
         if case == "reading":
@@ -281,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif case == "memory":
             rounds = [memory(max(2, options.repeats // 2))]
         else:
-            given = ["--case", case, "--repeats", str(options.repeats), "--memory-repeats", str(options.memory_repeats)]
+            given = ["--case", case, "--repeats", str(options.repeats)]
             given += ["--rows", str(options.rows)] if options.rows else []
             rounds = (json.loads(worker([*given, "--threads", str(n)], n)) for n in options.threads)
         for some in rounds:
@@ -295,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
 def best(found: list[dict[str, Any]]) -> dict[str, float]:
     """Return each part's largest factor, of time or memory, over the cases."""
     names = dict.fromkeys(one["part"] for one in found)
-    return {name: max(one["factor"] for one in found if one["part"] == name) for name in names}
+    return {name: max(one.get("busiest", one)["factor"] for one in found if one["part"] == name) for name in names}
 
 
 if __name__ == "__main__":
