@@ -204,7 +204,7 @@ def test_what_changes_an_index_says_so_as_json(tmp_path, capsys):
     exported = asked("export", out, "--parquet", tmp_path / "parquet", "--faiss", tmp_path / "x.faiss")
     assert (exported["rows"], exported["factory"], exported["faiss_dim"]) == (298, "Flat", 1024)
     assert exported["bytes"] == sum(Path(file).stat().st_size for file in exported["files"])
-    assert asked("repair", out) == {"shards": [], "index": False, "removed": []}
+    assert asked("repair", out) == {"shards": [], "index": False, "removed": [], "whitened": False}
     next((out / "index").glob("*.faiss")).unlink()
     assert asked("repair", out)["index"] is True
     assert asked("tune", out, "--queries", 10)["points"]
