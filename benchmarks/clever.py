@@ -11,8 +11,8 @@ they are the same.
 
 `load` is how many processes wanted a core during the last minute: where that is more than there are, threads gain less
 by the clock than they otherwise do. `busiest` has the same factor of the processor's time of the busiest thread, which
-is what the clock would say if each thread had a core of its own and none waited (torch alone: its parts' threads are
-Python's).
+is what the clock would say if each thread had a core of its own and none waited. TensorFlow's own threads, which work
+while Python's wait, count as if they shared their work evenly.
 
 `reading` and `memory` are of a store of random rows, where it does not matter which model made them. `reading` opens
 it anew and scans it, timed by the processor's time of the thread that scans (what a scan takes where the other thread
@@ -105,19 +105,20 @@ def builds(case: str, threads: int, rows: int, repeats: int) -> list[dict[str, A
                     stack.enter_context(parts[name].out(framework))
                 job, store = jobs[name, dim], Store.create(Path(folder) / "store", header(rows, dim))
                 projector = CountSketch(dim).bind(job.engine.parameters, 0)
-                began, here = time.process_time() if threads == 1 else time.perf_counter(), thread_times()
+                began, clock, here = time.process_time(), time.perf_counter(), thread_times()
                 made = make_rows(embed_rows(job, projector, size, 0, rows), rows, dim, {})
                 store.write(0, made)
-                taken = (time.process_time() if threads == 1 else time.perf_counter()) - began
+                taken, clock = time.process_time() - began, time.perf_counter() - clock
+                others = taken if framework == "keras" else 0.0
                 if turn >= 0:
-                    times[name, dim].append((taken, busiest(here)))
+                    times[name, dim].append((taken if threads == 1 else clock, busiest(here, others, threads)))
                 stored[name, dim] = made.sketches.astype(np.float32)
     found = []
     for name, dim in dims.items():
         (with_it, busy), (without, other) = (zip(*times[key, dim], strict=True) for key in (None, name))
         one = {"part": name, "case": case, "threads": threads, **spread(with_it, without)}
         one |= {"per_second": rows / median(with_it), "per_second_without": rows / median(without)}
-        if threads > 1 and framework == "torch":  # the threads of TensorFlow are not seen
+        if threads > 1:
             one["busiest"] = spread(busy, other)
         found.append({**one, "rows_off": float(np.abs(stored[name, dim] - stored[None, dim]).max())})
     return found
@@ -129,9 +130,10 @@ def thread_times() -> dict[int, float]:
     return {ident: time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in idents}
 
 
-def busiest(before: dict[int, float]) -> float:
-    """Return the longest processor time that a thread took since."""
-    return max(taken - before.get(ident, 0) for ident, taken in thread_times().items())
+def busiest(before: dict[int, float], others: float, threads: int) -> float:
+    """Return the longest processor time of a thread since, and a thread's share of what `others` took beside those."""
+    taken = [now - before.get(ident, 0) for ident, now in thread_times().items()]
+    return max(taken) + max(0.0, others - sum(taken)) / threads
 
 
 def spread(with_it: Sequence[float], without: Sequence[float]) -> dict[str, float]:
