@@ -39,7 +39,7 @@ import record
 
 ROWS = {  # samples of a build
     "torch/cnn": 512, "torch/mlp": 2048, "keras/cnn": 1024, "torch/transformer": 128, "keras/mlp": 2048,
-    "keras/resnet": 256,
+    "keras/resnet": 256, "torch/resnet18": 32,
 }  # fmt: skip
 DIM = 1024
 STORED = 200_000  # rows of the store that is read
@@ -71,7 +71,7 @@ def job_of(case: str, rows: int) -> Any:
     if name == "transformer":
         words = rng.integers(0, gradients_torch.WORDS, (rows, 64))
         return Job(gradients_torch.Encoder(128, 2, 64, 4).eval(), torch.nn.CrossEntropyLoss(), (words, y))
-    shape = (1, 28, 28) if name == "cnn" else (784,)
+    shape = {"cnn": (1, 28, 28), "mlp": (784,), "resnet18": (3, 32, 32)}[name]
     x = rng.standard_normal((rows, *shape), np.float32)
     return Job(getattr(gradients_torch, name)().eval(), torch.nn.CrossEntropyLoss(), (x, y))
 
