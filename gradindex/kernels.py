@@ -55,9 +55,9 @@ class KernelName(StrEnum):
 
 @dataclass(frozen=True)
 class Wording:
-    """What people read of a kernel: its `title`, which samples its `proponents` and `opponents` are, and what it finds.
+    """What people read of a kernel: its `title`, what it `finds`, which samples its `proponents` and `opponents` are.
 
-    `finds` is a sentence; `estimated` says that its values are never exact.
+    `estimated` says that its values are never exact.
     """
 
     title: str
@@ -66,28 +66,33 @@ class Wording:
     opponents: str
     estimated: bool = False
 
+    @property
+    def sentence(self) -> str:
+        """Which question it answers."""
+        return f"The {self.title} {self.finds}."
+
 
 _STEP = "a step on these would make the query's loss smaller", "a step on these would make it larger"
 _GONE = "without these the query's loss would be larger", "without these it would be smaller"
 WORDING = {
-    KernelName.COS: Wording("gradient cosine", "Finds samples that are alike to the model.", *_STEP),
+    KernelName.COS: Wording("gradient cosine", "finds samples that are alike to the model", *_STEP),
     KernelName.DOT: Wording(
-        "gradient inner product", "Finds samples on which a training step does most to the query.", *_STEP
+        "gradient inner product", "finds samples on which a training step does most to the query", *_STEP
     ),
     KernelName.ASYM_DOT: Wording(
         "asymmetric gradient product",
-        "Finds samples on which a training step does most to the query for what it does to the sample itself.",
+        "finds samples on which a training step does most to the query for what it does to the sample itself",
         *_STEP,
     ),
     KernelName.WHITE_DOT: Wording(
         "whitened product",
-        "Finds samples whose removal from the training set would change the query most (an estimate).",
+        "estimates which samples' removal from the training set would change the query most",
         *_GONE,
         estimated=True,
     ),
     KernelName.WHITE_COS: Wording(
         "whitened cosine",
-        "Finds samples whose removal would move the model most in the query's direction, of any size (an estimate).",
+        "estimates which samples' removal would move the model most in the query's direction, whatever their size",
         *_GONE,
         estimated=True,
     ),

@@ -88,3 +88,13 @@ def test_parse_lists_the_options(value):
     words = f"Unknown kernel {value!r}. Expected one of: 'grad_dot' | 'grad_cos' | 'grad_asym_dot'."
     with pytest.raises(ValueError, match=re.escape(words)):
         choose_word(Kernel, value, "kernel")
+
+
+def test_every_kernel_has_words_of_its_own():
+    assert set(kernels.WORDING) == set(kernels.KernelName)
+    assert len({words.sentence for words in kernels.WORDING.values()}) == len(kernels.KernelName)
+    for name, words in kernels.WORDING.items():
+        assert kernels.title(name.value) == words.title
+        assert words.estimated == (kernels.white(name.value) is not None)
+        assert words.sentence == f"The {words.title} {words.finds}."
+    assert kernels.title("cos-last") == "cos-last"

@@ -135,6 +135,21 @@ def test_notebooks_show_tables_and_run_nothing(index):
     object.__setattr__(result.view[0], "class_names", list("abcdefghij"))
 
 
+def test_results_of_whitened_rows_say_what_their_scores_are(tmp_path):
+    index = gradindex.build(digits_job(render=lambda i: X[i].reshape(8, 8)), tmp_path / "index")
+    index.whiten()
+    for kernel, title in (("white_dot", "whitened product"), ("grad_cos", "gradient cosine")):
+        result = index.explain(ids=[3, 4], k=4, kernel=kernel)
+        assert repr(result).startswith(f"Explanation(Index, {kernel}: ")
+        head = "<th>{0}</th><th>label</th><th>" + title + "</th>"
+        assert result._repr_html_().count(head.format("proponent")) == 2
+        assert result._repr_html_().count(head.format("opponent")) == 2
+        assert ("≈" in result._repr_html_()) == (kernel == "white_dot")
+        titles = [text.get_text() for text in result.plot().texts]
+        assert {f"Most similar ({title})", f"Least similar ({title})"} <= set(titles)
+        assert plot_scores(result).axes[0].get_xlabel() == title
+
+
 def test_a_sample_that_is_gone_says_so_and_spares_the_others(caplog):
     def render(i):
         if i in (0, 2):

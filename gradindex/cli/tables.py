@@ -52,8 +52,8 @@ def whitened_line(result: Explanation) -> str | None:
         return None
     kernel = WORDING[KernelName(params["kernel"])]
     if kernel.estimated:
-        return f"{kernel.finds} Scores: {kernel.title}, by {ESTIMATOR}."
-    return f"{kernel.finds} Removal from the training set is another question: --kernel {KernelName.WHITE_DOT}."
+        return f"{kernel.sentence} Its scores are estimates by {ESTIMATOR}."
+    return f"{kernel.sentence} --kernel {KernelName.WHITE_DOT} estimates whose removal would change the query most."
 
 
 def proofs_line(result: Explanation) -> str:

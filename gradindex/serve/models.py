@@ -136,7 +136,7 @@ class KernelWording(BaseModel):
     """A kernel in words."""
 
     title: str
-    finds: str = Field(description="Which question it answers, a sentence.")
+    finds: str = Field(description="Which question it answers: the rest of a sentence that begins with the title.")
     proponents: str
     opponents: str
     estimated: bool = Field(description="Whether its scores are estimates in any case, so that nothing is checked.")

@@ -9,6 +9,7 @@ import pytest
 import gradindex
 from gradindex.cli import console
 from gradindex.cli.app import run
+from gradindex.kernels import WORDING, KernelName
 from gradindex.plots.read import class_name
 from tests.jobs import ROWS, digits_job
 
@@ -97,3 +98,17 @@ def test_files_on_this_machine_are_no_urls(path, capsys, option):
     code, _, said = cli(capsys, *command, *option)
     said = re.sub(r"\W+", " ", said)
     assert code == 2 and "takes a path on this machine got s3 b x" in said
+
+
+def test_the_kernel_says_which_question_it_answers(capsys, tmp_path):
+    index = gradindex.build(job(), tmp_path / "index")
+    asked = ["explain", tmp_path / "index", JOB, "--ids", "3", "-k", "2"]
+    assert " finds samples " not in cli(capsys, *asked)[1]
+    index.whiten()
+    words = {}
+    for kernel in ("grad_cos", "grad_dot", "white_dot"):
+        words[kernel] = " ".join(cli(capsys, *asked, "--kernel", kernel)[1].split())
+        assert WORDING[KernelName(kernel)].sentence in words[kernel]
+    assert "--kernel white_dot estimates whose removal would change the query most." in words["grad_dot"]
+    assert "Its scores are estimates by whitened rows." in words["white_dot"]
+    assert "--kernel" not in words["white_dot"]

@@ -89,7 +89,7 @@ export function ghosts(list, count) {
 
 // Which question the kernel answers and, once there is an answer, how far it can be trusted.
 export function asked(place, words, answer) {
-  place.replaceChildren(...(words ? [element("p", {}, element("b", {}, words.title), `: ${words.finds}`)] : []));
+  place.replaceChildren(...(words ? [element("p", {}, "The ", element("b", {}, words.title), ` ${words.finds}.`)] : []));
   if (!answer) return;
   const trust = answer.proved ? "Proved: the true neighbours"
     : words?.estimated ? "Estimated by whitened rows"
