@@ -8,6 +8,8 @@ import pytest
 
 import gradindex
 from gradindex.cli.app import run
+from gradindex.kernels import WORDING, KernelName
+from gradindex.plots.read import short_number
 from tests.jobs import digits, digits_job
 
 pytest.importorskip("jinja2")
@@ -102,6 +104,27 @@ def test_without_queries_or_audit(tmp_path):
     assert write_report(index, tmp_path / "r.html", digits()[0][:1], k=2).read_text().count("<section>") == 1
 
 
+@pytest.mark.parametrize("kernel", ["white_dot", "white_cos"])
+def test_whitened_kernels_are_said_to_be_estimates(tmp_path, kernel):
+    index = gradindex.build(digits_job(), tmp_path / "index")
+    plain = " ".join(" ".join(read(report(index, ids=[3], k=4)).texts).split())
+    assert "Whitened rows" not in plain and "estimates by whitened rows" not in plain
+    assert "The gradient cosine finds samples that are alike to the model." in plain
+    index.whiten()
+    words = " ".join(" ".join(read(report(index, ids=[3], k=4, top=1, kernel=kernel)).texts).split())
+    assert WORDING[KernelName(kernel)].sentence in words
+    assert f"Scores are values of {kernel}, all of them ≈ estimates by whitened rows." in words
+    assert f"Whitened rows {index.white.store.header.dim} numbers, damping {index.white.damping:.3g}, Flat" in words
+    found = index.explain(ids=[3], k=4, kernel=kernel)
+    every = [*found.scores[0], *found.opponent_scores[0]]
+    assert re.findall(r"≈ ?([−\d.e+]+)", words.partition("Opponents")[0].partition("Proponents")[2]) == [
+        short_number(score) for score in every[:4]
+    ]
+    assert all(f"≈{short_number(score)}" in words for score in every)
+    with pytest.raises(ValueError, match="for which certify has no meaning"):
+        report(index, ids=[3], kernel=kernel, certify=True)
+
+
 def test_the_command_writes_one_file(tmp_path, capsys):
     from tests.serve.jobs import pictures_job
 
@@ -125,3 +148,8 @@ def test_the_command_writes_one_file(tmp_path, capsys):
     assert run([*arguments[:4], str(tmp_path / "q.npz"), *arguments[5:], "--json"]) == 0
     assert '"bytes"' in capsys.readouterr().out
     assert (tmp_path / "page.html").read_text().count("<section>") == 3
+    assert run([*arguments, "--kernel", "white_dot"]) == 1
+    assert "has no whitened rows: make them by index.whiten()" in " ".join(capsys.readouterr().err.split())
+    gradindex.load(tmp_path / "index").whiten()
+    assert run([*arguments, "--kernel", "white_dot"]) == 0
+    assert "estimates by whitened rows" in (tmp_path / "page.html").read_text()

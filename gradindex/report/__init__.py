@@ -73,7 +73,7 @@ def report(
         audit=facts.audit(),
         classes=facts.classes(),
         queries=[] if result is None else facts.queries(result, x, ids),
-        kernel=None if result is None else result.meta["params"]["kernel"],
+        kernel=None if result is None else facts.kernel(result),
         influential=facts.influential(min(top, len(index))),
     )
 

@@ -11,10 +11,11 @@ from gradindex.compute.queries import match_shapes
 from gradindex.data.names import Tree
 from gradindex.explanation import Explanation
 from gradindex.index.index import Index
-from gradindex.kernels import Kernel
+from gradindex.kernels import WORDING, Kernel, KernelName
 from gradindex.plots.read import class_name, short_number
 from gradindex.plots.rendering import Rendered, Renderer, data_uri
 from gradindex.search.answer import Found, found_sides
+from gradindex.search.white import ESTIMATOR
 from gradindex.store.layout import AUDIT
 from gradindex.store.location import exists
 from gradindex.store.manifest import read_json
@@ -62,9 +63,17 @@ class Facts:
             ("Zero gradients" if self.gradients else "Zero rows", f"{int((self.store.norms == 0).sum()):,}"),
             ("Rows", f"{sketch.pop('kind')}, {header.dim} numbers, seed {header.seed}"),
             ("Search", f"{self.index.searcher.factory} on {self.index.searcher.dim} numbers"),
+            *self._whitened(),
             ("Columns", ", ".join(sorted(self.store.columns))),
             ("Made with", ", ".join(f"{name} {version}" for name, version in header.versions.items())),
         ]
+
+    def _whitened(self) -> list[tuple[str, str]]:
+        if not self.index.is_whitened:
+            return []
+        white = self.index.white
+        said = f"{white.store.header.dim} numbers, damping {white.damping:.3g}, {white.searcher.factory}"
+        return [("Whitened rows", f"{said}; the second moment is that of {white.moment_rows:,} rows")]
 
     def audit(self) -> list[tuple[str, str, str]] | None:
         """Return the lines of the last audit; None if there is none."""
@@ -107,6 +116,16 @@ class Facts:
             )
             found.append(line)
         return found
+
+    def kernel(self, result: Explanation) -> str:
+        """Return what the scores of an answer are, and which question they answer."""
+        name = result.meta["params"]["kernel"]
+        if name not in tuple(KernelName):
+            return f"Scores are values of {name}; ≈ marks those estimated from sketches."
+        words = WORDING[KernelName(name)]
+        if words.estimated:
+            return f"{words.sentence} Scores are values of {name}, all of them ≈ estimates by {ESTIMATOR}."
+        return f"{words.sentence} Scores are values of {name}; ≈ marks those estimated from sketches."
 
     def queries(self, result: Explanation, x: Tree, ids: ArrayLike | None) -> list[dict[str, Any]]:
         """Return each query with its neighbours."""
