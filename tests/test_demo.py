@@ -9,6 +9,8 @@ import pytest
 
 import gradindex
 from gradindex.cli import demo
+from gradindex.cli.app import run
+from gradindex.kernels import WORDING, KernelName
 
 
 @pytest.fixture(scope="module", params=["torch", "tensorflow"])
@@ -24,12 +26,44 @@ def shown(request, tmp_path_factory):
 def test_says_what_it_did(shown):
     _, path, text = shown
     assert float(re.search(r"test accuracy (0\.\d+)", text).group(1)) > 0.93
-    assert len(re.findall(r"test digit \d+, label \d, predicted \d", text)) == 5
-    assert len(re.findall(r"^ +[1-5] +\d+ +\d +[\d.-]+ +\d+ +\d +[\d.-]+ *$", text, re.M)) == 25
+    assert len(re.findall(r"test digit \d+, label \d, predicted \d", text)) == 6
+    assert len(re.findall(r"^ +[1-5] +\d+ +\d +[\d.-]+ +\d+ +\d +[\d.-]+ *$", text, re.M)) == 30
     assert (path / "gradindex-demo" / "index" / "store.json").exists()
     picture = matplotlib.image.imread(path / "gradindex-demo" / "neighbours.png")
     assert picture.shape[0] > 300
     assert np.ptp(picture) > 0.5
+
+
+def test_the_first_digit_is_asked_about_by_whitened_rows_too(shown, monkeypatch):
+    backend, path, text = shown
+    monkeypatch.chdir(path)
+    job = demo.torch_job() if backend == "torch" else demo.tensorflow_job()
+    index = gradindex.load(path / "gradindex-demo" / "index", job)
+    first, *_, last = re.split(r"(?=test digit)", text.partition("Audit")[0])[1:]
+    title = first.partition(",")[0]
+    assert last.startswith(f"{title}, label") and "estimate" in last and "exact" not in last
+    words = " ".join(text.split())
+    cosine, white = (WORDING[name].sentence for name in (KernelName.COS, KernelName.WHITE_DOT))
+    assert words.index(cosine) < words.index(title)
+    assert words.index(f"{white} Its scores are estimates by whitened rows. {title}") > words.index(title)
+    digit = demo.digits(demo.Backend(backend), 0)[2][int(title.split()[-1])]
+    found = index.explain(digit[None], k=5, kernel="white_dot")
+    shown_ids = re.findall(r"^ +[1-5] +(\d+) +\d +\S+ +(\d+) ", last, re.M)
+    want = zip(found.ordered_indices[0], found.opponent_indices[0], strict=True)
+    assert shown_ids == [(str(one), str(other)) for one, other in want]
+
+
+def test_its_json_holds_both_answers(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(demo, "_fit_torch", lambda *arguments: None)
+    monkeypatch.setattr(demo, "_interesting", lambda outputs, labels: np.arange(2))
+    assert run(["demo", "--json", "--out", str(tmp_path / "d")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["explanation"]["meta"]["params"]["kernel"] == "grad_cos"
+    white = found["whitened_explanation"]
+    assert white["meta"]["params"]["kernel"] == "white_dot"
+    assert np.shape(white["data"]["scores"]) == (1, 5)
+    assert not np.any(white["data"]["exact"])
 
 
 def test_the_audit_shown_is_the_one_measured(shown, monkeypatch):

@@ -14,6 +14,7 @@ from gradindex.data.names import Model
 from gradindex.errors import missing
 from gradindex.gradients import require
 from gradindex.job import Job
+from gradindex.kernels import WORDING, KernelName
 from gradindex.words import Backend
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.npz"
 PICTURE = "neighbours.png"
 _TRAIN = 1347  # of 1,797 digits
-_QUERIES = 5
+_QUERIES = _NEIGHBOURS = 5
 
 
 def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Console") -> dict[str, object]:
@@ -52,7 +53,7 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
         If the framework, scikit-learn or matplotlib is missing.
     """
     from gradindex import plots
-    from gradindex.cli.tables import audit_table, explanation_tables
+    from gradindex.cli.tables import audit_table, explanation_tables, whitened_line
     from gradindex.index import opening
     from gradindex.plots.page import save_figure
 
@@ -66,15 +67,23 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
     began = time.perf_counter()
     index = opening.build(job, path / "index", seed=seed, overwrite=True)
     seconds = time.perf_counter() - began
+    index.whiten()
     _save_weights(path / WEIGHTS, backend, model, seed)
     accuracy = float((job.engine.outputs(x_test).argmax(axis=1) == y_test).mean())
     out.print(f"A CNN of {job.engine.size:,} parameters, test accuracy {accuracy:.3f}.")
     out.print(f"Indexed the gradients of {len(index):,} training digits in {seconds:.1f} s.\n")
 
     chosen = _interesting(job.engine.outputs(x_test), y_test)
-    result = index.explain(x_test[chosen], k=5)  # no labels: what is behind the predictions?
+    result = index.explain(x_test[chosen], k=_NEIGHBOURS)  # no labels: what is behind the predictions?
     result.data["query_labels"] = y_test[chosen]
-    for table in explanation_tables(result, [f"test digit {i}" for i in chosen]):
+    out.print(WORDING[KernelName.COS].sentence, highlight=False)
+    names = [f"test digit {i}" for i in chosen]
+    for table in explanation_tables(result, names):
+        out.print(table)
+    removal = index.explain(x_test[chosen[:1]], k=_NEIGHBOURS, kernel=KernelName.WHITE_DOT)
+    removal.data["query_labels"] = y_test[chosen[:1]]
+    out.print(whitened_line(removal), highlight=False)
+    for table in explanation_tables(removal, names[:1]):
         out.print(table)
     with err.status("Auditing against the exact kernel"):
         audit = index.verify(seed=seed)
@@ -96,6 +105,7 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
         "seconds": seconds,
         "queries": chosen.tolist(),
         "explanation": json.loads(result.to_json()),
+        "whitened_explanation": json.loads(removal.to_json()),
         "audit": audit.to_json(),
         "index": str(path / "index"),
         "picture": str(path / PICTURE),
