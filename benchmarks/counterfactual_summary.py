@@ -2,8 +2,8 @@
 
     python benchmarks/counterfactual_summary.py --out benchmarks/results/counterfactual.json
 
-Reads benchmarks/results/counterfactual_<bank>.json, which counterfactual.py wrote. The Keras twin of a bank is left out
-of medians.
+Reads benchmarks/results/whitened_<bank>.json, which counterfactual.py wrote with all contenders. The Keras twin of a
+bank is left out of medians.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     record.add_out(parser)
     options = parser.parse_args()
     banks = {}
-    for path in sorted(RESULTS.glob("counterfactual_*.json")):
+    for path in sorted(RESULTS.glob("whitened_*.json")):
         saved = json.loads(path.read_text(encoding="utf-8"))
         result = saved.get("results", saved)
         if WHITE in result["kernels"]:
