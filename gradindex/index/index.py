@@ -212,9 +212,11 @@ class Index(Whitenable):
 
     @pinned
     def search(
-        self, vectors: NDArray[np.generic], k: int = NEIGHBOURS, *, where: Where | None = None
+        self, vectors: NDArray[np.generic], k: int = NEIGHBOURS, *, where: Where | None = None, whitened: bool = False
     ) -> tuple[NDArray[np.float32], Ids]:
-        """Search with sketches made elsewhere, (m, dim), by cosine; needs no job. `where` is as in `explain`.
+        """Search with sketches made elsewhere, (m, dim), by cosine, of `whitened` rows if so; needs no job.
+
+        `where` is as in `explain`.
 
         Returns
         -------
@@ -232,6 +234,8 @@ class Index(Whitenable):
             raise ValueError(f"Expected vectors of shape (m, {self.store.header.dim}), got {vectors.shape}.")
         if not np.isfinite(vectors).all():
             raise ValueError("The vectors hold NaN or infinity.")
+        if whitened:
+            return self._search_whitened(normalise(vectors), k, select(self.store, where))
         scores, rows, _ = self.rows.nearest(normalise(vectors), k, select(self.store, where))
         return scores, cascade.ids_of(self.store, rows)
 

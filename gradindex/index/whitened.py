@@ -151,6 +151,15 @@ class Whitenable(Changing):
                 begin = stop
         return out
 
+    def _search_whitened(
+        self, sketches: NDArray[np.float32], k: int, selection: Selection | None
+    ) -> tuple[NDArray[np.float32], Ids]:
+        """Return the whitened cosines (m, k), descending, of sketches with those rows, and ids (m, k)."""
+        rows = self.white
+        unit, _ = rows.whitener(sketches, np.ones(len(sketches)))
+        scores, found, _ = rows.rows.nearest(unit, min(k, len(rows.store)), rows.selection(selection))
+        return scores, cascade.ids_of(rows.store, found)
+
     def _explain_whitened(
         self,
         asked: queries.Queries,

@@ -98,6 +98,14 @@ def test_plain_scores_are_those_of_the_sketch(built):
     np.testing.assert_allclose(np.sort(every[0])[::-1][:5], found.scores[0], atol=1e-3)
 
 
+def test_vectors_are_searched_without_a_job(built):
+    vectors = built.sketch(ids=[3, 8])
+    scores, ids = gradindex.load(built.store.path).search(vectors, 4, whitened=True)
+    found = built.explain(ids=[3, 8], kernel="white_cos", k=4)
+    np.testing.assert_array_equal(ids, found.ordered_indices)
+    np.testing.assert_allclose(scores, found.scores, rtol=1e-4)
+
+
 def test_filters_hold(built, job):
     labels = np.asarray(job.source.take(np.arange(ROWS)).y)
     found = built.explain(ids=[0], kernel="white_dot", k=3, where={"label": 4})
