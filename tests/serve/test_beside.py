@@ -140,12 +140,14 @@ def test_by_keyboard_and_stacked_on_a_narrow_dark_screen(page, address):
     assert "By the whitened product: 3 proponents" in page.locator("#status").inner_text()
 
 
-def test_the_gallery_is_walked_without_answers_that_are_hidden(page, address):
-    page.goto(f"{address}/#id=7&k=3&beside=white_dot")
+def test_arrow_keys_pass_over_a_side_that_is_hidden(page, address):
+    page.goto(f"{address}/#id=7&k=3&beside=white_dot&side=proponents")
     settled(page)
+    assert not page.locator("#opponents").is_visible() and not page.locator("#other-opponents").is_visible()
+    assert "opponents" not in page.locator("#shared").inner_text()
+    page.locator("#proponents button").last.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.closest('section').id") == "other-proponents"
     page.locator("#home").click()
     settled(page)
-    assert page.locator("#answers").is_hidden()
-    page.locator("#browse button").first.focus()
-    page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.activeElement.dataset.id") == "1"
+    assert not page.locator("#answers").is_visible() and not page.locator("#shared").is_visible()

@@ -173,7 +173,7 @@ def test_rendered_neighbours_come_with_the_answer(client):
         ({"ids": [1], "k": 0}, 422, "body.k"),
         ({"ids": [1], "k": 101}, 422, "k is 101; at most 100 here"),
         ({"ids": [1], "rerank": 10_001}, 422, "may be at most 10000"),
-        ({"ids": [1], "kernel": "cosine"}, 422, "'grad_dot', 'grad_cos' or 'grad_asym_dot'"),
+        ({"ids": [1], "kernel": "cosine"}, 422, "'grad_asym_dot', 'white_dot' or 'white_cos'"),
         ({"ids": [1], "labels": [1]}, 422, "labels belong to inputs"),
         ({"ids": [1], "nonsense": 1}, 422, "body.nonsense"),
         ({"ids": [1], "where": {"label": 77}}, 422, "matches none of the 240 samples"),
