@@ -143,7 +143,7 @@ PARTS = {
         "store/shard.py", "one after the other", lambda b: [(shard, "ThreadPoolExecutor", InTurn)], (2,)
     ),
     "vectors on the heap": Part(  # see `DIMS`
-        "sketch/countsketch.py", "all at once", lambda b: [(countsketch, "_HEAP_BYTES", 1 << 26)]
+        "sketch/countsketch.py", "all at once", lambda b: [(countsketch, "_BLOCK_BYTES", 1 << 26)]
     ),
 }
 DIMS = {"vectors on the heap": 1000}  # numbers of the sketch: those that are no power of two are computed on the heap

@@ -32,7 +32,7 @@ _SCATTER, _COUNT, _SPECTRUM = 0.1, 0.1, 0.25
 _SLOW_COUNT, _SLOW_SPECTRUM = 0.25, 1.1
 _ROTATE, _FEW_ROWS = 0.06, 4  # a number of a vector added in another rotation: so few rows need no spectrum
 _LONG = 1 << 16  # numbers of a gradient that cost more to copy than several samples at once save
-_HEAP_BYTES = 96 << 10  # malloc maps pages anew for blocks from 128 KiB on
+_BLOCK_BYTES = 96 << 10  # vectors transformed at once; the order of their sums, so part of a row's bits
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,9 @@ class CountSketchProjector(Projector):
 
 
 def _tensor_sketch(out: NDArray[np.float32], tables: SideTables, rows: Floats, columns: Floats) -> None:
-    """Add irfft(Σ_t rfft(CS r_t) ∘ rfft(CS c_t)) to `out`, a few vectors at a time.
-
-    So few that memory for them comes from the heap: fresh pages cost as much as the transforms.
-    """
+    """Add irfft(Σ_t rfft(CS r_t) ∘ rfft(CS c_t)) to `out`, a few vectors at a time."""
     (n, dim), positions = out.shape, rows.shape[1]
-    vectors = max(1, _HEAP_BYTES // (4 * dim))
+    vectors = max(1, _BLOCK_BYTES // (4 * dim))
     some_positions = min(positions, vectors)
     step = max(1, vectors // positions)
     few = rows.shape[2] <= _FEW_ROWS

@@ -1,5 +1,6 @@
-"""TensorSketch of many samples at once, each in its own lane of a vector.
+"""TensorSketch in lanes of vectors: Keras' MLP is built 1.2 times as fast as with SciPy (`benchmarks/clever.py`).
 
+Each sample has its own lane. What takes its place is `countsketch._tensor_sketch`, for sizes that are no power of two.
 The circular convolution of CS u and CS v is half the imaginary part of z ⊛ z for z = CS u + i·CS v, so one complex
 transform serves both factors, and the spectrum is squared as it comes: forward by decimation in frequency, back by
 decimation in time (Gentleman & Sande 1966, Cooley & Tukey 1965), so that no step puts it in order. u and v are
