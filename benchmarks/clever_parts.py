@@ -130,7 +130,7 @@ PARTS = {
     "samples in lanes, formed gradients": Part("sketch/lanes.py", "numba, a sample at a time", _without_lanes),
     "samples in lanes, TensorSketch": Part("sketch/tensor_sketch.py", "SciPy's transforms", _without_transform),
     "sums in registers": Part("compiled/outer_products.py", "patches and BLAS", _without_registers),
-    "all instructions emitted by hand": Part(
+    "all emitted instructions": Part(
         "compiled/emit.py",
         "all of the above",
         lambda b: _without_lanes(b) + _without_transform(b) + _without_registers(b),

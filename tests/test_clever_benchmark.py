@@ -94,7 +94,7 @@ def test_rows_of_a_model_without_a_part(name):
 
 def test_a_part_is_out_for_a_while_only(monkeypatch):
     before = tensor_sketch.serves, countsketch.scatter, conv_channels_last._is_compiled
-    with PARTS["all instructions emitted by hand"].out("torch"):
+    with PARTS["all emitted instructions"].out("torch"):
         now = tensor_sketch.serves, countsketch.scatter, conv_channels_last._is_compiled
         assert all(one is not other for one, other in zip(now, before, strict=True))
     assert before == (tensor_sketch.serves, countsketch.scatter, conv_channels_last._is_compiled)
