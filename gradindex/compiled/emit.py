@@ -1,4 +1,6 @@
-"""Vector instructions: builds of CNNs are 1.2 times as fast as with BLAS and plain numba (`benchmarks/clever.py`).
+"""Vector instructions: builds are 1.1 to 1.5 times as fast as with BLAS and numba (`benchmarks/clever.py`).
+
+A transformer's is slower, for its choice of ways.
 
 For compiled loops in which the compiler by itself would not find them. LLVM makes them for any processor.
 """
