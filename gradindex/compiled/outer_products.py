@@ -1,4 +1,4 @@
-"""Sums Σ_t x_t δ_tᵀ in vector registers: Keras' ResNet is built 1.3 times as fast as with BLAS (`benchmarks/clever.py`).
+"""Sums Σ_t x_t δ_tᵀ in vector registers: Keras' ResNet builds 1.3 times as fast as by BLAS (`benchmarks/clever.py`).
 
 A batched matrix product copies its operands before it multiplies, which for small matrices costs as much as the
 product, and for a convolution the patches have to be copied besides. Here a block of the result is held in
