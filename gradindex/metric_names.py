@@ -7,7 +7,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gradindex.kernels import Kernel
+from gradindex.kernels import Kernel, KernelName
 from gradindex.words import choose_word
 
 _GRADIENT = {
@@ -56,7 +56,7 @@ def kernel_of(spec: Mapping[str, Any] | None, kernel: str | None = None) -> Kern
         If there is no such kernel, or the index holds rows that are no gradients and `kernel` is not their metric.
     """
     if spec is None:
-        return choose_word(Kernel, kernel or Kernel.COS, "kernel")
+        return Kernel(choose_word(KernelName, kernel or Kernel.COS, "kernel").value)
     name = spec["name"]
     similarity, feature = parse(name)
     if kernel is None or kernel == name:

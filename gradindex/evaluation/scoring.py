@@ -72,6 +72,11 @@ def scores(job: Job, x: Tree, y: Tree, names: Sequence[str], stored: PairScores 
             found[name] = same_class(job, y)
         elif name in WHITE and stored is not None:
             found[name] = np.asarray(stored(x, y, name), np.float32)
+            if found[name].shape[1] != len(job.source):
+                raise ValueError(
+                    f"The index scores {found[name].shape[1]} of {len(job.source)} samples: some were removed from it, "
+                    "or not added. A bank judges scores of all samples."
+                )
     return {name: found[name] for name in names}
 
 

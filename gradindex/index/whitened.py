@@ -20,9 +20,7 @@ from gradindex.search import cascade, white
 from gradindex.search.answer import explanation_data, joined
 from gradindex.search.describe import describe
 from gradindex.search.options import SearchOptions
-from gradindex.search.whitened import Whitened, place_of
-from gradindex.store.location import exists
-from gradindex.store.store import HEADER
+from gradindex.search.whitened import Whitened, finished
 
 _SCORED = 256  # queries whose scores are computed in one scan of the store
 
@@ -53,7 +51,7 @@ class Whitenable(Changing):
     @property
     def is_whitened(self) -> bool:
         """Whether there are whitened rows, so that kernels `white_dot` and `white_cos` can be asked for."""
-        return bool(self.opened) or exists(place_of(self.store) / HEADER)
+        return bool(self.opened) or finished(self.store)
 
     def whiten(
         self,
@@ -94,7 +92,7 @@ class Whitenable(Changing):
         ValueError
             If `damping`, `dims` or `sample` is not positive, all rows are zero, or rows are no gradients.
         """
-        _refuse_metric(self.store.header.metric)
+        whitening.refuse_metric(self.store)
         found = whitening.whiten(
             self.store.path, damping=damping, dims=dims, index=index, sample=sample, progress=progress
         )
@@ -128,10 +126,9 @@ class Whitenable(Changing):
         asked = self.labelled(x, y, ids)
         whitened = kernels.white(kernel)
         if whitened is not None:
-            _refuse_metric(self.store.header.metric)
+            whitening.refuse_metric(self.store)
             white_rows = self.white
-            if white_rows.missing:
-                raise ValueError(f"{white_rows.missing} samples are not whitened yet: whiten the index again.")
+            white_rows.refuse_missing()
             store, parsed = white_rows.store, whitened.plain
         else:
             store, parsed = self.store, relevance.kernel_of(self.store.header.metric, kernel)
@@ -170,7 +167,7 @@ class Whitenable(Changing):
         own: bool,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return `data` and `params` of an explanation by whitened rows; `own`: the queries' labels were given."""
-        _refuse_metric(self.store.header.metric)
+        whitening.refuse_metric(self.store)
         rows = self.white
         if rows.missing:
             log.warning("%d samples are not whitened yet, and not found: whiten the index again", rows.missing)
@@ -199,8 +196,3 @@ class Whitenable(Changing):
         if not own:
             described = replace(described, query_labels=None)  # they were the predictions
         return explanation_data(answer, described), params
-
-
-def _refuse_metric(metric: dict[str, Any] | None) -> None:
-    if metric is not None:
-        raise ValueError(f"This index holds rows of the metric {metric['name']!r}: only gradients are whitened.")

@@ -1,16 +1,20 @@
 """Whitened rows of a store: a store of their own within its directory, made from its rows alone, without the model."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.ann import build as indexing
 from gradindex.ann import files as index_files
+from gradindex.ann import plan as index_plan
 from gradindex.defaults import BLOCK_ROWS, INDEX, SEED, WHITENED_DIMS
-from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.lifecycle import add, compact
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
 from gradindex.runtime.log import log
@@ -18,13 +22,14 @@ from gradindex.runtime.progress import Bar, progress_bar
 from gradindex.search.whitened import Whitened, place_of, whitener_of, write_spectrum
 from gradindex.sketch.base import blocks as blocks_of
 from gradindex.sketch.whitening import WHITENED, Spectrum, Whitener, spectrum
-from gradindex.store import Header, Rows, Store, codes
+from gradindex.store import Header, Rows, Store, codes, locks
 from gradindex.store import replace as store_replace
 from gradindex.store.layout import PARTS
-from gradindex.store.location import Location, exists, remove_tree
+from gradindex.store.location import Location, exists, make_directory, remove_tree
 from gradindex.store.shard import SHARD_BYTES
 from gradindex.store.store import HEADER
 
+_MISSING, _UNFINISHED, _DAMAGED, _SOUND = "missing", "unfinished", "damaged", "sound"
 SAMPLE = 1 << 17
 """Rows that the second moment is taken from, at most: of 1,024 numbers, 128 a number."""
 
@@ -39,19 +44,19 @@ def whiten(
     progress: bool | None = None,
 ) -> Whitened:
     """Whiten the rows of a finished store; see `gradindex.Index.whiten`."""
-    if not isinstance(dims, int) or dims < 1:
-        raise ValueError(f"dims must be a positive integer, got {dims!r}.")
-    if not isinstance(sample, int) or sample < 1:
-        raise ValueError(f"sample must be a positive integer, got {sample!r}.")
+    damping = None if damping is None else _number(damping)
+    dims, sample = _count("dims", dims), _count("sample", sample)
     parent = Store.open(path)
+    refuse_metric(parent)
     rows = _alive(parent)
     found = _spectrum(parent, rows, sample)
     dampings = found.dampings(damping)
-    whitener = found.whitener(dampings, dims)
     place = place_of(parent)
-    header = _header(parent, len(rows), whitener.width, damping, dims)
-    with stop_on_sigterm(), explain_full_disk(lambda: "the whitened rows are made anew by the same call"):
-        if exists(place / HEADER) and not _unfinished(place) and store_replace.begin(place):
+    about = {"damping": damping, "asked": dims, "sample": sample, "index": index}
+    header = _header(parent, len(rows), found.whitener(dampings, dims).width, about)
+    index_plan.plan(header, index)  # a mistake here should not cost the rows
+    with stop_on_sigterm(), explain_full_disk(lambda: "the same call whitens the rows anew"), _alone(place):
+        if _state(place) == _SOUND and store_replace.begin(place):
             with store_replace.replacement(Path(place), header) as store:
                 _fill(parent, rows, store, found, dampings, index, progress)
         else:
@@ -67,10 +72,17 @@ def follow(path: str | Location, *, progress: bool | None = None) -> None:
     They are whitened as the others were; how many came since is said by `Whitened.added`.
     """
     parent = Store.open(path)
+    try:
+        _follow(parent, progress)
+    except (DamagedIndexError, MismatchError) as error:  # the store itself has changed as it was to
+        log.warning("the whitened rows were not brought up to date (%s): repair the index, or whiten it again", error)
+
+
+def _follow(parent: Store, progress: bool | None) -> None:
     place = place_of(parent)
-    if not exists(place / HEADER) or _unfinished(place):
+    if _state(place) == _MISSING:
         return
-    store = Store.open(place)
+    store = Whitened.open(parent).store
     rows = _alive(parent)
     new = rows[~store.holds(parent.ids[rows])]
     if len(new):
@@ -91,18 +103,32 @@ def repair(path: str | Location) -> bool:
     place = place_of(parent)
     if not exists(place):
         return False
-    options: dict[str, float | int | None] = {}
+    about: dict[str, Any] = {}
     try:
-        header = Header.read(place / HEADER)
-        options = {"damping": header.sketch.get("damping"), "dims": int(header.sketch.get("asked", WHITENED_DIMS))}
-        if not _unfinished(place):
+        about = Header.read(place / HEADER).sketch
+        if _state(place) != _SOUND or about.get("of") != parent.header.seal:
+            about = {}
+        else:
             Whitened.open(parent).check()
             return False
-    except (DamagedIndexError, FileNotFoundError, MismatchError) as error:
+    except (DamagedIndexError, FileNotFoundError) as error:
         log.info("the whitened rows are made again: %s", error)
     remove_tree(place)
-    whiten(path, damping=options.get("damping"), dims=int(options.get("dims") or WHITENED_DIMS))
+    whiten(
+        path,
+        damping=about.get("damping"),
+        dims=about.get("asked", WHITENED_DIMS),
+        index=about.get("index", INDEX),
+        sample=about.get("sample", SAMPLE),
+    )
     return True
+
+
+def refuse_metric(store: Store) -> None:
+    """Raise ValueError if the rows of a store are a metric's and no gradients."""
+    if store.header.metric is not None:
+        name = store.header.metric["name"]
+        raise ValueError(f"This index holds rows of the metric {name!r}: only gradients are whitened.")
 
 
 def _alive(store: Store) -> NDArray[np.int64]:
@@ -126,9 +152,9 @@ def _spectrum(parent: Store, rows: NDArray[np.int64], sample: int) -> Spectrum:
     return spectrum(blocks(), sizes, scale or 1.0)
 
 
-def _header(parent: Store, rows: int, width: int, damping: float | None, dims: int) -> Header:
-    about = {"kind": WHITENED, "dim": width, "of": parent.header.seal, "damping": damping}
-    about |= {"asked": dims, "state": f"{parent.state.rows_seal[:16]} {parent.state.last[:16]}"}
+def _header(parent: Store, rows: int, width: int, asked: dict[str, Any]) -> Header:
+    state = f"{parent.state.rows_seal[:16]} {parent.state.last[:16]}"
+    about = {"kind": WHITENED, "dim": width, "of": parent.header.seal, "state": state, **asked}
     return Header(
         rows=rows,
         shard_rows=max(1, SHARD_BYTES // width),
@@ -145,17 +171,53 @@ def _header(parent: Store, rows: int, width: int, damping: float | None, dims: i
     )
 
 
-def _unfinished(place: Location) -> bool:
-    """Whether whitened rows were begun and not finished; what is damaged is not unfinished."""
-    store = Store(place, Header.read(place / HEADER))
-    return bool(store.missing()) or not index_files.exists(store)
+def _state(place: Location) -> str:
+    """Return whether whitened rows are missing, unfinished, damaged or sound, as far as a look at them tells."""
+    if not exists(place / HEADER):
+        return _MISSING
+    try:
+        store = Store(place, Header.read(place / HEADER))
+        return _UNFINISHED if store.missing() or not index_files.exists(store) else _SOUND
+    except DamagedIndexError:
+        return _DAMAGED
+
+
+@contextlib.contextmanager
+def _alone(place: Location) -> Iterator[None]:
+    """Keep other processes from whitening the same rows; raises IndexExistsError if one does."""
+    if not isinstance(place, Path):
+        yield
+        return
+    make_directory(place.parent)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.alone(place.parent))
+        except BlockingIOError:
+            raise IndexExistsError(f"Another process whitens these rows, in {place}. Wait until it has.") from None
+        yield
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    return int(value)
+
+
+def _number(value: object) -> float:
+    try:
+        found = float("nan" if isinstance(value, bool) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not 0 < found < float("inf"):
+        raise ValueError(f"damping must be a positive number, got {value!r}.")
+    return found
 
 
 def _begin(place: Location, header: Header) -> Store:
     """Begin the store of whitened rows, or take up one that was begun with the same rows and options."""
     try:
         return Store.create(place, header)
-    except MismatchError:
+    except (MismatchError, DamagedIndexError):
         remove_tree(place)
         return Store.create(place, header)
 

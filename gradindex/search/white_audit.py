@@ -56,6 +56,7 @@ def verify(
     """
     began = time.perf_counter()
     white, store = index.white, index.store
+    white.refuse_missing()
     alive = np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
     most = min(max(max(DEPTHS), k), len(alive) - 1)
     sketches, norms = index.embedded(asked)

@@ -15,7 +15,7 @@ from gradindex.search.row_search import LocalRows
 from gradindex.sketch.whitening import Spectrum, Whitener
 from gradindex.store import Store, side_files
 from gradindex.store.layout import WHITENED
-from gradindex.store.location import Location, exists
+from gradindex.store.location import Location, exists, listing
 from gradindex.store.store import HEADER
 
 _ASSET = "whitening"
@@ -59,7 +59,7 @@ class Whitened:
             If they are damaged.
         """
         place = place_of(parent)
-        if not exists(place / HEADER):
+        if not finished(parent):
             raise ValueError(
                 f"{parent.path} has no whitened rows: make them by index.whiten() or the command gradindex whiten."
             )
@@ -121,6 +121,11 @@ class Whitened:
     def _same(self) -> bool:
         return np.array_equal(self.store.ids, self.parent.ids)
 
+    def refuse_missing(self) -> None:
+        """Raise ValueError if some samples of the store are not whitened yet."""
+        if self.missing:
+            raise ValueError(f"{self.missing} samples are not whitened yet: whiten the index again.")
+
     def to_json(self) -> dict[str, int | float | str]:
         """Return what there is to know of them, JSON-ready."""
         return {
@@ -145,6 +150,13 @@ class Whitened:
 def place_of(parent: Store) -> Location:
     """Return where the whitened rows of a store lie, if it has some."""
     return parent.path / WHITENED / "rows"
+
+
+def finished(parent: Store) -> bool:
+    """Whether a store has whitened rows, with their FAISS index, which is written last."""
+    place = place_of(parent)
+    manifests = (one for one in listing(place / index_files.DIRECTORY) if one.name.endswith(".json"))
+    return exists(place / HEADER) and any(manifests)
 
 
 def write_spectrum(store: Store, found: Spectrum, dampings: tuple[float, ...]) -> None:
@@ -177,5 +189,7 @@ def _read(store: Store) -> tuple[Spectrum, tuple[float, ...]]:
     fits = fits and all(isinstance(one, int | float) and 0 <= one < np.inf for one in numbers)
     if not fits or not (values > 0).all() or not ((blocks >= 0) & (blocks < len(dampings))).all():
         raise DamagedIndexError(f"{side_files.manifest_path(store.path, _ASSET)} is not of these whitened rows.")
-    found = Spectrum(values, vectors, blocks, int(about["rows"]), float(about["scale"]), float(about["share"]))
+    found = Spectrum(
+        values, vectors, blocks, len(dampings), int(about["rows"]), float(about["scale"]), float(about["share"])
+    )
     return found, tuple(map(float, dampings))

@@ -69,7 +69,7 @@ class Landmark(Sketch):
     def blocks(self, width: int) -> tuple[int, ...]:
         """Return the numbers of coordinates, with the residual's sketch; the length left out is not linear."""
         if self.per_checkpoint:
-            return (self.dims,) * (width // self.dims)
+            return (self.dims,) * ((width - 1) // self.dims)
         return (self.dims + self.residual,)
 
     def bind(self, parameters: Sequence[Parameter], seed: int) -> "LandmarkProjector":

@@ -23,7 +23,7 @@ RELATIVE_DAMPING = 0.0045
 
 Other than the plain mean, that does not depend on how many small eigenvalues are kept. Of the grid in
 benchmarks/counterfactual.py it is within .01 of the best LDS on every bank."""
-_RANK = 2.0**-18  # of the mean eigenvalue: below it there is the rounding of rows to float16 alone
+_RANK = 1e-13  # of the largest eigenvalue: below it there is rounding alone
 
 Moment = NDArray[np.float64]
 
@@ -40,6 +40,8 @@ class Spectrum:
         V, (d, r) float32, orthonormal.
     blocks
         To which block of coordinates, one a checkpoint, each of them belongs, (r,) int64.
+    block_count
+        How many blocks there are; one of zeros has no eigenvalue.
     rows
         How many rows it was taken from.
     scale
@@ -51,6 +53,7 @@ class Spectrum:
     values: NDArray[np.float64]
     vectors: NDArray[np.float32]
     blocks: NDArray[np.int64]
+    block_count: int
     rows: int
     scale: float
     largest_share: float
@@ -63,13 +66,14 @@ class Spectrum:
         ValueError
             If the number is not finite and positive.
         """
-        count = int(self.blocks.max()) + 1
         if given is None:
-            each = [self.values[self.blocks == block] for block in range(count)]
-            return tuple(RELATIVE_DAMPING * float((v**2).sum() / v.sum()) * self.scale**2 for v in each)
+            each = [self.values[self.blocks == block] for block in range(self.block_count)]
+            return tuple(
+                RELATIVE_DAMPING * float((v**2).sum() / v.sum()) * self.scale**2 if len(v) else 0.0 for v in each
+            )
         if not 0 < given < np.inf:
             raise ValueError(f"damping must be a positive number, got {given!r}.")
-        return (float(given),) * count
+        return (float(given),) * self.block_count
 
     def whitener(self, dampings: tuple[float, ...], dims: int | None = None) -> "Whitener":
         """Return the map of rows to whitened ones, of at most `dims` numbers, with λ of each block."""
@@ -133,10 +137,10 @@ def spectrum(
     totals = [np.zeros((size, size)) for size in sizes]
     count, largest = 0, 0.0
     for rows, norms in blocks:
-        sketches = rows[:, : ends[-1]] * (np.asarray(norms, np.float64) / scale).astype(np.float32)[:, None]
+        sketches = rows[:, : ends[-1]] * (np.asarray(norms, np.float64) / scale)[:, None]
         for total, place in zip(totals, places, strict=True):
             total += sketches[:, place].T @ sketches[:, place]
-        squares = np.einsum("ij,ij->i", sketches, sketches, dtype=np.float64)
+        squares = np.einsum("ij,ij->i", sketches, sketches)
         count, largest = count + len(rows), max(largest, float(squares.max(initial=0)))
     trace = float(sum(np.trace(total) for total in totals))
     if not count or not trace > 0:
@@ -144,10 +148,12 @@ def spectrum(
     found, vectors, numbers = [], [], []
     for number, (total, place) in enumerate(zip(totals, places, strict=True)):
         values, directions = np.linalg.eigh(total / count)
-        kept = np.flatnonzero(values > _RANK * np.trace(total) / count / len(total))[::-1]
+        kept = np.flatnonzero(values > _RANK * values[-1])[::-1]
         whole = np.zeros((int(ends[-1]), len(kept)), np.float32)
         whole[place] = directions[:, kept]
         found.append(values[kept])
         vectors.append(whole)
         numbers.append(np.full(len(kept), number))
-    return Spectrum(np.concatenate(found), np.hstack(vectors), np.concatenate(numbers), count, scale, largest / trace)
+    return Spectrum(
+        np.concatenate(found), np.hstack(vectors), np.concatenate(numbers), len(sizes), count, scale, largest / trace
+    )
