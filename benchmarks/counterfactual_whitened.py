@@ -32,7 +32,7 @@ def _built(bench: Any, kind: str) -> gradindex.Index:
 
 def _build(bench: Any, kind: str) -> gradindex.Index:
     case = bench.case
-    job, sketch = bench.job, gradindex.Landmark(landmarks=2048, dims=1024, draw="norm")
+    job, sketch = bench.job, gradindex.Landmark(landmarks=2048, dims=1024, draw="norm", memory=4 << 30)
     if kind == "countsketch":
         sketch = gradindex.CountSketch(2048)
     elif kind != "final":
