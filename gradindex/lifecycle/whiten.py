@@ -24,8 +24,8 @@ from gradindex.sketch.base import blocks as blocks_of
 from gradindex.sketch.whitening import WHITENED, Spectrum, Whitener, spectrum
 from gradindex.store import Header, Rows, Store, codes, locks
 from gradindex.store import replace as store_replace
-from gradindex.store.layout import PARTS
-from gradindex.store.location import Location, exists, make_directory, remove_tree
+from gradindex.store.layout import PARTS, WHITENED_ROWS
+from gradindex.store.location import Location, exists, locate, make_directory, remove_tree
 from gradindex.store.shard import SHARD_BYTES
 from gradindex.store.store import HEADER
 
@@ -71,6 +71,8 @@ def follow(path: str | Location, *, progress: bool | None = None) -> None:
 
     They are whitened as the others were; how many came since is said by `Whitened.added`.
     """
+    if not exists(locate(path) / WHITENED_ROWS / HEADER):
+        return
     parent = Store.open(path)
     try:
         _follow(parent, progress)
@@ -205,7 +207,7 @@ def _count(name: str, value: object) -> int:
 
 def _number(value: object) -> float:
     try:
-        found = float("nan" if isinstance(value, bool) else value)  # type: ignore[arg-type]
+        found = float("nan") if isinstance(value, bool) else float(np.asarray(value, np.float64))
     except (TypeError, ValueError):
         found = float("nan")
     if not 0 < found < float("inf"):

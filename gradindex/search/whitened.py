@@ -14,7 +14,7 @@ from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.search.row_search import LocalRows
 from gradindex.sketch.whitening import Spectrum, Whitener
 from gradindex.store import Store, side_files
-from gradindex.store.layout import WHITENED
+from gradindex.store.layout import WHITENED_ROWS
 from gradindex.store.location import Location, exists, listing
 from gradindex.store.store import HEADER
 
@@ -149,7 +149,7 @@ class Whitened:
 
 def place_of(parent: Store) -> Location:
     """Return where the whitened rows of a store lie, if it has some."""
-    return parent.path / WHITENED / "rows"
+    return parent.path / WHITENED_ROWS
 
 
 def finished(parent: Store) -> bool:

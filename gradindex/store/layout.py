@@ -8,4 +8,5 @@ WATCH = "watch"
 """Directory of what `gradindex.compute.watch` writes: how many rows of each shard were compared."""
 WHITENED = "whitened"
 """Directory of a store of its own: rows that `gradindex.lifecycle.whiten` made of these."""
+WHITENED_ROWS = f"{WHITENED}/rows"
 KNOWN = {HEADER, SHARDS, PARTS, AUDIT, WATCH, WHITENED, "index", side_files.DIRECTORY, changes.DIRECTORY}

@@ -122,7 +122,10 @@ def test_a_store_that_stays_away_leaves_a_state_that_goes_on(kind):
         Faulty.empty()
         remote._exclusive.clear()
         Faulty.set(kind, range(at, 10 * count))
-        with pytest.raises(OSError, match=r"Internal Server Error|the answer did not come"):
+        # The last request looks whether there are whitened rows; only writes are carried out and then not answered.
+        harmless = kind == "timeout" and at == count
+        wanted = pytest.raises(OSError, match=r"Internal Server Error|the answer did not come")
+        with contextlib.nullcontext() if harmless else wanted:
             act("faulty://b/i")
         Faulty.set()
         try:
