@@ -97,8 +97,7 @@ def interval(value: float, resampled: Values) -> tuple[float, float]:
     """Return the interval of a statistic by its values (B,) in resamples, at `LEVEL`.
 
     The percentiles (Efron 1979), moved so that the resamples' mean is the value: subsets that are drawn twice lower
-    correlations a little. Of 150 simulated banks with a correlation of .77 this interval held it in 97 %, the plain one
-    in 91 %.
+    correlations a little.
     """
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + (value - resampled.mean())
     return float(low), float(high)

@@ -108,8 +108,7 @@ def build(
     try:
         built, summary = building.build(job, place, options, engine)
     except FinishedError:
-        opened = Index.open(place, job)
-        if not options.whiten or opened.is_whitened:
+        if not options.whiten or (opened := Index.open(place, job)).is_whitened:
             raise
         opened.whiten(progress=options.progress)  # killed before that
         return opened

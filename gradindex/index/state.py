@@ -5,6 +5,7 @@ import functools
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking
 from gradindex.search.prepared import Prepared
 from gradindex.search.row_search import LocalRows, RowSearch
-from gradindex.search.whitened import Whitened
+from gradindex.search.whitened import Whitened, finished
 from gradindex.store import Store
 from gradindex.store.location import Location
 
@@ -57,6 +58,7 @@ class Opened:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: Whitened | None = None
+        self._there: bool | None = None
 
     def of(self, store: Store) -> Whitened:
         """Return the whitened rows of a store's state; raises ValueError if it has none."""
@@ -67,8 +69,11 @@ class Opened:
                 self._found = replace(self._found, parent=store)
             return self._found
 
-    def __bool__(self) -> bool:
-        return self._found is not None
+    def are_there(self, store: Store) -> bool:
+        """Whether there are any; on an object store, where looking takes as long as a query, looked for but once."""
+        if self._there is None or (not self._there and isinstance(store.path, Path)):
+            self._there = finished(store)
+        return self._there
 
 
 class Changing:

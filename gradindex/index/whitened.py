@@ -20,7 +20,7 @@ from gradindex.search import cascade, white
 from gradindex.search.answer import explanation_data, joined
 from gradindex.search.describe import describe
 from gradindex.search.options import SearchOptions
-from gradindex.search.whitened import Whitened, finished
+from gradindex.search.whitened import Whitened
 
 _SCORED = 256  # queries whose scores are computed in one scan of the store
 
@@ -51,7 +51,7 @@ class Whitenable(Changing):
     @property
     def is_whitened(self) -> bool:
         """Whether there are whitened rows, so that kernels `white_dot` and `white_cos` can be asked for."""
-        return bool(self.opened) or finished(self.store)
+        return self.opened.are_there(self.store)
 
     def whiten(
         self,
@@ -96,14 +96,14 @@ class Whitenable(Changing):
         found = whitening.whiten(
             self.store.path, damping=damping, dims=dims, index=index, sample=sample, progress=progress
         )
-        self.__dict__["opened"] = Opened()
+        self.opened = Opened()
         return found
 
     @pinned
     def scores(
         self, x: Any = None, y: Any = None, *, ids: Any = None, kernel: str | None = None
     ) -> NDArray[np.float32]:
-        """Return the estimated kernel values of all samples, by one scan of the stored rows in bounded memory.
+        """Return the estimated kernel values of all samples; the stored rows are scanned once for every 256 queries.
 
         Parameters
         ----------

@@ -245,17 +245,17 @@ def _write(parent: Store, rows: NDArray[np.int64], store: Store, whitener: White
     for number in range(store.header.shards):
         start, stop = store.header.span(number)
         if not store.has(number):
-            store.write(number, _shard(parent, rows[start:stop], whitener, store.header.row_type))
+            store.write(number, _shard(parent, rows[start:stop], whitener))
         advance(stop - start)
 
 
-def _shard(parent: Store, rows: NDArray[np.int64], whitener: Whitener, kind: str) -> Rows:
-    kept = np.empty((len(rows), whitener.width), codes.RowType(kind).dtype)
+def _shard(parent: Store, rows: NDArray[np.int64], whitener: Whitener) -> Rows:
+    kept = np.empty((len(rows), whitener.width), np.int8)
     lengths = np.empty(len(rows), np.float32)
     for begin in range(0, len(rows), BLOCK_ROWS):
         here = slice(begin, begin + BLOCK_ROWS)
         white, lengths[here] = whitener(parent.gather(rows[here]), parent.norms[rows[here]])
-        kept[here] = codes.encode(white, kind)
+        kept[here] = codes.encode(white)
         parent.release()
     return Rows(kept, lengths, parent.ids[rows], {})
 

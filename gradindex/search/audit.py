@@ -91,15 +91,15 @@ def verify(
     else:
         asked = index.labelled(x, y)
         own, how, drawn = np.full(len(asked), -1, np.int64), {"x": asked.x, "y": asked.y}, "given samples"
+    end = None if max_seconds is None else began + max_seconds
     if whitened is not None:
-        return kept(index.store, white_audit.verify(index, whitened, asked, own, drawn, k, seed))
+        return kept(index.store, white_audit.verify(index, whitened, asked, own, drawn, k, seed, end))
     most = min(max(DEPTHS), len(rows) - 1)
     lists = {
         depth: _answer(index, own, how, dataclasses.replace(options, k=depth)) for depth in {k, most}
     }  # what a user gets who asks for so many
     estimates = _answer(index, own, how, dataclasses.replace(options, k=max(k, most), rerank=0))
     by_steps = len(rows) <= STEPS
-    end = None if max_seconds is None else began + max_seconds
     truth = _compare(index, asked, own, max(k, most), parsed, rng, end, by_steps)
     checked = spot_check(index, asked, [(truth.rows, truth.values), lists[k], lists[most]], parsed, max_seconds)
     if not by_steps and not paths.agree(checked.errors[0], index.job.engine):

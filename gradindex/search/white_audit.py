@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.ann.selection import select
 from gradindex.compute.queries import Queries
 from gradindex.data.source import Ids
 from gradindex.defaults import BLOCK_ROWS
@@ -34,6 +35,7 @@ def verify(
     drawn: str,
     k: int,
     seed: int,
+    end: float | None = None,
 ) -> Audit:
     """Compare answers by whitened rows with the kernel's definition over all samples.
 
@@ -53,6 +55,9 @@ def verify(
         Depth of the recall.
     seed
         Draws the samples over which ranks are correlated.
+    end
+        Stop comparing at this time of `time.perf_counter`, after one block at least; samples then come in an order
+        drawn by `seed`. None: never.
     """
     began = time.perf_counter()
     white, store = index.white, index.store
@@ -66,8 +71,10 @@ def verify(
     sample = np.sort(rng.choice(alive, min(len(alive), _CORRELATED_ROWS), replace=False))
     true = np.full((len(asked), most), -np.inf), np.full((len(asked), most), -1, np.int64)
     of_sample = np.empty((len(asked), len(sample)))
-    for begin in range(0, len(alive), BLOCK_ROWS):
-        here = alive[begin : begin + BLOCK_ROWS]
+    order, compared = alive if end is None else rng.permutation(alive), 0
+    while compared < len(alive) and (end is None or not compared or time.perf_counter() < end):
+        here = np.sort(order[compared : compared + BLOCK_ROWS])
+        compared += len(here)
         rows, weights = exact(store.gather(here), store.norms[here])
         values = (queries @ rows.T).astype(np.float64)
         if kernel.plain is Kernel.DOT:
@@ -78,6 +85,8 @@ def verify(
         every = np.broadcast_to(here, values.shape)
         true = norm_scan.top(np.hstack([true[0], values]), np.hstack([true[1], every]), most)
         store.release()
+    seen = np.isin(sample, order[:compared])
+    sample, of_sample = sample[seen], of_sample[:, seen]
     stored = white.store.rows_of(store.ids[sample])
     coded, code_norms = white.whitener(sketches, norms)
     codes = (coded @ white.store.gather(stored).T).astype(np.float64)
@@ -107,7 +116,7 @@ def verify(
         rank_correlation=correlation[0],
         rank_correlation_interval=correlation[1:],
         seconds=time.perf_counter() - began,
-        compared=len(alive),
+        compared=compared,
         drawn=drawn,
         stages=stages,
         pairs=_pairs(of_sample, estimates, rng),
@@ -129,7 +138,7 @@ def _scanned(
 ) -> Ids:
     """Return the store's rows (m, most) of a scan of all whitened rows, without the queries themselves."""
     white, more = index.white, int(own[0] >= 0)
-    selection = white.selection(None)
+    selection = white.selection(select(index.store, None))
     _, found, _ = norm_scan.scan(white.store, coded, norms, kernel.plain, most + more, selection=selection)
     rows = index.store.rows_of(white.store.ids[found].ravel()).reshape(found.shape)
     return agreement.leave_out(rows, own) if more else rows

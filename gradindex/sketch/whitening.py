@@ -21,11 +21,9 @@ WHITENED = "whitened"
 RELATIVE_DAMPING = 0.0045
 """Default damping, as a share of tr R² / tr R, the mean of the eigenvalues weighted by themselves.
 
-Other than the plain mean, that does not depend on how many small eigenvalues are kept. Of the grid in
-benchmarks/counterfactual.py it is within .01 of the best LDS on every bank."""
+Other than the plain mean, that does not depend on how many small eigenvalues are kept. On every bank measured so far it
+is within .01 of the best LDS of the grid in benchmarks/counterfactual_whitened.py; it was set on these banks."""
 _RANK = 1e-13  # of the largest eigenvalue: below it there is rounding alone
-
-Moment = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,11 @@ class RowType(StrEnum):
         return np.dtype(self.value)
 
 
-def encode(rows: NDArray[np.float32], kind: str) -> NDArray[Any]:
-    """Return unit-norm rows (n, dim) as they are kept; zero rows stay zero."""
-    if kind == RowType.HALF:
-        return rows.astype(np.float16)
+def encode(rows: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Return rows (n, dim) in 8 bits; zero rows stay zero."""
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     scale = np.divide(_LARGEST, largest, out=np.zeros_like(largest), where=largest > 0)
-    found: NDArray[Any] = np.rint(rows * scale).astype(np.int8)
+    found: NDArray[np.int8] = np.rint(rows * scale).astype(np.int8)
     return found
 
 

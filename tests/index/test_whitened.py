@@ -316,6 +316,15 @@ def test_audits_measure_against_the_definition(built):
     assert json.loads((built.store.path / "audit.json").read_text())["kernel"] == "white_dot"
 
 
+def test_audits_leave_out_removed_samples_and_stop_in_time(index):
+    gone = index.explain(ids=np.arange(ROWS), kernel="white_dot", k=3).ordered_indices[:, 1]
+    index.remove(np.unique(gone)[:60])
+    audit = index.verify(queries=30, k=5, kernel="white_dot")
+    assert audit.complete and audit.stages["index against store"]["recall@10"][0] == 1
+    short = index.verify(queries=30, k=5, kernel="white_dot", max_seconds=1e-9)
+    assert 0 < short.compared <= short.rows
+
+
 def test_few_numbers_a_row_are_seen_by_the_audit(index):
     index.whiten(dims=3)
     assert index.verify(queries=30, k=5, kernel="white_dot").recall < 0.9
