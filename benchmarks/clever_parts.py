@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 
 from gradindex.compiled import filters, ghost_norms, outer_products, patches, threads
-from gradindex.sketch import countsketch, scatter, tensor_sketch
+from gradindex.sketch import countsketch, tensor_sketch
 from gradindex.store import shard
 
 Changes = list[tuple[Any, str, Any]]  # (module or class, name, value)
@@ -112,10 +112,6 @@ def _without_registers(backend: str) -> Changes:
     return [*found, (ghost_norms, "squared", squared), (ghost_norms, "of_convolution", of_convolution)]
 
 
-def _without_lanes(backend: str) -> Changes:
-    return [(countsketch, "scatter", scatter.scatter_each), (countsketch, "_SCATTER", 2 * countsketch._SCATTER)]
-
-
 def _without_transform(backend: str) -> Changes:
     return [(tensor_sketch, "serves", lambda dim, samples: False)]
 
@@ -127,13 +123,12 @@ def _without_parts(backend: str) -> Changes:
 
 
 PARTS = {
-    "samples in lanes, formed gradients": Part("sketch/lanes.py", "numba, a sample at a time", _without_lanes),
     "samples in lanes, TensorSketch": Part("sketch/tensor_sketch.py", "SciPy's transforms", _without_transform),
     "sums in registers": Part("compiled/outer_products.py", "patches and BLAS", _without_registers),
     "all emitted instructions": Part(
         "compiled/emit.py",
         "all of the above",
-        lambda b: _without_lanes(b) + _without_transform(b) + _without_registers(b),
+        lambda b: _without_transform(b) + _without_registers(b),
     ),
     "threads of compiled loops": Part(
         "compiled/threads.py", "one thread", lambda b: [(threads, "_WORTH_A_THREAD", 1 << 62)], (2,)

@@ -22,7 +22,7 @@ SKETCH_DIM = 1024
 """Numbers of a stored row."""
 LANDMARKS, LANDMARK_DIMS, LANDMARK_RESIDUAL = 1024, 256, 0
 """Training samples of a `gradindex.Landmark` sketch, the coordinates kept, and numbers for what they leave out."""
-WHITENED_LANDMARKS, WHITENED_DIMS = 2048, 1024
+WHITENED_LANDMARKS, WHITENED_DIMS, WHITENED_BITS = 2048, 1024, 8
 """Landmarks of rows that are made to be whitened, and numbers of a whitened row."""
 INFLUENTIAL = 10
 """Samples that are named as those that influence themselves most."""

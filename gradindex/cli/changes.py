@@ -8,7 +8,7 @@ import typer
 
 from gradindex.cli.console import out
 from gradindex.cli.options import Json, Out
-from gradindex.defaults import INDEX, WHITENED_DIMS
+from gradindex.defaults import INDEX, WHITENED_BITS, WHITENED_DIMS
 
 
 def add(
@@ -65,16 +65,17 @@ def whiten(
         float | None, typer.Option(help="Added to the second moment of the gradients.  [default: by its eigenvalues]")
     ] = None,
     dims: Annotated[int, typer.Option(min=1, help="Numbers of a whitened row.")] = WHITENED_DIMS,
+    bits: Annotated[int, typer.Option(help="Bits of each: 8 or 4.")] = WHITENED_BITS,
     index: Annotated[str, typer.Option(help="'auto' or a FAISS factory string.")] = INDEX,
     as_json: Json = False,
 ) -> None:
     """Whiten the rows of an index, for the kernels white_dot and white_cos; needs no model."""
     from gradindex.lifecycle.whiten import whiten as whiten_rows
 
-    found = whiten_rows(path, damping=damping, dims=dims, index=index).to_json()
+    found = whiten_rows(path, damping=damping, dims=dims, bits=bits, index=index).to_json()
     text = (
-        f"Whitened: {found['dims']} numbers a row of 8 bits, {float(found['store_bytes']) / 1e6:,.1f} MB, damping "
-        f"{found['damping']:.3g}. Ask with --kernel white_dot: whose removal would change the prediction?"
+        f"Whitened: {found['dims']} numbers of {found['bits']} bits a row, {float(found['store_bytes']) / 1e6:,.1f} MB, "
+        f"damping {found['damping']:.3g}. Ask with --kernel white_dot: whose removal would change the prediction?"
     )
     _say(text, found, as_json)
 

@@ -187,7 +187,9 @@ def info_table(found: dict[str, Any]) -> Table:
     }
     if found.get("whitened"):
         white = found["whitened"]
-        lines["whitened"] = f"{white['dims']} numbers of 8 bits a row, damping {white['damping']:.3g}, {white['index']}"
+        lines["whitened"] = (
+            f"{white['dims']} numbers of {white['bits']} bits a row, damping {white['damping']:.3g}, {white['index']}"
+        )
         if white["added"] or white["missing"]:
             lines["whitened"] += f"; {white['added']} rows came later, {white['missing']} are not whitened yet"
     if metric:

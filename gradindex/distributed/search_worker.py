@@ -73,8 +73,9 @@ class StorePart(Store):
         """Dataset positions of these rows."""
         return self._cut("ids")
 
-    def _taken(self, rows: Ids, dtype: str) -> NDArray[Any]:
-        return super()._taken(rows + self.first, dtype)
+    def kept(self, rows: Ids) -> NDArray[Any]:
+        """Return the sketches of some of these rows as they are stored."""
+        return super().kept(rows + self.first)
 
     def _cut(self, name: str) -> NDArray[Any]:
         begin = self.shards[0].start

@@ -24,7 +24,27 @@ class Projector(ABC):
     """Whether `add_measured` and `add_factors` return squared norms (b,) that take the place of the gradients'. All
     factors of a parameter then come in one call, with the positions of all its uses."""
     bounds_cosine: ClassVar[bool] = False
-    """Whether two finished rows bound the cosine of their gradients, so that answers can be proved."""
+    """Whether two finished rows bound the cosine of their gradients, so that answers can be proved: it is at most the
+    inner product of their `coordinates` numbers plus the product of their `lengths_left`, up to `coordinate_error`."""
+
+    @property
+    def coordinates(self) -> int:
+        """Numbers of a finished row that are coordinates."""
+        return self.width
+
+    @property
+    def coordinate_error(self) -> float:
+        """How far a finished row's coordinates may be from those of exact arithmetic, as a length."""
+        return 0.0
+
+    @property
+    def inner_product_bounds(self) -> bool:
+        """Whether the inner product of two finished rows, with nothing added, bounds the cosine of their gradients."""
+        return False
+
+    def lengths_left(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the lengths (n,) of what the coordinates of unit-norm rows (n, width) leave out."""
+        return np.zeros(len(rows), np.float32)
 
     @property
     def width(self) -> int:

@@ -11,7 +11,7 @@ from gradindex import kernels, relevance
 from gradindex.ann.selection import Selection
 from gradindex.compute import queries
 from gradindex.data.source import Ids
-from gradindex.defaults import INDEX, WHITENED_DIMS
+from gradindex.defaults import INDEX, WHITENED_BITS, WHITENED_DIMS
 from gradindex.index.state import Changing, Opened, pinned
 from gradindex.kernels import Kernel, WhiteKernel
 from gradindex.lifecycle import whiten as whitening
@@ -58,13 +58,14 @@ class Whitenable(Changing):
         *,
         damping: float | None = None,
         dims: int = WHITENED_DIMS,
+        bits: int = WHITENED_BITS,
         index: str = INDEX,
         sample: int = whitening.SAMPLE,
         progress: bool | None = None,
     ) -> Whitened:
         """Whiten the rows by their own second moment, for the kernels ``white_dot`` and ``white_cos``.
 
-        Needs no model. The whitened rows are a store of their own beside the others, 1 byte a number, with a FAISS
+        Needs no model. The whitened rows are a store of their own beside the others, with a FAISS
         index; those that were there are replaced when the new ones are finished. Samples that are added later are
         whitened alike.
 
@@ -75,6 +76,8 @@ class Whitenable(Changing):
             `gradindex.sketch.whitening`.
         dims
             Numbers of a whitened row, those of the leading eigenvectors; fewer where R has fewer.
+        bits
+            Bits of each of them, 8 or 4.
         index
             ``'auto'`` or a FAISS factory string.
         sample
@@ -90,11 +93,12 @@ class Whitenable(Changing):
         Raises
         ------
         ValueError
-            If `damping`, `dims` or `sample` is not positive, all rows are zero, or rows are no gradients.
+            If `damping`, `dims` or `sample` is not positive, `bits` is neither 4 nor 8, all rows are zero, or rows are
+            no gradients.
         """
         whitening.refuse_metric(self.store)
         found = whitening.whiten(
-            self.store.path, damping=damping, dims=dims, index=index, sample=sample, progress=progress
+            self.store.path, damping=damping, dims=dims, bits=bits, index=index, sample=sample, progress=progress
         )
         self.opened = Opened()
         return found

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradindex.ann import build as indexing
 from gradindex.ann import files as index_files
 from gradindex.ann import plan as index_plan
-from gradindex.defaults import BLOCK_ROWS, INDEX, SEED, WHITENED_DIMS
+from gradindex.defaults import BLOCK_ROWS, INDEX, SEED, WHITENED_BITS, WHITENED_DIMS
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.lifecycle import add, compact
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
@@ -22,8 +22,9 @@ from gradindex.runtime.progress import Bar, progress_bar
 from gradindex.search.whitened import Whitened, place_of, whitener_of, write_spectrum
 from gradindex.sketch.base import blocks as blocks_of
 from gradindex.sketch.whitening import WHITENED, Spectrum, Whitener, spectrum
-from gradindex.store import Header, Rows, Store, codes, locks
+from gradindex.store import Header, Rows, Store, locks
 from gradindex.store import replace as store_replace
+from gradindex.store.codes import BITS, RowType
 from gradindex.store.layout import PARTS, WHITENED_ROWS
 from gradindex.store.location import Location, exists, locate, make_directory, remove_tree
 from gradindex.store.shard import SHARD_BYTES
@@ -39,6 +40,7 @@ def whiten(
     *,
     damping: float | None = None,
     dims: int = WHITENED_DIMS,
+    bits: int = WHITENED_BITS,
     index: str = INDEX,
     sample: int = SAMPLE,
     progress: bool | None = None,
@@ -46,6 +48,8 @@ def whiten(
     """Whiten the rows of a finished store; see `gradindex.Index.whiten`."""
     damping = None if damping is None else _number(damping)
     dims, sample = _count("dims", dims), _count("sample", sample)
+    if bits not in (4, 8):
+        raise ValueError(f"A number of a whitened row has 4 or 8 bits, got {bits!r}.")
     parent = Store.open(path)
     refuse_metric(parent)
     rows = _alive(parent)
@@ -53,7 +57,7 @@ def whiten(
     dampings = found.dampings(damping)
     place = place_of(parent)
     about = {"damping": damping, "asked": dims, "sample": sample, "index": index}
-    header = _header(parent, len(rows), found.whitener(dampings, dims).width, about)
+    header = _header(parent, len(rows), found.whitener(dampings, dims).width, bits, about)
     index_plan.plan(header, index)  # a mistake here should not cost the rows
     with stop_on_sigterm(), explain_full_disk(lambda: "the same call whitens the rows anew"), _alone(place):
         if _state(place) == _SOUND and store_replace.begin(place):
@@ -106,8 +110,10 @@ def repair(path: str | Location) -> bool:
     if not exists(place):
         return False
     about: dict[str, Any] = {}
+    bits = WHITENED_BITS
     try:
-        about = Header.read(place / HEADER).sketch
+        header = Header.read(place / HEADER)
+        about, bits = header.sketch, BITS[RowType(header.row_type)]
         if _state(place) != _SOUND or about.get("of") != parent.header.seal:
             about = {}
         else:
@@ -120,6 +126,7 @@ def repair(path: str | Location) -> bool:
         path,
         damping=about.get("damping"),
         dims=about.get("asked", WHITENED_DIMS),
+        bits=bits,
         index=about.get("index", INDEX),
         sample=about.get("sample", SAMPLE),
     )
@@ -154,7 +161,7 @@ def _spectrum(parent: Store, rows: NDArray[np.int64], sample: int) -> Spectrum:
     return spectrum(blocks(), sizes, scale or 1.0)
 
 
-def _header(parent: Store, rows: int, width: int, asked: dict[str, Any]) -> Header:
+def _header(parent: Store, rows: int, width: int, bits: int, asked: dict[str, Any]) -> Header:
     state = f"{parent.state.rows_seal[:16]} {parent.state.last[:16]}"
     about = {"kind": WHITENED, "dim": width, "of": parent.header.seal, "state": state, **asked}
     return Header(
@@ -169,7 +176,7 @@ def _header(parent: Store, rows: int, width: int, asked: dict[str, Any]) -> Head
         parameters=[],
         state=[],
         versions={},
-        row_type=codes.RowType.BYTE,
+        row_type=next(kind for kind, count in BITS.items() if count == bits),
     )
 
 
@@ -245,17 +252,17 @@ def _write(parent: Store, rows: NDArray[np.int64], store: Store, whitener: White
     for number in range(store.header.shards):
         start, stop = store.header.span(number)
         if not store.has(number):
-            store.write(number, _shard(parent, rows[start:stop], whitener))
+            store.write(number, _shard(parent, rows[start:stop], whitener, RowType(store.header.row_type)))
         advance(stop - start)
 
 
-def _shard(parent: Store, rows: NDArray[np.int64], whitener: Whitener) -> Rows:
-    kept = np.empty((len(rows), whitener.width), np.int8)
+def _shard(parent: Store, rows: NDArray[np.int64], whitener: Whitener, kind: RowType) -> Rows:
+    kept = np.empty((len(rows), kind.stored(whitener.width)), kind.dtype)
     lengths = np.empty(len(rows), np.float32)
     for begin in range(0, len(rows), BLOCK_ROWS):
         here = slice(begin, begin + BLOCK_ROWS)
         white, lengths[here] = whitener(parent.gather(rows[here]), parent.norms[rows[here]])
-        kept[here] = codes.encode(white)
+        kept[here] = kind.quantize(white)
         parent.release()
     return Rows(kept, lengths, parent.ids[rows], {})
 

@@ -23,7 +23,6 @@ from gradindex.defaults import BLOCK_ROWS
 from gradindex.gradients import in_double
 from gradindex.gradients.engine import Engine
 from gradindex.kernels import Kernel
-from gradindex.sketch.landmark import LandmarkProjector
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -88,10 +87,10 @@ def cosine_bounds(index: "Index", sketches: NDArray[np.float32]) -> NDArray[np.f
     `sketches` are the queries' rows (m, width), of unit norm.
     """
     projector = index.projector
-    if not isinstance(projector, LandmarkProjector):
+    if not projector.bounds_cosine:
         return None
     out = np.empty((2, len(sketches), len(index)), np.float32)
-    error = np.float32(row_error(projector.width, projector.whitening.error))
+    error = np.float32(row_error(projector.width, projector.coordinate_error))
     dims, left = projector.coordinates, projector.lengths_left(sketches)
     for first, rows in index.store.blocks(BLOCK_ROWS):
         here = slice(first, first + len(rows))

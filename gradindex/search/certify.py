@@ -23,7 +23,6 @@ from gradindex.search import cascade, norm_scan
 from gradindex.search.answer import Answer, Side
 from gradindex.search.bounds import cosine_bounds, errors, row_error
 from gradindex.search.question import Question
-from gradindex.sketch.landmark import LandmarkProjector
 from gradindex.sketch.unit_rows import normalise
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ def _by_range(index: "Index", asked: Question, queries: int) -> bool:
     if asked.kernel is not Kernel.COS or asked.eps:
         return False
     projector, searcher = index.projector, index.searcher
-    bounded = isinstance(projector, LandmarkProjector) and not projector.options.residual
+    bounded = projector.bounds_cosine and projector.inner_product_bounds
     return bounded and ranges.serve(index.store, searcher) and queries * searcher.index.code_size <= 4 * searcher.dim
 
 
@@ -186,7 +185,7 @@ def _in_range(
     index: "Index", sketch: NDArray[np.float32], least: float, error: NDArray[np.float64]
 ) -> tuple[Ids, NDArray[np.float32]]:
     """Return the rows whose cosine may be evaluated as `least` or more, ascending, and upper bounds of it."""
-    slack = row_error(len(sketch), index.projector.whitening.error)  # type: ignore[attr-defined]
+    slack = row_error(len(sketch), index.projector.coordinate_error)
     rows = ranges.within(index.store, index.searcher, sketch, max(least - slack - _USUAL, -2.0))
     rows = np.union1d(rows, np.flatnonzero(error > _USUAL))
     bounds = np.empty(len(rows), np.float32)

@@ -1,7 +1,7 @@
 """Audits of whitened rows: answers against the kernel as it is defined, from the stored rows without a second rounding.
 
-The truth is qᵀ (R + λ)⁻¹ s with all eigenvectors of R, for every stored row s; what is measured is what 8 bits, the
-coordinates that were left out, and FAISS change in an answer.
+The truth is qᵀ (R + λ)⁻¹ s with all eigenvectors of R, for every stored row s; what is measured is what the
+rounding to bits, the coordinates that were left out, and FAISS change in an answer.
 """
 
 import time

@@ -14,6 +14,7 @@ from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.search.row_search import LocalRows
 from gradindex.sketch.whitening import Spectrum, Whitener
 from gradindex.store import Store, side_files
+from gradindex.store.codes import BITS, RowType
 from gradindex.store.layout import WHITENED_ROWS
 from gradindex.store.location import Location, exists, listing
 from gradindex.store.store import HEADER
@@ -30,7 +31,7 @@ class Whitened:
     parent
         The store that they were made from.
     store
-        Their own: unit-norm rows of 8 bits, and norms ‖w‖. Ids are those of `parent`.
+        Their own: unit-norm rows of 8 or 4 bits a number, and norms ‖w‖. Ids are those of `parent`.
     searcher
         Its FAISS index.
     spectrum
@@ -130,6 +131,7 @@ class Whitened:
         """Return what there is to know of them, JSON-ready."""
         return {
             "dims": self.store.header.dim,
+            "bits": BITS[RowType(self.store.header.row_type)],
             "damping": self.damping,
             "moment_rows": self.moment_rows,
             "largest_share": self.spectrum.largest_share,

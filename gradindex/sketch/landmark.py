@@ -93,6 +93,16 @@ class LandmarkProjector(Projector):
         """Numbers of a finished row that are coordinates."""
         return self.options.dims
 
+    @property
+    def coordinate_error(self) -> float:
+        """How far a row's coordinates may be from those of exact arithmetic, as the whitening of the landmarks says."""
+        return self.whitening.error
+
+    @property
+    def inner_product_bounds(self) -> bool:
+        """Whether the length left is a number of the row itself, so that inner products are bounds."""
+        return self._rest is None
+
     def draw(self, rows: int) -> Ids:
         """Return the landmarks' ids out of `rows`, ascending; those among which `choose` chooses, if they are more."""
         random = np.random.Generator(stream(self.seed, 0, _PURPOSE))

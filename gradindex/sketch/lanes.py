@@ -1,7 +1,6 @@
 """Counting numbers of many samples into buckets at once, each in its own lane of a vector.
 
-What `tensor_sketch.py` gains rests on it. In the loop over formed gradients lanes gain less than 1.15 of any build
-measured (`benchmarks/clever.py`), and are to go there.
+What `tensor_sketch.py` gains rests on it (`benchmarks/clever.py`).
 """
 
 from collections.abc import Callable, Sequence

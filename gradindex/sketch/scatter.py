@@ -3,10 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.compiled.emit import LANES
 from gradindex.compiled.jit import compiled
 from gradindex.compiled.squares import square
-from gradindex.sketch.lanes import add_lanes, count_lanes
 
 
 @compiled(fastmath=True)
@@ -22,39 +20,12 @@ def scatter(
     """Add formed gradients (n, R, C) to `out` (n, dim): entry (r, c) to bucket (rows[r] + columns[c]) mod dim.
 
     Their squared norms are added to `squares` (n,) float64 in the same pass over memory. Sums run over 2·dim
-    buckets, so that the modulo is taken once, at the end. The columns' tables go on, with signs 0, for LANES numbers.
+    buckets, so that the modulo is taken once, at the end.
     """
     n, dim = out.shape
     if 2 * matrix.shape[1] * matrix.shape[2] <= dim:
         _scatter_few(out, squares, matrix, rows, row_signs, columns, column_signs)
         return
-    whole = n // LANES * LANES
-    for begin in range(0, whole, LANES):
-        _scatter_lanes(
-            out[begin : begin + LANES],
-            squares[begin : begin + LANES],
-            matrix[begin : begin + LANES],
-            rows,
-            row_signs,
-            columns,
-            column_signs,
-        )
-    if whole < n:
-        scatter_each(out[whole:], squares[whole:], matrix[whole:], rows, row_signs, columns, column_signs)
-
-
-@compiled(fastmath=True)
-def scatter_each(
-    out: NDArray[np.float32],
-    squares: NDArray[np.float64],
-    matrix: NDArray[np.float32],
-    rows: NDArray[np.uint32],
-    row_signs: NDArray[np.float32],
-    columns: NDArray[np.uint32],
-    column_signs: NDArray[np.float32],
-) -> None:
-    """Do what `scatter` does one sample at a time: fewer samples than a vector has lanes, and the lanes' plain twin."""
-    n, dim = out.shape
     sums = np.empty(2 * dim, np.float32)
     for sample in range(n):
         sums[:] = 0
@@ -87,32 +58,6 @@ def _scatter_few(
                 bucket -= dim if bucket >= dim else 0
                 out[sample, bucket] += sign * column_signs[column] * values[column]
             squares[sample] += square(values)
-
-
-@compiled(fastmath=True)
-def _scatter_lanes(
-    out: NDArray[np.float32],
-    squares: NDArray[np.float64],
-    matrix: NDArray[np.float32],
-    rows: NDArray[np.uint32],
-    row_signs: NDArray[np.float32],
-    columns: NDArray[np.uint32],
-    column_signs: NDArray[np.float32],
-) -> None:
-    """Do as many samples at once as a vector has lanes."""
-    dim, width = out.shape[1], matrix.shape[2]
-    sums, factors = np.zeros((2 * dim, LANES), np.float32), np.empty(LANES, np.float32)
-    step = 4 * matrix.shape[1] * width
-    for row in range(matrix.shape[1]):
-        factors[:] = row_signs[row]
-        into = sums[rows[row]].ctypes.data
-        count_lanes(matrix[0, row].ctypes.data, step, width, columns, column_signs, factors, into)
-        for lane in range(LANES):
-            squares[lane] += square(matrix[lane, row])
-    for bucket in range(dim):
-        for lane in range(LANES):
-            sums[bucket, lane] += sums[bucket + dim, lane]
-    add_lanes(sums[:dim], np.float32(1), out)
 
 
 @compiled(fastmath=True)

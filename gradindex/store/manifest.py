@@ -101,7 +101,8 @@ class Header:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row's numbers."""
-        return self.dim * RowType(self.row_type).dtype.itemsize
+        kind = RowType(self.row_type)
+        return kind.stored(self.dim) * kind.dtype.itemsize
 
     @property
     def shards(self) -> int:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from gradindex.data.columns import to_arrow
 from gradindex.data.source import Ids
 from gradindex.errors import DamagedIndexError
-from gradindex.store import codes, disk
+from gradindex.store import disk
+from gradindex.store.codes import RowType
 from gradindex.store.location import Location, temporary
 from gradindex.store.manifest import FileEntry, Header, keep, publish, read_entries, read_json
 from gradindex.store.mapping import advise, map_file
@@ -105,8 +106,9 @@ class Shard:
         self._entries = read_entries(saved, path, {*_ARRAYS, "columns"})
         # Everything is mapped now: what is deleted later, by a compaction, stays readable here.
         self._columns = _mapped(self._entries["columns"].local(directory, checked=False))
-        self._row_type = header.row_type
-        self.sketches = self._map("sketch", header.row_type, (len(self), header.dim))  # checked when first read
+        self._row_type, self._dim = RowType(header.row_type), header.dim
+        shape = len(self), self._row_type.stored(header.dim)
+        self.sketches = self._map("sketch", self._row_type.dtype, shape)  # checked when first read
         self._block_rows, self._sums = _block_sums(saved, len(self), path)
         self._good = np.zeros(len(self._sums), bool)
         self.norms = self._map("norm", np.float32, (len(self),))
@@ -122,15 +124,13 @@ class Shard:
 
     def read(self, begin: int, stop: int) -> NDArray[np.float32]:
         """Return sketches `begin` to `stop` (places in the shard) as float32, checked; raises DamagedIndexError."""
-        out = np.empty((stop - begin, self.sketches.shape[1]), np.float32)
+        out = np.empty((stop - begin, self._dim), np.float32)
         step = max(1, _CHECKED // self.sketches.strides[0] // self._block_rows) * self._block_rows
         pieces = [
             slice(max(low, begin), min(low + step, stop)) for low in range(begin - begin % self._block_rows, stop, step)
         ]
         for here, _ in zip(pieces, self._checks(pieces), strict=True):
-            some = out[here.start - begin : here.stop - begin]
-            some[...] = self.sketches[here]
-            codes.finish(some, self._row_type)
+            self._row_type.dequantize(self.sketches[here], out[here.start - begin : here.stop - begin])
         return out
 
     def _checks(self, pieces: list[slice]) -> Iterator[None]:

@@ -13,9 +13,10 @@ from gradindex.data.source import Ids
 from gradindex.data.table import Columns
 from gradindex.defaults import BLOCK_ROWS
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
-from gradindex.store import changes, codes, location, side_files
+from gradindex.store import changes, location, side_files
 from gradindex.store.arrays import as_rows, check_signed
 from gradindex.store.changes import Part, State
+from gradindex.store.codes import RowType
 from gradindex.store.differences import compare, model_differences
 from gradindex.store.layout import AUDIT, KNOWN, PARTS, SHARDS, WATCH
 from gradindex.store.location import Location, is_temporary, listing, locate
@@ -282,18 +283,16 @@ class Store:
 
     def gather(self, rows: Ids) -> NDArray[np.float32]:
         """Return the sketches of some rows, (n, dim) float32 of unit norm."""
-        return codes.finish(self._taken(rows, "float32"), self.header.row_type)
+        out = np.empty((len(rows), self.header.dim), np.float32)
+        return RowType(self.header.row_type).dequantize(self.kept(rows), out)
 
     def kept(self, rows: Ids) -> NDArray[Any]:
-        """Return the sketches of some rows (n, dim) as they are stored, see `gradindex.store.codes`."""
-        return self._taken(rows, self.header.row_type)
-
-    def _taken(self, rows: Ids, dtype: str) -> NDArray[Any]:
-        out = np.empty((len(rows), self.header.dim), dtype)
-        number = np.searchsorted(self._starts, rows, "right") - 1
-        for shard in np.unique(number):
-            here = np.flatnonzero(number == shard)
-            out[here] = self.shards[shard].take(rows[here] - self.shards[shard].start)
+        """Return the sketches of some rows (n, …) as they are stored, see `gradindex.store.codes`."""
+        kind, numbers = RowType(self.header.row_type), np.searchsorted(self._starts, rows, "right") - 1
+        out = np.empty((len(rows), kind.stored(self.header.dim)), kind.dtype)
+        for number in np.unique(numbers):
+            here, shard = np.flatnonzero(numbers == number), self.shards[number]
+            out[here] = shard.take(rows[here] - shard.start)
         return out
 
     def rows_of(self, ids: Ids) -> Ids:

@@ -262,13 +262,32 @@ def test_damaged_whitened_rows_do_not_stop_a_change(index, job, caplog):
 
 
 def test_repair_keeps_the_options(index):
-    index.whiten(index="IVF4,SQ8", sample=100, damping=0.5, dims=20)
+    index.whiten(index="IVF4,SQ8", sample=100, damping=0.5, dims=20, bits=4)
     file = next(place_of(index.store).glob("shards/*.sketch.npy"))
     file.write_bytes(file.read_bytes()[:-8] + b"\1" * 8)
     assert gradindex.repair(index.store.path).whitened
     white = gradindex.load(index.store.path).white
     assert (white.searcher.factory, white.moment_rows, white.damping) == ("IVF4,SQ8", 100, 0.5)
-    assert white.store.header.dim == 20
+    assert (white.store.header.dim, white.store.header.row_bytes, white.to_json()["bits"]) == (20, 10, 4)
+
+
+def test_rows_of_four_bits_take_half_the_bytes_and_keep_the_kernel(index, job):
+    eight = index.white.store
+    want = index.scores(ids=np.arange(8), kernel="white_dot")
+    white = index.whiten(bits=4)
+    assert white.store.header.row_bytes == -(-eight.header.row_bytes // 2)
+    assert white.store.shards[0].sketches.dtype == np.uint8
+    np.testing.assert_array_equal(white.store.norms, eight.norms)
+    assert spread(index.scores(ids=np.arange(8), kernel="white_dot"), want) > 0.98
+    batch = job.source.take(np.arange(3))
+    new = index.add((np.asarray(batch.x), np.asarray(batch.y)))
+    index.remove([0])
+    gradindex.compact(index.store.path)
+    again = gradindex.load(index.store.path, index.job)
+    assert again.white.missing == 0 and again.white.to_json()["bits"] == 4
+    got = again.explain(ids=[1], kernel="white_cos", k=2)
+    assert set(got.ordered_indices[0]) == {1, int(new[1])}  # the sample and its copy
+    assert again.verify(queries=10, kernel="white_dot", k=5).recall > 0.85
 
 
 def test_audits_of_samples_that_are_not_whitened_say_so(index, job, monkeypatch):
@@ -353,6 +372,8 @@ def test_an_index_without_whitened_rows_says_how_to_make_them(tmp_path, job):
         {"dims": 0},
         {"dims": True},
         {"sample": 0},
+        {"bits": 16},
+        {"bits": "4"},
     ],
 )
 def test_options_are_checked(index, options):
