@@ -93,6 +93,7 @@ def along_training(bench: Bench) -> Scores:
     return gradient_scores(job, *bench.case.data.queries, [Kernel.DOT])[Kernel.DOT]
 
 
+EKFAC = "EKFAC, dampings"
 CONTENDERS: dict[str, Contender] = {
     "label": Contender(label, lambda bench: 1),
     "hidden cosine": Contender(hidden),
@@ -106,9 +107,12 @@ CONTENDERS: dict[str, Contender] = {
     "whitened, CountSketch": Contender(ours.whitened("countsketch"), lambda bench: ours.BYTES + 4),
     "whitened along training": Contender(ours.whitened("along"), lambda bench: ours.BYTES_ALONG + 4),
     "whitened, three models": Contender(ours.whitened("models"), lambda bench: ours.BYTES_ALONG + 4),
+    "whitened, 4 bits": Contender(ours.whitened(bits=4), lambda bench: ours.BYTES + 4),
+    "whitened along training, 4 bits": Contender(ours.whitened("along", bits=4), lambda bench: ours.BYTES_ALONG + 4),
+    "whitened, three models, 4 bits": Contender(ours.whitened("models", bits=4), lambda bench: ours.BYTES_ALONG + 4),
     "exact Fisher": Contender(ours.fisher),
     "exact Fisher, dampings": Contender(ours.fisher_by_damping),
-    "EKFAC, dampings": Contender(ours.ekfac("ekfac")),
+    EKFAC: Contender(ours.ekfac("ekfac")),
     "K-FAC, dampings": Contender(ours.ekfac("kfac")),
 }
 REFERENCE = "gradient cosine"
@@ -174,9 +178,16 @@ def removed(bench: Bench, scores: Mapping[str, Scores], share: float, queries: i
     return bench.bank.removal(bench.case.fit, scores, [k], queries=queries, models=REMOVAL_MODELS, workers=workers)
 
 
+def reranked(white: Scores, ekfac: Scores, near: int = 10, candidates: int = 200) -> float:
+    """Return what share of a query's `near` best samples by EKFAC is among its best `candidates` by other rows."""
+    wanted = np.argsort(-ekfac, axis=1, kind="stable")[:, :near]
+    found = np.argsort(-white, axis=1, kind="stable")[:, :candidates]
+    return float(np.mean([np.isin(*pair).mean() for pair in zip(wanted, found, strict=True)]))
+
+
 def measure(bench: Bench, names: list[str], removal: Removing | None = None) -> dict[str, Any]:
     """Return the comparison of the contenders that apply, with their seconds and dampings."""
-    scores, bytes_per_row, about = {}, {}, {}
+    scores, bytes_per_row, about, by_default = {}, {}, {}, {}
     for name in names:
         begin = time.perf_counter()
         found = CONTENDERS[name].scores(bench)
@@ -184,6 +195,7 @@ def measure(bench: Bench, names: list[str], removal: Removing | None = None) -> 
             continue
         about[name] = {"seconds": round(time.perf_counter() - begin, 2)}
         if isinstance(found, dict):
+            by_default[name] = found.get(1.0)
             found, about[name]["damping"] = judge(bench.bank, found)
         scores[name] = found
         if (cost := CONTENDERS[name].bytes_per_row) is not None:
@@ -197,6 +209,10 @@ def measure(bench: Bench, names: list[str], removal: Removing | None = None) -> 
     result = comparison.to_dict()
     for kernel in result["kernels"].values():
         del kernel["queries"]
+    ekfac = by_default.get(EKFAC)
+    if ekfac is not None:
+        whites = [name for name in scores if name.startswith("whitened") and "dampings" not in name]
+        result["EKFAC's ten among 200"] = {name: reranked(scores[name], ekfac) for name in whites}
     case = bench.case
     return {
         "bank": case.name,

@@ -13,7 +13,7 @@ from gradindex.gradients.curvature.curvature import Curvature
 from gradindex.kernels import WhiteKernel
 
 BYTES, BYTES_ALONG = 1024, 2040
-"""Numbers of 8 bits a whitened row, of one model and of several; 4 bytes of the norm come to them."""
+"""Bytes of a whitened row's numbers, of one model and of several; 4 of the norm come to them."""
 GRID = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Dampings as multiples of the rule's own."""
 _MOST_BYTES = 3 << 30  # of formed gradients
@@ -22,40 +22,43 @@ _MOST_BYTES = 3 << 30  # of formed gradients
 _kept: dict[tuple[str, str], Any] = {}
 
 
-def _built(bench: Any, kind: str) -> gradindex.Index:
+def _built(bench: Any, kind: str, bits: int = 8) -> gradindex.Index:
     """Return the index of a kind of rows, built once in a folder of its own."""
-    key = bench.case.name, kind
+    key = bench.case.name, f"{kind}, {bits} bits"
     if key not in _kept:
-        _kept[key] = _build(bench, kind)
+        _kept[key] = _build(bench, kind, 8 // bits)
     return _kept[key]
 
 
-def _build(bench: Any, kind: str) -> gradindex.Index:
+def _build(bench: Any, kind: str, numbers: int) -> gradindex.Index:
+    """Build an index with so many numbers of a row, and landmarks, in a byte."""
     case = bench.case
-    job, sketch = bench.job, gradindex.Landmark(landmarks=2048, dims=1024, draw="norm", memory=4 << 30)
+    job = bench.job
+    sketch = gradindex.Landmark(landmarks=2048 * numbers, dims=1024 * numbers, draw="norm", memory=4 << 30)
     if kind == "countsketch":
         sketch = gradindex.CountSketch(2048)
     elif kind != "final":
         runs = bench.runs if kind == "models" else bench.runs[:1]
         states = [run.checkpoints[-1] for run in runs] if kind == "models" else runs[0].checkpoints
         each = 512 if len(states) > 3 else 680
-        sketch = dataclasses.replace(sketch, dims=each, per_checkpoint=True)
+        sketch = dataclasses.replace(sketch, dims=each * numbers, per_checkpoint=True)
         job = gradindex.Job(
             bench.runs[0].model, case.loss_fn, (case.data.x, case.data.y), checkpoints=[(s, 1.0) for s, _ in states]
         )
     folder = Path(tempfile.mkdtemp(prefix="counterfactual-"))
     index = gradindex.build(job, folder / "index", sketch=sketch, progress=False)
-    index.whiten(dims=BYTES if kind in ("final", "countsketch") else BYTES_ALONG)
+    size = BYTES if kind in ("final", "countsketch") else BYTES_ALONG
+    index.whiten(dims=size * numbers, bits=8 // numbers)
     return index
 
 
-def whitened(kind: str = "final", kernel: WhiteKernel = WhiteKernel.DOT) -> Any:
-    """Return a contender: whitened rows of 8 bits, damped by the rule."""
+def whitened(kind: str = "final", kernel: WhiteKernel = WhiteKernel.DOT, bits: int = 8) -> Any:
+    """Return a contender: whitened rows of 8 or 4 bits a number, damped by the rule."""
 
     def scores(bench: Any) -> np.ndarray | None:
         if kind == "along" and len(bench.case.recorded) < 2:
             return None
-        return _built(bench, kind).scores(*bench.case.data.queries, kernel=kernel)
+        return _built(bench, kind, bits).scores(*bench.case.data.queries, kernel=kernel)
 
     return scores
 
