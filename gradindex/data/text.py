@@ -16,9 +16,10 @@ Messages = Sequence[Mapping[str, str]]
 class TextReader(Protocol):
     """Turns texts into a job's samples, and the tokens of samples back into text.
 
-    ``Job.texts`` holds one where the job was made from a tokenizer. Positions in a sample are those of its tokens,
-    padding left out: entry j of `pieces` is the token whose loss stands at place j of `TokenLoss.per_token`. Of a model
-    that reads one text and writes another (T5) they are the tokens that are written.
+    ``Job.texts`` holds one where the job was made from a tokenizer. Entry j of `pieces` is the token whose loss stands
+    at place j of `TokenLoss.per_token`. Samples have no padding, except where the job's own dataset has some on the
+    left: its entries are empty strings. Of a model that reads one text and writes another (T5), the tokens are those
+    that are written.
     """
 
     def encode(
@@ -36,9 +37,10 @@ class TextReader(Protocol):
         text
             A text as a whole, all of whose tokens count.
         prompt, answer
-            What is asked, and what is said: the answer's tokens count, the prompt's do not.
+            What is asked, and what is said: the answer's tokens count, the prompt's do not. Without an answer, the
+            model's own (`answer`) is taken.
         messages
-            A conversation, laid out by the chat template: the last message of the assistant counts.
+            A conversation, laid out by the chat template: the assistant's messages count.
 
         Returns
         -------
@@ -48,17 +50,17 @@ class TextReader(Protocol):
         Raises
         ------
         ValueError
-            If neither or several of text, prompt with answer, and messages are given, or no token has a loss.
+            If none or several of text, prompt and messages are given, or no token has a loss.
         """
 
     def text(self, i: int) -> str:
         """Return training sample i as people read it."""
 
     def pieces(self, i: int) -> list[str]:
-        """Return the tokens of training sample i in their order, each as text; t entries, padding left out."""
+        """Return the tokens of training sample i in their order, each as text; t entries."""
 
-    def pieces_of(self, x: Tree) -> list[str]:
-        """Return the same of an encoded query."""
+    def pieces_of(self, x: Tree, y: Tree = None) -> list[str]:
+        """Return the same of an encoded query, its inputs and (needed for T5 and its like alone) its labels."""
 
     def answer(self, prompt: "str | Messages", max_new_tokens: int = 64) -> str:
         """Return the model's own answer to a prompt: the most likely token each time."""
