@@ -190,7 +190,7 @@ def sequence_classification(
     model, tokenizer, dataset
         As for `causal_lm`. The model's ``problem_type`` decides about the loss: of one class, of several, of a number.
     text, pair
-        The columns of the texts, and of a second text of each (None: there is none); None: ``"text"`` or ``"sentence"``.
+        The columns of the texts (None: ``"text"`` or ``"sentence"``), and of a second text of each (None: no second).
     label
         The column of the labels: numbers or names of classes, or vectors; None: ``"label"`` or ``"labels"``.
     max_length, columns, cache, parameters, device

@@ -286,8 +286,8 @@ class MaskedEncoder(_Whole):
         words = self.tokenizer(answer or "", add_special_tokens=False, verbose=False)["input_ids"]
         if not len(words) or len(words) != holes.sum():
             raise ValueError(
-                f"The prompt has {int(holes.sum())} masks ({self.tokenizer.mask_token}), the answer {len(words)} tokens: "
-                "expected one for each."
+                f"The prompt has {int(holes.sum())} masks ({self.tokenizer.mask_token}), the answer {len(words)} "
+                "tokens: expected one for each."
             )
         y = np.full(len(holes), IGNORED, np.int32)
         y[holes] = words

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.data.names import Tree
+from gradindex.data.names import Tensor, Tree
 from gradindex.data.source import Ids, Source
 from gradindex.data.tensors import as_numpy
 from gradindex.data.text import Messages
 from gradindex.interop.language.encode import Encoder, Text
-from gradindex.interop.language.samples import Sample
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,7 +120,7 @@ class Texts:
             for module, mode in modes:
                 module.training = mode
 
-    def _generated(self, ids: "torch.Tensor", most: int) -> str:
+    def _generated(self, ids: Tensor, most: int) -> str:
         import torch
 
         generate = getattr(self._model, "generate", None)

@@ -7,8 +7,8 @@ from pathlib import Path
 from gradindex.interop.language.encode import Row
 
 _EXPECTED = (
-    "expected a datasets.Dataset, a torch Dataset, a DataFrame, or a list of dicts or texts; or an IterableDataset, with "
-    "cache=FILE to keep its samples in"
+    "expected a datasets.Dataset, a torch Dataset, a DataFrame, or a list of dicts or texts; or an IterableDataset, "
+    "with cache=FILE to keep its samples in"
 )
 
 
@@ -41,7 +41,7 @@ def read(dataset: object, cache: str | Path | None) -> Callable[[], Iterator[Row
 
 def _rows(dataset: object) -> Iterator[Row]:
     several: object = dataset
-    if not hasattr(dataset, "__iter__") or "torch.utils.data" in sys.modules and _is_map(dataset):
+    if not hasattr(dataset, "__iter__") or ("torch.utils.data" in sys.modules and _is_map(dataset)):
         several = (dataset[i] for i in range(len(dataset)))  # type: ignore[index, arg-type]
     for number, row in enumerate(several):  # type: ignore[arg-type, var-annotated]
         found = {"text": row} if isinstance(row, str) else row

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradindex.data.names import Leaf, Tree
+from gradindex.data.names import Leaf
 from gradindex.data.source import Batch, Ids, Source
 from gradindex.store import location
 

@@ -49,9 +49,9 @@ def from_trainer(
     """Return the job of a Trainer of transformers or TRL's SFTTrainer, before or after ``trainer.train()``.
 
     Its samples are what the Trainer's collator makes of each row of its training set alone, so that labels, masks and
-    positions are those that the model was trained on. Padding on the right is left out. Masks and other numbers that the collator
-    draws are drawn once for each sample, from the Trainer's seed and the id: training drew others in each epoch.
-    The loss is compared with the Trainer's own at the first samples.
+    positions are those that the model was trained on; padding on the right is left out. What the collator draws by
+    chance, such as masked tokens, is drawn once for each sample, from the Trainer's seed and the id: training drew
+    others in each epoch. The loss is compared with the Trainer's own at the first samples.
 
     Parameters
     ----------
