@@ -133,3 +133,10 @@ def assert_rows(job: Job, truth: list[np.ndarray], tolerance: float = 2e-4) -> N
 
 def paths(job: Job) -> set[str]:
     return set(job.engine.paths.values())
+
+
+def save(folder: str) -> None:
+    """Put a small chat model and its tokenizer where ``from_pretrained`` finds them."""
+    words = tokenizer(chat_template=CHATML)
+    causal("llama", len(words)).save_pretrained(folder)
+    words.save_pretrained(folder)

@@ -201,7 +201,9 @@ def test_forms_of_datasets(model, words):
     ):
         with pytest.raises(error, match=match):
             hugging_face.causal_lm(model, words, data)
-    with pytest.raises(ValueError, match="Give one of text, messages, and prompt with completion; got text and messages"):
+    with pytest.raises(
+        ValueError, match="Give one of text, messages, and prompt with completion; got text and messages"
+    ):
         hugging_face.causal_lm(model, words, kit.TEXTS, text="text", messages="messages")
 
 
@@ -262,7 +264,9 @@ class FullyShardedDataParallel(torch.nn.Module):
 
 
 def test_models_in_parts_are_refused(model, words):
-    with pytest.raises(ValueError, match=r"is fully sharded \(FSDP\).*Save it whole .trainer.save_model.*from_pretrained"):
+    with pytest.raises(
+        ValueError, match=r"is fully sharded \(FSDP\).*Save it whole .trainer.save_model.*from_pretrained"
+    ):
         hugging_face.causal_lm(FullyShardedDataParallel(model), words, kit.TEXTS)
     with torch.device("meta"):
         empty = transformers.LlamaForCausalLM(model.config)
@@ -316,9 +320,7 @@ def test_a_loss_of_the_models_own_is_found(words):
     model = kit.causal("mixtral", len(words), output_router_logits=True, router_aux_loss_coef=1.0).eval()
     with pytest.warns(UserWarning, match="The model's loss of the first sample is .* adds something of its own"):
         job = hugging_face.causal_lm(model, words, kit.TEXTS)
-    truth = [
-        kit.gradient(model, input_ids=ids, labels=ids) for ids in (words(text)["input_ids"] for text in kit.TEXTS)
-    ]
+    truth = [kit.gradient(model, input_ids=ids, labels=ids) for ids in (words(text)["input_ids"] for text in kit.TEXTS)]
     kit.assert_rows(job, truth)
     x, y = job.texts.encode(kit.TEXTS[0])
     found = job.engine.gradients(x, y).gradients[0]

@@ -94,7 +94,11 @@ def test_a_tagger():
     truth = []
     for row in data:
         labels = [-100, *(numbers[tag] for tag in row["tags"]), -100]
-        truth.append(kit.gradient(model, input_ids=tokenizer(row["tokens"], is_split_into_words=True)["input_ids"], labels=labels))
+        truth.append(
+            kit.gradient(
+                model, input_ids=tokenizer(row["tokens"], is_split_into_words=True)["input_ids"], labels=labels
+            )
+        )
     kit.assert_rows(job, truth)
     assert kit.paths(job) == {"factored"}, job.engine.paths
     x, y = job.texts.encode("the fox reads")
@@ -157,7 +161,10 @@ def test_losses_of_tokens_add_up():
     for reduction in ("mean", "sum"):
         job = hugging_face.causal_lm(model, tokenizer, data, reduction=reduction)
         for i in (0, 1):
-            x, y = (torch.as_tensor(part) for part in (job.source.take(np.array([i])).x["input_ids"][0], job.source.take(np.array([i])).y[0]))
+            x, y = (
+                torch.as_tensor(part)
+                for part in (job.source.take(np.array([i])).x["input_ids"][0], job.source.take(np.array([i])).y[0])
+            )
             output = model(input_ids=x[None].long())
             each = job.loss_fn.per_token(output, y[None].long())
             assert each.shape == (1, len(x))

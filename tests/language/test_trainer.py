@@ -19,13 +19,17 @@ def words():
 
 
 def trainer(model, data, collator, tmp_path, words=None, kind=transformers.Trainer, **options):
-    options = {"per_device_train_batch_size": 1, "max_steps": 2, "use_cpu": True, **options}
+    options = {
+        "per_device_train_batch_size": 1,
+        "max_steps": 2,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        **options,
+    }
     args = transformers.TrainingArguments(
         output_dir=str(tmp_path), report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, **options
     )
-    return kind(
-        model=model, args=args, train_dataset=data, data_collator=collator, processing_class=words
-    )
+    return kind(model=model, args=args, train_dataset=data, data_collator=collator, processing_class=words)
 
 
 def tokens(words, **options):
@@ -44,9 +48,7 @@ def test_a_causal_model_from_training_to_its_proponents(words, tmp_path):
     one.train()
     job = hugging_face.from_trainer(one, columns=["number"])
     model.eval()
-    truth = [
-        kit.gradient(model, input_ids=ids, labels=ids) for ids in (words(text)["input_ids"] for text in kit.TEXTS)
-    ]
+    truth = [kit.gradient(model, input_ids=ids, labels=ids) for ids in (words(text)["input_ids"] for text in kit.TEXTS)]
     kit.assert_rows(job, truth)
     assert kit.paths(job) == {"factored"}, job.engine.paths
     assert job.columns["number"].to_pylist() == list(range(8))
@@ -59,12 +61,17 @@ def test_a_causal_model_from_training_to_its_proponents(words, tmp_path):
 
 def test_padding_and_masked_labels_of_a_dataset(words, tmp_path):
     data = tokens(words, padding="max_length", max_length=16)
-    data = data.map(lambda row: {"labels": [t if m else -100 for t, m in zip(row["input_ids"], row["attention_mask"], strict=True)]})
+    data = data.map(
+        lambda row: {"labels": [t if m else -100 for t, m in zip(row["input_ids"], row["attention_mask"], strict=True)]}
+    )
     data = data.map(lambda row: {"labels": [-100, -100, *row["labels"][2:]]}, remove_columns=["number"])
     model = kit.causal("gpt2", len(words))
     job = hugging_face.from_trainer(trainer(model, data, transformers.default_data_collator, tmp_path, words))
     model.eval()
-    truth = [kit.gradient(model, **{name: row[name] for name in ("input_ids", "attention_mask", "labels")}) for row in list(data)[2:]]
+    truth = [
+        kit.gradient(model, **{name: row[name] for name in ("input_ids", "attention_mask", "labels")})
+        for row in list(data)[2:]
+    ]
     batch = job.source.take(np.arange(2, 8))
     found = job.engine.gradients(batch.x, batch.y).gradients
     np.testing.assert_allclose(found, truth, atol=2e-4 * np.linalg.norm(truth, axis=1).max())
@@ -154,7 +161,8 @@ def test_a_seq2seq_trainer(tmp_path):
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(kit.config("t5", len(bert)))
     rows = [
-        {**bert(text), "labels": bert(other)["input_ids"]} for text, other in zip(kit.TEXTS, kit.TEXTS[::-1], strict=True)
+        {**bert(text), "labels": bert(other)["input_ids"]}
+        for text, other in zip(kit.TEXTS, kit.TEXTS[::-1], strict=True)
     ]
     for given in (model, None):
         collator = transformers.DataCollatorForSeq2Seq(bert, model=given)

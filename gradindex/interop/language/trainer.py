@@ -76,7 +76,7 @@ def from_trainer(
     Returns
     -------
     Job
-        Its ``texts`` are there if the Trainer has a tokenizer (``processing_class``).
+        Its ``texts`` are there if the Trainer (``processing_class``) or its collator has a tokenizer.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def from_trainer(
         with _unchanged(trainer):
             truth = lambda inputs: float(trainer.compute_loss(trainer.model, inputs))  # noqa: E731
             loss, reads_own = own_loss.settle(model, candidates, source, truth, "The Trainer's")
-    tokenizer = getattr(trainer, "processing_class", None)
+    tokenizer = getattr(trainer, "processing_class", None) or getattr(trainer.data_collator, "tokenizer", None)
     encoder = None
     if tokenizer is not None and hasattr(tokenizer, "decode"):
         encoder = _encoder(trainer, model, tokenizer, loss, source)
