@@ -53,6 +53,7 @@ def tokenizer(kind: str = "words", **options: Any) -> transformers.PreTrainedTok
             single="<cls> $A <sep>", pair="<cls> $A <sep> $B:1 <sep>:1", special_tokens=marks
         )
         options = {"cls_token": "<cls>", "sep_token": "<sep>", "mask_token": "<mask>", **options}
+        options["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=found,
         pad_token="<pad>",

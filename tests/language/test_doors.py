@@ -132,9 +132,9 @@ def test_pieces_are_the_text():
 
 
 def test_what_is_cut_is_said(model, words):
-    with pytest.warns(UserWarning, match=r"4 of 8 texts were cut at 6 tokens \(max_length\): ids 2, 3, 6, 7"):
+    with pytest.warns(UserWarning, match=r"3 of 8 texts were cut at 6 tokens \(max_length\): ids 2, 3, 7"):
         job = hugging_face.causal_lm(model, words, kit.TEXTS, max_length=6)
-    assert job.texts.truncated.tolist() == [2, 3, 6, 7] or len(job.texts.truncated) == 4
+    assert job.texts.truncated.tolist() == [2, 3, 7]
     assert max(len(ids) for ids in job.source.take(np.arange(8)).x["input_ids"]) == 6
     with pytest.warns(UserWarning, match="1 of 2 texts have no token with a loss: ids 1. Their gradients are zero"):
         hugging_face.causal_lm(model, words, ["a cat sings", "fox"])
@@ -302,7 +302,7 @@ def test_a_sharded_tensor_is_refused(words):
 def test_half_precision_caches_and_checkpoints(words):
     model = kit.causal("llama", len(words), use_cache=True).eval()
     wanted = kit.rows(hugging_face.causal_lm(model, words, kit.TEXTS))
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model.train()
     job = hugging_face.causal_lm(model, words, kit.TEXTS)
     np.testing.assert_allclose(kit.rows(job), wanted, rtol=1e-4, atol=1e-6)

@@ -101,7 +101,8 @@ def arguments(model: "nn.Module") -> frozenset[str]:
 
 def longest(model: "nn.Module", tokenizer: "PreTrainedTokenizerBase | None", wanted: int | None) -> int | None:
     """Return the most tokens of a text: `wanted`, but no more than the model has positions for; None for no limit."""
-    text_config = getattr(base(model).config, "get_text_config", lambda: base(model).config)()
+    config = config_of(model)
+    text_config = getattr(config, "get_text_config", lambda: config)()
     limits = [wanted, getattr(text_config, "max_position_embeddings", None), getattr(text_config, "n_positions", None)]
     if getattr(text_config, "model_type", "") in ("t5", "mt5", "umt5"):
         limits = [wanted]  # relative positions, of any number

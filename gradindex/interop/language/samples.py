@@ -85,7 +85,7 @@ class TextSamples(Source):
     def _column(self, name: str, ids: Ids) -> Leaf:
         lists = self._table.column(name).take(pa.array(ids)).combine_chunks()
         values, offsets = _flat(lists)
-        flat, bounds = values.to_numpy(zero_copy_only=False), offsets.to_numpy()
+        flat, bounds = values.to_numpy(zero_copy_only=False).copy(), offsets.to_numpy()  # Arrow's own are read-only
         parts = [flat[bounds[i] : bounds[i + 1]] for i in range(len(ids))]
         axes = self._axes[name]
         if axes == 0:
