@@ -445,9 +445,10 @@ def report(source: TextSamples, longest: int | None) -> None:
     ):
         if len(ids):
             warnings.warn(
-                f"{len(ids)} of {len(source)} texts {what}: ids {_few(ids)}. {why}.", UserWarning, stacklevel=5
+                f"{len(ids)} of {len(source)} texts {what}: ids {few(ids)}. {why}.", UserWarning, stacklevel=5
             )
 
 
-def _few(ids: Ids) -> str:
+def few(ids: Ids) -> str:
+    """Return ids as messages have them: ten at most."""
     return f"{', '.join(map(str, ids[:10]))}{' …' if len(ids) > 10 else ''}"

@@ -179,7 +179,7 @@ class CausalEncoder(Encoder):
 
     def _marked(self, prompt: Tokens, whole: Tokens, everything: bool) -> Sample:
         """Return tokens, of which those behind the prompt's count: behind all that the two have in common."""
-        begin = 0 if everything else _common(prompt, whole)
+        begin = 0 if everything else common(prompt, whole)
         tokens, cut = self.cut(whole)
         return _causal(tokens, [place >= begin for place in range(len(tokens))], cut)
 
@@ -206,7 +206,7 @@ class CausalEncoder(Encoder):
             if message["role"] != "assistant":
                 continue
             before, behind = self._laid_out(messages[:number], True), self._laid_out(messages[: number + 1])
-            begin, end = _common(before, whole), _common(behind, whole)
+            begin, end = common(before, whole), common(behind, whole)
             if begin < len(before) or end <= begin:
                 raise ValueError(
                     f"The chat template writes what stands before message {number} otherwise once the conversation "
@@ -246,7 +246,7 @@ def _causal(tokens: Tokens, counts: Sequence[bool], cut: bool = False) -> Sample
     return Sample({"input_ids": ids}, labels, int((labels[1:] != IGNORED).sum()), cut)
 
 
-def _common(first: Tokens, second: Tokens) -> int:
+def common(first: Tokens, second: Tokens) -> int:
     """Return how many tokens two texts begin with alike."""
     return next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))

@@ -98,11 +98,8 @@ def settle(
     ValueError
         If it is none of them.
     """
-    import torch
-
     from gradindex.gradients.torch.model import inference
 
-    half = any(value.dtype in (torch.bfloat16, torch.float16) for value in model.parameters())
     device = next(model.parameters()).device
     wanted: list[float] = []
     found: list[list[float]] = []
@@ -118,7 +115,7 @@ def settle(
     if not wanted:
         return losses[0], False
     errors = np.abs(np.array(found) - np.array(wanted)[:, None]) / np.maximum(np.abs(wanted), 1e-3)[:, None]
-    fits = (np.nan_to_num(errors, nan=np.inf) <= (_CLOSE_HALF if half else _CLOSE)).all(axis=0)
+    fits = (np.nan_to_num(errors, nan=np.inf) <= closeness(model)).all(axis=0)
     for loss, same in zip(losses, fits, strict=False):
         if same:
             return loss, False
@@ -138,6 +135,14 @@ def settle(
         f"{found[0][0]:.4g}, nor what the model gives itself, {found[0][-1]:.4g}. Give the loss that it was trained "
         "by: loss_fn=, a function of the model's output and the labels."
     )
+
+
+def closeness(model: "nn.Module") -> float:
+    """Return how far two ways to a loss may be apart, relative to it."""
+    import torch
+
+    half = any(value.dtype in (torch.bfloat16, torch.float16) for value in model.parameters())
+    return _CLOSE_HALF if half else _CLOSE
 
 
 def _value(loss: LossFunction, output: Tree, y: Tree) -> float:

@@ -4,7 +4,9 @@ import contextlib
 import copy
 import inspect
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,8 +18,8 @@ from gradindex.data.source import Batch, Ids, Source
 from gradindex.data.tensors import as_numpy, is_tensor
 from gradindex.data.text import IGNORED
 from gradindex.interop.language import models, own_loss, rows
-from gradindex.interop.language.doors import Columns, finish
-from gradindex.interop.language.encode import CausalEncoder, Encoder
+from gradindex.interop.language.doors import Columns, few, finish
+from gradindex.interop.language.encode import CausalEncoder, Encoder, common
 from gradindex.interop.language.encode_heads import ClassEncoder, MaskedEncoder, PairEncoder, TagEncoder
 from gradindex.interop.language.loss import ClassLoss, Reduction, TokenCrossEntropy, TrainerLoss
 from gradindex.interop.language.samples import Sample, kept
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, object]
 Collate = Callable[[list[Row]], Mapping[str, "torch.Tensor"]]
 
+_MARK = 3  # tokens that stand before what a user says
 # Of the kernels that keep packed documents apart; a document alone needs none of them.
 _OF_KERNELS = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "seq_lengths"}
 
@@ -124,6 +127,9 @@ def from_trainer(
         with _unchanged(trainer):
             truth = lambda inputs: float(trainer.compute_loss(trainer.model, inputs))  # noqa: E731
             loss, reads_own = own_loss.settle(model, candidates, source, truth, "The Trainer's")
+    if packed and isinstance(loss, TokenCrossEntropy):
+        _check_kept_apart(trainer, model, loss, first, collate)
+    _report_cut(trainer, dataset)
     tokenizer = getattr(trainer, "processing_class", None) or getattr(trainer.data_collator, "tokenizer", None)
     encoder = None
     if tokenizer is not None and hasattr(tokenizer, "decode"):
@@ -289,8 +295,6 @@ def _samples(
     names: Sequence[str],
 ) -> Iterator[Sample]:
     """Yield samples with the columns that were asked for, which the Trainer may have taken away."""
-    from dataclasses import replace
-
     others = iter(()) if own is None else own()
     for number, row in enumerate(given()):
         whole = next(others, row)
@@ -350,7 +354,53 @@ def _is_conversation(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -
     """Whether tokens hold a message of a user, as the chat template writes it."""
     if not getattr(tokenizer, "chat_template", None):
         return False
-    said = "\N{WHITE SQUARE}"
-    written = str(tokenizer.apply_chat_template([{"role": "user", "content": said}], tokenize=False))
-    lines = written.partition(said)[0].strip().splitlines()
-    return bool(lines) and lines[-1] in tokenizer.decode(list(ids))
+    written = [
+        tokenizer.apply_chat_template([{"role": "user", "content": said}], return_dict=True)["input_ids"]
+        for said in "01"  # any two texts: what the two have in common stands before
+    ]
+    before = written[0][: common(*written)][-_MARK:]
+    return any(list(ids[i : i + len(before)]) == before for i in range(len(ids) - len(before) + 1))
+
+
+def _check_kept_apart(
+    trainer: "Trainer", model: "nn.Module", loss: TokenCrossEntropy, row: Row, collate: _Collate
+) -> None:
+    """Raise ValueError if the loss of a packed row is not that of its documents."""
+    import torch
+
+    from gradindex.gradients.torch.model import inference
+
+    device = next(model.parameters()).device
+    alone = list(collate.documents(row, 0))
+    with inference(model, device, fused=True), _unchanged(trainer):
+        whole = {name: torch.as_tensor(value).to(device) for name, value in collate.batch(row, 0).items()}
+        together = float(trainer.compute_loss(trainer.model, whole))
+        total = 0.0
+        for one in alone:
+            x = {name: torch.as_tensor(value).to(device)[None] for name, value in one.x.items()}
+            total += float(replace(loss, reduction="sum")(model(**x), torch.as_tensor(one.y).to(device)[None]))
+    apart = total / max(1, sum(one.counted for one in alone))
+    if abs(apart - together) > own_loss.closeness(model) * max(abs(together), 1e-3):
+        raise ValueError(
+            f"The Trainer's loss of the first packed row is {together:.4g}, that of its {len(alone)} documents alone "
+            f"{apart:.4g}: attention passes from one document to the next, so that a document has no gradient of its "
+            "own. Give packing=False, and a row is a sample, as it was trained; or a model whose attention is blocked "
+            '(attn_implementation="flash_attention_2", or "sdpa" with positions that begin anew).'
+        )
+
+
+def _report_cut(trainer: "Trainer", dataset: object) -> None:
+    """Warn of rows that are just as long as TRL's trainer leaves them."""
+    longest = getattr(trainer.args, "max_length", None)
+    names = getattr(dataset, "column_names", None) or ()
+    if longest is None or "input_ids" not in names or "seq_lengths" in names or not hasattr(dataset, "__getitem__"):
+        return
+    lengths = np.fromiter((len(ids) for ids in dataset["input_ids"]), np.int64)
+    ids = np.flatnonzero(lengths == int(longest))
+    if len(ids):
+        warnings.warn(
+            f"{len(ids)} of {len(lengths)} rows have {longest} tokens, which is where the Trainer cuts them "
+            f"(max_length): ids {few(ids)}. What it cut off has no gradient.",
+            UserWarning,
+            stacklevel=3,
+        )
