@@ -1,11 +1,11 @@
 """Ask a small chat model, and see which conversations of its fine-tune are behind the answer.
 
-A small causal language model (GPT-2's architecture, random weights) first reads one-line descriptions of Debian packages
-(``debian_sections.tsv.gz`` in the folder named by ``GRADINDEX_DATA``; without it, random words of three topics). Then it
-is fine-tuned as people do it, by transformers' Trainer and PEFT's LoRA, on conversations in which a user gives a
-description and the assistant names the package's section. ``gradindex.hugging_face.from_trainer`` makes a job of the
-Trainer; of a few held-out descriptions the script prints the model's own answer and the conversations behind it.
-Nothing is downloaded. Needs ``pip install transformers peft accelerate``.
+A small causal language model (GPT-2's architecture, random weights) first reads one-line descriptions of Debian
+packages (``debian_sections.tsv.gz`` in the folder named by ``GRADINDEX_DATA``; without it, random words of three
+topics). Then it is fine-tuned as people do it, by transformers' Trainer and PEFT's LoRA, on conversations in which a
+user gives a description and the assistant names the package's section. ``gradindex.hugging_face.from_trainer`` makes a
+job of the Trainer; of a few held-out descriptions the script prints the model's own answer and the conversations behind
+it. Nothing is downloaded. Needs ``pip install transformers peft accelerate``.
 """
 
 import argparse

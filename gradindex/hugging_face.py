@@ -7,13 +7,8 @@ Jobs of language models (`causal_lm`, `from_trainer` and others), and `datasets`
 from gradindex.data.hugging_face import _Dataset as _Dataset  # pickled jobs name it here
 from gradindex.data.hugging_face import is_dataset, source
 from gradindex.interop.hugging_face import with_embeddings
-from gradindex.interop.language.doors import (
-    causal_lm,
-    masked_lm,
-    seq2seq,
-    sequence_classification,
-    token_classification,
-)
+from gradindex.interop.language.doors import causal_lm
+from gradindex.interop.language.heads import masked_lm, seq2seq, sequence_classification, token_classification
 from gradindex.interop.language.trainer import from_trainer
 
 __all__ = [

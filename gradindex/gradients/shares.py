@@ -1,4 +1,4 @@
-"""How much of a model its rows speak of: the share of its numbers that have a gradient in them, by groups of modules."""
+"""How much of a model its rows speak of: the share of its numbers that have a gradient there, by groups of modules."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -80,7 +80,7 @@ def _zeros(engine: Engine, gradients: Floats | None) -> dict[str, int]:
     """Return how many numbers of each parameter are zero in all of some gradients."""
     if gradients is None:
         return {}
-    silent = ~gradients.any(axis=0)
+    silent = (gradients == 0).all(axis=0)
     found: dict[str, int] = {}
     for parameter, place in engine.slices():
         found[parameter.name] = int(silent[place].sum())

@@ -99,7 +99,7 @@ def test_queries_are_made_as_samples_are(model, words):
     x, y = plain.texts.encode(kit.TEXTS[2])
     assert (x["input_ids"][0].tolist(), y[0].tolist()) == sample(plain, 2)
     for wrong in ({}, {"text": "a", "prompt": "b"}):
-        with pytest.raises(ValueError, match="A query is one of text, prompt .with its answer., or messages; got"):
+        with pytest.raises(ValueError, match=r"A query is one of text, prompt .with its answer., or messages; got"):
             job.texts.encode(**wrong)
     with pytest.raises(ValueError, match="No token of the query has a loss"):
         plain.texts.encode("fox")
@@ -152,7 +152,7 @@ def test_streams_are_read_once(model, words, tmp_path):
             yield {"text": text, "number": i}
 
     data = datasets.IterableDataset.from_generator(stream)
-    with pytest.raises(TypeError, match="is a stream, and has no positions.*cache=FILE: the stream is read once"):
+    with pytest.raises(TypeError, match=r"is a stream, and has no positions.*cache=FILE: the stream is read once"):
         hugging_face.causal_lm(model, words, data)
     reads.clear()
     path = tmp_path / "texts.arrow"
@@ -274,7 +274,7 @@ def test_models_in_parts_are_refused(model, words):
         hugging_face.causal_lm(empty, words, kit.TEXTS)
     model._tp_size = 2
     try:
-        with pytest.raises(ValueError, match="split over 2 devices .tensor parallel."):
+        with pytest.raises(ValueError, match=r"split over 2 devices .tensor parallel."):
             hugging_face.causal_lm(model, words, kit.TEXTS)
     finally:
         del model._tp_size
@@ -293,7 +293,7 @@ def test_a_sharded_tensor_is_refused(words):
         mesh = init_device_mesh("cpu", (1,))
         value = distribute_tensor(model.lm_head.weight.data, mesh, [Shard(0)])
         model.lm_head.weight = torch.nn.Parameter(value)
-        with pytest.raises(ValueError, match="lm_head.weight is a DTensor, sharded over devices"):
+        with pytest.raises(ValueError, match=r"lm_head.weight is a DTensor, sharded over devices"):
             hugging_face.causal_lm(model, words, kit.TEXTS)
     finally:
         dist.destroy_process_group()
@@ -318,7 +318,7 @@ def test_half_precision_caches_and_checkpoints(words):
 
 def test_a_loss_of_the_models_own_is_found(words):
     model = kit.causal("mixtral", len(words), output_router_logits=True, router_aux_loss_coef=1.0).eval()
-    with pytest.warns(UserWarning, match="The model's loss of the first sample is .* adds something of its own"):
+    with pytest.warns(UserWarning, match=r"The model's loss of the first sample is .* adds something of its own"):
         job = hugging_face.causal_lm(model, words, kit.TEXTS)
     truth = [kit.gradient(model, input_ids=ids, labels=ids) for ids in (words(text)["input_ids"] for text in kit.TEXTS)]
     kit.assert_rows(job, truth)

@@ -101,7 +101,7 @@ def test_a_tagger():
         )
     kit.assert_rows(job, truth)
     assert kit.paths(job) == {"factored"}, job.engine.paths
-    x, y = job.texts.encode("the fox reads")
+    _x, y = job.texts.encode("the fox reads")
     assert set(job.texts.answer("the fox reads").split()) <= set(numbers)
     assert (y != -100).sum() == 3
     assert y[0, 0] == -100
@@ -150,7 +150,7 @@ def test_masks_are_drawn_once():
     _, y = job.texts.encode(prompt="the red <mask> reads", answer="fox")
     assert y.tolist() == [[-100, -100, -100, tokenizer.convert_tokens_to_ids("fox"), -100, -100]]
     assert job.texts.answer("the red <mask> reads") in tokenizer.get_vocab()
-    with pytest.raises(ValueError, match="has 1 masks .* the answer 2 tokens: expected one for each"):
+    with pytest.raises(ValueError, match=r"has 1 masks .* the answer 2 tokens: expected one for each"):
         job.texts.encode(prompt="the red <mask> reads", answer="fox cat")
 
 

@@ -111,7 +111,7 @@ def test_smoothed_labels_and_losses_of_ones_own(words, tmp_path):
             return model(**inputs).logits.square().mean()
 
     strange = trainer(model, tokens(words), collator, tmp_path, words, kind=Strange)
-    with pytest.raises(ValueError, match="The Trainer's loss of the first sample is .* Give the loss .* loss_fn="):
+    with pytest.raises(ValueError, match=r"The Trainer's loss of the first sample is .* Give the loss .* loss_fn="):
         hugging_face.from_trainer(strange)
     job = hugging_face.from_trainer(strange, loss_fn=lambda output, y: output.logits.square().mean())
     truth = kit.of_loss(model, model(input_ids=batch["input_ids"]).logits.square().mean())
@@ -133,7 +133,7 @@ def test_classes(words, tmp_path):
     ]
     kit.assert_rows(job, truth)
     assert job.task == "classification"
-    x, y = job.texts.encode("the red fox", answer="LABEL_2")
+    _x, y = job.texts.encode("the red fox", answer="LABEL_2")
     assert y.tolist() == [2]
     assert job.texts.answer("the red fox") in ("LABEL_0", "LABEL_1", "LABEL_2")
     with pytest.raises(ValueError, match="There is no class 'good': expected one of LABEL_0"):

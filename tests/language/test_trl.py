@@ -5,18 +5,21 @@ import pytest
 pytest.importorskip("trl")
 pytest.importorskip("peft")
 
-import datasets  # noqa: E402
-import numpy as np  # noqa: E402
-import peft  # noqa: E402
-import torch  # noqa: E402
-import trl  # noqa: E402
+import datasets
+import numpy as np
+import peft
+import torch
+import trl
 
-from gradindex import hugging_face  # noqa: E402
-from tests.language import kit  # noqa: E402
-from tests.language.test_doors import CHATS  # noqa: E402
+from gradindex import hugging_face
+from tests.language import kit
+from tests.language.test_doors import CHATS
 
 # What TRL and PEFT say of themselves, of packing without flash attention, and of a chat template without its marks.
-pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.filterwarnings("ignore::UserWarning:trl")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:trl"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +122,15 @@ def test_texts_without_padding_are_samples(words, tmp_path):
 
 def test_documents_that_see_each_other_are_refused(words, tmp_path, monkeypatch):
     trainer = trained(words, tmp_path, TEXTS, packing=True, max_length=24)
-    real = type(trainer.model).forward
+    real = type(trainer.model.model).forward
 
     def forward(self, *args, position_ids=None, **kwargs):  # an attention that does not know of documents
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(type(trainer.model), "forward", forward)
-    with pytest.raises(ValueError, match=r"of its \d documents alone .*: attention passes from one document to the next"):
+    monkeypatch.setattr(type(trainer.model.model), "forward", forward)
+    with pytest.raises(
+        ValueError, match=r"of its \d documents alone .*: attention passes from one document to the next"
+    ):
         hugging_face.from_trainer(trainer)
     assert len(hugging_face.from_trainer(trainer, packing=False).source) == len(trainer.train_dataset)
     assert torch.is_grad_enabled()

@@ -25,7 +25,7 @@ def expert_products(x: Tensor, weight: Tensor, numbers: Tensor, transposed: bool
     """
     if has_torch_function((x, weight, numbers)):
         given = (x, weight, numbers)
-        return handle_torch_function(expert_products, given, *given, transposed)  # type: ignore[no-any-return]
+        return handle_torch_function(expert_products, given, *given, transposed)
     order = torch.argsort(numbers, stable=True)
     counts = torch.bincount(numbers, minlength=len(weight)).tolist()
     parts = [

@@ -262,10 +262,11 @@ def _string(row: Row, name: str, number: int) -> str:
 
 def _conversation(row: Row, name: str, number: int) -> list[dict[str, str]]:
     value = row[name]
-    several = value if isinstance(value, Sequence) and not isinstance(value, str) else [None]
-    if not all(isinstance(one, Mapping) and "role" in one and "content" in one for one in several):
+    several = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    messages = [dict(one) for one in several if isinstance(one, Mapping) and "role" in one and "content" in one]
+    if len(messages) < len(several):
         raise TypeError(
             f"Row {number} has {type(value).__name__} in the column {name!r}: expected messages, a list of "
             '{"role": …, "content": …}.'
         )
-    return [dict(one) for one in several]
+    return messages

@@ -201,7 +201,7 @@ class PairEncoder(_Whole):
         """Return the tokens (t,) that are written: the labels."""
         if y is None:
             raise ValueError("The tokens that are written are the labels: give them, too.")
-        found = as_numpy(y[0])
+        found: NDArray[np.integer] = as_numpy(y[0])
         return np.where(found == IGNORED, self.tokenizer.pad_token_id, found)
 
     def plain(self, x: Tree, y: Tree) -> str:

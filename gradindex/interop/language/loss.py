@@ -148,4 +148,4 @@ def logits_of(output: Tree) -> Tensor:
             f"The model's output, {type(output).__name__}, holds no logits. Expected a model with a head, such as "
             "AutoModelForCausalLM."
         )
-    return found  # type: ignore[no-any-return]
+    return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gradindex.data.names import Model, Tensor
+from gradindex.data.names import Model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,13 +85,13 @@ def base(model: "nn.Module") -> "nn.Module":
 
 def config_of(model: "nn.Module") -> _Config:
     """Return a model's configuration; raises TypeError if it has none."""
-    found = getattr(base(model), "config", None)
+    found: _Config | None = getattr(base(model), "config", None)
     if found is None:
         raise TypeError(
             f"{type(model).__name__} has no `config`: expected a model of transformers, or one in PEFT's wrapper. "
             "For any other torch module, make a gradindex.Job of it, its loss and encoded texts."
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def arguments(model: "nn.Module") -> frozenset[str]:
@@ -139,5 +139,7 @@ class Shifted:
                 f"{type(base(self.model)).__name__} does not say how its decoder's inputs are made of labels: give "
                 "samples with decoder_input_ids, by from_trainer and a collator that adds them."
             )
-        found: Tensor = make(labels=torch.from_numpy(labels.astype(np.int64))[None])
-        return found[0].numpy().astype(np.int32)  # type: ignore[no-any-return, union-attr]
+        found: NDArray[np.int32] = (
+            make(labels=torch.from_numpy(labels.astype(np.int64))[None])[0].numpy().astype(np.int32)
+        )
+        return found

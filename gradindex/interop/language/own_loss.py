@@ -129,7 +129,7 @@ def settle(
             stacklevel=4,
         )
         shift, how = (best.shift, best.reduction) if isinstance(best, TokenCrossEntropy) else (False, "mean")
-        return OwnLoss(shift, how), True  # type: ignore[arg-type]
+        return OwnLoss(shift, how), True
     raise ValueError(
         f"{whose} loss of the first sample is {wanted[0]:.4g}, which is neither the cross-entropy of its labels, "
         f"{found[0][0]:.4g}, nor what the model gives itself, {found[0][-1]:.4g}. Give the loss that it was trained "

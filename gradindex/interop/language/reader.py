@@ -75,8 +75,9 @@ class Texts:
             raise ValueError(
                 f"A query is one of text, prompt (with its answer), or messages; got {' and '.join(given) or 'none'}."
             )
-        if answer is None and (prompt is not None or (text is not None and self._encoder.answers_texts)):
-            answer = self.answer(text if prompt is None else prompt)  # type: ignore[arg-type]
+        question = text if self._encoder.answers_texts and prompt is None else prompt
+        if answer is None and question is not None:
+            answer = self.answer(question)
         found = self._encoder.query(text, prompt, answer, messages)
         if not found.counted:
             raise ValueError("No token of the query has a loss: it is too short, or its answer was cut off.")

@@ -1,8 +1,9 @@
 """The rows of a user's dataset of texts, one by one in their order; and those of packed texts, document by document."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from gradindex.interop.language.encode import Row
 
@@ -40,14 +41,15 @@ def read(dataset: object, cache: str | Path | None) -> Callable[[], Iterator[Row
 
 
 def _rows(dataset: object) -> Iterator[Row]:
-    several: object = dataset
     if not hasattr(dataset, "__iter__") or ("torch.utils.data" in sys.modules and _is_map(dataset)):
-        several = (dataset[i] for i in range(len(dataset)))  # type: ignore[index, arg-type]
-    for number, row in enumerate(several):  # type: ignore[arg-type, var-annotated]
-        found = {"text": row} if isinstance(row, str) else row
-        if not isinstance(found, Mapping):
+        numbered = cast("Sequence[object]", dataset)
+        several: Iterable[object] = (numbered[i] for i in range(len(numbered)))
+    else:
+        several = cast("Iterable[object]", dataset)
+    for number, row in enumerate(several):
+        if not isinstance(row, str | Mapping):
             raise TypeError(f"Row {number} is {type(row).__name__}: {_EXPECTED}.")
-        yield found
+        yield {"text": row} if isinstance(row, str) else row
 
 
 def _is_map(dataset: object) -> bool:
