@@ -76,10 +76,11 @@ def test_it_knows_kerass_modules(monkeypatch):
     keras = pytest.importorskip("keras")
     from gradindex.gradients import make_engine
     from gradindex.gradients.shares import shares
+    from gradindex.words import Backend
 
     model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
     model.layers[0].trainable = False
-    engine = make_engine(model, keras.losses.MeanSquaredError(), backend="tensorflow")
+    engine = make_engine(model, keras.losses.MeanSquaredError(), backend=Backend.TENSORFLOW)
     first, last = shares(model, engine)
     assert (first.numbers, first.trainable, first.attributed) == (15, 0, 0)
     assert (last.numbers, last.trainable, last.attributed) == (8, 8, 8)

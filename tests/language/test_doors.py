@@ -316,12 +316,30 @@ def test_half_precision_caches_and_checkpoints(words):
     assert kit.paths(job) == {"factored"}
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_routers_loss_is_kept(reduction, words):
+    model = kit.causal("mixtral", len(words), output_router_logits=True).eval()
+    assert model.router_aux_loss_coef == 0.001
+    job = hugging_face.causal_lm(model, words, kit.TEXTS, reduction=reduction)
+    encoded = [words(text)["input_ids"] for text in kit.TEXTS]
+    truth = [kit.gradient(model, input_ids=ids, labels=ids) for ids in encoded]
+    times = [len(ids) - 1 if reduction == "sum" else 1 for ids in encoded]
+    kit.assert_rows(job, [row * count for row, count in zip(truth, times, strict=True)], 1e-5)
+    assert kit.paths(job) == {"factored"}, job.engine.paths
+    assert not hasattr(job.loss_fn, "per_token")
+
+
 def test_a_loss_of_the_models_own_is_found(words):
-    model = kit.causal("mixtral", len(words), output_router_logits=True, router_aux_loss_coef=1.0).eval()
-    with pytest.warns(UserWarning, match=r"The model's loss of the first sample is .* adds something of its own"):
+    model = kit.causal("llama", len(words)).eval()
+    plain = model.loss_function
+    model.loss_function = lambda logits, labels, vocab_size, **more: plain(1.5 * logits, labels, vocab_size, **more)
+    with pytest.warns(
+        UserWarning, match=r"The model's loss of the first sample is .* takes another loss, or adds to it"
+    ):
         job = hugging_face.causal_lm(model, words, kit.TEXTS)
     truth = [kit.gradient(model, input_ids=ids, labels=ids) for ids in (words(text)["input_ids"] for text in kit.TEXTS)]
     kit.assert_rows(job, truth)
+    assert kit.paths(job) == {"factored"}, job.engine.paths
     x, y = job.texts.encode(kit.TEXTS[0])
     found = job.engine.gradients(x, y).gradients[0]
     np.testing.assert_allclose(found, truth[0], atol=1e-4 * np.linalg.norm(truth[0]))

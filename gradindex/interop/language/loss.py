@@ -1,5 +1,6 @@
 """The losses that language models are trained by, as functions of output and labels: of a sample, and of its tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +63,57 @@ class TokenCrossEntropy:
             label_smoothing=self.label_smoothing,
         ).view(targets.shape)
         return functional.pad(losses, (first, 0)), targets != IGNORED
+
+
+@dataclass(frozen=True)
+class RouterLoss:
+    """The loss of tokens and, beside it, that of a mixture's router, which wants experts to be chosen alike.
+
+    Tokens have no losses of their own here: the router's is one of all of them.
+
+    Parameters
+    ----------
+    tokens
+        The loss of the tokens.
+    weight
+        By how much the router's loss counts.
+    experts, chosen
+        How many experts there are, and how many a token chooses.
+    """
+
+    tokens: TokenCrossEntropy
+    weight: float
+    experts: int
+    chosen: int
+
+    @property
+    def shift(self) -> bool:
+        """As that of the tokens."""
+        return self.tokens.shift
+
+    @property
+    def reduction(self) -> Reduction:
+        """As that of the tokens."""
+        return self.tokens.reduction
+
+    def __call__(self, output: Tree, y: Tensor) -> Tensor:
+        """Return the loss of a batch, a scalar, from an output with router_logits; of a sum, the router's as often."""
+        router = self.weight * self._unevenness(output["router_logits"])
+        if self.reduction == "mean":
+            return self.tokens(output, y) + router
+        return self.tokens(output, y) + router * (y[:, int(self.shift) :] != IGNORED).sum()
+
+    def _unevenness(self, layers: Sequence[Tensor]) -> Tensor:
+        """Return E Σ_e f_e p_e of the logits (tokens, E) of all layers: how often chosen, times the mean probability.
+
+        That of Switch Transformers, https://arxiv.org/abs/2101.03961, as transformers has it.
+        """
+        import torch
+
+        probabilities = torch.cat([layer.float().softmax(-1) for layer in layers])
+        chosen = probabilities.detach().topk(self.chosen, dim=-1).indices
+        often = (chosen[..., None] == torch.arange(self.experts, device=chosen.device)).sum((0, 1)) / len(chosen)
+        return self.experts * (often * probabilities.mean(0)).sum()
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ def make(
     report(source, encoder.max_length)
     reads_own = False
     if own_loss.takes_labels(model):
-        loss, reads_own = own_loss.settle(model, [loss], source, own_loss.of_model(model), "The model's")
+        loss, reads_own = own_loss.settle(
+            model, own_loss.candidates(model, loss), source, own_loss.of_model(model), "The model's"
+        )
     return finish(model, loss, source, encoder, columns, reads_own, parameters, device)
 
 

@@ -11,13 +11,13 @@ from gradindex.data.names import LossFunction, Tree
 from gradindex.data.source import Batch, Ids, Source, map_leaves
 from gradindex.data.tensors import as_numpy
 from gradindex.interop.language import models
-from gradindex.interop.language.loss import ClassLoss, OwnLoss, TokenCrossEntropy
+from gradindex.interop.language.loss import ClassLoss, OwnLoss, RouterLoss, TokenCrossEntropy
 
 if TYPE_CHECKING:
     from torch import nn
 
 _SAMPLES = 4  # at which losses are compared
-_CLOSE, _CLOSE_HALF = 1e-3, 3e-2  # relative
+_CLOSE, _CLOSE_HALF = 2e-5, 1e-2  # relative: a router's loss may be a thousandth of the whole
 
 
 class WithLabels(Source):
@@ -123,13 +123,13 @@ def settle(
     if fits[-1]:
         warnings.warn(
             f"{whose} loss of the first sample is {wanted[0]:.4g}, the cross-entropy of its labels {found[0][0]:.4g}: "
-            "the model adds something of its own (a router's loss, weights). Rows are gradients of the model's loss; "
+            "the model takes another loss, or adds to it. Rows are gradients of the model's loss; "
             "those of single tokens cannot be told.",
             UserWarning,
             stacklevel=4,
         )
-        shift, how = (best.shift, best.reduction) if isinstance(best, TokenCrossEntropy) else (False, "mean")
-        return OwnLoss(shift, how), True
+        tokens = best if isinstance(best, TokenCrossEntropy) else TokenCrossEntropy(False)
+        return OwnLoss(tokens.shift, tokens.reduction), True
     raise ValueError(
         f"{whose} loss of the first sample is {wanted[0]:.4g}, which is neither the cross-entropy of its labels, "
         f"{found[0][0]:.4g}, nor what the model gives itself, {found[0][-1]:.4g}. Give the loss that it was trained "
@@ -149,12 +149,27 @@ def _value(loss: LossFunction, output: Tree, y: Tree) -> float:
     """Return the mean loss of a sample, NaN if the loss does not take the labels."""
     if isinstance(loss, TokenCrossEntropy):
         loss = replace(loss, reduction="mean")
+    elif isinstance(loss, RouterLoss):
+        loss = replace(loss, tokens=replace(loss.tokens, reduction="mean"))
     try:
         return float(loss(output, y))
     except (ValueError, RuntimeError, IndexError, TypeError):
         if not isinstance(loss, TokenCrossEntropy | ClassLoss):
             raise
         return float("nan")
+
+
+def candidates(model: "nn.Module", loss: LossFunction) -> list[LossFunction]:
+    """Return a loss, and the same with that of a router where the model's configuration asks for one."""
+    inner = models.base(model)
+    weight, experts, chosen = (
+        getattr(inner, name, None) for name in ("router_aux_loss_coef", "num_experts", "num_experts_per_tok")
+    )
+    if not isinstance(loss, TokenCrossEntropy) or not getattr(models.config_of(model), "output_router_logits", False):
+        return [loss]
+    if weight is None or experts is None or chosen is None:
+        return [loss]
+    return [loss, RouterLoss(loss, float(weight), int(experts), int(chosen))]
 
 
 def takes_labels(model: "nn.Module") -> bool:

@@ -107,6 +107,7 @@ def from_trainer(
         loss, reads_own = loss_fn, False
     else:
         candidates: list[LossFunction] = [TokenCrossEntropy(shift, how, smoothing) for shift in (True, False)]
+        candidates += own_loss.candidates(model, candidates[0])[1:]
         config = models.config_of(model)
         problem = config.problem_type or ("regression" if config.num_labels == 1 else None)
         kinds = [problem] if problem else ["single_label_classification", "multi_label_classification"]

@@ -1,11 +1,11 @@
 """Rule of a mixture's experts: a sample's gradient has the rows that it sent to each."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradindex.data.names import Tree
 from gradindex.gradients.torch.capture import Capture, Layout, NoRule, plain, rule
 from gradindex.gradients.torch.experts import expert_products
 from gradindex.gradients.torch.use import Use, upcast
@@ -33,7 +33,7 @@ class Sent(Use):
 
 
 @rule("x, weight, numbers, transposed=", expert_products)
-def experts(capture: Capture, function: Callable[..., Tensor], call: dict[str, Any]) -> Tensor:
+def experts(capture: Capture, function: Callable[..., Tensor], call: dict[str, Tree]) -> Tensor:
     """y_s = x_s W_eᵀ: ∇W_e = Σ δ_s x_sᵀ over the rows s of expert e."""
     x, weight, numbers, transposed = call["x"], call["weight"], call["numbers"], bool(call["transposed"])
     if x in capture.shared or numbers in capture.shared:
