@@ -139,6 +139,17 @@ def test_a_language_model_is_explained(tmp_path):
     assert (tmp_path / "tokens.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_chat_model_is_explained(tmp_path):
+    pytest.importorskip("peft")
+    done = run_transformers("14_chat_lora.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    answers = re.findall(r"^'.*': '(\w+)' \(is '(\w+)'\)$", done.stdout, re.MULTILINE)
+    assert len(answers) == 4
+    assert sum(answer == section for answer, section in answers) >= 3
+    assert len(re.findall(r"^  [ \d.-]{6}  .+ (?:games|sound|net)$", done.stdout, re.MULTILINE)) == 20
+    assert int(re.search(r"behind an answer that give the same one: (\d+)%", done.stdout).group(1)) >= 90
+
+
 def test_a_residual_network_is_explained(tmp_path):
     pytest.importorskip("tensorflow")
     done = run("11_resnet50_study.py", "--quick", "--out", tmp_path)

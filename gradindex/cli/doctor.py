@@ -56,7 +56,9 @@ def doctor(
     else:
         out.print(_table("Environment", found["environment"]))
         if "job" in found:
-            out.print(_table("Job", {name: value for name, value in found["job"].items() if name != "paths"}))
+            tables = ("paths", "modules")
+            out.print(_table("Job", {name: value for name, value in found["job"].items() if name not in tables}))
+            out.print(_shares(found["job"]["modules"]))
             out.print(_table("Paths of the parameters", found["job"]["paths"]))
     if job is not None and not found["job"]["gradients_agree"]:
         raise ValueError(
@@ -103,6 +105,7 @@ def examine(job: Any, samples: int) -> dict[str, Any]:
     from gradindex.compute.blocks import embedding_batch_size
     from gradindex.data.checks import check_finite
     from gradindex.gradients import loop
+    from gradindex.gradients.shares import shares, warnings_of
     from gradindex.sketch import CountSketch
 
     engine, source = job.engine, job.source
@@ -116,11 +119,18 @@ def examine(job: Any, samples: int) -> dict[str, Any]:
     products = exact.candidate_dots(engine, source, batch.select(slice(0, 1)), truth.gradients[:1], others)
     size = embedding_batch_size(job)
     rate = _rate(job, CountSketch().bind(engine.parameters, 0), size)
+    of_modules = shares(job.model, engine, found.gradients)
+    attributed, every, trainable = (
+        sum(getattr(share, name) for share in of_modules) for name in ("attributed", "numbers", "trainable")
+    )
     return {
         "model": type(job.model).__name__,
         "framework": engine.backend,
         "samples": len(source),
         "gradient": engine.size,
+        "share_of_the_model": attributed / every,
+        "share_of_what_is_trainable": attributed / trainable,
+        "warnings": warnings_of(of_modules),
         "not trainable": list(engine.frozen),
         "compared": len(batch),
         "largest_error": float(errors.max()),
@@ -130,6 +140,10 @@ def examine(job: Any, samples: int) -> dict[str, Any]:
         "batch_size": size,
         "rows_per_second": rate,
         "whole_dataset_seconds": len(source) / rate,
+        "modules": {
+            share.group: {"numbers": share.numbers, "trainable": share.trainable, "attributed": share.attributed}
+            for share in of_modules
+        },
         "paths": dict(engine.paths),
     }
 
@@ -145,6 +159,18 @@ def _rate(job: Any, projector: Any, size: int) -> float:
         job.engine.embed(batch.x, batch.y, projector)
         rows += len(batch)
     return rows / took
+
+
+def _shares(groups: dict[str, dict[str, int]]) -> Table:
+    """Return how much of each group of modules is in the rows."""
+    table = Table(title="Attributed, by modules", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table.add_column("modules", style="bold", overflow="fold")
+    for name in ("numbers", "trainable", "attributed", "share"):
+        table.add_column(name, justify="right")
+    for group, counts in groups.items():
+        share = counts["attributed"] / counts["numbers"] if counts["numbers"] else 0.0
+        table.add_row(group, *(f"{count:,}" for count in counts.values()), f"{share:.1%}")
+    return table
 
 
 def _table(title: str, lines: dict[str, object]) -> Table:

@@ -79,3 +79,15 @@ def test_the_loss_that_a_language_model_takes_itself():
     x["labels"] = np.where(x["attention_mask"] > 0, x["input_ids"], -100)  # so that samples have unlike lengths
     assert_as_the_loop(engine, x, x["input_ids"])
     assert set(engine.paths.values()) == {"factored"}, engine.paths
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32])
+def test_a_mask_is_no_number_to_branch_on(dtype):
+    """Transformers ask whether a mask is full, and go on without it then: a choice that no sample's value makes."""
+    torch.manual_seed(0)
+    engine = TorchEngine(CLASSIFIERS["BERT"](), lambda out, y: torch.nn.functional.cross_entropy(out.logits, y))
+    x = texts(5)
+    x["attention_mask"] = x["attention_mask"].astype(dtype)
+    assert_as_the_loop(engine, x, np.arange(5) % 2)
+    assert {signal.name for signal in engine.signals} == {"reading"}
+    assert set(engine.paths.values()) == {"factored"}, engine.paths

@@ -21,6 +21,7 @@ from gradindex.gradients.signals import Signal
 from gradindex.gradients.torch import costs, outputs, second_order, signals, vmap
 from gradindex.gradients.torch import model as torch_model
 from gradindex.gradients.torch import parts as torch_parts
+from gradindex.gradients.torch.experts import in_token_order
 from gradindex.gradients.torch.inputs import Conversion
 from gradindex.gradients.torch.losses import SampleLosses
 from gradindex.gradients.torch.model import HALF, NoLeaves, Seen, channels_last, inference
@@ -389,7 +390,7 @@ class TorchEngine(Engine):
 
     @contextmanager
     def _inference(self, fused: bool = False) -> Iterator[None]:
-        with inference(self.model, self.device, fused), torch_model.without_checkpoints():
+        with inference(self.model, self.device, fused), torch_model.without_checkpoints(), in_token_order(self.model):
             yield
 
 

@@ -126,6 +126,11 @@ def _tensors(value: Tree) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
+def _named(inputs: Tree) -> list[tuple[str, Tree]]:
+    """Return the inputs that have names."""
+    return [(str(name), part) for name, part in inputs.items()] if isinstance(inputs, Mapping) else []
+
+
 def _leaf(tensor: torch.Tensor) -> torch.Tensor:
     found = tensor.detach()
     return found.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else found
@@ -135,7 +140,8 @@ class _Watch(TorchFunctionMode):
     """Notes calls of torch functions that say something about the ways of computing gradients.
 
     What derives from the `inputs` is told from what derives from weights alone, and of the former what derives from
-    floating numbers, so that a branch on it may go another way in a batch, from masks and lengths.
+    floating numbers, so that a branch on it may go another way in a batch, from masks and lengths. An input by the name
+    of a mask (``attention_mask``) is one also where its zeros and ones are floating numbers.
     """
 
     def __init__(self, inputs: Tree = None) -> None:
@@ -145,8 +151,10 @@ class _Watch(TorchFunctionMode):
         self._used: set[int] = set()  # by anything else
         self._of_batch: dict[int, torch.Tensor] = {}  # the tensors are kept, so that ids stay theirs
         self._of_numbers: set[int] = set()
+        masks = {id(one) for name, part in _named(inputs) if name.endswith("mask") for one in _tensors(part)}
         for tensor in _tensors(inputs):
             self._know(tensor)
+        self._of_numbers -= masks
 
     def _know(self, tensor: torch.Tensor, of_numbers: bool = False) -> None:
         self._of_batch[id(tensor)] = tensor

@@ -1,0 +1,140 @@
+"""Ask a small chat model, and see which conversations of its fine-tune are behind the answer.
+
+A small causal language model (GPT-2's architecture, random weights) first reads one-line descriptions of Debian
+packages (``debian_sections.tsv.gz`` in the folder named by ``GRADINDEX_DATA``; without it, random words of three
+topics). Then it is fine-tuned as people do it, by transformers' Trainer and PEFT's LoRA, on conversations in which a
+user gives a description and the assistant names the package's section. ``gradindex.hugging_face.from_trainer`` makes a
+job of the Trainer; of a few held-out descriptions the script prints the model's own answer and the conversations behind
+it. Nothing is downloaded. Needs ``pip install transformers peft accelerate``.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from texts import read
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    DataCollatorForSeq2Seq,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+import gradindex
+from gradindex import hugging_face
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|end|>", "<|unknown|>", "<|user|>", "<|assistant|>"]
+LENGTH = 48  # tokens of a conversation
+
+
+def make_tokenizer(texts: list[str], words: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of words and of the pieces of rare ones, with a chat template."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<|unknown|>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=words, special_tokens=SPECIAL))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        unk_token="<|unknown|>",
+        additional_special_tokens=SPECIAL[3:],
+        chat_template=TEMPLATE,
+    )
+
+
+def conversation(text: str, section: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": section}]
+
+
+def encoded(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> dict[str, list[int]]:
+    """Return a conversation's tokens, and labels of the assistant's alone."""
+    asked = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"][-LENGTH:]
+    said = len(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]) - len(asked)
+    return {"input_ids": whole, "labels": [-100] * (len(whole) - said) + whole[len(whole) - said :]}
+
+
+def fitted(model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: list[dict], out: Path, **how: float) -> Trainer:
+    """Train a model by transformers' Trainer and return that."""
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=16,
+        lr_scheduler_type="constant",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **how,
+    )
+    collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
+    trainer = Trainer(model, arguments, collator, rows, processing_class=tokenizer)
+    loss = trainer.train().training_loss
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    print(f"trained {trained:,} numbers on {len(rows)} texts: loss of a token {loss:.2f}")
+    return trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/chat-lora"), help="folder for the index")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="fewer texts, less training")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    count, words, width, epochs = (400, 300, 48, 8) if options.quick else (3000, 2000, 96, 8)
+    held = 4 if options.quick else 200
+    texts, labels, names = read(count + held, options.seed)
+    count = len(texts) - held
+    chats = [conversation(text, names[label]) for text, label in zip(texts, labels, strict=True)]
+
+    tokenizer = make_tokenizer([*texts[:count], *names], words)
+    sizes = {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": LENGTH}
+    config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1, pad_token_id=0, **sizes)
+    base = GPT2LMHeadModel(config)
+    plain = [
+        {"input_ids": ids, "labels": ids}
+        for ids in tokenizer(texts[:count], truncation=True, max_length=LENGTH)["input_ids"]
+    ]
+    fitted(base, tokenizer, plain, options.out, num_train_epochs=epochs / 4, learning_rate=2e-3)
+
+    lora = LoraConfig(
+        r=8, lora_alpha=16, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(base, lora)
+    rows = [encoded(tokenizer, chat) for chat in chats[:count]]
+    trainer = fitted(model, tokenizer, rows, options.out, num_train_epochs=epochs, learning_rate=5e-3)
+
+    # From here on it is gradindex: a job of the Trainer, an index, a question.
+    job = hugging_face.from_trainer(trainer)
+    index = gradindex.build(job, options.out / "index", overwrite=True)
+    right, same = [], []
+    for number in range(count, len(texts)):
+        answer = job.texts.answer(texts[number], max_new_tokens=8)
+        result = index.explain(*job.texts.encode(prompt=texts[number], answer=answer), k=5, kernel="grad_cos")
+        ids = result.ordered_indices[0]
+        right.append(answer == names[labels[number]])
+        same.append(np.mean([names[labels[i]] == answer for i in ids]))
+        if number - count < 4:
+            print(f"\n{texts[number]!r}: {answer!r} (is {names[labels[number]]!r})")
+            for score, i in zip(result.scores[0], ids, strict=True):
+                print(f"  {score:6.3f}  {re.sub(' +', ' ', job.texts.text(int(i)))}")
+    print(f"\nright answers to held-out questions: {np.mean(right):.0%}")
+    print(f"conversations behind an answer that give the same one: {np.mean(same):.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Language models as people have them: jobs from transformers, PEFT and TRL, and texts as queries."""
