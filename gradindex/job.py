@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from gradindex.data.chain import Chain
 from gradindex.data.dataset_types import as_source
 from gradindex.data.source import Source
+from gradindex.data.text import TextReader
 from gradindex.gradients import backend_of, make_engine
 from gradindex.gradients.engine import Engine
 from gradindex.store import location
@@ -92,6 +93,9 @@ class Job:
     metric
         What `gradindex.relevance.spec` returns, to have the rows of a metric in the place of gradients; usually set
         by ``gradindex.build(job, out, metric=…)``. None: gradients.
+    texts
+        How texts become samples of this job, and tokens text again; filled in by `gradindex.hugging_face.causal_lm`
+        and its like. None: the samples are no texts.
     reference
         The MODULE:FUNCTION that makes this job, which `load_job` fills in: workers on other machines call it instead
         of receiving the model and the data.
@@ -117,6 +121,7 @@ class Job:
     checkpoints: Sequence[tuple[Any, ...]] | None = field(default=None, repr=False)
     render: Callable[[int], Any] | None = field(default=None, repr=False)
     metric: RowMaker | None = None
+    texts: TextReader | None = field(default=None, repr=False, compare=False)
     reference: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
