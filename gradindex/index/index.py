@@ -25,6 +25,7 @@ from gradindex.kernels import Kernel, white
 from gradindex.runtime.log import log
 from gradindex.search import cascade, question, tuning
 from gradindex.search import certify as proofs
+from gradindex.search import groups as by_groups
 from gradindex.search.answer import Answer, check_k, explanation_data, joined, meta
 from gradindex.search.audit import verify
 from gradindex.search.audit_result import Audit
@@ -87,6 +88,7 @@ class Index(Whitenable):
         answer: str | Sequence[str] | None = None,
         messages: Messages | Sequence[Messages] | None = None,
         tokens: TokenChoice | None = None,
+        groups: by_groups.GroupChoice | None = None,
     ) -> Explanation:
         """Find the training samples with the highest and the lowest kernel values for each query.
 
@@ -119,6 +121,9 @@ class Index(Whitenable):
         tokens
             Which tokens of the queries are asked about, by their places in `query_tokens`: a slice, or one. The loss is
             theirs alone then: their mean, where it is a mean. ``'each'``: all, as ever, and each by itself beside.
+        groups
+            Of an index of `gradindex.Groups` rows: which groups of parameters count, by a name, names, or names and
+            weights; see `gradindex.search.groups`.
 
         Returns
         -------
@@ -162,6 +167,8 @@ class Index(Whitenable):
         words = Words(text=text, prompt=prompt, answer=answer, messages=messages, tokens=tokens)
         words.refuse(whitened=white(options.kernel) is not None, gradients=self.store.header.metric is None)
         own = words.given or ids is not None or y is not None
+        if groups is not None:
+            by_groups.refuse(options, each=words.each)
         selection = select(self.store, where)
         if (whitened := white(options.kernel)) is not None:
             given = self.asked(x, y, ids, words)
@@ -174,6 +181,12 @@ class Index(Whitenable):
         asked = given.queries
         compared = self.at_hand.compared if wanted.rerank or options.certify else watch.Compared()
         self.changed = []  # of the copy that is pinned for this call
+        if groups is not None:
+            by_group, about = by_groups.explain(self, asked, groups, wanted)
+            result = self._doubted(by_group)
+            data = explanation_data(result, describe(self.store, self.job.engine, asked, result, own=own))
+            about |= words.params(None)
+            return Explanation(meta("Index", about), data | given.about, view=(self.job, asked.x, ids))
         answers, lengths, methods, searched = [], [], set(), set()
         most = min(QUERIES_AT_ONCE, proofs.chunk(len(self))) if options.certify else QUERIES_AT_ONCE
         formed = wanted.rerank and not options.certify
@@ -191,9 +204,7 @@ class Index(Whitenable):
             lengths.append(norms)
             methods.add(method)
         result = self._doubted(joined(answers))
-        described = describe(self.store, self.job.engine, asked, result)
-        if not own:
-            described = replace(described, query_labels=None)  # they were the predictions
+        described = describe(self.store, self.job.engine, asked, result, own=own)
         grain, by_token, token_method = None, dict[str, NDArray[np.float64]](), None
         if self.store.header.metric is None:
             grain = Grain.of(self.store, self.job, asked, result, np.concatenate(lengths), parsed, wanted.eps)

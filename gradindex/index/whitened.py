@@ -1,6 +1,5 @@
 """What an index does with whitened rows, and scores of all samples."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -183,7 +182,5 @@ class Whitenable(Askable):
             "sketch": rows.store.header.sketch,
             "whitened": rows.to_json(),
         }
-        described = describe(self.store, self.job.engine, asked, answer)
-        if not own:
-            described = replace(described, query_labels=None)  # they were the predictions
+        described = describe(self.store, self.job.engine, asked, answer, own=own)
         return explanation_data(answer, described), params

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,15 +173,17 @@ def _encoded(texts: TextReader, words: Words) -> tuple[list[tuple[Tree, Tree]], 
         names = [*given, *(["answer"] if words.answer is not None else [])]
         raise ValueError(f"Give one of text, prompt (with its answer, or without) and messages, got {names}.")
     if words.text is not None:
-        return [texts.encode(text) for text in _several(words.text)], None
+        return [texts.encode(text) for text in cast("list[str]", _several(words.text))], None
     if words.prompt is not None:
-        prompts = _several(words.prompt)
-        own = [None] * len(prompts) if words.answer is None else _several(words.answer)
+        prompts = cast("list[Prompt]", _several(words.prompt))
+        given_answers = cast("list[str]", [] if words.answer is None else _several(words.answer))
+        own = [None] * len(prompts) if words.answer is None else given_answers
         if len(own) != len(prompts):
             raise ValueError(f"There are {len(prompts)} prompts but {len(own)} answers.")
         answers = [texts.answer(prompt) if one is None else one for prompt, one in zip(prompts, own, strict=True)]
         return [texts.encode(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=True)], answers
-    conversations = [_answered(texts, messages) for messages in _several(words.messages or [])]
+    every = cast("list[Messages]", _several(words.messages))
+    conversations = [_answered(texts, messages) for messages in every]
     return [texts.encode(messages=one) for one in conversations], [str(one[-1]["content"]) for one in conversations]
 
 
@@ -194,12 +196,12 @@ def _answered(texts: TextReader, messages: Messages) -> Messages:
     return [*messages, {"role": "assistant", "content": texts.answer(messages)}]
 
 
-def _several(value: object) -> list:  # type: ignore[type-arg]
+def _several(value: object) -> list[object]:
     """Return queries that were given as one (a text, a conversation) or as several."""
     one = isinstance(value, str) or (isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], Mapping))
     if not one and not isinstance(value, Sequence):
         raise TypeError(f"Expected a text, a conversation or a list of them, got {type(value).__name__}.")
-    found = [value] if one else list(value)  # type: ignore[call-overload]
+    found: list[object] = [value] if one else [*cast("Sequence[object]", value)]
     if not found:
         raise ValueError("There are no queries: the list is empty.")
     return found

@@ -1,7 +1,7 @@
 """Which tokens carry an influence: those of a query for each sample found, and those of a sample found for a query."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,14 @@ from gradindex.search.answer import PREFIXES, SIDES, Answer, Side
 from gradindex.store import Store
 
 _FOUND = "found_tokens"
+
+
+class Entry(TypedDict):
+    """What an explanation's data has of the tokens of a sample found: JSON-ready."""
+
+    tokens: list[str] | None
+    scores: list[float]
+    method: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Grain:
         names = [f"{prefix}token_scores" for prefix in PREFIXES]
         return dict(zip(names, both, strict=True)), " + ".join(sorted(methods))
 
-    def of_found(self, query: int) -> list[list[dict[str, Any] | None]]:
+    def of_found(self, query: int) -> list[list[Entry | None]]:
         """Return the tokens of all samples found for a query: of both sides, an entry for each place, JSON-ready."""
         _, gradient = self._query(query)
         ids = self._found(query)
@@ -118,10 +126,10 @@ class Grain:
             whole[at[known]] = side.scores[query, there[known]] / factors[known]
         found = tokens.of_samples(self.job.engine, self.job.source, ids, gradient, whole, lengths)
         batch = self.job.source.take(ids)
-        out: list[list[dict[str, Any] | None]] = []
+        out: list[list[Entry | None]] = []
         for number, side in enumerate(self._sides):
             factors = self._factors(query, number)
-            entries: list[dict[str, Any] | None] = []
+            entries: list[Entry | None] = []
             for id_, factor in zip(side.ids[query], factors, strict=True):
                 if id_ < 0:
                     entries.append(None)
@@ -169,7 +177,7 @@ class Grain:
         return np.where(self._sides[side].ids[query] < 0, np.nan, products * self._factors(query, side))
 
 
-def of_found(data: dict[str, Any], grain: Grain | None, rank: int, query: int, side: str) -> TokenScores:
+def of_found(data: dict[str, object], grain: Grain | None, rank: int, query: int, side: str) -> TokenScores:
     """Return the tokens of a sample that was found, from an explanation's `data`, or computed and put there.
 
     Raises
@@ -187,18 +195,20 @@ def of_found(data: dict[str, Any], grain: Grain | None, rank: int, query: int, s
         raise IndexError(f"There is no {side} {rank} of query {query}: {ids.shape[1]} for each of {len(ids)} queries.")
     if ids[query, rank] < 0:
         raise IndexError(f"Nothing was found as {side} {rank} of query {query}.")
-    saved = data.get(f"{prefix}{_FOUND}")
-    if saved is None or saved[query] is None:
+    saved = cast("list[list[Entry] | None] | None", data.get(f"{prefix}{_FOUND}"))
+    entries = None if saved is None else saved[query]
+    if entries is None:
         if grain is None:
             raise ValueError(
                 "The tokens of this result were not computed while its model was at hand (results that are saved leave "
                 "it behind, and rows of a metric or whitened ones have no tokens). Ask the index again, or call tokens "
                 "before saving."
             )
-        for (start, _), entries in zip(SIDES.values(), grain.of_found(query), strict=True):
-            data.setdefault(f"{start}{_FOUND}", [None] * len(ids))[query] = entries
-        saved = data[f"{prefix}{_FOUND}"]
-    entry = saved[query][rank]
+        both = cast("list[list[Entry]]", grain.of_found(query))
+        for (start, _), some in zip(SIDES.values(), both, strict=True):
+            cast("list[list[Entry] | None]", data.setdefault(f"{start}{_FOUND}", [None] * len(ids)))[query] = some
+        entries = both[[*SIDES].index(side)]
+    entry = entries[rank]
     score = float(np.asarray(data[f"{prefix}scores"])[query, rank])
     scores = np.asarray(entry["scores"], np.float64)
     return TokenScores(int(ids[query, rank]), score, scores, entry["tokens"], entry["method"])
