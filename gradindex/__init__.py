@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradindex.loading import load
     from gradindex.search.audit_result import Audit
     from gradindex.search.options import SearchOptions
-    from gradindex.sketch import SJLT, CountSketch, Gaussian, Identity, Landmark, Rademacher
+    from gradindex.sketch import SJLT, CountSketch, Gaussian, Groups, Identity, Landmark, Rademacher
     from gradindex.store import Store
 
 _moved.install()
@@ -56,6 +56,7 @@ _HOMES = {
     "CountSketch": "sketch",
     "Gaussian": "sketch",
     "GradientNeighborsTransformer": "interop.sklearn",
+    "Groups": "sketch",
     "Identity": "sketch",
     "InDouble": "gradients.in_double",
     "Landmark": "sketch",
@@ -76,6 +77,7 @@ __all__ = [
     "Gaussian",
     "GradientNeighborsTransformer",
     "GradientSimilarity",
+    "Groups",
     "Identity",
     "InDouble",
     "Index",

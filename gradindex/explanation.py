@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from gradindex.search.tokens import Grain, TokenScores
+
 
 class Explanation:
     """Metadata and data of an explanation; every entry of `data` is an attribute too.
@@ -26,12 +28,19 @@ class Explanation:
         Arrays and lists; see `GradientSimilarity.explain` and `Index.explain` for their names and shapes.
     view
         What `plot` needs: the job, the inputs of the queries, and their ids or None. It is not saved.
+    grain
+        What `tokens` needs. It is not saved.
     """
 
-    def __init__(self, meta: dict[str, Any], data: dict[str, Any], view: Any = None) -> None:
+    grain: "Grain | None" = None
+
+    def __init__(
+        self, meta: dict[str, Any], data: dict[str, Any], view: Any = None, grain: "Grain | None" = None
+    ) -> None:
         self.meta = meta
         self.data = data
         self.view = view
+        self.grain = grain
 
     def __getattr__(self, name: str) -> Any:
         if name in ("meta", "data", "view"):  # not set yet: while copying
@@ -42,7 +51,7 @@ class Explanation:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what `to_json` saves: neither the model nor the data."""
-        return {"meta": self.meta, "data": self.data, "view": None}
+        return {"meta": self.meta, "data": self.data, "view": None, "grain": None}
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self.data})
@@ -63,6 +72,39 @@ class Explanation:
         from gradindex.plots.results import plot_explanation
 
         return plot_explanation(self, k, opponents=opponents, figure=figure, axes=axes)
+
+    def tokens(self, rank: int, *, query: int = 0, side: str = "proponent") -> "TokenScores":
+        """Return which tokens of a training text that was found carry its influence.
+
+        By forward mode along the query's gradient, in one pass for all texts that were found for it, when this is first
+        called; the data has it from then on (`found_tokens`, `opponent_found_tokens`), saved results, too.
+
+        Parameters
+        ----------
+        rank
+            Which of those found, 0 for the first.
+        query
+            Of which query.
+        side
+            ``'proponent'`` or ``'opponent'``.
+
+        Returns
+        -------
+        TokenScores
+            With `scores` (t,), which sum to the text's score where that is exact, and `pieces`, the tokens as text.
+
+        Raises
+        ------
+        IndexError
+            If nothing was found there.
+        TypeError
+            If the loss is not made of the losses of tokens, see `gradindex.data.text.TokenLoss`.
+        ValueError
+            If `side` is unknown, or the result was saved before the tokens were computed.
+        """
+        from gradindex.search.tokens import of_found
+
+        return of_found(self.data, self.grain, rank, query, side)
 
     def _repr_html_(self) -> str:
         """Return tables for notebooks; labels and columns are escaped."""

@@ -13,7 +13,7 @@ from gradindex.compute.blocks import default_batch_size
 from gradindex.data import labels
 from gradindex.data.checks import check_finite
 from gradindex.data.samples import as_columns, describe, missing, rebuilt, stack
-from gradindex.data.source import Batch, Tree, is_ragged, length, take_rows
+from gradindex.data.source import Batch, Tree, has_ragged, is_ragged, length, rectangles, take_rows
 from gradindex.gradients import loop
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
@@ -79,6 +79,19 @@ def outputs(engine: Engine, x: Tree) -> Floats:
     """Return the model's outputs (m, …) for `x`, in batches; objects one by one."""
     size = 1 if isinstance(x, list) else _FORWARD_BATCH
     return np.concatenate([engine.outputs(take_rows(x, slice(i, i + size))) for i in range(0, length(x), size)])
+
+
+def predicted_classes(engine: Engine, x: Tree) -> NDArray[np.int64] | None:
+    """Return the classes (m,) that the model predicts for `x`; None if its outputs are no scores of classes."""
+    if not has_ragged(x, None):
+        return labels.predicted_classes(outputs(engine, x))
+    found = np.empty(length(x), np.int64)
+    for rows, part, _ in rectangles(x, None, _FORWARD_BATCH):
+        classes = labels.predicted_classes(engine.outputs(part))
+        if classes is None:
+            return None
+        found[rows] = classes
+    return found
 
 
 def predicted(engine: Engine, x: Tree, like: Tree) -> NDArray[Any]:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from gradindex.data.source import Tree, has_ragged, leaves, length, rectangles, take_rows
 from gradindex.gradients import batch_loss, loop, paths
-from gradindex.gradients.oracle import Oracle
 from gradindex.gradients.parameter import Floats, Parameter
 from gradindex.gradients.paths import LOOP
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import FACTORED, Signal
+from gradindex.gradients.tokens import ByToken
 from gradindex.gradients.ways import Ways
 from gradindex.runtime.log import log
 
@@ -33,7 +33,7 @@ class PathFailed(Exception):
     """A path that served the first batch does not serve this one."""
 
 
-class Engine(ABC):
+class Engine(ByToken, ABC):
     """Per-sample gradients of one model, loss and selection of parameters.
 
     The model leaves every call as it came: weights, mode of every submodule, ``.grad``, statistics, random
@@ -53,9 +53,6 @@ class Engine(ABC):
     """Names of the model's parameters that are not trainable and therefore have no gradient."""
     dtype: np.dtype[Any]
     """The model's floating type, which is that of gradients, losses and outputs."""
-
-    oracle: Oracle
-    """The training steps of a framework's model, which faster paths are compared with."""
     deterministic: bool = True
     """Whether the same batch gives the same bits again; not promised on accelerators."""
     _half: bool = False

@@ -8,6 +8,7 @@ same outputs, it is as right as the outputs are, whatever its size.
 import copy
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from gradindex.data.names import LossFunction, Tensor
 from gradindex.data.source import Tree, take_rows
+from gradindex.data.text import TokenLoss
 from gradindex.gradients.engine import Engine
 from gradindex.gradients.parameter import Floats
 from gradindex.runtime.log import log
@@ -54,10 +56,16 @@ class InDouble:
         if not callable(loss_fn):
             raise TypeError(f"loss_fn must be callable, got {type(loss_fn).__name__}.")
         self.loss_fn = _made_double(loss_fn)
+        if isinstance(self.loss_fn, TokenLoss):
+            self.per_token = partial(_tokens_in_double, self.loss_fn)
 
     def __call__(self, first: Tree, second: Tree) -> Tensor:
         """Return the loss, in double precision; arguments as the loss itself takes them."""
         return self.loss_fn(_double(first), _double(second))
+
+
+def _tokens_in_double(loss: TokenLoss, first: Tree, second: Tree) -> Tensor:
+    return loss.per_token(_double(first), _double(second))
 
 
 def is_double(engine: Engine) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gradindex.data.names import Tensor
 from gradindex.data.samples import describe
 from gradindex.data.source import Tree, leaves
+from gradindex.data.text import TokenLoss
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -60,6 +61,23 @@ def call_loss(loss_fn: Callable[..., Tensor], *given: Tree, labels: Tree) -> Ten
             f"The loss does not take the label {odd[0]!r}: expected numbers. Give numbers of classes, such as those of "
             f"np.unique(labels, return_inverse=True), or a loss that takes such labels. It says: {error}"
         ) from error
+
+
+def per_token(loss_fn: Callable[..., Tensor]) -> Callable[[Tree, Tree], Tensor]:
+    """Return the method of a loss that gives the losses of tokens.
+
+    Raises
+    ------
+    TypeError
+        If it has none.
+    """
+    if isinstance(loss_fn, TokenLoss):
+        return loss_fn.per_token
+    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    raise TypeError(
+        f"The loss {name} says nothing of single tokens: expected a method per_token with the arguments of the loss, "
+        "which returns what each token gives to it, (b, t). Give such a loss; see gradindex.data.text.TokenLoss."
+    )
 
 
 def select(trainable: Sequence[str], wanted: str | Sequence[str] | None) -> list[str]:

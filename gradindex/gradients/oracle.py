@@ -10,6 +10,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradindex.data.source import Tree
 from gradindex.gradients.parameter import Floats
 
@@ -44,3 +47,19 @@ class Oracle(ABC):
         ValueError
             If a hook changes the weights while the gradient is computed (they are put back).
         """
+
+    @abstractmethod
+    def token_step(self, x: Tree, y: Tree, token: int) -> Step:
+        """Return the training step of a batch of ONE sample whose loss is that of one of its tokens.
+
+        Raises
+        ------
+        ValueError
+            As `step`.
+        TypeError
+            If the loss is not made of the losses of tokens, see `gradindex.data.text.TokenLoss`.
+        """
+
+    @abstractmethod
+    def token_losses(self, x: Tree, y: Tree) -> NDArray[np.float64]:
+        """Return what each token gives to the loss of a batch of ONE sample, (t,); raises like `token_step`."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradindex.gradients.engine import Engine
 
 FORMED, STEPS = "formed gradients", "training steps"
+TOKENS = "forward mode by token"
 _FIRST = 8  # products compared before the first answer of a way
 _ROWS, _EVERY = 8, 2000  # rows of formed gradients: compared at first, and one in so many later
 _RECENT = 64  # comparisons of a way that are judged together
@@ -100,6 +101,11 @@ class Ways:
         found = (self._engine.of_queries if of_query else self._engine).sample_gradient(one.x, one.y)
         return Truth(found.gradients[0], float(found.losses[0]))
 
+    def token_truth(self, one: Batch, token: int) -> Truth:
+        """Return the gradient of one token's loss in a batch of one sample, by a training step on that loss."""
+        found = self._engine.token_gradient(one.x, one.y, token)
+        return Truth(found.gradients[0], float(found.losses[0]))
+
     def check(self, way: str, compared: Iterable[tuple[Truth, Truth, float]]) -> None:
         """Compare products that a way found with those of gradients by training steps: (query's, sample's, product).
 
@@ -115,6 +121,33 @@ class Ways:
             errors.append(self._error(query, sample, product))
             self._count(began)
         self._judge(way, errors)
+
+    def check_sums(
+        self,
+        way: str,
+        sums: NDArray[np.float64],
+        products: NDArray[np.float64],
+        query_norm: float,
+        norms: NDArray[np.float64],
+    ) -> None:
+        """Compare sums (n,) of what a way found in parts with the products (n,) of whole gradients, of these norms.
+
+        Raises
+        ------
+        WayDiffers
+            If they disagree; the way is not `usable` any more.
+        """
+        if not len(sums):
+            return
+        self._largest = max(self._largest, query_norm, float(norms.max()))
+        scale, off = query_norm * norms, np.abs(sums - products)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rounding = paths.ROUNDING * self._largest * (1 / query_norm + 1 / norms) if query_norm else 0.0
+            relative = np.maximum(off / scale - rounding, 0)
+        small = off <= paths.ROUNDING * self._largest**2
+        relative = np.where(scale > 0, np.nan_to_num(relative, nan=np.inf), np.where(small, 0.0, np.inf))
+        for begin in range(0, len(relative), _RECENT):
+            self._judge(way, relative[begin : begin + _RECENT].tolist())
 
     def check_row(self, way: str, off: float, true: Truth) -> None:
         """Judge a row that is `off` by so much from that of a training step, for what a way computes from it.

@@ -1,6 +1,6 @@
 """The index as an object: explain, search, verify."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,31 +11,29 @@ from gradindex import relevance
 from gradindex.ann import files as index_files
 from gradindex.ann.selection import select
 from gradindex.compute import queries, watch
-from gradindex.compute.held_queries import Held
-from gradindex.data.checks import as_ids
 from gradindex.data.names import Tree, Where
 from gradindex.data.source import Batch, Ids, take_rows
+from gradindex.data.text import Messages
 from gradindex.defaults import INFLUENTIAL, NEIGHBOURS, QUERIES, RERANK, SEED, with_given
 from gradindex.explanation import Explanation
-from gradindex.gradients.parameter import Floats
-from gradindex.gradients.projector import Projector
 from gradindex.gradients.signals import FACTORS
 from gradindex.gradients.ways import STEPS, WayDiffers
+from gradindex.index.asking import QUERIES_AT_ONCE
 from gradindex.index.state import pinned
 from gradindex.index.whitened import Whitenable
 from gradindex.kernels import Kernel, white
 from gradindex.runtime.log import log
 from gradindex.search import cascade, question, tuning
 from gradindex.search import certify as proofs
+from gradindex.search import groups as by_groups
 from gradindex.search.answer import Answer, check_k, explanation_data, joined, meta
 from gradindex.search.audit import verify
 from gradindex.search.audit_result import Audit
 from gradindex.search.describe import describe
 from gradindex.search.options import SearchOptions
+from gradindex.search.texts import Prompt, TokenChoice, Words
+from gradindex.search.tokens import Grain
 from gradindex.sketch.unit_rows import normalise
-from gradindex.words import Task
-
-_QUERIES = 256  # handled at once, so that candidates' rows take little memory
 
 
 class Index(Whitenable):
@@ -85,6 +83,12 @@ class Index(Whitenable):
         eps: float | None = None,
         certify: bool | None = None,
         max_checks: int | None = None,
+        text: str | Sequence[str] | None = None,
+        prompt: Prompt | Sequence[Prompt] | None = None,
+        answer: str | Sequence[str] | None = None,
+        messages: Messages | Sequence[Messages] | None = None,
+        tokens: TokenChoice | None = None,
+        groups: by_groups.GroupChoice | None = None,
     ) -> Explanation:
         """Find the training samples with the highest and the lowest kernel values for each query.
 
@@ -105,6 +109,21 @@ class Index(Whitenable):
             How to search; None: `gradindex.SearchOptions()`, which says what each of them does.
         k, kernel, rerank, candidates, recall, eps, certify, max_checks
             The same, one by one: what is given takes the place of what `options` says.
+        text
+            Instead of `x` and `y`, of a job that was made from a tokenizer: a text (or several), all of whose tokens
+            have a loss.
+        prompt, answer
+            Or what is asked, and what is said: the answer's tokens have a loss. None: the model's own answer, the most
+            likely token each time; it is in `query_answers`.
+        messages
+            Or a conversation, of which the last message of the assistant has a loss; where it ends with another's, the
+            model answers.
+        tokens
+            Which tokens of the queries are asked about, by their places in `query_tokens`: a slice, or one. The loss is
+            theirs alone then: their mean, where it is a mean. ``'each'``: all, as ever, and each by itself beside.
+        groups
+            Of an index of `gradindex.Groups` rows: which groups of parameters count, by a name, names, or names and
+            weights; see `gradindex.search.groups`.
 
         Returns
         -------
@@ -117,17 +136,22 @@ class Index(Whitenable):
             `proved` (m,) bool: whether this is the answer of the true, unprojected kernel; `checked` (m,) rows
             evaluated exactly (with `certify`, for this side's sake); `scanned` (m,) rows looked at, −1 where FAISS
             does not tell; `bound_left` (m,): where not proved, a bound that the kernel values of all rows not
-            evaluated keep to.
+            evaluated keep to. For queries in words `query_tokens`, the tokens of each as texts. With ``tokens='each'``
+            `token_scores` and `opponent_token_scores` (m, t, k) float64, exact: what each token of the query gives to
+            the score of each sample found, in the kernel's unit, so that they sum to scores that are exact; NaN behind
+            a query's last token. `Explanation.tokens` says which tokens of the texts found.
 
         Raises
         ------
         ValueError
             For an unknown kernel or one that has no meaning for the index's metric, k < 1 or larger than the index,
-            a wrong shape, NaN, missing labels, a bad `max_checks`, an unknown column, or if nothing matches `where`.
+            a wrong shape, NaN, missing labels, a bad `max_checks`, an unknown column, or if nothing matches `where`;
+            for queries in words without `Job.texts`, and tokens without a loss.
         IndexError
-            If an id is out of range.
+            If an id or a token is out of range.
         TypeError
-            If a value of `where` is of another kind than its column's.
+            If a value of `where` is of another kind than its column's; for `tokens` of a loss that is not made of those
+            of tokens.
         """
         options = with_given(
             options or SearchOptions(),
@@ -140,21 +164,31 @@ class Index(Whitenable):
             certify=certify,
             max_checks=max_checks,
         )
+        words = Words(text=text, prompt=prompt, answer=answer, messages=messages, tokens=tokens)
+        words.refuse(whitened=white(options.kernel) is not None, gradients=self.store.header.metric is None)
+        own = words.given or ids is not None or y is not None
+        if groups is not None:
+            by_groups.refuse(options, each=words.each)
         selection = select(self.store, where)
         if (whitened := white(options.kernel)) is not None:
-            asked = self.labelled(x, y, ids)
-            data, about = self._explain_whitened(
-                asked, whitened, options, selection, own=ids is not None or y is not None
-            )
-            return Explanation(meta("Index", about), data, view=(self.job, asked.x, ids))
+            given = self.asked(x, y, ids, words)
+            data, about = self._explain_whitened(given.queries, whitened, options, selection, own=own)
+            return Explanation(meta("Index", about), data | given.about, view=(self.job, given.queries.x, ids))
         parsed = relevance.kernel_of(self.store.header.metric, options.kernel)
         point = None if options.recall is None else tuning.pick(self.store, options.recall)
         wanted = question.ask(len(self), parsed, options, selection, point)
-        asked = self.labelled(x, y, ids)
+        given = self.asked(x, y, ids, words)
+        asked = given.queries
         compared = self.at_hand.compared if wanted.rerank or options.certify else watch.Compared()
         self.changed = []  # of the copy that is pinned for this call
-        answers, methods, searched = [], set(), set()
-        most = min(_QUERIES, proofs.chunk(len(self))) if options.certify else _QUERIES
+        if groups is not None:
+            by_group, about = by_groups.explain(self, asked, groups, wanted)
+            result = self._doubted(by_group)
+            data = explanation_data(result, describe(self.store, self.job.engine, asked, result, own=own))
+            about |= words.params(None)
+            return Explanation(meta("Index", about), data | given.about, view=(self.job, asked.x, ids))
+        answers, lengths, methods, searched = [], [], set(), set()
+        most = min(QUERIES_AT_ONCE, proofs.chunk(len(self))) if options.certify else QUERIES_AT_ONCE
         formed = wanted.rerank and not options.certify
         chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked, most)
         for some, rows, norms in chunks:
@@ -167,11 +201,15 @@ class Index(Whitenable):
             else:
                 found, method = cascade.answer(self, batch, None, rows, norms, wanted)
             answers.append(found)
+            lengths.append(norms)
             methods.add(method)
-        answer = self._doubted(joined(answers))
-        described = describe(self.store, self.job.engine, asked, answer)
-        if ids is None and y is None:
-            described = replace(described, query_labels=None)  # they were the predictions
+        result = self._doubted(joined(answers))
+        described = describe(self.store, self.job.engine, asked, result, own=own)
+        grain, by_token, token_method = None, dict[str, NDArray[np.float64]](), None
+        if self.store.header.metric is None:
+            grain = Grain.of(self.store, self.job, asked, result, np.concatenate(lengths), parsed, wanted.eps)
+            if words.each:
+                by_token, token_method = grain.of_queries(self.at_hand.batch_size)
         params = {
             "kernel": relevance.title(self.store.header.metric, parsed),
             "k": wanted.k,
@@ -190,8 +228,9 @@ class Index(Whitenable):
             "index": self.searcher.factory,
             "searched": " + ".join(sorted(searched)) if options.certify else cascade.searched(self, wanted),
             "sketch": self.store.header.sketch,
-        }
-        return Explanation(meta("Index", params), explanation_data(answer, described), view=(self.job, asked.x, ids))
+        } | words.params(token_method)
+        data = explanation_data(result, described) | given.about | by_token
+        return Explanation(meta("Index", params), data, view=(self.job, asked.x, ids), grain=grain)
 
     def _certified(self, batch: Batch, wanted: question.Question) -> tuple[Answer, str]:
         """Return a certified answer and how values were computed; anew where these are not those of training steps."""
@@ -328,11 +367,6 @@ class Index(Whitenable):
         """Return the unit-norm sketches (m, dim) of samples, as `search` takes them; arguments as in `explain`."""
         return self.embedded(self.labelled(x, y, ids))[0]
 
-    def embedded(self, asked: queries.Queries) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Return unit-norm sketches (m, dim) of labelled queries, and the norms of their gradients (m,)."""
-        parts = [(sketches, norms) for _, sketches, norms in self._embedded(asked)]
-        return np.concatenate([one for one, _ in parts]), np.concatenate([norms for _, norms in parts])
-
     @pinned
     def verify(
         self,
@@ -353,47 +387,3 @@ class Index(Whitenable):
     def __sklearn_clone__(self) -> "Index":
         """Return itself: pipelines copy their steps' arguments, and an open index is not to be copied."""
         return self
-
-    @property
-    def projector(self) -> Projector:
-        """The projection that made the stored sketches."""
-        return self.at_hand.projector
-
-    def sketches(self, gradients: Floats, norms: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return unit-norm rows (m, dim) of gradients (m, P) with norms (m,), comparable with the stored ones."""
-        projector = self.projector
-        return normalise(projector.finish(projector(self.job.engine.parameters, gradients), norms))
-
-    def evaluate(self, held: Held, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return exact inner products (m, r) of held queries with the samples of some rows.
-
-        Raises
-        ------
-        WayDiffers
-            If some that were compared are not those of training steps.
-        """
-        products, losses = self.rows.evaluate(held, self.store.ids[rows])
-        self.changed.append(cascade.compare_losses(self.store, losses))
-        return products
-
-    @property
-    def example(self) -> Batch:
-        """The first samples of the dataset: the form that queries and labels must have."""
-        return self.at_hand.example
-
-    def labelled(self, x: Tree, y: Tree = None, ids: ArrayLike | None = None) -> queries.Queries:
-        """Return queries with the labels that `explain` would give them; arguments and errors as there."""
-        if (x is None) == (ids is None):
-            raise ValueError("Give either inputs x (and y), or ids of training samples.")
-        if ids is not None:
-            batch = self.job.source.take(as_ids(ids))
-            if len(batch) == 0:
-                raise ValueError("There are no queries: ids is empty.")
-            return queries.Queries(batch.x, batch.y)
-        x, y = queries.match_shapes(x, y, self.example)
-        return queries.with_labels(self.job.engine, Task(self.job.task), x, y, self.example.y)
-
-    def _embedded(
-        self, asked: queries.Queries, most: int = _QUERIES
-    ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
-        return queries.sketch_chunks(self.job.engine, asked, self.projector, self.at_hand.batch_size, most)

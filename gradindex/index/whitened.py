@@ -1,7 +1,5 @@
 """What an index does with whitened rows, and scores of all samples."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,8 @@ from gradindex.ann.selection import Selection
 from gradindex.compute import queries
 from gradindex.data.source import Ids
 from gradindex.defaults import INDEX, WHITENED_BITS, WHITENED_DIMS
-from gradindex.index.state import Changing, Opened, pinned
+from gradindex.index.asking import Askable
+from gradindex.index.state import Opened, pinned
 from gradindex.kernels import Kernel, WhiteKernel
 from gradindex.lifecycle import whiten as whitening
 from gradindex.runtime.log import log
@@ -25,17 +24,8 @@ from gradindex.search.whitened import Whitened
 _SCORED = 256  # queries whose scores are computed in one scan of the store
 
 
-class Whitenable(Changing):
+class Whitenable(Askable):
     """An index whose rows can be whitened, see `gradindex.sketch.whitening`; a part of `gradindex.Index`."""
-
-    def labelled(self, x: Any, y: Any = None, ids: Any = None) -> queries.Queries:
-        """Return labelled queries."""
-        raise NotImplementedError
-
-    def _embedded(
-        self, asked: queries.Queries, most: int = _SCORED
-    ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
-        raise NotImplementedError
 
     @property
     @pinned
@@ -196,7 +186,5 @@ class Whitenable(Changing):
             "sketch": rows.store.header.sketch,
             "whitened": rows.to_json(),
         }
-        described = describe(self.store, self.job.engine, asked, answer)
-        if not own:
-            described = replace(described, query_labels=None)  # they were the predictions
+        described = describe(self.store, self.job.engine, asked, answer, own=own)
         return explanation_data(answer, described), params

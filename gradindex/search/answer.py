@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from gradindex.data.source import Ids
     from gradindex.data.table import Columns
 
-_PREFIXES = "", "opponent_"
+PREFIXES = "", "opponent_"
 _INDICES = "ordered_indices", "opponent_indices"
+SIDES = {"proponent": (PREFIXES[0], _INDICES[0]), "opponent": (PREFIXES[1], _INDICES[1])}
+"""By its name, what an explanation's data has in front of what it says of a side, and what it calls the ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def explanation_data(answer: Answer, described: Described) -> dict[str, Any]:
     opponents' `opponent_indices`, and all else of opponents is called as of proponents with ``opponent_`` in front.
     """
     data: dict[str, Any] = {}
-    for prefix, indices, side in zip(_PREFIXES, _INDICES, answer.sides, strict=True):
+    for prefix, indices, side in zip(PREFIXES, _INDICES, answer.sides, strict=True):
         data[f"{prefix}proved"] = side.proved
         data[f"{prefix}bound_left"] = side.bound_left
         data[f"{prefix}checked"] = side.checked
@@ -98,7 +100,7 @@ def explanation_data(answer: Answer, described: Described) -> dict[str, Any]:
         data[indices] = side.ids
         data[f"{prefix}exact"] = side.exact
     data |= {"query_labels": described.query_labels, "query_predictions": described.query_predictions}
-    for prefix, known in zip(_PREFIXES, (described.proponents, described.opponents), strict=True):
+    for prefix, known in zip(PREFIXES, (described.proponents, described.opponents), strict=True):
         data[f"{prefix}labels"] = known.labels
         data[f"{prefix}predictions"] = known.predictions
         data[f"{prefix}columns"] = known.columns
@@ -126,7 +128,7 @@ class Found:
 def found_sides(data: Mapping[str, Any]) -> list[Found]:
     """Return the sides that an explanation's `data` has: proponents and, if there are some, opponents."""
     sides = []
-    for name, prefix, indices in zip(("proponent", "opponent"), _PREFIXES, _INDICES, strict=True):
+    for name, (prefix, indices) in SIDES.items():
         if indices in data:
             names = ("exact", "labels", "predictions", "columns", "proved")
             more = {key: data.get(f"{prefix}{key}") for key in names}

@@ -12,13 +12,17 @@ from gradindex.store import Store
 
 
 @stage("describe")
-def describe(store: Store, engine: Engine, asked: queries.Queries, answer: Answer) -> Described:
-    """Return labels and predictions of queries, and what the store says of the samples found."""
+def describe(store: Store, engine: Engine, asked: queries.Queries, answer: Answer, *, own: bool = True) -> Described:
+    """Return labels and predictions of queries, and what the store says of the samples found.
+
+    `own`: the labels of the queries were given, and are not what the model predicts.
+    """
     try:
-        predictions = labels.predicted_classes(queries.outputs(engine, asked.x))
+        predictions = queries.predicted_classes(engine, asked.x)
     except TypeError:
         predictions = None
-    return Described(labels.as_classes(asked.y), predictions, *(_known(store, side.ids) for side in answer.sides))
+    given = labels.as_classes(asked.y) if own else None
+    return Described(given, predictions, *(_known(store, side.ids) for side in answer.sides))
 
 
 def _known(store: Store, ids: Ids) -> Known:

@@ -4,6 +4,7 @@ from gradindex.defaults import SKETCH_DIM
 from gradindex.sketch.base import Sketch, bounds_cosine, from_json
 from gradindex.sketch.countsketch import CountSketch
 from gradindex.sketch.dense import Gaussian, Rademacher
+from gradindex.sketch.groups import Groups
 from gradindex.sketch.identity import Identity
 from gradindex.sketch.landmark_options import Landmark
 from gradindex.sketch.sjlt import SJLT
@@ -12,6 +13,7 @@ __all__ = [
     "SJLT",
     "CountSketch",
     "Gaussian",
+    "Groups",
     "Identity",
     "Landmark",
     "Rademacher",

@@ -15,7 +15,7 @@ from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import FACTORED, FORWARD, VMAP, Signal
-from gradindex.gradients.tensorflow import second_order
+from gradindex.gradients.tensorflow import second_order, tokens
 from gradindex.gradients.tensorflow.graph import BatchGraph
 from gradindex.gradients.tensorflow.inputs import as_tensors, each
 from gradindex.gradients.tensorflow.model import (
@@ -86,6 +86,7 @@ class TensorFlowEngine(Engine):
     directional_twice = second_order.directional_twice
     hessian_product = second_order.hessian_product
     gauss_newton_product = second_order.gauss_newton_product
+    token_products = tokens.token_products
 
     def __init__(
         self,
@@ -129,8 +130,7 @@ class TensorFlowEngine(Engine):
     def losses(self, outputs: Floats, y: Tree) -> Floats:
         """Return the loss of each sample (b,) given the model's outputs (b, …)."""
         with self._on_device():
-            out, targets = as_tensors(outputs), as_tensors(y)
-            rows = [slice(i, i + 1) for i in range(len(outputs))]
+            out, targets, rows = as_tensors(outputs), as_tensors(y), [slice(i, i + 1) for i in range(len(outputs))]
             each = [self._loss(out[row], None if y is None else take_rows(targets, row)) for row in rows]
             return to_numpy(tf.stack(each)) if each else np.empty(0, self.dtype)
 

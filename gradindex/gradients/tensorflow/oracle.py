@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from gradindex.data.names import LossFunction
 from gradindex.data.source import Tree
-from gradindex.gradients.inputs import call_loss
+from gradindex.gradients.inputs import call_loss, per_token
 from gradindex.gradients.oracle import Oracle, Step
 from gradindex.gradients.tensorflow.model import bind_arguments
 from gradindex.gradients.tensorflow.outputs import LABEL_FORMS, label_form, to_numpy
@@ -54,6 +55,23 @@ class TensorFlowOracle(Oracle):
 
     def step(self, x: Tree, y: Tree) -> Step:
         """Return the training step of a batch of ONE sample."""
+        return self._step(x, y, self._loss)
+
+    def token_step(self, x: Tree, y: Tree, token: int) -> Step:
+        """Return the training step of a batch of ONE sample whose loss is that of one of its tokens."""
+        return self._step(x, y, lambda output, target: per_token(self._loss_fn)(target, output)[0, token])
+
+    def token_losses(self, x: Tree, y: Tree) -> NDArray[np.float64]:
+        """Return what each token gives to the loss of a batch of ONE sample, (t,)."""
+        self._variables = self._variables or variables(self._model)
+        with nullcontext() if self._device is None else tf.device(self._device):
+            inputs, target = self._convert(x), None if y is None else self._convert(y)
+            with state_kept(self._model, self._variables):
+                args, kwargs = bind_arguments(self._model, inputs)
+                found = per_token(self._loss_fn)(target, self._model(*args, **kwargs))
+                return to_numpy(found[0]).astype(np.float64)
+
+    def _step(self, x: Tree, y: Tree, loss_of: Callable[[Tree, Tree], tf.Tensor]) -> Step:
         self._variables = self._variables or variables(self._model)
         weights = list(self._chosen.values())
         with nullcontext() if self._device is None else tf.device(self._device):
@@ -63,7 +81,7 @@ class TensorFlowOracle(Oracle):
                     tape.watch(weights)
                     args, kwargs = bind_arguments(self._model, inputs)
                     output = self._model(*args, **kwargs)
-                    loss = self._loss(output, target)
+                    loss = loss_of(output, target)
                 before = Kept(weights)
                 gradients = tape.gradient(loss, weights)
                 self._refuse_changed(before.changed())

@@ -18,7 +18,7 @@ from gradindex.gradients.paths import LOOP
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import Signal
-from gradindex.gradients.torch import costs, outputs, second_order, signals, vmap
+from gradindex.gradients.torch import costs, outputs, second_order, signals, tokens, vmap
 from gradindex.gradients.torch import model as torch_model
 from gradindex.gradients.torch import parts as torch_parts
 from gradindex.gradients.torch.experts import in_token_order
@@ -60,6 +60,7 @@ class TorchEngine(Engine):
     directional_twice = second_order.directional_twice
     hessian_product = second_order.hessian_product
     gauss_newton_product = second_order.gauss_newton_product
+    token_products = tokens.token_products
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from torch.func import vmap
 from gradindex.data.names import LossFunction
 from gradindex.data.source import Tree, map_leaves
 from gradindex.gradients.engine import PathFailed
-from gradindex.gradients.inputs import call_loss
+from gradindex.gradients.inputs import call_loss, per_token
 from gradindex.gradients.torch.apart import Apart
 from gradindex.gradients.torch.capture import Layout, layouts
 from gradindex.gradients.torch.outputs import LABEL_FORMS, label_form, main_tensor, map_tensors
@@ -115,6 +115,14 @@ class SampleLosses:
             raise PathFailed("the loss reads a part of the model's output that it did not read at first")
         return loss.sum()
 
+    def tokens_of_one(self, output: Tree, target: Tree) -> Tensor:
+        """Return what each token gives to the loss of a batch of one, (t,)."""
+        found = per_token(self._loss_fn)(output, target)
+        if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 1:
+            got = f"of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise TypeError(f"per_token must return a tensor (b, t), here (1, t), got {got}.")
+        return found[0]
+
     def together(self, outputs: Sequence[Tree], targets: Tree) -> float | None:
         """Return the loss of samples as one batch, given their outputs one by one; None if it is no single number."""
         rows = [_parts(output) for output in outputs]
@@ -159,12 +167,26 @@ class SampleLosses:
 
     def of_rows(self, rows: Sequence[Tensor], output: Tree, targets: Tree, samples: int) -> Tensor:
         """Return the losses (b,) of `rows` in place of what is in `output`."""
+        return self._of_each(self.one, rows, output, targets, samples)
+
+    def tokens_of_rows(self, rows: Sequence[Tensor], output: Tree, targets: Tree, samples: int) -> Tensor:
+        """Return what each token gives to its sample's loss, (b, t), of `rows` in place of what is in `output`."""
+        return self._of_each(self.tokens_of_one, rows, output, targets, samples)
+
+    def _of_each(
+        self,
+        loss_of: Callable[[Tree, Tree], Tensor],
+        rows: Sequence[Tensor],
+        output: Tree,
+        targets: Tree,
+        samples: int,
+    ) -> Tensor:
         places = self._places(_parts(output), samples)
 
         def sample_loss(one: Sequence[Tensor], target: Tree) -> Tensor:
             left, here = iter(one), iter(places)
             out = map_tensors(lambda part: _of_one(part, next(here), left), output)
-            return self.one(out, None if target is None else map_leaves(lambda leaf: leaf[None], target))
+            return loss_of(out, None if target is None else map_leaves(lambda leaf: leaf[None], target))
 
         if self._together and samples > 1:
             try:

@@ -1,15 +1,16 @@
 """PyTorch's oracle: forward, loss, ``.backward()``, as in a training loop. Reads nothing of the engine."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from gradindex.data.names import LossFunction
 from gradindex.data.source import Tree
-from gradindex.gradients.inputs import bind_inputs, call_loss
+from gradindex.gradients.inputs import bind_inputs, call_loss, per_token
 from gradindex.gradients.oracle import Oracle, Step
 from gradindex.gradients.parameter import Floats
 from gradindex.gradients.torch.inputs import Conversion
@@ -44,12 +45,27 @@ class TorchOracle(Oracle):
 
     def step(self, x: Tree, y: Tree) -> Step:
         """Return the training step of a batch of ONE sample."""
+        return self._step(x, y, self._loss)
+
+    def token_step(self, x: Tree, y: Tree, token: int) -> Step:
+        """Return the training step of a batch of ONE sample whose loss is that of one of its tokens."""
+        return self._step(x, y, lambda output, target: self._tokens(output, target)[0, token])
+
+    def token_losses(self, x: Tree, y: Tree) -> NDArray[np.float64]:
+        """Return what each token gives to the loss of a batch of ONE sample, (t,)."""
+        inputs, target = self._convert.inputs(x), self._convert.labels(y)
+        with inference(self._model, next(self._model.parameters()).device, fused=True):
+            args, kwargs = bind_inputs(self._model.forward, inputs)
+            found: NDArray[np.float64] = self._tokens(self._model(*args, **kwargs), target)[0].double().cpu().numpy()
+            return found
+
+    def _step(self, x: Tree, y: Tree, loss_of: Callable[[Tree, Tree], torch.Tensor]) -> Step:
         inputs, target = self._convert.inputs(x), self._convert.labels(y)
         device = next(self._model.parameters()).device
         with inference(self._model, device, fused=True), torch.enable_grad(), _without_gradients(self._model):
             args, kwargs = bind_inputs(self._model.forward, inputs)
             output = self._model(*args, **kwargs)
-            loss = self._loss(output, target)
+            loss = loss_of(output, target)
             if loss.requires_grad:
                 with _weights_kept(self._model):
                     loss.backward()
@@ -71,6 +87,9 @@ class TorchOracle(Oracle):
         if not isinstance(loss, torch.Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         return loss.sum()
+
+    def _tokens(self, output: Tree, target: Tree) -> torch.Tensor:
+        return per_token(self._loss_fn)(output, target)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,6 +72,54 @@ def _map(function: Callable[[torch.Tensor], Leaf], output: Tree, within: tuple[i
     return output
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What the losses of a batch read of the model's outputs, and how it changes along a direction of the weights.
+
+    `values`, tensors (b, …), and their derivatives `changes`; `kinds` says which of the tensors that are read these
+    are, `others` are those without derivatives; `output` is what all of them belong to.
+    """
+
+    values: list[torch.Tensor]
+    changes: list[torch.Tensor]
+    kinds: list[bool]
+    others: list[torch.Tensor]
+    output: Tree
+
+    def rows(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return all that the losses read, with `values` in the place of these."""
+        rest, left = iter(values), iter(self.others)
+        return [next(rest if kind else left) for kind in self.kinds]
+
+    def leaves(self) -> list[torch.Tensor]:
+        """Return the values as tensors by which losses can be differentiated."""
+        return [value.detach().requires_grad_() for value in self.values]
+
+
+def moved(rows_of: Callable[[Tree], tuple[Sequence[torch.Tensor], Tree]], weights: Tree, tangents: Tree) -> Moved:
+    """Return what forward mode along `tangents` says of the outputs; `rows_of` as in `along`."""
+    shape: list[Any] = []
+    kinds: list[bool] = []
+
+    def smooth(weights: Tree) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        found, output = rows_of(weights)
+        shape.append(output)
+        kinds.extend(is_smooth(part) for part in found)
+        return [part for part in found if is_smooth(part)], [part for part in found if not is_smooth(part)]
+
+    with forward_mode():
+        values, changes, others = jvp(smooth, (weights,), (tangents,), has_aux=True)
+    return Moved(values, changes, kinds, others, shape[0])
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Within it, torch warns of nothing that it does by itself when forward mode is first used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
+        yield
+
+
 def along(
     rows_of: Callable[[Tree], tuple[Sequence[torch.Tensor], Tree]],
     losses_of: Callable[[Sequence[torch.Tensor], Tree], torch.Tensor],
@@ -85,24 +135,12 @@ def along(
     `rows_of` returns tensors (b, …) that the losses read, and the outputs that they belong to; `losses_of` is given
     both.
     """
-    shape: list[Any] = []
-    kinds: list[bool] = []
-
-    def smooth(weights: Tree) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        found, output = rows_of(weights)
-        shape.append(output)
-        kinds.extend(is_smooth(part) for part in found)
-        return [part for part in found if is_smooth(part)], [part for part in found if not is_smooth(part)]
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)  # torch's own, at first use
-        values, changes, others = jvp(smooth, (weights,), (tangents,), has_aux=True)
+    change = moved(rows_of, weights, tangents)
     with torch.enable_grad():
-        values = [value.detach().requires_grad_() for value in values]
-        rest, left = iter(values), iter(others)
-        losses = losses_of([next(rest if kind else left) for kind in kinds], shape[0])
+        values = change.leaves()
+        losses = losses_of(change.rows(values), change.output)
         found = torch.autograd.grad(losses.sum(), values, allow_unused=True, materialize_grads=True)
-    products = [(one.conj() * change).real for one, change in zip(found, changes, strict=True)]
+    products = [(one.conj() * change).real for one, change in zip(found, change.changes, strict=True)]
     dots = [product[..., None].flatten(1).sum(1, dtype=torch.float64) for product in products]  # rows may be (b,)
     return torch.stack(dots).sum(0), losses.detach()
 

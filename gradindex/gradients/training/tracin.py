@@ -161,6 +161,29 @@ class TracInEngine(Engine):
                 total = total + self._scales[place] * np.asarray(dots, np.float64)
         return total, losses
 
+    def token_products(self, x: Tree, y: Tree, directions: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what `directional` does of each token's loss, along one direction or several."""
+        every = np.atleast_2d(directions)
+        total = np.zeros(())
+        with self._borrowed():
+            for place in self._visit():
+                part = every[:, place * self._engine.size : (place + 1) * self._engine.size]
+                if self._roots[place] is not None:
+                    part = part * self._roots[place]
+                products, losses = self._engine.token_products(x, y, part)
+                total = total + self._scales[place] * products
+        return (total[0] if np.ndim(directions) == 1 else total), losses
+
+    def token_gradient(self, x: Tree, y: Tree, token: int) -> PerSample:
+        """Return the gradient (1, C·P) of one token's loss in a sample by a backward pass at every checkpoint."""
+        return self._concatenated(lambda x, y: self._engine.token_gradient(x, y, token), x, y)
+
+    def token_losses(self, x: Tree, y: Tree) -> NDArray[np.float64]:
+        """Return what each token gives to the loss of a sample at the last checkpoint, (t,)."""
+        with self._borrowed():
+            load_state(self._model, self._checkpoints[-1].state)
+            return self._engine.token_losses(x, y)
+
     def state_hashes(self) -> dict[str, str]:
         """Return the sha256 of every weight and statistic, and of the learning rate, of every checkpoint by name."""
         found: dict[str, str] = {}
