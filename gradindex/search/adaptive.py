@@ -121,9 +121,9 @@ def _checked(
         elif not any(len(block) for pair in wanted for block in pair):
             break
         for number, pair in enumerate(wanted):
-            for search, block in zip((side[number] for side in searches), pair, strict=True):
+            for sign, side, block in zip((1, -1), searches, pair, strict=True):
                 if len(block):
-                    search.take(np.array([known[number][row] for row in block.tolist()]))
+                    side[number].take(sign * np.array([known[number][row] for row in block.tolist()]))
     width = max(map(len, known))
     rows, values = np.full((len(norms), width), -1, np.int64), np.zeros((len(norms), width))
     for place, found in enumerate(known):

@@ -124,7 +124,7 @@ def candidate_bounds(
         return None
     there = np.maximum(rows, 0)
     if not projector.options.residual:
-        bounds = np.asarray(cosines, np.float64)
+        bounds = np.asarray(cosines, np.float64) + 1.01 * _HALF  # FAISS may hold rows scaled to unit norm once more
     else:
         bounds, dims = np.empty(rows.shape), projector.coordinates
         for line, sketch in enumerate(sketches):

@@ -133,7 +133,9 @@ def _points(index: "Index", kernel: Kernel) -> list[str]:
     else:
         keys = operating_point.keys(index.searcher.index)
     places = np.unique(np.linspace(0, len(keys) - 1, min(len(keys), _POINTS)).astype(np.int64))
-    return [keys[place] for place in places]
+    return list(
+        dict.fromkeys([*(keys[place] for place in places), operating_point.all_lists(index.searcher.index, keys[-1])])
+    )
 
 
 _Found = tuple[list[NDArray[np.int64]], list[NDArray[np.float64]]]

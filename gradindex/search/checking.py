@@ -66,7 +66,10 @@ def checking(
     why = _unlike(calibrated, options, where)
     about: dict[str, object] = {"wanted": options.recall, "calibrated": not why, "note": why}
     if calibrated is None:
-        return Checking(point=tuning.pick(store, options.recall), about=about)
+        try:
+            return Checking(point=tuning.pick(store, options.recall), about=about)
+        except ValueError as error:
+            raise ValueError(f"{why}. {error}") from None
     promise = calibrated.promise(options.recall)
     point = operating_point.parse(promise.point) or None
     if why:

@@ -21,6 +21,7 @@ from gradindex.search.bounds import EVALUATION
 _MOST = 1 - 2.0**-11
 """The largest cosine that a row of float16 tells from 1."""
 _LEAST_BLOCK = 12  # candidates of a side in a block after the first: a pass over fewer costs hardly less
+_FIRST_WIDTH = 64  # candidates that are looked at first when checks are counted
 FEW_MORE = 4
 """Candidates of a side that are checked beside the first k before it is known where to stop."""
 
@@ -153,19 +154,70 @@ def losses(
     k
         How many are wanted.
     """
-    missed, checks = np.empty((2, len(z), len(margins)), np.int64)
-    fixed = bounds is None and (weights == weights[:, :1]).all()  # then margins leave the order as it is
-    for place, margin in enumerate(margins):
-        reached = reach(z, weights, margin, bounds)
-        if not place or not fixed:
-            order = np.argsort(-(reach(z, weights, 0.0) if fixed else reached), axis=1, kind="stable")
-            kth = running_kth(np.take_along_axis(values, order, 1), k)
-            hits = np.take_along_axis(true, order, 1).cumsum(axis=1)
-        count = least(np.take_along_axis(reached, order, 1), kth, k)
-        checks[:, place] = count
-        last = np.take_along_axis(hits, np.maximum(count - 1, 0)[:, None], 1)[:, 0]
-        missed[:, place] = k - np.minimum(k, np.where(count, last, 0))
+    uniform = bounds is None and bool((weights == 1).all())
+    count = _counts_of_cosines if uniform else _counts
+    missed, checks = count(z, weights, values, true, margins, k, bounds)
     return np.maximum.accumulate(missed[:, ::-1], axis=1)[:, ::-1], checks
+
+
+_Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _counts_of_cosines(
+    z: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    values: NDArray[np.float64],
+    true: NDArray[np.bool_],
+    margins: NDArray[np.float64],
+    k: int,
+    bounds: NDArray[np.float64] | None,
+) -> _Counts:
+    """Return missed and checked candidates (m, g) of cosines, whose order is the same with every margin."""
+    order = np.argsort(-z, axis=1, kind="stable")
+    z, values, true = (np.take_along_axis(one, order, 1) for one in (z, values, true))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        least_z = np.arctanh(np.clip(running_kth(values, k) - EVALUATION, -1, 1))
+        enough = least_z[:, :-1] - z[:, 1:]  # margins below this stop here
+    enough[:, : k - 1] = -np.inf
+    enough = np.where(np.isfinite(z[:, 1:]), enough, np.inf)
+    most = np.concatenate([np.maximum.accumulate(enough, axis=1), np.full((len(z), 1), np.inf)], axis=1)
+    hits = np.concatenate([np.zeros((len(z), 1), np.int64), true.cumsum(axis=1)], axis=1)
+    present = np.isfinite(z).sum(axis=1)
+    missed, checks = np.empty((2, len(z), len(margins)), np.int64)
+    for place, margin in enumerate(margins):
+        count = np.minimum((most <= margin).sum(axis=1) + 1, present) if margin < np.inf else present
+        checks[:, place] = count
+        missed[:, place] = k - np.minimum(k, np.take_along_axis(hits, count[:, None], 1)[:, 0])
+    return missed, checks
+
+
+def _counts(
+    z: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    values: NDArray[np.float64],
+    true: NDArray[np.bool_],
+    margins: NDArray[np.float64],
+    k: int,
+    bounds: NDArray[np.float64] | None,
+) -> _Counts:
+    """Return missed and checked candidates (m, g) of any kernel: those that come first suffice mostly."""
+    missed, checks = np.empty((2, len(z), len(margins)), np.int64)
+    for place, margin in enumerate(margins):
+        reached, left, width = reach(z, weights, margin, bounds), np.arange(len(z)), max(_FIRST_WIDTH, 2 * k)
+        while len(left):
+            some = reached[left]
+            whole = width >= z.shape[1]
+            first = None if whole else np.argpartition(-some, width - 1, axis=1)[:, :width]
+            first = np.broadcast_to(np.arange(z.shape[1]), some.shape) if first is None else np.sort(first, axis=1)
+            near = np.take_along_axis(some, first, 1)
+            order = np.take_along_axis(first, np.argsort(-near, axis=1, kind="stable"), 1)
+            near, exact, good = (np.take_along_axis(one[left], order, 1) for one in (reached, values, true))
+            count = least(near, running_kth(exact, k), k)
+            hits = np.where(np.arange(order.shape[1]) < count[:, None], good, False).sum(axis=1)
+            done = np.full(len(left), True) if whole else count < width
+            checks[left[done], place], missed[left[done], place] = count[done], k - np.minimum(k, hits[done])
+            left, width = left[~done], 4 * width
+    return missed, checks
 
 
 def grid(

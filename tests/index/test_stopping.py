@@ -131,3 +131,19 @@ def test_fewer_candidates_than_wanted_are_all_checked():
 def test_no_candidate_that_is_true_gives_a_grid_all_the_same():
     margins = stopping.grid(np.full((2, 4), -np.inf), np.ones((2, 4)), np.zeros((2, 4), bool), np.zeros(2), 8)
     assert margins.shape == (8,) and margins[-1] == np.inf
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_counts_of_cosines_are_those_of_any_kernel(k):
+    """The fast way of counting against the one for all kernels."""
+    z, exact, _ = drawn(6, queries=40, candidates=300)
+    z[:, 280:] = -np.inf
+    exact[:, 280:] = -np.inf
+    z[0], exact[0] = np.arctanh(1 - 2.0**-11), 1.0  # more than single precision tells apart
+    true = exact >= np.sort(exact, axis=1)[:, -k, None]
+    margins = np.array([-0.3, 0.0, 0.1, 0.4, 1.5, np.inf])
+    one = np.ones_like(z)
+    fast = stopping._counts_of_cosines(z, one, exact, true, margins, k, None)
+    slow = stopping._counts(z, one, exact, true, margins, k, None)
+    np.testing.assert_array_equal(fast[1], slow[1])
+    np.testing.assert_array_equal(fast[0], slow[0])
