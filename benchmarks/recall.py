@@ -1,14 +1,14 @@
 """Calibrated recall: what `explain(recall=…)` promises against what it holds, on queries that it was not calibrated on.
 
-    GRADINDEX_DATA=… python benchmarks/recall.py [--cases mnist-mlp fashion-cnn digits-keras sections-transformer vehicle]
-        [--queries 2000] [--rows 20000] [--repeats 1] [--out FILE]
+    GRADINDEX_DATA=… python benchmarks/recall.py [--cases mnist-mlp fashion-cnn digits-keras sections-transformer
+        vehicle] [--queries 4000] [--rows 20000] [--repeats 1] [--out FILE]
 
 Trains five unlike models, indexes their training samples, and draws held-out queries: half of them calibrate, the other
 half are asked, with their own labels, for the wanted recall. The truth is the exact kernel over all training samples.
 Reported are the mean recall of both sides with its 95 % interval (Student's over the queries), the share of queries
 below, and the exact checks of a query (both sides together), beside those of ``rerank=50``. With ``--repeats`` the split
-into calibration and questions is drawn again so many times, as a promise is one about both. Digits (moved by a pixel at
-most) and vehicles (with noise added) have more queries than rows, drawn from the same held-out rows. Exits with 1 if
+into calibration and questions is drawn again so many times, as a promise is one about both. Digits (moved by a pixel
+at most) and vehicles (with noise added) have more queries than rows, drawn from the same held-out rows. Exits with 1 if
 an interval ends below the wanted recall less .005.
 """
 
@@ -64,7 +64,7 @@ def torch_job(make, x, y, epochs, rate=1e-3):
 
 
 def mnist_mlp(args):
-    """An MLP on 5,000 MNIST digits; 5,000 more are queries."""
+    """Return an MLP on 5,000 MNIST digits; 5,000 more are queries."""
     with np.load(data.folder() / "mnist10k.npz") as arrays:
         x, y = (arrays["x"].reshape(-1, 784) / 255).astype(np.float32), arrays["y"].astype(np.int64)
     order = np.random.default_rng(0).permutation(len(x))
@@ -76,7 +76,7 @@ def mnist_mlp(args):
 
 
 def fashion_cnn(args):
-    """The CNN of the docs on Fashion-MNIST; test pictures are queries."""
+    """Return the CNN of the docs on Fashion-MNIST; test pictures are queries."""
     import certified
 
     sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -88,7 +88,7 @@ def fashion_cnn(args):
 
 
 def digits_keras(args):
-    """A CNN in Keras on 1,000 digits; the others, moved by a pixel at most, are queries."""
+    """Return a CNN in Keras on 1,000 digits; the others, moved by a pixel at most, are queries."""
     import keras
     from sklearn.datasets import load_digits
 
@@ -105,7 +105,7 @@ def digits_keras(args):
 
 
 def sections_transformer(args):
-    """A transformer on 5,000 short texts; 5,000 more are queries."""
+    """Return a transformer on 5,000 short texts; 5,000 more are queries."""
     train, words, length = min(5000, args.rows), 2000, 24
     found, topics = data.sections.__wrapped__(train + 5000)
     known = data.vocabulary(found[:train], words)
@@ -118,7 +118,7 @@ def sections_transformer(args):
 
 
 def vehicle(args):
-    """A logistic regression on 546 vehicles; the other 300, with a tenth of the spread as noise, are queries."""
+    """Return a logistic regression on 546 vehicles; the other 300, with noise added, are queries."""
     from torch import nn
 
     found = data.vehicle()
@@ -227,7 +227,7 @@ def show(name, one):
             continue
         low, high = found["interval"]
         print(
-            f"  {wanted:>9}: recall {found['recall']:.4f} [{low:.4f}, {high:.4f}], proponents {found['proponents']:.4f}, "
+            f"  {wanted:>9}: {found['recall']:.4f} [{low:.4f}, {high:.4f}], proponents {found['proponents']:.4f}, "
             f"opponents {found['opponents']:.4f}, {found['median checks']:.0f} checks in the median, "
             f"{found['mean checks']:.1f} on average",
             flush=True,

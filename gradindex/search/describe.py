@@ -15,7 +15,7 @@ from gradindex.store import Store
 def describe(store: Store, engine: Engine, asked: queries.Queries, answer: Answer) -> Described:
     """Return labels and predictions of queries, and what the store says of the samples found."""
     try:
-        predictions = labels.predicted_classes(queries.outputs(engine, asked.x))
+        predictions = labels.predicted_classes(asked.outputs(engine))
     except TypeError:
         predictions = None
     return Described(labels.as_classes(asked.y), predictions, *(_known(store, side.ids) for side in answer.sides))

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -230,10 +231,10 @@ def test_what_cannot_be_certified_is_refused():
     found = made_up(np.random.default_rng(15), 50)
     with pytest.raises(ValueError, match="cannot be certified by 50 queries: it takes 99 or more"):
         found.promise(0.99)
-    with pytest.raises(ValueError, match="below 1, got 1.0: no number of queries certifies more"):
+    with pytest.raises(ValueError, match=r"below 1, got 1\.0: no number of queries certifies more"):
         found.promise(1.0)
     lost = dataclasses.replace(found, missed=np.maximum(found.missed, 3))
-    with pytest.raises(ValueError, match="more than this index can promise: with all 400 candidates"):
+    with pytest.raises(ValueError, match=r"more than this index can promise: with all 400 candidates"):
         lost.promise(0.9)
     assert "cannot be certified" in str(found) and "recall=0.9: " in str(found)
 
@@ -293,7 +294,7 @@ def test_an_addition_makes_it_void_and_a_removal_is_noted(copied, held_out):
     result = opened.explain(x[600:602], y[600:602], k=K, recall=0.9)
     assert result.meta["params"]["recall"]["note"] == "2 samples were removed since the calibration"
     opened.add((x[:10], y[:10]))
-    with pytest.raises(MismatchError, match="rows were added or left out, or it was built anew. Calibrate again"):
+    with pytest.raises(MismatchError, match=r"rows were added or left out, or it was built anew\. Calibrate again"):
         opened.explain(x[600:602], y[600:602], k=K, recall=0.9)
     opened.calibrate(x[10:120], y[10:120], k=K)
     assert opened.explain(x[600:602], y[600:602], k=K, recall=0.9).meta["params"]["recall"]["calibrated"]
@@ -459,3 +460,37 @@ def test_the_margin_is_in_units_that_errors_have_everywhere(calibrated):
 def test_difficulty_is_the_kth_estimate():
     z = np.array([[0.1, 0.9, 0.5, -np.inf], [2.0, 1.0, 3.0, 0.0]])
     np.testing.assert_array_equal(adaptive.difficulty(z, 2), [0.5, 2.0])
+
+
+CALLS = []
+
+
+class Counted(nn.Module):
+    """Notes how many samples each forward pass is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = trained()
+
+    def forward(self, x):
+        CALLS.append(len(x))
+        return self.inner(x)
+
+
+def test_a_warm_query_takes_one_pass_of_its_own_and_one_for_each_block(tmp_path, held_out):
+    x, y = held_out
+    made = gradindex.Job(Counted(), nn.CrossEntropyLoss(), (digits()[0][:200], digits()[1][:200]))
+    index = gradindex.build(made, tmp_path / "counted", sketch=gradindex.CountSketch(64))
+    index.calibrate(x[:60], y[:60], k=K)
+    for _ in range(3):
+        index.explain(x[:1], y[:1], k=K, recall=0.9)
+    made.engine.ways._cost = np.inf  # no comparison is due
+    for given in ((x[70:71], y[70:71]), (x[70:71], None)):
+        CALLS.clear()
+        result = index.explain(*given, k=K, recall=0.9)
+        blocks = [count for count in CALLS if count > 1]
+        assert len(CALLS) - len(blocks) == (1 if given[1] is not None else 2)  # its label is a pass before
+        assert sum(blocks) == result.checked[0]
+        assert 1 <= len(blocks) <= 4
+        prediction = trained()(torch.from_numpy(given[0])).argmax(1).numpy()
+        np.testing.assert_array_equal(result.query_predictions, prediction)
