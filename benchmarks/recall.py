@@ -6,9 +6,9 @@
 Trains five unlike models, indexes their training samples, and draws held-out queries: half of them calibrate, the other
 half are asked, with their own labels, for the wanted recall. The truth is the exact kernel over all training samples.
 Reported are the mean recall of both sides with its 95 % interval (Student's over the queries), the share of queries
-below, and the exact checks of a query (both sides together), beside those of ``rerank=50``. With ``--repeats`` the split
-into calibration and questions is drawn again so many times, as a promise is one about both. Digits (moved by a pixel
-at most) and vehicles (with noise added) have more queries than rows, drawn from the same held-out rows. Exits with 1 if
+below, and the exact checks of a query (both sides together), beside those of ``rerank=50``. With ``--repeats`` the
+split into calibration and questions is drawn again so many times, as a promise is one about both. Digits (moved by a
+pixel at most) and vehicles (with noise) have more queries than rows, drawn from the same held-out rows. Exits with 1 if
 an interval ends below the wanted recall less .005.
 """
 

@@ -170,10 +170,10 @@ def audit_table(audit: Audit) -> Table:
     if audit.coverage is not None:
         table.add_section()
         held = audit.coverage
-        lines = {f"recall where {held.wanted:g} was wanted": held.recall}
-        lines |= {f"of class {name}": found for name, found in held.by_class.items()}
-        lines |= {f"of norm {name}": found for name, found in held.by_norm.items()}
-        for name, (value, low, high) in lines.items():
+        covered = {f"recall where {held.wanted:g} was wanted": held.recall}
+        covered |= {f"of class {name}": found for name, found in held.by_class.items()}
+        covered |= {f"of norm {name}": found for name, found in held.by_norm.items()}
+        for name, (value, low, high) in covered.items():
             table.add_row(name, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
         table.add_row("queries with less than was wanted", f"{held.below:.4f}", "")
     if not audit.complete:

@@ -219,7 +219,7 @@ def _are_same(dots: NDArray[np.float64], norms: NDArray[np.float64], train: NDAr
     product = np.outer(norms, train)
     near = (dots >= (1 - _SAME) * product) & (product > 0)
     near &= np.abs(norms[:, None] - train) <= _SAME * norms[:, None]
-    return np.logical_or.reduce(near, axis=1)  # type: ignore[no-any-return]
+    return np.asarray(near.any(axis=1), np.bool_)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,7 +225,7 @@ class Calibration:
         """Return how many candidates to begin with: as many as half of the queries need."""
         return int(np.median(checks)) if len(checks) else self.about.k + FEW_MORE
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what it belongs to, and the percentiles of estimated minus exact cosines, as JSON-ready values."""
         return asdict(self.about) | {"errors": self.errors.tolist()}
 
@@ -353,7 +352,7 @@ def load(store: Store, kernel: str, k: int, file: str) -> Calibration:
     return Calibration(about, arrays["margins"], missed, checks, arrays["difficulty"], arrays["errors"])
 
 
-def _check(about: About, arrays: dict[str, NDArray[Any]], kernel: str, k: int) -> None:
+def _check(about: About, arrays: dict[str, NDArray[np.generic]], kernel: str, k: int) -> None:
     """Raise ValueError unless arrays have the shapes that a calibration has."""
     if (about.kernel, about.k) != (kernel, k) or Kernel(about.kernel) is None:
         raise ValueError(f"of {about.kernel}, k={about.k}")

@@ -174,7 +174,8 @@ def _counts_of_cosines(
 ) -> _Counts:
     """Return missed and checked candidates (m, g) of cosines, whose order is the same with every margin."""
     order = np.argsort(-z, axis=1, kind="stable")
-    z, values, true = (np.take_along_axis(one, order, 1) for one in (z, values, true))
+    lines = np.arange(len(z))[:, None]
+    z, values, true = z[lines, order], values[lines, order], true[lines, order]
     with np.errstate(divide="ignore", invalid="ignore"):
         least_z = np.arctanh(np.clip(running_kth(values, k) - EVALUATION, -1, 1))
         enough = least_z[:, :-1] - z[:, 1:]  # margins below this stop here
@@ -211,9 +212,9 @@ def _counts(
             first = np.broadcast_to(np.arange(z.shape[1]), some.shape) if first is None else np.sort(first, axis=1)
             near = np.take_along_axis(some, first, 1)
             order = np.take_along_axis(first, np.argsort(-near, axis=1, kind="stable"), 1)
-            near, exact, good = (np.take_along_axis(one[left], order, 1) for one in (reached, values, true))
-            count = least(near, running_kth(exact, k), k)
-            hits = np.where(np.arange(order.shape[1]) < count[:, None], good, False).sum(axis=1)
+            lines = left[:, None]
+            count = least(reached[lines, order], running_kth(values[lines, order], k), k)
+            hits = (true[lines, order] & (np.arange(order.shape[1]) < count[:, None])).sum(axis=1)
             done = np.full(len(left), True) if whole else count < width
             checks[left[done], place], missed[left[done], place] = count[done], k - np.minimum(k, hits[done])
             left, width = left[~done], 4 * width
