@@ -42,7 +42,16 @@ PRINTED = {
         2,
         [r"whitened rows False", r".*white_dot", r"recall@10, no exact checks +(1\.|0\.9).*", r"\(0\.\d+.*"],
     ),
-    "use.md": (5, [r"\(3, 5\) \(3, 5\) True", r".*recall@10, 50 exact checks.*", r"\[ True  True  True\] \[.*"]),
+    "use.md": (
+        6,
+        [
+            r"\(3, 5\) \(3, 5\) True",
+            r".*recall@10, 50 exact checks.*",
+            r"recall@5 of grad_cos on 40 held-out queries, 200 rows",
+            r"\[0\.9[5-9].*'calibrated': True.*",
+            r"\[ True  True  True\] \[.*",
+        ],
+    ),
 }
 # Of the pages with commands: those that are not run here, and where they are.
 ELSEWHERE = {
@@ -109,6 +118,7 @@ def test_the_commands_run_as_printed(page, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_model.py").write_text(f"{here}from pathlib import Path\n{grows}{fit}")
     x, y = digits()
     np.savez("test.npz", x=x[:20], y=y[:20])
+    np.savez("held_out.npz", x=digits(400)[0][340:], y=digits(400)[1][340:])
     if page == "whitening.md":
         assert run(["build", "my_model.py:job", "runs/digits"]) == 0
     if page == "serving.md":

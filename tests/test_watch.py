@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 import gradindex
 from gradindex.compute import exact, watch
+from gradindex.compute.held_queries import HeldQueries, compare
 from gradindex.data.source import Batch
 from gradindex.gradients.signals import FACTORS, FORWARD
 from gradindex.gradients.torch.engine import TorchEngine
@@ -454,6 +456,30 @@ def test_the_watch_costs_a_millisecond_of_a_warm_answer():
     with pytest.raises(WayDiffers, match=r"forward mode is off by up to 0\.1 of the norms' product"):
         ways.check(FORWARD, [(one, one, 1.1 * one.norm**2)])
     assert not ways.usable(FORWARD)
+
+
+def test_what_a_comparison_costs_is_its_training_step(monkeypatch):
+    """Not what is left to do when that is taken: a warm answer would take one step each time."""
+    job = gradindex.Job(Net(), torch.nn.CrossEntropyLoss(), data())
+    list(gradindex.embed(job))
+    ways, (x, y) = job.engine.ways, data()
+    one = Batch(np.arange(1), x[:1], y[:1])
+    gradient = ways.truth(one).gradient
+    slow = job.engine.sample_gradient
+
+    def step(*given):
+        time.sleep(0.01)
+        return slow(*given)
+
+    monkeypatch.setattr(job.engine, "sample_gradient", step)
+    candidates = np.arange(10)[None]
+    for _ in range(2):
+        exact.candidate_dots(job.engine, job.source, one, gradient[None], candidates)
+    assert ways._cost >= 0.01
+    held = HeldQueries(job.engine, one)
+    ways._cost, ways._saved = np.inf, 0.0
+    compare(job.engine, held, job.source.take(np.arange(4)), held.dots(job.source.take(np.arange(4)))[0])
+    assert ways._cost >= 0.01
 
 
 @pytest.fixture(autouse=True)

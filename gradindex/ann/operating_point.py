@@ -35,6 +35,15 @@ def keys(index: faiss.Index) -> list[str]:
     return [distinct[number] for number in chosen]
 
 
+def all_lists(index: faiss.Index, key: str) -> str:
+    """Return the key that probes all inverted lists and is else as `key`; `key` itself where there are none."""
+    try:
+        lists = faiss.extract_index_ivf(index).nlist
+    except RuntimeError:
+        return key
+    return _key({**parse(key), "nprobe": lists})
+
+
 def _key(point: Point) -> str:
     return ",".join(f"{name}={value:g}" for name, value in point.items())
 

@@ -16,7 +16,7 @@ from gradindex.cli.console import err, out
 from gradindex.cli.doctor import doctor
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.export import export
-from gradindex.cli.index_commands import build, explain, info, repair, tune, verify
+from gradindex.cli.index_commands import build, calibrate, explain, info, repair, tune, verify
 from gradindex.cli.influence import self_influence
 from gradindex.cli.options import FILE, Json
 from gradindex.cli.plan import plan
@@ -47,6 +47,7 @@ app.command()(build)
 app.command()(explain)
 app.command()(verify)
 app.command()(tune)
+app.command()(calibrate)
 app.command()(info)
 app.command()(repair)
 

@@ -74,8 +74,8 @@ def whiten(
 
     found = whiten_rows(path, damping=damping, dims=dims, bits=bits, index=index).to_json()
     text = (
-        f"Whitened: {found['dims']} numbers of {found['bits']} bits a row, {float(found['store_bytes']) / 1e6:,.1f} MB, "
-        f"damping {found['damping']:.3g}. Ask with --kernel white_dot: whose removal would change the prediction?"
+        f"Whitened: {found['dims']} numbers of {found['bits']} bits a row, {float(found['store_bytes']) / 1e6:,.1f} "
+        f"MB, damping {found['damping']:.3g}. Ask with --kernel white_dot: whose removal would change the prediction?"
     )
     _say(text, found, as_json)
 

@@ -102,7 +102,7 @@ def explain(
     kernel: KernelOption = None,
     rerank: Rerank = RERANK,
     recall: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Search as fast as this recall allows; needs `tune` first.")
+        float | None, typer.Option(min=0, max=1, help="Check as much as this recall takes; needs `calibrate` first.")
     ] = None,
     certify: Annotated[
         bool, typer.Option("--certify", help="Check rows until the answer is proved; for indexes of landmark rows.")
@@ -115,7 +115,7 @@ def explain(
 ) -> None:
     """Print the training samples most and least similar to each query."""
     from gradindex.ann import selection
-    from gradindex.cli.tables import explanation_tables, proofs_line, whitened_line
+    from gradindex.cli.tables import explanation_tables, proofs_line, recall_line, whitened_line
     from gradindex.loading import load
     from gradindex.search.options import SearchOptions
 
@@ -138,6 +138,8 @@ def explain(
         out.print(line, highlight=False, markup=False)
     if certify:
         out.print(proofs_line(result), highlight=False, markup=False)
+    if recall is not None:
+        out.print(recall_line(result), highlight=False, markup=False)
 
 
 def verify(
@@ -157,6 +159,9 @@ def verify(
         float | None, typer.Option(min=0, help="Stop comparing rows after so long; recalls are then upper limits.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the audit into this file.", **FILE)] = None,
+    recall: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Whether answers hold this recall, with --rows; see `calibrate`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Audit the index: recall and rank correlation against the exact kernel."""
@@ -167,7 +172,15 @@ def verify(
     with err.status("Computing the exact kernel over the training set"):
         x, y = (None, None) if rows is None else inputs.read_rows(rows)
         audit = index.verify(
-            queries=queries, k=k, kernel=kernel, rerank=rerank, seed=seed, x=x, y=y, max_seconds=max_seconds
+            queries=queries,
+            k=k,
+            kernel=kernel,
+            rerank=rerank,
+            seed=seed,
+            x=x,
+            y=y,
+            max_seconds=max_seconds,
+            recall=recall,
         )
     if plot is not None:
         from gradindex import plots
@@ -202,6 +215,33 @@ def tune(
         typer.echo(json.dumps(curve.to_json()))
     else:
         out.print(str(curve), highlight=False, markup=False)
+
+
+def calibrate(
+    path: Out,
+    job: JobName,
+    rows: Annotated[
+        Path,
+        typer.Option("--queries", "--rows", help="FILE.npz with held-out inputs x and, optionally, labels y.", **FILE),
+    ],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours will be asked for.")] = NEIGHBOURS,
+    kernel: KernelOption = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Rows of each side that may be checked.  [default: 400, or 4 k]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure on held-out queries how far `explain --recall` has to check, and keep that with the index."""
+    from gradindex.loading import load
+
+    index = load(path, inputs.job_of(job))
+    x, y = inputs.read_rows(rows)
+    with err.status("Computing the exact kernel over the training set"):
+        found = index.calibrate(x, y, k=k, kernel=kernel, candidates=candidates, progress=False)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        out.print(str(found), highlight=False, markup=False)
 
 
 def info(

@@ -68,6 +68,19 @@ def proofs_line(result: Explanation) -> str:
     return line
 
 
+def recall_line(result: Explanation) -> str:
+    """Return what `recall=` meant for an explanation, and what that took."""
+    about = result.meta["params"]["recall"]
+    note = f" ({about['note']})" if about["note"] else ""
+    if not about["calibrated"]:
+        return f"No recall is promised{note}."
+    checked = np.median(result.checked)
+    return (
+        f"Calibrated: such answers hold {about['wanted']:.4g} of the true neighbours on average over queries like the "
+        f"{about['queries']} of the calibration{note}. Checked exactly for a query: {checked:,.0f} rows (median)."
+    )
+
+
 def explanation_tables(
     result: Explanation,
     names: Sequence[str] | None = None,
@@ -154,6 +167,15 @@ def audit_table(audit: Audit) -> Table:
         table.add_section()
         for name, (value, low, high) in found.items():
             table.add_row(f"{stage}: {name}", f"{value:.4f}", f"{low:.4f} to {high:.4f}")
+    if audit.coverage is not None:
+        table.add_section()
+        held = audit.coverage
+        covered = {f"recall where {held.wanted:g} was wanted": held.recall}
+        covered |= {f"of class {name}": found for name, found in held.by_class.items()}
+        covered |= {f"of norm {name}": found for name, found in held.by_norm.items()}
+        for name, (value, low, high) in covered.items():
+            table.add_row(name, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
+        table.add_row("queries with less than was wanted", f"{held.below:.4f}", "")
     if not audit.complete:
         table.caption = f"{audit.compared:,} of {audit.rows:,} rows were compared in time: recalls are upper limits"
     return table

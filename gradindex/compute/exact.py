@@ -207,18 +207,19 @@ def _check(
     if not some:
         return
     with stage("compare"):
-        own = [Truth(gradients[line], math.inf) for line, _ in some]
-        samples = [source.take(candidates[line, column : column + 1]) for line, column in some]
-        compared = [
-            (one, ways.truth(sample), float(found.dots[line, column]))
-            for one, sample, (line, column) in zip(own, samples, some, strict=True)
-        ]
-        if along is not None and queries is not None and ways.is_new(found.method):
-            line = some[0][0]
-            one = queries.select(_at(line))
-            value, _ = along(one.x, one.y, gradients[line])
-            compared.append((own[0], ways.truth(one), float(value[0])))
-        ways.check(found.method, compared)
+        new = ways.is_new(found.method)
+
+        def compared() -> Iterator[tuple[Truth, Truth, float]]:
+            for line, column in some:
+                sample = source.take(candidates[line, column : column + 1])
+                yield Truth(gradients[line], math.inf), ways.truth(sample), float(found.dots[line, column])
+            if along is not None and queries is not None and new:
+                line = some[0][0]
+                one = queries.select(_at(line))
+                value, _ = along(one.x, one.y, gradients[line])
+                yield Truth(gradients[line], math.inf), ways.truth(one), float(value[0])
+
+        ways.check(found.method, compared())
 
 
 def _at(place: int) -> slice:

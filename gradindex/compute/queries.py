@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,34 @@ MEMORY_BUDGET = 1 << 30  # bytes for the gradients of the queries handled at onc
 
 @dataclass(frozen=True)
 class Queries:
-    """Labelled queries: inputs `x` and labels `y`, trees of m samples."""
+    """Labelled queries: inputs `x` and labels `y`, trees of m samples.
+
+    `seen` are the model's outputs for the first of them, as far as something else came by them.
+    """
 
     x: Tree
     y: Tree
+    seen: list[Floats] = field(default_factory=list, compare=False, repr=False)
 
     def __len__(self) -> int:
         return length(self.x)
+
+    def outputs(self, engine: Engine) -> Floats:
+        """Return the model's outputs (m, …), by a forward pass if they were not seen; raises like `Engine.outputs`."""
+        if sum(map(len, self.seen)) == len(self):
+            return self.seen[0] if len(self.seen) == 1 else np.concatenate(self.seen)
+        return outputs(engine, self.x)
+
+    def predicted_classes(self, engine: Engine) -> NDArray[np.int64] | None:
+        """Return the classes (m,) that the model predicts; None if its outputs are no scores of classes."""
+        if not has_ragged(self.x, None) and sum(map(len, self.seen)) == len(self):
+            return labels.predicted_classes(self.outputs(engine))
+        return predicted_classes(engine, self.x)
+
+    def see(self, begin: int, found: Floats | None) -> None:
+        """Keep the outputs for queries from `begin` on, if those for all before them are known."""
+        if found is not None and begin == sum(map(len, self.seen)):
+            self.seen.append(found)
 
 
 @stage("labels")
@@ -65,7 +86,8 @@ def with_labels(engine: Engine, task: Task, x: Tree, y: Tree, like: Tree) -> Que
     if y is None:
         if task is Task.REGRESSION:
             raise ValueError("Regression task requires a target value. 'Y' must be provided.")
-        return Queries(x, predicted(engine, x, like))
+        found = outputs(engine, x)
+        return Queries(x, labels.from_outputs(found, like, engine.losses, engine.class_axis), [found])
     y = as_columns(y, "Y")
     given = length(y, "Y")
     if given == 1 and m != 1:
@@ -222,6 +244,7 @@ def gradient_chunks(
                     found = exact.gradients_of(engine.of_queries, batch)
             check_finite(ids, "loss (queries)", found.losses)
             check_finite(ids, "gradient (queries)", found.gradients)
+            queries.see(part.start, found.outputs)
             parts.append(found.gradients)
         gradients = parts[0] if len(parts) == 1 else np.concatenate(parts)
         norms = exact.norms(gradients)
@@ -247,6 +270,7 @@ def sketch_chunks(
             ids = np.arange(part.start, part.stop, dtype=np.int64)
             check_finite(ids, "loss (queries)", found.losses)
             check_finite(ids, "gradient (queries)", found.norms)
+            queries.see(part.start, found.outputs)
             sketches.append(normalise(projector.finish(found.sketches, found.norms)))
             norms.append(found.norms)
         _warn_of_zeros(np.concatenate(norms), begin)

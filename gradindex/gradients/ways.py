@@ -115,11 +115,12 @@ class Ways:
             If they disagree; the way is not `usable` any more.
         """
         errors = self._errors.setdefault(way, [])
-        for query, sample, product in compared:
+        began = time.perf_counter()
+        for query, sample, product in compared:  # which takes the training step of each
             self._begun.add(way)
-            began = time.perf_counter()
             errors.append(self._error(query, sample, product))
             self._count(began)
+            began = time.perf_counter()
         self._judge(way, errors)
 
     def check_sums(

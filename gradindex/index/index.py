@@ -14,21 +14,19 @@ from gradindex.compute import queries, watch
 from gradindex.data.names import Tree, Where
 from gradindex.data.source import Batch, Ids, take_rows
 from gradindex.data.text import Messages
-from gradindex.defaults import INFLUENTIAL, NEIGHBOURS, QUERIES, RERANK, SEED, with_given
+from gradindex.defaults import INFLUENTIAL, NEIGHBOURS, with_given
 from gradindex.explanation import Explanation
 from gradindex.gradients.signals import FACTORS
 from gradindex.gradients.ways import STEPS, WayDiffers
 from gradindex.index.asking import QUERIES_AT_ONCE
+from gradindex.index.measured import Measured
 from gradindex.index.state import pinned
-from gradindex.index.whitened import Whitenable
 from gradindex.kernels import Kernel, white
 from gradindex.runtime.log import log
-from gradindex.search import cascade, question, tuning
+from gradindex.search import adaptive, cascade, question
 from gradindex.search import certify as proofs
 from gradindex.search import groups as by_groups
 from gradindex.search.answer import Answer, check_k, explanation_data, joined, meta
-from gradindex.search.audit import verify
-from gradindex.search.audit_result import Audit
 from gradindex.search.describe import describe
 from gradindex.search.options import SearchOptions
 from gradindex.search.texts import Prompt, TokenChoice, Words
@@ -36,7 +34,7 @@ from gradindex.search.tokens import Grain
 from gradindex.sketch.unit_rows import normalise
 
 
-class Index(Whitenable):
+class Index(Measured):
     """An index over the gradients of a training set; get one from `gradindex.build` or `gradindex.load`.
 
     Parameters
@@ -136,8 +134,9 @@ class Index(Whitenable):
             `proved` (m,) bool: whether this is the answer of the true, unprojected kernel; `checked` (m,) rows
             evaluated exactly (with `certify`, for this side's sake); `scanned` (m,) rows looked at, −1 where FAISS
             does not tell; `bound_left` (m,): where not proved, a bound that the kernel values of all rows not
-            evaluated keep to. For queries in words `query_tokens`, the tokens of each as texts. With ``tokens='each'``
-            `token_scores` and `opponent_token_scores` (m, t, k) float64, exact: what each token of the query gives to
+            evaluated keep to; `expected_recall` (m,): the share of the true k that such answers hold on average, at
+            least, as `calibrate` measured it; 1 where proved, NaN where nothing says so. For queries in words
+            `query_tokens`, the tokens of each as texts. With ``tokens='each'`` `token_scores` and `opponent_token_scores` (m, t, k) float64, exact: what each token of the query gives to
             the score of each sample found, in the kernel's unit, so that they sum to scores that are exact; NaN behind
             a query's last token. `Explanation.tokens` says which tokens of the texts found.
 
@@ -175,8 +174,10 @@ class Index(Whitenable):
             data, about = self._explain_whitened(given.queries, whitened, options, selection, own=own)
             return Explanation(meta("Index", about), data | given.about, view=(self.job, given.queries.x, ids))
         parsed = relevance.kernel_of(self.store.header.metric, options.kernel)
-        point = None if options.recall is None else tuning.pick(self.store, options.recall)
-        wanted = question.ask(len(self), parsed, options, selection, point)
+        checking = self._checking(
+            parsed, options, where=where is not None, ids=ids is not None, labelled=y is not None or words.given
+        )
+        wanted = checking.applied(question.ask(len(self), parsed, options, selection))
         given = self.asked(x, y, ids, words)
         asked = given.queries
         compared = self.at_hand.compared if wanted.rerank or options.certify else watch.Compared()
@@ -196,6 +197,10 @@ class Index(Whitenable):
             if options.certify:
                 found, method = self._certified(batch, wanted)
                 searched.add(proofs.searched(self, wanted, len(batch)))
+            elif formed and checking.promise is not None:
+                found, method = adaptive.answer(
+                    self, batch, rows, self.sketches(rows, norms), norms, wanted, checking.promise
+                )
             elif formed:
                 found, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
             else:
@@ -215,13 +220,14 @@ class Index(Whitenable):
             "k": wanted.k,
             "rerank": wanted.depth if wanted.rerank else 0,
             "candidates": wanted.candidates if parsed is Kernel.COS and not self.searcher.exact else None,
-            "point": None if point is None else dict(point),
+            "point": None if wanted.point is None else dict(wanted.point),
             "width": self.searcher.dim,
             "exact_method": " + ".join(sorted(methods)),
             "estimator": "stored rows" if not wanted.rerank and not options.certify else "exact gradients",
             "whitened": self.is_whitened,
             "compared": {"rows": compared.rows, "products": self.job.engine.ways.compared},
             "certify": options.certify,
+            "recall": checking.about,
             "max_checks": wanted.max_checks,
             "selected": len(self) if selection is None else len(selection),
             "rows": len(self),
@@ -333,56 +339,9 @@ class Index(Whitenable):
         return self.store.norms[rows].astype(np.float64) ** 2, self.store.ids[rows]
 
     @pinned
-    def tune(
-        self,
-        x: Tree = None,
-        y: Tree = None,
-        *,
-        queries: int = QUERIES,
-        k: int = NEIGHBOURS,
-        candidates: int | None = None,
-        seed: int = SEED,
-    ) -> tuning.Curve:
-        """Measure recall against latency at FAISS's settings, for ``explain(recall=…)``; see `gradindex.search.tuning`.
-
-        Parameters
-        ----------
-        x, y
-            Held-out samples as queries, as `explain` takes them. None: `queries` stored rows drawn by `seed`.
-        queries, k, candidates, seed
-            See `gradindex.search.tuning.tune`.
-        """
-        return tuning.tune(
-            self, None if x is None else self.sketch(x, y), queries=queries, k=k, candidates=candidates, seed=seed
-        )
-
-    @property
-    @pinned
-    def curve(self) -> tuning.Curve | None:
-        """Recall against latency as `tune` measured it; None before."""
-        return tuning.saved(self.store)
-
-    @pinned
     def sketch(self, x: Tree = None, y: Tree = None, *, ids: ArrayLike | None = None) -> NDArray[np.float32]:
         """Return the unit-norm sketches (m, dim) of samples, as `search` takes them; arguments as in `explain`."""
         return self.embedded(self.labelled(x, y, ids))[0]
-
-    @pinned
-    def verify(
-        self,
-        *,
-        queries: int = QUERIES,
-        k: int = NEIGHBOURS,
-        kernel: str | None = None,
-        rerank: int = RERANK,
-        seed: int = SEED,
-        x: Tree = None,
-        y: Tree = None,
-        max_seconds: float | None = None,
-    ) -> Audit:
-        """Measure how often the index's answers are those of the exact kernel; see `gradindex.search.audit.verify`."""
-        options = SearchOptions(k=k, kernel=kernel, rerank=rerank)
-        return verify(self, options, queries=queries, seed=seed, x=x, y=y, max_seconds=max_seconds)
 
     def __sklearn_clone__(self) -> "Index":
         """Return itself: pipelines copy their steps' arguments, and an open index is not to be copied."""

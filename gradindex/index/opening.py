@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradindex import relevance
 from gradindex.ann import build as indexing
+from gradindex.data.names import Tree
 from gradindex.defaults import INDEX, SEED, with_given
 from gradindex.errors import FinishedError, MismatchError
 from gradindex.index.index import Index
@@ -44,6 +45,7 @@ def build(
     overwrite: bool | None = None,
     progress: bool | None = None,
     whiten: bool | None = None,
+    calibrate: tuple[Tree, Tree] | None = None,
     engine: "Ray | None" = None,
 ) -> Index:
     """Embed a job's dataset into a store at `out`, build its FAISS index, and open it.
@@ -68,7 +70,7 @@ def build(
         Options of the metric, see `gradindex.relevance.base.Options`, such as ``{"damping": 1e-3}``.
     options
         How to build; None: `gradindex.BuildOptions()`, which says what each of them does.
-    sketch, index, index_memory, seed, batch_size, shard_rows, overwrite, progress, whiten
+    sketch, index, index_memory, seed, batch_size, shard_rows, overwrite, progress, whiten, calibrate
         The same, one by one: what is given takes the place of what `options` says.
     engine
         None: this process does everything. A `gradindex.Ray`: its workers embed, and add to inverted lists; the files
@@ -102,24 +104,35 @@ def build(
         overwrite=overwrite,
         progress=progress,
         whiten=whiten,
+        calibrate=calibrate,
     )
     if options.whiten and metric is not None:
         raise ValueError("Rows of a metric are not whitened: leave out whiten, or metric.")
     try:
         built, summary = building.build(job, place, options, engine)
     except FinishedError:
-        if not options.whiten or (opened := Index.open(place, job)).is_whitened:
+        opened = Index.open(place, job)
+        if not _finish(opened, options):  # killed before that
             raise
-        opened.whiten(progress=options.progress)  # killed before that
         return opened
     log.info("%s", summary)
     opened = Index.open(place, job)
     if opened.store.header.seal != built.seal:
         raise MismatchError(f"{place} was built, and another process replaced it at once.")
     opened.summary = summary
-    if options.whiten:
-        opened.whiten(progress=options.progress)
+    _finish(opened, options)
     return opened
+
+
+def _finish(index: Index, options: BuildOptions) -> bool:
+    """Whiten and calibrate an index that was built, where that is wanted and not there yet; whether anything was."""
+    whiten = options.whiten and not index.is_whitened
+    if whiten:
+        index.whiten(progress=options.progress)
+    calibrate = options.calibrate is not None and index.calibration() is None
+    if options.calibrate is not None and calibrate:
+        index.calibrate(*options.calibrate, progress=options.progress)
+    return whiten or calibrate
 
 
 def open(path: str | Location, job: Job | None = None) -> Index:

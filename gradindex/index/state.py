@@ -22,6 +22,7 @@ from gradindex.lifecycle import compact as compacting
 from gradindex.lifecycle import whiten as whitening
 from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking
+from gradindex.search.calibration import Calibration
 from gradindex.search.prepared import Prepared
 from gradindex.search.row_search import LocalRows, RowSearch
 from gradindex.search.whitened import Whitened, finished
@@ -87,6 +88,8 @@ class Changing:
         self.changed: list[Ids] = []
         """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
         self.opened = Opened()
+        self.calibrations: dict[tuple[str, int], Calibration | None] = {}
+        """Calibrations that were looked for, by kernel and k; shared by all states with the same FAISS index."""
         self._job = job if job is None else job.with_metric(relevance.rows_of(store.header.metric))
         self._at_hand = None if self._job is None else Prepared(store, self._job)
         self.rows: RowSearch = LocalRows(store, self.searcher, self._at_hand)

@@ -1,8 +1,9 @@
 """How an index is built: what belongs together in a call of `gradindex.build`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 
+from gradindex.data.names import Tree
 from gradindex.defaults import INDEX, SEED, WHITENED_DIMS, WHITENED_LANDMARKS
 from gradindex.sketch import Landmark, Sketch
 from gradindex.sketch.hashing import check_seed
@@ -37,11 +38,15 @@ class BuildOptions:
         Whiten the rows when they are there, see `gradindex.Index.whiten`, for the kernels ``white_dot`` and
         ``white_cos``, which predict what removing samples would do. The projection is then, for None, landmarks drawn
         by the norms of their gradients (`WHITENED_SKETCH`), whose rows do so best and take longer to make.
+    calibrate
+        Held-out queries, inputs and labels (None: predicted ones), that ``explain(recall=…)`` is calibrated on when the
+        index is there, see `gradindex.Index.calibrate`.
 
     Raises
     ------
     ValueError
-        If `batch_size` or `shard_rows` is no positive integer, or `seed` no integer in [0, 2⁶⁴).
+        If `batch_size` or `shard_rows` is no positive integer, `seed` no integer in [0, 2⁶⁴), or `calibrate` no tuple
+        of two.
     """
 
     sketch: Sketch | None = None
@@ -53,10 +58,15 @@ class BuildOptions:
     overwrite: bool = False
     progress: bool | None = None
     whiten: bool = False
+    calibrate: tuple[Tree, Tree] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_rows"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if self.calibrate is not None and not (isinstance(self.calibrate, tuple) and len(self.calibrate) == 2):
+            raise ValueError(
+                "calibrate takes (x, y), a tuple of held-out inputs and labels, or (x, None) for predicted labels."
+            )
         check_seed(self.seed)

@@ -18,7 +18,8 @@ from gradindex.lifecycle.clean_up import settle
 from gradindex.lifecycle.embed_shards import embed_missing
 from gradindex.lifecycle.header import check_job
 from gradindex.runtime.log import log
-from gradindex.store import Header, Store, changes
+from gradindex.search import calibration
+from gradindex.store import Header, Store, changes, side_files
 from gradindex.store.changes import Part, State
 from gradindex.store.layout import AUDIT, KNOWN, PARTS, SHARDS, WATCH
 from gradindex.store.location import Location, exists, is_directory, listing, locate, remove_tree, unlink
@@ -81,6 +82,7 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
         remove_tree(path / index_files.DIRECTORY)
         indexing.build(store, wanted, store.header.seed)
     removed += _sweep(path / index_files.DIRECTORY, index_files.names(store)) + _drop_unreadable([path / AUDIT])
+    removed += side_files.sweep(path, store.header.seal, calibration.PREFIX)
     done = Repair(tuple(bad), rebuild, tuple(removed))
     log.info("%s", done)
     return done

@@ -26,7 +26,8 @@ class Side:
     `ids` (m, k), −1 where nothing was found; their `scores` (m, k), NaN there; `exact` (m, k): whether they were
     evaluated exactly. `proved` (m,): whether this is the answer of the exact kernel; `checked` (m,): rows evaluated
     exactly; `scanned` (m,): rows looked at, −1 where that is not known; `bound_left` (m,): where not proved, what the
-    values of all rows not evaluated keep to, else NaN.
+    values of all rows not evaluated keep to, else NaN. `expected_recall` (m,): the share of the true k that such an
+    answer holds on average, NaN where nothing says so (see `gradindex.search.calibration`).
     """
 
     ids: "Ids"
@@ -36,6 +37,7 @@ class Side:
     checked: NDArray[np.int64]
     scanned: NDArray[np.int64]
     bound_left: NDArray[np.float64]
+    expected_recall: NDArray[np.float64]
 
     def without(self, changed: "Ids") -> "Side":
         """Return the side where samples turned out to have `changed`: they are not exact, and nothing is proved."""
@@ -96,6 +98,7 @@ def explanation_data(answer: Answer, described: Described) -> dict[str, Any]:
         data[f"{prefix}bound_left"] = side.bound_left
         data[f"{prefix}checked"] = side.checked
         data[f"{prefix}scanned"] = side.scanned
+        data[f"{prefix}expected_recall"] = np.where(side.proved, 1.0, side.expected_recall)
         data[f"{prefix}scores"] = side.scores
         data[indices] = side.ids
         data[f"{prefix}exact"] = side.exact

@@ -23,6 +23,7 @@ from gradindex.runtime.log import log
 from gradindex.search import agreement, norm_scan, white_audit
 from gradindex.search.agreement import Estimate
 from gradindex.search.audit_result import DEPTHS, FINAL, INDEX, SKETCH, Audit, kept
+from gradindex.search.coverage import coverage_of
 from gradindex.search.options import SearchOptions
 from gradindex.search.spot_check import STEPS, spot_check
 
@@ -55,7 +56,8 @@ def verify(
     index
         An index opened with its job.
     options
-        What `Index.explain` is asked with, k of which is that of recall@k.
+        What `Index.explain` is asked with, k of which is that of recall@k; with a `recall`, it is measured whether a
+        calibration holds.
     queries
         How many training samples; all rows if there are fewer.
     seed
@@ -69,7 +71,8 @@ def verify(
     Raises
     ------
     ValueError
-        If k is not between 1 and rows − 1, `queries` is less than 1, or `max_seconds` is not positive.
+        If k is not between 1 and rows − 1, `queries` is less than 1, `max_seconds` is not positive, or a recall is
+        asked for without held-out samples.
     """
     began = time.perf_counter()
     k, rerank = options.k, options.rerank
@@ -79,6 +82,10 @@ def verify(
         raise ValueError(f"queries must be 1 or more, got {queries}.")
     if max_seconds is not None and max_seconds <= 0:
         raise ValueError(f"max_seconds must be positive, got {max_seconds}.")
+    if options.recall is not None and x is None:
+        raise ValueError(
+            "Whether recall= holds is measured on held-out queries, as its calibration was: give some, x and y."
+        )
     alive = np.ones(len(index), bool) if index.store.alive is None else index.store.alive
     rows = np.flatnonzero(alive)
     if not 1 <= k < len(rows):
@@ -95,10 +102,12 @@ def verify(
     if whitened is not None:
         return kept(index.store, white_audit.verify(index, whitened, asked, own, drawn, k, seed, end))
     most = min(max(DEPTHS), len(rows) - 1)
+    plain = dataclasses.replace(options, recall=None)
     lists = {
-        depth: _answer(index, own, how, dataclasses.replace(options, k=depth)) for depth in {k, most}
+        depth: _answer(index, own, how, options if depth == k else dataclasses.replace(plain, k=depth))
+        for depth in {k, most}
     }  # what a user gets who asks for so many
-    estimates = _answer(index, own, how, dataclasses.replace(options, k=max(k, most), rerank=0))
+    estimates = _answer(index, own, how, dataclasses.replace(plain, k=max(k, most), rerank=0))
     by_steps = len(rows) <= STEPS
     truth = _compare(index, asked, own, max(k, most), parsed, rng, end, by_steps)
     checked = spot_check(index, asked, [(truth.rows, truth.values), lists[k], lists[most]], parsed, max_seconds)
@@ -130,6 +139,7 @@ def verify(
         pairs=truth.pairs,
         steps=checked.count,
         steps_error=checked.error,
+        coverage=coverage_of(options, lists[k][1], truth.values, truth.norms, parsed, asked.y),
     )
     return kept(index.store, audit)
 
@@ -138,13 +148,14 @@ def verify(
 class _Truth:
     """The exact and the sketched order of all rows that were compared.
 
-    `rows`, `values` (m, c) the exact best, descending, and `sketched` (m, c) rows by a scan of the store;
-    `correlations` (m,).
+    `rows`, `values` (m, c) the exact best, descending, and `sketched` (m, c) rows by a scan of the store; `norms` of
+    the queries' gradients and `correlations` (m,).
     """
 
     rows: Ids
     values: NDArray[np.float64]
     sketched: Ids
+    norms: NDArray[np.float64]
     correlations: NDArray[np.float64]
     compared: int
     pairs: list[tuple[float, float]]
@@ -238,12 +249,12 @@ def _compare(
         estimate = (sketches @ store.gather(sample).T) * np.stack(
             [kernels.weights(kernel, float(norm), store.norms[sample]) for norm in norms]
         )
-        parts.append((np.where(best == -np.inf, -1, rows), best, sketched, estimate, values, compared))
+        parts.append((np.where(best == -np.inf, -1, rows), best, sketched, norms, estimate, values, compared))
     return _joined(parts, own, rng)
 
 
 def _joined(parts: list[Any], own: Ids, rng: np.random.Generator) -> _Truth:
-    rows, best, sketched = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    rows, best, sketched, norms = (np.concatenate([part[i] for part in parts]) for i in range(4))
     sketched = agreement.leave_out(sketched, own)
     correlations, pairs = [], []
     for *_, estimate, values, _ in parts:
@@ -252,8 +263,8 @@ def _joined(parts: list[Any], own: Ids, rng: np.random.Generator) -> _Truth:
             correlations.append(agreement.spearman(a[there], b[there]) if there.sum() > 1 else 0.0)
             some = rng.choice(np.flatnonzero(there), min(int(there.sum()), 1 + _DRAWN // len(own)), replace=False)
             pairs += [(float(a[i]), float(b[i])) for i in some]
-    compared = min(part[5] for part in parts)
-    return _Truth(rows, best, sketched, np.array(correlations), compared, pairs[:_DRAWN])
+    compared = min(part[-1] for part in parts)
+    return _Truth(rows, best, sketched, norms, np.array(correlations), compared, pairs[:_DRAWN])
 
 
 def _until(end: float | None, ids: Ids, size: int) -> Iterator[Ids]:

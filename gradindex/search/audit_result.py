@@ -6,6 +6,7 @@ from typing import Any
 
 from gradindex.runtime.interrupts import kept_if_possible
 from gradindex.search.agreement import Estimate
+from gradindex.search.coverage import Coverage
 from gradindex.store import Store, changes
 from gradindex.store.layout import AUDIT
 from gradindex.store.manifest import publish
@@ -52,6 +53,8 @@ class Audit:
     """Kernel values by training steps that were compared with those of answers and of the audit itself."""
     steps_error: float = 0.0
     """The largest difference of those, as a cosine."""
+    coverage: Coverage | None = None
+    """Whether the recall that was asked for holds."""
 
     @property
     def complete(self) -> bool:
@@ -91,6 +94,8 @@ class Audit:
         ]
         for stage, found in self.stages.items():
             lines += [line(f"{stage}, {name}", value) for name, value in found.items()]
+        if self.coverage is not None:
+            lines += str(self.coverage).splitlines()
         if self.steps:
             apart = f"off by up to {self.steps_error:.0e}" if self.steps_error else "apart by rounding alone"
             lines.append(f"{self.steps:,} exact values against training steps: {apart}")

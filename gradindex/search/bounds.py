@@ -31,6 +31,7 @@ EVALUATION = 1e-5
 """Error of an evaluated cosine that a proof allows for: ten times what was measured."""
 _HALF, _TINY = 2.0**-11, 2.0**-25  # float16: half a unit in the last place, relative, and of subnormals
 _SINGLE, _DOUBLE = 2.0**-24, 2.0**-53
+_ERRORS = "errors of evaluations", 0.0
 _NO_BOUND = 3.0  # more than any evaluated cosine, also over a norm that was rounded to twice or half of itself
 
 
@@ -99,6 +100,46 @@ def cosine_bounds(index: "Index", sketches: NDArray[np.float32]) -> NDArray[np.f
         np.minimum(rest + inner, 1, out=out[0, :, here])
         np.minimum(rest - inner, 1, out=out[1, :, here])
     return out
+
+
+def candidate_bounds(
+    index: "Index", sketches: NDArray[np.float32], rows: NDArray[np.int64], cosines: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """Return what evaluated cosines of queries with some rows of their own, (m, c), keep to; None without bounds.
+
+    Parameters
+    ----------
+    index
+        An index opened with its job.
+    sketches
+        The queries' rows (m, width), of unit norm.
+    rows
+        Rows (m, c), −1 for none.
+    cosines
+        Inner products (m, c) of the rows, which are the bounds themselves where rows have no residual.
+    """
+    projector = index.projector
+    if not projector.bounds_cosine:
+        return None
+    there = np.maximum(rows, 0)
+    if projector.inner_product_bounds:
+        bounds = np.asarray(cosines, np.float64) + 1.01 * _HALF  # FAISS may hold rows scaled to unit norm once more
+    else:
+        bounds, dims = np.empty(rows.shape), projector.coordinates
+        for line, sketch in enumerate(sketches):
+            wide = index.store.gather(there[line])
+            left = projector.lengths_left(wide) * projector.lengths_left(sketch[None])
+            bounds[line] = wide[:, :dims] @ sketch[:dims] + left
+    bounds = bounds + row_error(projector.width, projector.coordinate_error)
+    return np.minimum(bounds, 1.0) + kept_errors(index)[there]
+
+
+def kept_errors(index: "Index") -> NDArray[np.float64]:
+    """Return the `errors` of an index's rows (n,), computed once."""
+    orders = index.store.orders
+    if _ERRORS not in orders:
+        orders[_ERRORS] = errors(index)
+    return orders[_ERRORS]
 
 
 def proof(

@@ -53,19 +53,55 @@ def answer(
     asked
         The question.
     """
-    k, rerank = asked.k, gradients is not None
     pair = np.concatenate([sketches, index.projector.opposite(sketches)])
     estimates, near, scanned = candidates(index, pair, np.tile(norms, 2), asked)
     halves = slice(0, len(norms)), slice(len(norms), None)
-    checked = distinct(np.hstack([near[half] for half in halves])) if rerank else np.empty((len(norms), 0), np.int64)
-    method = "none"
+    checked, method = np.empty((len(norms), 0), np.int64), "none"
     if gradients is not None:
-        values, method = _exact(index, queries, gradients, norms, checked, asked)
-        found = [norm_scan.top(np.where(checked < 0, -np.inf, side * values), checked, k) for side in (1, -1)]
+        checked = distinct(np.hstack([near[half] for half in halves]))
+        values, method = exact_values(index, queries, gradients, norms, checked, asked)
+        found = best_of(values, checked, asked.k)
     else:
-        found = [(estimates[half, :k], near[half, :k]) for half in halves]
+        found = [(estimates[half, : asked.k], near[half, : asked.k]) for half in halves]
+    return answer_of(index, asked, norms, found, checked, [scanned[half] for half in halves]), method
+
+
+Best = list[tuple[NDArray[np.float64], NDArray[np.int64]]]
+"""Of proponents and opponents: values (m, k), descending (of opponents negated), and their rows, −1 for none."""
+
+
+def best_of(values: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> Best:
+    """Return the k highest and the k lowest of exact values (m, c) of some rows (m, c)."""
+    return [norm_scan.top(np.where(rows < 0, -np.inf, sign * values), rows, k) for sign in (1, -1)]
+
+
+def answer_of(
+    index: "Index",
+    asked: Question,
+    norms: NDArray[np.float64],
+    found: Best,
+    checked: NDArray[np.int64],
+    scanned: list[NDArray[np.int64]],
+    expected: list[NDArray[np.float64]] | None = None,
+) -> Answer:
+    """Return the answer that consists of what was found, with what Cauchy–Schwarz proves of it.
+
+    Parameters
+    ----------
+    index, asked, norms
+        As in `answer`.
+    found
+        Proponents and opponents, exact if anything was checked.
+    checked
+        Rows evaluated exactly, (m, c), −1 for none.
+    scanned
+        Rows looked at for each side, (m,).
+    expected
+        Calibrated recall for each side, (m,), where it is known.
+    """
+    rerank = checked.shape[1] > 0
     sides = []
-    for half, sign, (scores, rows) in zip(halves, (1, -1), found, strict=True):
+    for place, (sign, (scores, rows)) in enumerate(zip((1, -1), found, strict=True)):
         missing = rows < 0
         kth = np.where(missing[:, -1] | (not rerank), -np.inf, scores[:, -1])
         proved, left = proof(index, asked.kernel, asked.eps, norms, checked, kth, asked.selection)
@@ -75,11 +111,12 @@ def answer(
             exact=~missing & rerank,
             proved=proved,
             checked=(checked >= 0).sum(axis=1),
-            scanned=scanned[half],
+            scanned=scanned[place],
             bound_left=sign * left,
+            expected_recall=np.full(len(norms), np.nan) if expected is None else expected[place],
         )
         sides.append(side)
-    return Answer(*sides), method
+    return Answer(*sides)
 
 
 class Searched(Protocol):
@@ -165,7 +202,7 @@ def ids_of(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(rows < 0, -1, store.ids[rows])
 
 
-def _exact(
+def exact_values(
     index: "Index",
     queries: Batch,
     gradients: Floats,
@@ -173,6 +210,7 @@ def _exact(
     rows: NDArray[np.int64],
     asked: Question,
 ) -> tuple[NDArray[np.float64], str]:
+    """Return exact kernel values (m, c) of queries with rows of their own, 0 for −1, and how they were computed."""
     found = index.rows.dots(queries, gradients, ids_of(index.store, rows))
     index.changed.append(compare_losses(index.store, found.losses))
     dots = np.where(rows < 0, 0.0, found.dots)

@@ -268,6 +268,7 @@ def _collect(index: "Index", searches: Sequence[Sequence[_Search]], scanned: NDA
             checked=np.array([one.checked for one in ones], np.int64),
             scanned=scanned[i].astype(np.int64),
             bound_left=np.array([one.bound_left for one in ones], np.float64),
+            expected_recall=np.full(len(ones), np.nan),
         )
         sides.append(side)
     return Answer(*sides)

@@ -18,7 +18,7 @@ def describe(store: Store, engine: Engine, asked: queries.Queries, answer: Answe
     `own`: the labels of the queries were given, and are not what the model predicts.
     """
     try:
-        predictions = queries.predicted_classes(engine, asked.x)
+        predictions = asked.predicted_classes(engine)
     except TypeError:
         predictions = None
     given = labels.as_classes(asked.y) if own else None

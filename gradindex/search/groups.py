@@ -122,6 +122,7 @@ def _answer(index: "Index", gradients: Floats, weights: Weighted, asked: Questio
                 checked=(checked >= 0).sum(axis=1) if asked.rerank else np.zeros(len(norms), np.int64),
                 scanned=np.full(len(norms), len(index) if asked.selection is None else len(asked.selection)),
                 bound_left=np.full(len(norms), np.nan),
+                expected_recall=np.full(len(norms), np.nan),
             )
         )
     return Answer(*sides)

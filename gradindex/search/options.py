@@ -25,8 +25,12 @@ class SearchOptions:
         are evaluated exactly; at least k and `rerank`. None: four times as many, at least 400. An index that
         holds the stored rows as they are (``'Flat'``) needs none.
     recall
-        Search at the fastest operating point whose recall, as measured by `Index.tune`, is at least this; for
-        ``'grad_cos'``. None: FAISS's own settings, a sixteenth of the lists.
+        With a calibration (`Index.calibrate`) for this kernel and k: check candidates exactly, best estimates first,
+        until the answers to queries like the calibration's hold this share of the true k on average, counting what
+        FAISS misses; `rerank` then says only whether anything is checked. Below 1. A filter, `eps`, other `candidates`
+        or ``certify=True`` leave that aside, and so does an index without a calibration: then this is the fastest
+        operating point whose recall of the stored rows, as measured by `Index.tune`, is at least this, for
+        ``'grad_cos'``. ``meta["params"]["recall"]`` says which. None: FAISS's own settings, a sixteenth of the lists.
     eps
         Added to the kernel's denominator. The default leaves the kernels as they are defined, with 0 where
         a gradient is zero; `GradientSimilarity` uses 1e-7.

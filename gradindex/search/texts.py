@@ -100,14 +100,16 @@ def asked(job: Job, words: Words, ids: NDArray[np.int64] | None, labelled: Calla
         texts = _reader(job)
         encoded, answers = _encoded(texts, words)
         queries = Queries(*(merge(concatenate, list(part)) for part in zip(*encoded, strict=True)))
-        about["query_tokens"] = [texts.pieces_of(x) for x, _ in encoded]
+        about["query_tokens"] = [texts.pieces_of(x, y) for x, y in encoded]
         if answers is not None:
             about["query_answers"] = answers
     else:
         queries = labelled()
         if words.tokens is not None and job.texts is not None:
             about["query_tokens"] = [
-                job.texts.pieces_of(take_rows(queries.x, _at(i))) if ids is None else job.texts.pieces(int(ids[i]))
+                job.texts.pieces_of(*(take_rows(part, _at(i)) for part in (queries.x, queries.y)))
+                if ids is None
+                else job.texts.pieces(int(ids[i]))
                 for i in range(len(queries))
             ]
     if words.tokens is not None and not words.each:

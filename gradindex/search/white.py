@@ -61,6 +61,7 @@ def answer(
                 checked=np.zeros(len(rows), np.int64),
                 scanned=scanned[half],
                 bound_left=np.full(len(rows), np.nan),
+                expected_recall=np.full(len(rows), np.nan),
             )
         )
     return Answer(*sides)

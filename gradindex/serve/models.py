@@ -189,6 +189,9 @@ class Audit(BaseModel):
     pairs: list[tuple[float, float]] = Field(description="Some pairs (sketched, exact) of cosines.")
     steps: int = Field(0, description="Exact values that were compared with training steps.")
     steps_error: float = Field(0.0, description="The largest difference of those, as a cosine.")
+    coverage: dict[str, Any] | None = Field(
+        None, description="Whether a calibrated recall holds, where that was measured."
+    )
 
 
 class Health(BaseModel):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradindex.errors import DamagedIndexError
 from gradindex.store import location
-from gradindex.store.location import Location, listing, temporary
+from gradindex.store.location import Location, listing, temporary, unlink
 from gradindex.store.manifest import keep, publish, read_entries, read_json, refuse_extra
 
 DIRECTORY = "assets"
@@ -28,7 +28,13 @@ def exists(store: Location, name: str) -> bool:
 
 
 def write(
-    store: Location, seal: str, name: str, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any] | None = None
+    store: Location,
+    seal: str,
+    name: str,
+    arrays: Mapping[str, NDArray[Any]],
+    about: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = False,
 ) -> None:
     """Publish arrays by their kinds, with JSON-ready facts `about` them; what is already published stands.
 
@@ -44,8 +50,11 @@ def write(
         Arrays of numbers.
     about
         Anything that belongs to them.
+    replace
+        Take the place of what is published, whose files are deleted.
     """
     directory = store / DIRECTORY
+    before = _files_of(manifest_path(store, name)) if replace else set()
     location.make_directory(directory)
     files = {}
     for kind, array in arrays.items():
@@ -55,9 +64,43 @@ def write(
             files[kind] = vars(keep(part, directory, f"{name}.<tag>.{kind}.npy"))
     saved = {"store": seal, "asset": name, "about": dict(about or {}), "files": files}
     try:
-        publish(manifest_path(store, name), saved)
+        publish(manifest_path(store, name), saved, replace=replace)
     except FileExistsError:
         return
+    for old in before - {entry["name"] for entry in files.values()}:
+        unlink(directory / old)
+
+
+def _files_of(path: Location) -> set[str]:
+    """Return the names of the files that a manifest names; none if it is missing or damaged."""
+    try:
+        files = read_json(path).get("files")
+        return {entry.name for entry in read_entries({"files": files}, path, set(files or ())).values()}
+    except (DamagedIndexError, TypeError):
+        return set()
+
+
+def sweep(store: Location, seal: str, disposable: str) -> list[str]:
+    """Delete damaged assets whose names begin with `disposable`, and files that none names; return their names."""
+    directory = store / DIRECTORY
+    removed, known = [], set()
+    for path in listing(directory):
+        if not (path.name.startswith(disposable) and path.name.endswith(".json")):
+            continue
+        try:
+            saved = read_json(path)
+            entries = read_entries(saved, path, set(saved.get("files") or ()))
+            if saved.get("store") != seal:
+                raise DamagedIndexError(f"{path} is not of this store.")
+            known |= {path.name, *(entry.check_contents(directory).name for entry in entries.values())}
+        except (DamagedIndexError, TypeError):
+            unlink(path)
+            removed.append(path.name)
+    for path in listing(directory):
+        if path.name.startswith(disposable) and path.name not in known | set(removed):
+            unlink(path)
+            removed.append(path.name)
+    return removed
 
 
 def read(store: Location, seal: str, name: str, kinds: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
