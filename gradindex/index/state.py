@@ -22,6 +22,7 @@ from gradindex.lifecycle import compact as compacting
 from gradindex.lifecycle import whiten as whitening
 from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking
+from gradindex.search.lexical import Made
 from gradindex.search.prepared import Prepared
 from gradindex.search.row_search import LocalRows, RowSearch
 from gradindex.search.whitened import Whitened, finished
@@ -86,7 +87,7 @@ class Changing:
         self.summary: BuildSummary | None = None
         self.changed: list[Ids] = []
         """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
-        self.opened = Opened()
+        self.opened, self.made = Opened(), Made()
         self._job = job if job is None else job.with_metric(relevance.rows_of(store.header.metric))
         self._at_hand = None if self._job is None else Prepared(store, self._job)
         self.rows: RowSearch = LocalRows(store, self.searcher, self._at_hand)

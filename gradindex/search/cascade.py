@@ -35,11 +35,12 @@ _SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
 
 def answer(
     index: "Index",
-    queries: Batch,
+    queries: Batch | None,
     gradients: Floats | None,
     sketches: NDArray[np.float32],
     norms: NDArray[np.float64],
     asked: Question,
+    more: NDArray[np.int64] | None = None,
 ) -> tuple[Answer, str]:
     """Return proponents and opponents of some queries, and how exact values were computed.
 
@@ -48,19 +49,22 @@ def answer(
     index
         An index opened with its job.
     queries, gradients, sketches, norms
-        m labelled samples, their gradients (m, P) (None where none is needed: nothing is evaluated exactly), unit-norm
-        rows (m, width) and norms (m,).
+        m labelled samples (None: vectors that are of no sample), their gradients (m, P) (None where none is needed:
+        nothing is evaluated exactly), unit-norm rows (m, width) and norms (m,).
     asked
         The question.
+    more
+        Rows (m, c) that are evaluated exactly, too, −1 for none, whatever the search finds.
     """
     k, rerank = asked.k, gradients is not None
     pair = np.concatenate([sketches, index.projector.opposite(sketches)])
     estimates, near, scanned = candidates(index, pair, np.tile(norms, 2), asked)
     halves = slice(0, len(norms)), slice(len(norms), None)
-    checked = distinct(np.hstack([near[half] for half in halves])) if rerank else np.empty((len(norms), 0), np.int64)
+    wanted = [near[half] for half in halves] + ([] if more is None else [more])
+    checked = distinct(np.hstack(wanted)) if rerank else np.empty((len(norms), 0), np.int64)
     method = "none"
     if gradients is not None:
-        values, method = _exact(index, queries, gradients, norms, checked, asked)
+        values, method = exact_values(index, queries, gradients, norms, checked, asked)
         found = [norm_scan.top(np.where(checked < 0, -np.inf, side * values), checked, k) for side in (1, -1)]
     else:
         found = [(estimates[half, :k], near[half, :k]) for half in halves]
@@ -165,14 +169,15 @@ def ids_of(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(rows < 0, -1, store.ids[rows])
 
 
-def _exact(
+def exact_values(
     index: "Index",
-    queries: Batch,
+    queries: Batch | None,
     gradients: Floats,
     norms: NDArray[np.float64],
     rows: NDArray[np.int64],
     asked: Question,
 ) -> tuple[NDArray[np.float64], str]:
+    """Return exact kernel values (m, c) of queries with their own rows (m, c), and how they were computed."""
     found = index.rows.dots(queries, gradients, ids_of(index.store, rows))
     index.changed.append(compare_losses(index.store, found.losses))
     dots = np.where(rows < 0, 0.0, found.dots)
