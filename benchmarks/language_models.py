@@ -111,6 +111,16 @@ def new_model(vocabulary: Vocabulary, shape: Shape, seed: int) -> GPT2LMHeadMode
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(vocabulary), **sizes, **plain))
 
 
+def batches(texts: Texts, size: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Return the rows of an epoch's batches in a random order, each of texts of about the same length."""
+    lengths = texts.mask.sum(axis=1)
+    found = []
+    for some in np.array_split(random.permutation(len(texts)), max(1, len(texts) // (16 * size))):
+        some = some[np.argsort(lengths[some], kind="stable")]
+        found += np.array_split(some, -(-len(some) // size))
+    return [found[i] for i in random.permutation(len(found))]
+
+
 def train(
     model: GPT2LMHeadModel,
     texts: Texts,
@@ -121,8 +131,7 @@ def train(
 ) -> CheckpointRecorder:
     """Train by AdamW with a linearly falling rate, some steps or so many epochs; record checkpoints at shares of it."""
     random = np.random.default_rng(seed)
-    per_epoch = -(-len(texts) // shape.batch)
-    total = steps or shape.epochs * per_epoch
+    total = steps or shape.epochs * -(-len(texts) // shape.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=shape.rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / (0.05 * total)) * max(0.0, 1 - step / total)
@@ -131,8 +140,7 @@ def train(
     model.train()
     order: list[np.ndarray] = []
     for step in range(total):
-        if not order:
-            order = np.array_split(random.permutation(len(texts)), per_epoch)
+        order = order or batches(texts, shape.batch, random)
         batch = texts.take(order.pop())
         optimizer.zero_grad()
         used = int(batch.mask.sum(axis=1).max())

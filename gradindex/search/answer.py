@@ -140,7 +140,7 @@ def found_sides(data: Mapping[str, Any]) -> list[Found]:
     for name, (prefix, indices) in SIDES.items():
         if indices in data:
             names = ("exact", "labels", "predictions", "columns", "proved")
-            more = {key: data.get(f"{prefix}{key}") for key in names}
+            more: dict[str, Any] = {key: data.get(f"{prefix}{key}") for key in names}
             more["measures"] = {key.value: data[f"{prefix}{key}"] for key in Measure if f"{prefix}{key}" in data}
             sides.append(Found(name, data[indices], data[f"{prefix}scores"], **more))
     return sides

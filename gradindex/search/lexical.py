@@ -71,7 +71,7 @@ class Bm25:
         known = [] if self._empty else [word for word in words(text) if word in self._retriever.vocab_dict]
         if not known:
             return np.zeros(self._count)
-        return self._retriever.get_scores(known).astype(np.float64)
+        return np.asarray(self._retriever.get_scores(known), np.float64)
 
 
 def text_of(job: Job, i: int) -> str:

@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gradindex import kernels, relevance
 from gradindex.ann.selection import select as selected_rows
@@ -147,7 +147,7 @@ class Chosen:
         """Return a ``pyarrow.Table``, a row a sample: rank, id, score; query, tokens, hidden where known; `table`."""
         import pyarrow as pa
 
-        found = {"rank": np.arange(1, len(self) + 1), "id": self.ids, "score": self.scores}
+        found: dict[str, NDArray[Any]] = {"rank": np.arange(1, len(self) + 1), "id": self.ids, "score": self.scores}
         if (self.queries >= 0).all():
             found["query"] = self.queries
         if self.tokens is not None:
@@ -155,8 +155,9 @@ class Chosen:
         if self.hidden is not None:
             found["hidden"] = np.isin(self.ids, self.hidden.ids)
         out = pa.table(found)
-        for name in () if self.table is None else self.table.column_names:
-            out = out.append_column(name if name not in out.column_names else f"{name}_", self.table.column(name))
+        if self.table is not None:
+            for name, column in zip(self.table.column_names, self.table.columns, strict=True):
+                out = out.append_column(name if name not in out.column_names else f"{name}_", column)
         return out
 
     def save(self, path: str) -> None:
@@ -173,7 +174,7 @@ def select(
     x: Tree = None,
     y: Tree = None,
     *,
-    ids: object = None,
+    ids: ArrayLike | None = None,
     budget: str | int = BUDGET,
     by: str = "mean",
     kernel: str | None = None,
