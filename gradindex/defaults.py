@@ -24,6 +24,8 @@ LANDMARKS, LANDMARK_DIMS, LANDMARK_RESIDUAL = 1024, 256, 0
 """Training samples of a `gradindex.Landmark` sketch, the coordinates kept, and numbers for what they leave out."""
 WHITENED_LANDMARKS, WHITENED_DIMS, WHITENED_BITS = 2048, 1024, 8
 """Landmarks of rows that are made to be whitened, and numbers of a whitened row."""
+BUDGET = "5%"
+"""Of the training samples, what is chosen for a validation set."""
 INFLUENTIAL = 10
 """Samples that are named as those that influence themselves most."""
 REPORTED, REPORTED_INFLUENTIAL = 8, 12

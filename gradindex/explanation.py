@@ -124,8 +124,8 @@ class Explanation:
     def to_arrow(self) -> "pa.Table":
         """Return a ``pyarrow.Table`` with a row for each query and sample found, proponents first.
 
-        Its columns are query, side, rank (from 1), id, score and, where known, exact, label, prediction and the
-        user's own. Missing results have no row.
+        Its columns are query, side, rank (from 1), id, score and, where known, exact, other measures, label, prediction
+        and the user's own. Missing results have no row.
         """
         import pyarrow as pa
 
@@ -162,7 +162,8 @@ def _lines(side: Found) -> dict[str, Any]:
     there = ids >= 0
     queries, ranks = np.nonzero(there)
     columns = {"query": queries, "side": [side.name] * len(queries), "rank": ranks + 1, "id": ids[there]}
-    more = {"score": side.scores, "exact": side.exact, "label": side.labels, "prediction": side.predictions}
+    more = {"score": side.scores, "exact": side.exact, **side.measures}
+    more |= {"label": side.labels, "prediction": side.predictions}
     columns |= {name: np.asarray(values)[there] for name, values in more.items() if values is not None}
     own: Any = side.columns or {}
     if _is_columns(own):

@@ -27,6 +27,23 @@ class BackendName(StrEnum):
     PYTORCH = "pytorch"
 
 
+class Reduce(StrEnum):
+    """What becomes of the kernel's values over a set of queries."""
+
+    EACH = "each"
+    MEAN = "mean"
+    SUM = "sum"
+    MAX = "max"
+
+
+class Rank(StrEnum):
+    """How samples are ranked for several queries that choose some of them."""
+
+    MEAN = "mean"
+    MAX = "max"
+    ROUND_ROBIN = "round-robin"
+
+
 def choose_word(enum: type[EnumT], value: Any, what: str) -> EnumT:
     """Return the member of `enum` named `value`.
 

@@ -37,6 +37,16 @@ PRINTED = {
     "metrics.md": (1, [r"\[\[(1\.|0\.9).*", r".*\]\]"]),
     "retraining.md": (1, [r"Use .* for this model: its LDS is 0\.\d.*", r"-?0\.\d+ \(.* to .*\)"]),
     "serving.md": (1, []),
+    "sets.md": (
+        3,
+        [
+            r"\(1, 5\) True",
+            r"Chosen by mean gradient cosine: 10 of 200 samples \(5.0%\), scores .*",
+            r"Similarity of hidden vectors would choose .*% of them \(5.0% by chance\)\.",
+            r"\(10,\) \['rank', 'id', 'score', 'hidden', 'label', 'prediction', 'loss'\]",
+            r"\(3, 5\) \[.*'hidden'.*\]",
+        ],
+    ),
     "studies.md": (1, [r"\(3, 5\)", r"\(5,\)"]),
     "whitening.md": (
         2,

@@ -160,6 +160,17 @@ def test_a_residual_network_is_explained(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_data_are_selected(tmp_path):
+    done = run_transformers("15_select_data.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = dict(re.findall(r"^(\S.*?) {2,}(\d+\.\d{3})  \d+%$", done.stdout, re.M))
+    assert {"kernel white_dot", "kernel grad_cos", "hidden vectors", "at random", "all of the pool"} <= set(table)
+    assert float(table["kernel white_dot"]) < float(table["at random"])
+    best = min(table, key=lambda name: float(table[name]))
+    assert f"the lowest loss is that of: {best}" in done.stdout
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_data_that_are_not_there_are_explained(tmp_path):
     unset = run(STUDIES[0], "--data", "mnist")
     assert unset.returncode != 0

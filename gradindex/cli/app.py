@@ -21,6 +21,7 @@ from gradindex.cli.influence import self_influence
 from gradindex.cli.options import FILE, Json
 from gradindex.cli.plan import plan
 from gradindex.cli.report import report
+from gradindex.cli.select import select
 from gradindex.cli.serve import serve
 from gradindex.defaults import SEED
 from gradindex.words import Backend
@@ -45,6 +46,7 @@ app.command()(report)
 app.command()(doctor)
 app.command()(build)
 app.command()(explain)
+app.command()(select)
 app.command()(verify)
 app.command()(tune)
 app.command()(calibrate)

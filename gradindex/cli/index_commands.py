@@ -13,6 +13,8 @@ from gradindex.cli.console import err, out
 from gradindex.cli.options import FILE, JobName, Json, Out
 from gradindex.defaults import INDEX, NEIGHBOURS, QUERIES, RERANK, SEED
 from gradindex.kernels import KernelName
+from gradindex.search.options import Measure
+from gradindex.words import Reduce
 
 KernelOption = Annotated[
     KernelName | None,
@@ -110,10 +112,19 @@ def explain(
     max_checks: Annotated[
         int | None, typer.Option(min=1, help="With --certify: give up after so many for a query and side.")
     ] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Find only samples with COLUMN=VALUE[,VALUE].")] = None,
+    where: inputs.WhereOption = None,
+    reduce: Annotated[
+        Reduce, typer.Option(help="'each' query by itself, or all as one: their mean, sum or max.")
+    ] = Reduce.EACH,
+    against: Annotated[
+        Path | None, typer.Option(help="FILE.npz of a contrast set, whose mean is taken off.", **FILE)
+    ] = None,
+    candidates_from: Annotated[
+        list[Measure] | None, typer.Option(help="Evaluate and show the neighbours by this measure, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the training samples most and least similar to each query."""
+    """Print the training samples most and least similar to each query, or to a set of queries."""
     from gradindex.ann import selection
     from gradindex.cli.tables import explanation_tables, proofs_line, recall_line, whitened_line
     from gradindex.loading import load
@@ -126,12 +137,23 @@ def explain(
     index = load(path, loaded)
     x, y = (None, None) if rows is None else inputs.read_rows(rows)
     chosen = selection.parse(index.store, where or [])
-    options = SearchOptions(k=k, kernel=kernel, rerank=rerank, recall=recall, certify=certify, max_checks=max_checks)
-    result = index.explain(x, y, ids=wanted, where=chosen, options=options)
+    options = SearchOptions(
+        k=k,
+        kernel=kernel,
+        rerank=rerank,
+        recall=recall,
+        certify=certify,
+        max_checks=max_checks,
+        candidates_from=tuple(candidates_from or ()),
+    )
+    contrast = None if against is None else inputs.read_rows(against)
+    result = index.explain(x, y, ids=wanted, where=chosen, options=options, reduce=reduce, against=contrast)
     if as_json:
         typer.echo(result.to_json())
         return
     names = [f"sample {i}" for i in wanted] if wanted is not None else None
+    if reduce is not Reduce.EACH:
+        names = [f"{reduce} of {result.meta['params']['queries']} queries"]
     for table in explanation_tables(result, names, loaded.class_names, width=out.width):
         out.print(table, crop=False)  # rather a line that wraps than one without its end
     if line := whitened_line(result):

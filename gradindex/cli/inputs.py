@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -12,6 +12,9 @@ from gradindex.data.names import Tree
 
 if TYPE_CHECKING:
     from gradindex.job import Job
+
+
+WhereOption = Annotated[list[str] | None, typer.Option(help="Find only samples with COLUMN=VALUE[,VALUE].")]
 
 
 def job_of(reference: str, device: str | None = None) -> "Job":
@@ -61,3 +64,26 @@ def read_rows(path: Path) -> tuple[Tree, Tree]:
     if not found:
         raise typer.BadParameter(f"{path} holds no array x.")
     return found.get("x", found), y
+
+
+def read_queries(path: Path, job: "Job") -> tuple[Tree, Tree]:
+    """Read queries x and y: arrays (.npz), or, for a job that has `texts`, a text a line (.txt) or objects (.jsonl).
+
+    An object is what `gradindex.data.text.TextReader.encode` takes: ``{"text": …}``, ``{"prompt": …, "answer": …}`` or
+    ``{"messages": […]}``.
+    """
+    from gradindex.data.source import concatenate, merge
+
+    if path.suffix not in (".txt", ".jsonl"):
+        return read_rows(path)
+    if job.texts is None:
+        raise typer.BadParameter(f"{path} holds texts, and the job has none: give FILE.npz with inputs x and labels y.")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise typer.BadParameter(f"{path} holds no text.")
+    try:
+        asked = [json.loads(line) if path.suffix == ".jsonl" else {"text": line} for line in lines]
+        found = [job.texts.encode(**one) for one in asked]
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(f"Cannot read {path}: {error}") from None
+    return merge(concatenate, [x for x, _ in found]), merge(concatenate, [y for _, y in found])

@@ -239,6 +239,8 @@ def _side(side: Found, line: int, class_names: Sequence[str] | None) -> list[_Co
         found.append(column("label", side.labels[line], lambda value: _class(value, class_names), elastic=True))
     for name, values in ({} if side.columns is None else side.columns.line(line).to_json()).items():
         found.append(column(name, values, _own, own=True, elastic=True))
+    for name, values in side.measures.items():
+        found.append(column(name, values[line], lambda value: f"{value:.3g}"))
     exact = side.exact is not None and side.exact[line].all()
     found.append(column("exact score" if exact else "estimate", side.scores[line], lambda value: f"{value:.4g}"))
     return found

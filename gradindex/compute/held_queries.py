@@ -67,14 +67,18 @@ class HeldGradients:
     engine
         The model.
     queries
-        Labelled samples, m of them.
+        Labelled samples, m of them; or their gradients (m, P), or sums of such, by training steps.
     """
 
     way = STEPS
 
-    def __init__(self, engine: Engine, queries: Batch) -> None:
-        self._engine, self.queries, self.count = engine, queries, len(queries)
-        self.gradients = loop.gradients(engine.of_queries, queries.x, queries.y).gradients
+    def __init__(self, engine: Engine, queries: Batch | Floats) -> None:
+        self._engine, self.count = engine, len(queries)
+        self.queries = queries if isinstance(queries, Batch) else None
+        if isinstance(queries, Batch):
+            self.gradients = loop.gradients(engine.of_queries, queries.x, queries.y).gradients
+        else:
+            self.gradients = queries
 
     @stage("exact")
     def dots(self, batch: Batch) -> tuple[NDArray[np.float64], Embedded]:
@@ -148,13 +152,15 @@ def compare(engine: Engine, held: "Held", batch: Batch, products: NDArray[np.flo
     WayDiffers
         If they disagree.
     """
-    ways = engine.ways
+    ways, queries = engine.ways, held.queries
     some = pairs(np.zeros(products.shape, np.int64), ways.due(held.way), ways.compared)
+    if queries is None:  # gradients of training steps: their products are what others are compared with
+        return
     ways.check(
         held.way,
         (
             (
-                ways.truth(held.queries.select(slice(line, line + 1)), of_query=True),
+                ways.truth(queries.select(slice(line, line + 1)), of_query=True),
                 ways.truth(batch.select(slice(column, column + 1))),
                 float(products[line, column]),
             )

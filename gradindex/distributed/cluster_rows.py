@@ -141,7 +141,7 @@ class ClusterRows:
             return scores.astype(np.float32), rows, np.full(len(sketches), len(selection))
         return scores.astype(np.float32), rows, self.here.searcher.scanned(sketches, point)
 
-    def dots(self, asked: Batch, gradients: Floats, ids: Ids) -> exact.Evaluated:
+    def dots(self, asked: Batch | None, gradients: Floats, ids: Ids) -> exact.Evaluated:
         """Do what `exact.candidate_dots` does, each part with a share of the candidates."""
         wanted = np.unique(ids[ids >= 0])
         shares = np.array_split(wanted, len(self.ranges))

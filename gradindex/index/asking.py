@@ -14,12 +14,10 @@ from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
 from gradindex.index.state import Changing
 from gradindex.search import cascade, texts
+from gradindex.search.sets import AT_ONCE
 from gradindex.search.texts import Asked, Words
 from gradindex.sketch.unit_rows import normalise
 from gradindex.words import Task
-
-QUERIES_AT_ONCE = 256
-"""So that candidates' rows take little memory."""
 
 
 class Askable(Changing):
@@ -73,10 +71,11 @@ class Askable(Changing):
 
     def embedded(self, asked: queries.Queries) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return unit-norm sketches (m, dim) of labelled queries, and the norms of their gradients (m,)."""
-        parts = [(sketches, norms) for _, sketches, norms in self._embedded(asked)]
+        parts = [(sketches, norms) for _, sketches, norms in self.sketch_chunks(asked)]
         return np.concatenate([one for one, _ in parts]), np.concatenate([norms for _, norms in parts])
 
-    def _embedded(
-        self, asked: queries.Queries, most: int = QUERIES_AT_ONCE
+    def sketch_chunks(
+        self, asked: queries.Queries, most: int = AT_ONCE
     ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
+        """Yield places of labelled queries, their unit-norm sketches (c, dim) and norms (c,), so many at once."""
         return queries.sketch_chunks(self.job.engine, asked, self.projector, self.at_hand.batch_size, most)

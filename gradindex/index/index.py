@@ -1,36 +1,29 @@
 """The index as an object: explain, search, verify."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradindex import relevance
 from gradindex.ann import files as index_files
 from gradindex.ann.selection import select
-from gradindex.compute import queries, watch
+from gradindex.data.checks import as_ids
 from gradindex.data.names import Tree, Where
-from gradindex.data.source import Batch, Ids, take_rows
+from gradindex.data.source import Ids
 from gradindex.data.text import Messages
-from gradindex.defaults import INFLUENTIAL, NEIGHBOURS, with_given
+from gradindex.defaults import BUDGET, INFLUENTIAL, NEIGHBOURS, with_given
 from gradindex.explanation import Explanation
-from gradindex.gradients.signals import FACTORS
-from gradindex.gradients.ways import STEPS, WayDiffers
-from gradindex.index.asking import QUERIES_AT_ONCE
+from gradindex.index import explaining
 from gradindex.index.measured import Measured
 from gradindex.index.state import pinned
-from gradindex.kernels import Kernel, white
-from gradindex.runtime.log import log
-from gradindex.search import adaptive, cascade, question
-from gradindex.search import certify as proofs
-from gradindex.search import groups as by_groups
-from gradindex.search.answer import Answer, check_k, explanation_data, joined, meta
-from gradindex.search.describe import describe
+from gradindex.kernels import white
+from gradindex.search import cascade, sets
+from gradindex.search import select as choosing
+from gradindex.search.answer import check_k
+from gradindex.search.groups import GroupChoice
 from gradindex.search.options import SearchOptions
 from gradindex.search.texts import Prompt, TokenChoice, Words
-from gradindex.search.tokens import Grain
 from gradindex.sketch.unit_rows import normalise
 
 
@@ -86,9 +79,12 @@ class Index(Measured):
         answer: str | Sequence[str] | None = None,
         messages: Messages | Sequence[Messages] | None = None,
         tokens: TokenChoice | None = None,
-        groups: by_groups.GroupChoice | None = None,
+        groups: GroupChoice | None = None,
+        candidates_from: tuple[str, ...] | None = None,
+        reduce: str = "each",
+        against: Tree = None,
     ) -> Explanation:
-        """Find the training samples with the highest and the lowest kernel values for each query.
+        """Find the training samples with the highest and the lowest kernel values for each query, or for all as one.
 
         Parameters
         ----------
@@ -105,7 +101,7 @@ class Index(Measured):
             by an exact scan of the store, many by FAISS over all lists.
         options
             How to search; None: `gradindex.SearchOptions()`, which says what each of them does.
-        k, kernel, rerank, candidates, recall, eps, certify, max_checks
+        k, kernel, rerank, candidates, recall, eps, certify, max_checks, candidates_from
             The same, one by one: what is given takes the place of what `options` says.
         text
             Instead of `x` and `y`, of a job that was made from a tokenizer: a text (or several), all of whose tokens
@@ -122,30 +118,41 @@ class Index(Measured):
         groups
             Of an index of `gradindex.Groups` rows: which groups of parameters count, by a name, names, or names and
             weights; see `gradindex.search.groups`.
+        reduce
+            ``'each'``: a row of the result for each query. Else the queries are a set, which is one row: by the
+            ``'mean'`` or the ``'sum'`` of the kernel's values over its m queries, (1/m) Σ K(q, t), or by ``'max'``, the
+            best of them (of opponents, the lowest). Mean and sum are values of one vector, since every kernel is linear
+            in q (white_dot, grad_dot, grad_asym_dot) or in q / ‖q‖ (the cosines): exact, and certified, as those of
+            a query. Of the best, all candidates are compared with all queries.
+        against
+            A contrast set: (x, y), or ids. The mean of the kernel's values over it is taken from that of the queries
+            (from each query's own with ``'each'``; from the sum its sum).
 
         Returns
         -------
         Explanation
-            With `scores` (m, k) float64 descending, `ordered_indices` (m, k) int64 ids, `exact` (m, k) bool;
-            the same with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both
-            sides where known; `query_predictions` (m,) and, where given, `query_labels`; the user's own `columns` and
-            `opponent_columns`, by name arrays (m, k) (`gradindex.data.table.Columns`; `to_arrow` keeps their types). A
-            missing result has id −1, score NaN and nothing in its columns. For each side
-            `proved` (m,) bool: whether this is the answer of the true, unprojected kernel; `checked` (m,) rows
-            evaluated exactly (with `certify`, for this side's sake); `scanned` (m,) rows looked at, −1 where FAISS
-            does not tell; `bound_left` (m,): where not proved, a bound that the kernel values of all rows not
-            evaluated keep to; `expected_recall` (m,): the share of the true k that such answers hold on average, at
-            least, as `calibrate` measured it; 1 where proved, NaN where nothing says so. For queries in words
-            `query_tokens`, the tokens of each as texts. With ``tokens='each'`` `token_scores` and `opponent_token_scores` (m, t, k) float64, exact: what each token of the query gives to
-            the score of each sample found, in the kernel's unit, so that they sum to scores that are exact; NaN behind
-            a query's last token. `Explanation.tokens` says which tokens of the texts found.
+            With `scores` (m, k) float64 descending, `ordered_indices` (m, k) int64 ids, `exact` (m, k) bool; the same
+            with ``opponent_`` in front (`opponent_indices`), ascending; `labels`, `predictions` of both sides where
+            known; `query_predictions` (m,) and, where given, `query_labels`; the user's own `columns` and
+            `opponent_columns`, by name arrays (m, k) (`gradindex.data.table.Columns`; `to_arrow` keeps their types);
+            the measures of `candidates_from`, such as `bm25` and `opponent_bm25`, (m, k) float64. A missing result has
+            id −1, score NaN and nothing in its columns. For each side `proved` (m,) bool: whether this is the answer of
+            the true, unprojected kernel; `checked` (m,) rows evaluated exactly (with `certify`, for this side's sake);
+            `scanned` (m,) rows looked at, −1 where FAISS does not tell; `bound_left` (m,): where not proved, a bound
+            that the kernel values of all rows not evaluated keep to; `expected_recall` (m,): the share of the true k
+            that such answers hold on average, at least, as `calibrate` measured it; 1 where proved, NaN where nothing
+            says so. Of a set, m is 1 everywhere. For queries in words `query_tokens`, the tokens of each as texts. With
+            ``tokens='each'`` `token_scores` and `opponent_token_scores` (m, t, k) float64, exact: what each token of
+            the query gives to the score of each sample found, in the kernel's unit, so that they sum to scores that
+            are exact; NaN behind a query's last token. `Explanation.tokens` says which tokens of the texts found.
 
         Raises
         ------
         ValueError
             For an unknown kernel or one that has no meaning for the index's metric, k < 1 or larger than the index,
             a wrong shape, NaN, missing labels, a bad `max_checks`, an unknown column, or if nothing matches `where`;
-            for queries in words without `Job.texts`, and tokens without a loss.
+            for queries in words without `Job.texts`, and tokens without a loss; for an unknown `reduce`, ``'max'``
+            with `against`, and `eps` where cosines are added up; for ``'bm25'`` of a job whose samples are no texts.
         IndexError
             If an id or a token is out of range.
         TypeError
@@ -162,98 +169,37 @@ class Index(Measured):
             eps=eps,
             certify=certify,
             max_checks=max_checks,
+            candidates_from=candidates_from,
         )
         words = Words(text=text, prompt=prompt, answer=answer, messages=messages, tokens=tokens)
         words.refuse(whitened=white(options.kernel) is not None, gradients=self.store.header.metric is None)
-        own = words.given or ids is not None or y is not None
-        if groups is not None:
-            by_groups.refuse(options, each=words.each)
-        selection = select(self.store, where)
-        if (whitened := white(options.kernel)) is not None:
-            given = self.asked(x, y, ids, words)
-            data, about = self._explain_whitened(given.queries, whitened, options, selection, own=own)
-            return Explanation(meta("Index", about), data | given.about, view=(self.job, given.queries.x, ids))
-        parsed = relevance.kernel_of(self.store.header.metric, options.kernel)
-        checking = self._checking(
-            parsed, options, where=where is not None, ids=ids is not None, labelled=y is not None or words.given
+        wanted = explaining.Wanted(
+            options=options,
+            selection=select(self.store, where),
+            words=words,
+            groups=groups,
+            own=words.given or ids is not None or y is not None,
         )
-        wanted = checking.applied(question.ask(len(self), parsed, options, selection))
         given = self.asked(x, y, ids, words)
-        asked = given.queries
-        compared = self.at_hand.compared if wanted.rerank or options.certify else watch.Compared()
-        self.changed = []  # of the copy that is pinned for this call
-        if groups is not None:
-            by_group, about = by_groups.explain(self, asked, groups, wanted)
-            result = self._doubted(by_group)
-            data = explanation_data(result, describe(self.store, self.job.engine, asked, result, own=own))
-            about |= words.params(None)
-            return Explanation(meta("Index", about), data | given.about, view=(self.job, asked.x, ids))
-        answers, lengths, methods, searched = [], [], set(), set()
-        most = min(QUERIES_AT_ONCE, proofs.chunk(len(self))) if options.certify else QUERIES_AT_ONCE
-        formed = wanted.rerank and not options.certify
-        chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked, most)
-        for some, rows, norms in chunks:
-            batch = Batch(np.arange(some.start, some.stop), take_rows(asked.x, some), take_rows(asked.y, some))
-            if options.certify:
-                found, method = self._certified(batch, wanted)
-                searched.add(proofs.searched(self, wanted, len(batch)))
-            elif formed and checking.promise is not None:
-                found, method = adaptive.answer(
-                    self, batch, rows, self.sketches(rows, norms), norms, wanted, checking.promise
-                )
-            elif formed:
-                found, method = cascade.answer(self, batch, rows, self.sketches(rows, norms), norms, wanted)
-            else:
-                found, method = cascade.answer(self, batch, None, rows, norms, wanted)
-            answers.append(found)
-            lengths.append(norms)
-            methods.add(method)
-        result = self._doubted(joined(answers))
-        described = describe(self.store, self.job.engine, asked, result, own=own)
-        grain, by_token, token_method = None, dict[str, NDArray[np.float64]](), None
-        if self.store.header.metric is None:
-            grain = Grain.of(self.store, self.job, asked, result, np.concatenate(lengths), parsed, wanted.eps)
-            if words.each:
-                by_token, token_method = grain.of_queries(self.at_hand.batch_size)
-        params = {
-            "kernel": relevance.title(self.store.header.metric, parsed),
-            "k": wanted.k,
-            "rerank": wanted.depth if wanted.rerank else 0,
-            "candidates": wanted.candidates if parsed is Kernel.COS and not self.searcher.exact else None,
-            "point": None if wanted.point is None else dict(wanted.point),
-            "width": self.searcher.dim,
-            "exact_method": " + ".join(sorted(methods)),
-            "estimator": "stored rows" if not wanted.rerank and not options.certify else "exact gradients",
-            "whitened": self.is_whitened,
-            "compared": {"rows": compared.rows, "products": self.job.engine.ways.compared},
-            "certify": options.certify,
-            "recall": checking.about,
-            "max_checks": wanted.max_checks,
-            "selected": len(self) if selection is None else len(selection),
-            "rows": len(self),
-            "index": self.searcher.factory,
-            "searched": " + ".join(sorted(searched)) if options.certify else cascade.searched(self, wanted),
-            "sketch": self.store.header.sketch,
-        } | words.params(token_method)
-        data = explanation_data(result, described) | given.about | by_token
-        return Explanation(meta("Index", params), data, view=(self.job, asked.x, ids), grain=grain)
+        others, their_ids = explaining.contrast(self, against)
+        known = None if ids is None else as_ids(ids), their_ids
+        return explaining.explain(self, sets.make(given.queries, reduce, others), wanted, known, given.about)
 
-    def _certified(self, batch: Batch, wanted: question.Question) -> tuple[Answer, str]:
-        """Return a certified answer and how values were computed; anew where these are not those of training steps."""
-        try:
-            found = proofs.answer(self, batch, wanted)
-        except WayDiffers as error:
-            log.warning("%s, so training steps are taken", error)
-            found = proofs.answer(self, batch, wanted)
-        return found, FACTORS if self.job.engine.ways.usable(FACTORS) else STEPS
-
-    def _doubted(self, answer: Answer) -> Answer:
-        """Return an answer without what samples that have changed, or wrong stored rows, leave unproved."""
-        if len(changed := np.concatenate([*self.changed, np.empty(0, np.int64)])):
-            answer = Answer(*(side.without(changed) for side in answer.sides))
-        if any(side.proved.any() for side in answer.sides):  # by bounds, which hold for right rows only
-            answer = Answer(*(replace(side, proved=side.proved & self.at_hand.rows_hold) for side in answer.sides))
-        return answer
+    @pinned
+    def select(
+        self,
+        x: Tree = None,
+        y: Tree = None,
+        *,
+        ids: ArrayLike | None = None,
+        budget: str | int = BUDGET,
+        by: str = "mean",
+        kernel: str | None = None,
+        where: Where | None = None,
+        hidden: bool = True,
+    ) -> choosing.Chosen:
+        """Choose the training samples that a validation set wants most; see `gradindex.search.select.select`."""
+        return choosing.select(self, x, y, ids=ids, budget=budget, by=by, kernel=kernel, where=where, hidden=hidden)
 
     @pinned
     def search(

@@ -15,7 +15,6 @@ from gradindex.search import calibrate, calibration, tuning
 from gradindex.search.audit import verify
 from gradindex.search.audit_result import Audit
 from gradindex.search.calibration import Calibration
-from gradindex.search.checking import Checking, checking
 from gradindex.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ class Measured(Whitenable):
         DamagedIndexError
             If its file is damaged.
         """
-        return self._calibration(calibrate.kernel_of(self._whole, kernel), k)
+        return self.calibrated(calibrate.kernel_of(self._whole, kernel), k)
 
     @pinned
     def verify(
@@ -147,12 +146,8 @@ class Measured(Whitenable):
         options = SearchOptions(k=k, kernel=kernel, rerank=rerank, recall=recall)
         return verify(self._whole, options, queries=queries, seed=seed, x=x, y=y, max_seconds=max_seconds)
 
-    def _checking(self, kernel: Kernel, options: SearchOptions, *, where: bool, ids: bool, labelled: bool) -> Checking:
-        """Return what a question's recall means; see `gradindex.search.checking`."""
-        found = None if options.recall is None else self._calibration(kernel, options.k)
-        return checking(self.store, found, options, where=where, ids=ids, labelled=labelled)
-
-    def _calibration(self, kernel: Kernel, k: int) -> Calibration | None:
+    def calibrated(self, kernel: Kernel, k: int) -> Calibration | None:
+        """Return the calibration for a kernel and k that belongs to this state, read once; None: there is none."""
         key = (kernel.value, k)
         if self.calibrations.get(key) is None:
             if key in self.calibrations and not isinstance(self.store.path, Path):

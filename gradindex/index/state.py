@@ -23,6 +23,7 @@ from gradindex.lifecycle import whiten as whitening
 from gradindex.lifecycle.summary import BuildSummary
 from gradindex.runtime import forking
 from gradindex.search.calibration import Calibration
+from gradindex.search.lexical import Made
 from gradindex.search.prepared import Prepared
 from gradindex.search.row_search import LocalRows, RowSearch
 from gradindex.search.whitened import Whitened, finished
@@ -87,7 +88,7 @@ class Changing:
         self.summary: BuildSummary | None = None
         self.changed: list[Ids] = []
         """Ids of samples that are seen to be others than those of the build, while an answer is computed."""
-        self.opened = Opened()
+        self.opened, self.made = Opened(), Made()
         self.calibrations: dict[tuple[str, int], Calibration | None] = {}
         """Calibrations that were looked for, by kernel and k; shared by all states with the same FAISS index."""
         self._job = job if job is None else job.with_metric(relevance.rows_of(store.header.metric))

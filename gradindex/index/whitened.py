@@ -7,18 +7,12 @@ from numpy.typing import NDArray
 
 from gradindex import kernels, relevance
 from gradindex.ann.selection import Selection
-from gradindex.compute import queries
 from gradindex.data.source import Ids
 from gradindex.defaults import INDEX, WHITENED_BITS, WHITENED_DIMS
 from gradindex.index.asking import Askable
 from gradindex.index.state import Opened, pinned
-from gradindex.kernels import Kernel, WhiteKernel
 from gradindex.lifecycle import whiten as whitening
-from gradindex.runtime.log import log
-from gradindex.search import cascade, white
-from gradindex.search.answer import explanation_data, joined
-from gradindex.search.describe import describe
-from gradindex.search.options import SearchOptions
+from gradindex.search import cascade
 from gradindex.search.whitened import Whitened
 
 _SCORED = 256  # queries whose scores are computed in one scan of the store
@@ -42,6 +36,19 @@ class Whitenable(Askable):
     def is_whitened(self) -> bool:
         """Whether there are whitened rows, so that kernels `white_dot` and `white_cos` can be asked for."""
         return self.opened.are_there(self.store)
+
+    def whitened_rows(self) -> Whitened:
+        """Return the whitened rows of all samples.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or some samples are not whitened yet; if the rows are those of a metric.
+        """
+        whitening.refuse_metric(self.store)
+        rows = self.white
+        rows.refuse_missing()
+        return rows
 
     def whiten(
         self,
@@ -120,15 +127,13 @@ class Whitenable(Askable):
         asked = self.labelled(x, y, ids)
         whitened = kernels.white(kernel)
         if whitened is not None:
-            whitening.refuse_metric(self.store)
-            white_rows = self.white
-            white_rows.refuse_missing()
+            white_rows = self.whitened_rows()
             store, parsed = white_rows.store, whitened.plain
         else:
             store, parsed = self.store, relevance.kernel_of(self.store.header.metric, kernel)
         out = np.empty((len(asked), len(self.ids)), np.float32)
         kept = np.isin(store.ids, self.ids)
-        for some, rows, norms in self._embedded(asked, _SCORED):
+        for some, rows, norms in self.sketch_chunks(asked, _SCORED):
             if whitened is not None:
                 rows, norms = white_rows.whitener(rows, norms)
             begin = 0
@@ -150,41 +155,3 @@ class Whitenable(Askable):
         unit, _ = rows.whitener(sketches, np.ones(len(sketches)))
         scores, found, _ = rows.rows.nearest(unit, min(k, len(rows.store)), rows.selection(selection))
         return scores, cascade.ids_of(rows.store, found)
-
-    def _explain_whitened(
-        self,
-        asked: queries.Queries,
-        kernel: WhiteKernel,
-        options: SearchOptions,
-        selection: Selection | None,
-        *,
-        own: bool,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return `data` and `params` of an explanation by whitened rows; `own`: the queries' labels were given."""
-        whitening.refuse_metric(self.store)
-        rows = self.white
-        if rows.missing:
-            log.warning("%d samples are not whitened yet, and not found: whiten the index again", rows.missing)
-        wanted = white.ask(rows, kernel, options, selection)
-        found = [white.answer(rows, sketches, norms, wanted) for _, sketches, norms in self._embedded(asked)]
-        answer = joined(found)
-        params = {
-            "kernel": kernel.value,
-            "k": wanted.k,
-            "rerank": 0,
-            "candidates": wanted.candidates if wanted.kernel is Kernel.COS and not rows.searcher.exact else None,
-            "point": None,
-            "width": rows.searcher.dim,
-            "exact_method": "none",
-            "estimator": white.ESTIMATOR,
-            "certify": False,
-            "max_checks": None,
-            "selected": len(rows.store) if wanted.selection is None else len(wanted.selection),
-            "rows": len(self.store),
-            "index": rows.searcher.factory,
-            "searched": cascade.searched(rows, wanted),
-            "sketch": rows.store.header.sketch,
-            "whitened": rows.to_json(),
-        }
-        described = describe(self.store, self.job.engine, asked, answer, own=own)
-        return explanation_data(answer, described), params

@@ -50,10 +50,18 @@ class Hidden:
         blocks = [take_rows(x, slice(i, i + _BATCH)) for i in range(0, length(x), _BATCH)]
         return np.concatenate([self._block(block, feature) for block in blocks])
 
-    def _block(self, x: Tree, feature: str) -> Rows:
+    def last(self, x: Tree) -> Rows:
+        """Return h_last of a batch of inputs in its own shape (b, …), float64; raises like a call."""
+        return as_array(self._found(x)[-1]).astype(np.float64)
+
+    def _found(self, x: Tree) -> Sequence[Any]:
         found = self._reader(x)
         if not found:
             raise ValueError("The model has no hidden layer: it has a single layer with parameters. Name layers=(…).")
+        return found
+
+    def _block(self, x: Tree, feature: str) -> Rows:
+        found = self._found(x)
         wanted = found[-1:] if feature == "last" else found  # what earlier layers receive may have no axis of samples
         rows = [as_array(part).reshape(length(x), -1).astype(np.float64) for part in wanted]
         return np.concatenate(rows, axis=1)

@@ -1,13 +1,14 @@
 """Answers: what was found for each query on both sides; how an explanation's data has it, written and read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradindex._version import __version__
+from gradindex.search.options import Measure
 
 if TYPE_CHECKING:
     from gradindex.data.source import Ids
@@ -86,7 +87,11 @@ def joined(answers: Sequence[Answer]) -> Answer:
     return Answer(*both)
 
 
-def explanation_data(answer: Answer, described: Described) -> dict[str, Any]:
+Measured = tuple[Mapping[str, NDArray[np.float64]], Mapping[str, NDArray[np.float64]]]
+"""Other measures of what was found, by name arrays (m, k), of proponents and of opponents."""
+
+
+def explanation_data(answer: Answer, described: Described, measured: Measured = ({}, {})) -> dict[str, Any]:
     """Return the `data` of an `Explanation`, under the names that `Index.explain` documents; what is None is left out.
 
     With `found_sides`, which reads them, this is all that knows these names: proponents' ids are `ordered_indices`,
@@ -107,6 +112,8 @@ def explanation_data(answer: Answer, described: Described) -> dict[str, Any]:
         data[f"{prefix}labels"] = known.labels
         data[f"{prefix}predictions"] = known.predictions
         data[f"{prefix}columns"] = known.columns
+    for prefix, columns in zip(PREFIXES, measured, strict=True):
+        data |= {f"{prefix}{name}": values for name, values in columns.items()}
     return {name: value for name, value in data.items() if value is not None}
 
 
@@ -126,6 +133,8 @@ class Found:
     columns: Any
     """`gradindex.data.table.Columns`; of an earlier version, a dict of arrays."""
     proved: NDArray[np.bool_] | None
+    measures: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Other measures that were asked for beside the scores."""
 
 
 def found_sides(data: Mapping[str, Any]) -> list[Found]:
@@ -134,7 +143,8 @@ def found_sides(data: Mapping[str, Any]) -> list[Found]:
     for name, (prefix, indices) in SIDES.items():
         if indices in data:
             names = ("exact", "labels", "predictions", "columns", "proved")
-            more = {key: data.get(f"{prefix}{key}") for key in names}
+            more: dict[str, Any] = {key: data.get(f"{prefix}{key}") for key in names}
+            more["measures"] = {key.value: data[f"{prefix}{key}"] for key in Measure if f"{prefix}{key}" in data}
             sides.append(Found(name, data[indices], data[f"{prefix}scores"], **more))
     return sides
 

@@ -35,11 +35,12 @@ _SKETCH_TOLERANCE = 1e-3  # far below the error of a sketched cosine
 
 def answer(
     index: "Index",
-    queries: Batch,
+    queries: Batch | None,
     gradients: Floats | None,
     sketches: NDArray[np.float32],
     norms: NDArray[np.float64],
     asked: Question,
+    more: NDArray[np.int64] | None = None,
 ) -> tuple[Answer, str]:
     """Return proponents and opponents of some queries, and how exact values were computed.
 
@@ -48,17 +49,19 @@ def answer(
     index
         An index opened with its job.
     queries, gradients, sketches, norms
-        m labelled samples, their gradients (m, P) (None where none is needed: nothing is evaluated exactly), unit-norm
-        rows (m, width) and norms (m,).
+        m labelled samples (None: vectors that are of no sample), their gradients (m, P) (None where none is needed:
+        nothing is evaluated exactly), unit-norm rows (m, width) and norms (m,).
     asked
         The question.
+    more
+        Rows (m, c) that are evaluated exactly, too, −1 for none, whatever the search finds.
     """
     pair = np.concatenate([sketches, index.projector.opposite(sketches)])
     estimates, near, scanned = candidates(index, pair, np.tile(norms, 2), asked)
     halves = slice(0, len(norms)), slice(len(norms), None)
     checked, method = np.empty((len(norms), 0), np.int64), "none"
     if gradients is not None:
-        checked = distinct(np.hstack([near[half] for half in halves]))
+        checked = distinct(np.hstack([near[half] for half in halves] + ([] if more is None else [more])))
         values, method = exact_values(index, queries, gradients, norms, checked, asked)
         found = best_of(values, checked, asked.k)
     else:
@@ -204,7 +207,7 @@ def ids_of(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def exact_values(
     index: "Index",
-    queries: Batch,
+    queries: Batch | None,
     gradients: Floats,
     norms: NDArray[np.float64],
     rows: NDArray[np.int64],

@@ -18,7 +18,11 @@ from gradindex.compute import exact
 from gradindex.compute.held_queries import Held, HeldGradients, hold
 from gradindex.data.source import Batch, Ids
 from gradindex.defaults import BLOCK_ROWS
+from gradindex.gradients.parameter import Floats
+from gradindex.gradients.signals import FACTORS
+from gradindex.gradients.ways import STEPS, WayDiffers
 from gradindex.kernels import Kernel
+from gradindex.runtime.log import log
 from gradindex.search import cascade, norm_scan
 from gradindex.search.answer import Answer, Side
 from gradindex.search.bounds import cosine_bounds, errors, row_error
@@ -104,7 +108,7 @@ class _Search:
 
 def answer(
     index: "Index",
-    queries: Batch,
+    queries: Batch | Floats,
     asked: Question,
 ) -> Answer:
     """Return proponents and opponents of some queries, with what was proved.
@@ -119,13 +123,14 @@ def answer(
     index
         An index opened with its job.
     queries
-        m labelled samples.
+        m labelled samples, or gradients (m, P) by training steps, or sums of such.
     asked
         The question. Where rows have no bounds of their own, its `depth` candidates are evaluated first, and no more
         where there can be no proof, unless there are `max_checks`.
     """
     kernel, k, eps, selection, max_checks = asked.kernel, asked.k, asked.eps, asked.selection, asked.max_checks
-    held = hold(index.job.engine, queries)
+    engine = index.job.engine
+    held = hold(engine, queries) if isinstance(queries, Batch) else HeldGradients(engine, queries)
     sketches, norms = _rows_of(index, held)
     by_range = _by_range(index, asked, len(norms))
     bounds = None if by_range else cosine_bounds(index, sketches)
@@ -162,6 +167,16 @@ def answer(
     while evaluations.run([np.concatenate([side.wanted() for side in sides]) for sides in searches]):
         pass
     return _collect(index, searches, scanned, k)
+
+
+def checked_answer(index: "Index", batch: Batch, asked: Question) -> tuple[Answer, str]:
+    """Return a certified answer and how values were computed; anew where these are not those of training steps."""
+    try:
+        found = answer(index, batch, asked)
+    except WayDiffers as error:
+        log.warning("%s, so training steps are taken", error)
+        found = answer(index, batch, asked)
+    return found, FACTORS if index.job.engine.ways.usable(FACTORS) else STEPS
 
 
 def searched(index: "Index", asked: Question, queries: int) -> str:

@@ -38,6 +38,7 @@ def checking(
     where: bool,
     ids: bool,
     labelled: bool,
+    another: str = "",
 ) -> Checking:
     """Return what a question's `recall=` means.
 
@@ -55,6 +56,8 @@ def checking(
         Whether the queries are training samples, which find themselves: nothing is promised of them.
     labelled
         Whether the queries' labels were given.
+    another
+        Why it is another question than the calibration's, whatever the rest; empty if it is none.
 
     Raises
     ------
@@ -63,7 +66,7 @@ def checking(
     """
     if options.recall is None:
         return Checking()
-    why = _unlike(calibrated, options, where)
+    why = another or _unlike(calibrated, options, where)
     about: dict[str, object] = {"wanted": options.recall, "calibrated": not why, "note": why}
     if calibrated is None:
         try:

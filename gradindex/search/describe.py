@@ -22,10 +22,11 @@ def describe(store: Store, engine: Engine, asked: queries.Queries, answer: Answe
     except TypeError:
         predictions = None
     given = labels.as_classes(asked.y) if own else None
-    return Described(given, predictions, *(_known(store, side.ids) for side in answer.sides))
+    return Described(given, predictions, *(known(store, side.ids) for side in answer.sides))
 
 
-def _known(store: Store, ids: Ids) -> Known:
+def known(store: Store, ids: Ids) -> Known:
+    """Return what a store says of samples (m, k); −1 for none."""
     rows = store.rows_of(np.where(ids < 0, store.ids[0], ids).ravel()).reshape(ids.shape)
     found = {name: store.columns[name][rows] for name in ("label", "prediction") if name in store.columns}
     own = store.columns.take(np.where(ids < 0, -1, rows), store.header.columns) if store.header.columns else None

@@ -1,9 +1,18 @@
 """How an index is searched: what belongs together in a call of `Index.explain`."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from numbers import Integral
 
 from gradindex.defaults import NEIGHBOURS, RERANK
+from gradindex.words import choose_word
+
+
+class Measure(StrEnum):
+    """Measures beside the kernels."""
+
+    BM25 = "bm25"
+    HIDDEN = "hidden"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +49,18 @@ class SearchOptions:
         other sketch nothing is proved unless `max_checks` lets every row be checked.
     max_checks
         With `certify`: give up after this many exact checks for a query and side, at least k; None: never.
+    candidates_from
+        Other measures, some of ``'bm25'`` (words, of jobs whose samples are texts; needs the package bm25s) and
+        ``'hidden'`` (cosine of pooled hidden vectors, see `gradindex.relevance.pooled`). The result shows them beside
+        its scores, and the `rerank` best samples by each are evaluated exactly, too. Proofs and whitened rows, which
+        leave no sample out, need no more candidates: with them there are the columns alone.
 
     Raises
     ------
     ValueError
-        If k is less than 1 or `rerank` negative; if `max_checks` is less than k, or given without `certify`. What
-        depends on the index, such as k of more than its rows, is refused when it is asked.
+        If k is less than 1 or `rerank` negative; if `max_checks` is less than k, or given without `certify`; if a
+        measure of `candidates_from` is unknown. What depends on the index, such as k of more than its rows, is refused
+        when it is asked.
     """
 
     k: int = NEIGHBOURS
@@ -56,8 +71,13 @@ class SearchOptions:
     eps: float = 0.0
     certify: bool = False
     max_checks: int | None = None
+    candidates_from: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        names = (self.candidates_from,) if isinstance(self.candidates_from, str) else tuple(self.candidates_from)
+        for name in names:
+            choose_word(Measure, name, "measure in candidates_from")
+        object.__setattr__(self, "candidates_from", names)
         if not isinstance(self.k, Integral) or self.k < 1:
             raise ValueError(f"k must be a positive integer, got {self.k!r}.")
         if self.rerank < 0:

@@ -49,10 +49,11 @@ class RowSearch(Protocol):
         """Return the rows of the highest estimated kernel values, as `gradindex.search.norm_scan.scan` does."""
         ...
 
-    def dots(self, asked: Batch, gradients: Floats, ids: Ids) -> exact.Evaluated:
+    def dots(self, asked: Batch | None, gradients: Floats, ids: Ids) -> exact.Evaluated:
         """Return exact inner products (m, c) of queries with samples (m, c); −1 is none.
 
-        `asked` are the m labelled queries and `gradients` (m, P) theirs. Raises ValueError without a job.
+        `asked` are the m labelled queries (None: vectors of no query) and `gradients` (m, P) theirs. Raises ValueError
+        without a job.
         """
         ...
 
@@ -108,7 +109,7 @@ class LocalRows:
         """Return the rows of the highest estimated kernel values; see `RowSearch`."""
         return norm_scan.scan(self.store, sketches, norms, kernel, k, eps, selection)
 
-    def dots(self, asked: Batch, gradients: Floats, ids: Ids) -> exact.Evaluated:
+    def dots(self, asked: Batch | None, gradients: Floats, ids: Ids) -> exact.Evaluated:
         """Return exact inner products of queries with samples; see `RowSearch`."""
         prepared = self._with_job()
         job = prepared.job

@@ -32,7 +32,7 @@ def ask(white: Whitened, kernel: WhiteKernel, options: SearchOptions, wanted: Se
 
 
 def answer(
-    white: Whitened, sketches: NDArray[np.float32], norms: NDArray[np.float64], asked: question.Question
+    white: Whitened, rows: NDArray[np.float32], lengths: NDArray[np.float64], asked: question.Question
 ) -> Answer:
     """Return proponents and opponents of queries by a kernel of their whitened rows.
 
@@ -40,12 +40,11 @@ def answer(
     ----------
     white
         The rows.
-    sketches, norms
-        Unit-norm rows (m, width) and norms (m,) of the queries, as the store that was whitened has them.
+    rows, lengths
+        Whitened rows (m, width) of unit norm of the queries, and their norms (m,): what `Whitened.whitener` returns.
     asked
         What `ask` returned.
     """
-    rows, lengths = white.whitener(sketches, norms)
     pair, k = np.concatenate([rows, -rows]), asked.k
     scores, found, scanned = cascade.candidates(white, pair, np.tile(lengths, 2), asked)
     sides = []

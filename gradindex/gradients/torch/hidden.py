@@ -46,6 +46,9 @@ class Hidden:
             hooks = [m.register_forward_hook(lambda _m, _a, out: found.append(_tensor(out))) for m in self._named]
         try:
             self._engine.outputs(x)
+        except TypeError:  # the output is not one array, as of a loss without labels
+            if not found:
+                raise
         finally:
             for hook in hooks:
                 hook.remove()

@@ -1,0 +1,232 @@
+"""What `language.py` trains and asks: words, a small GPT-2, its job, and the contenders' rankings of the texts."""
+
+import gzip
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import gradindex
+from gradindex.influence import CheckpointRecorder
+from gradindex.relevance.pooled import Pooled
+from gradindex.search.lexical import Bm25
+
+PAD, START, END, UNKNOWN = range(4)
+IGNORED = -100
+_WORD = re.compile(r"[\w+]+|[^\w\s]")
+
+
+def words(text: str) -> list[str]:
+    """Return a text's words and punctuation, lower case: the model's tokens."""
+    return _WORD.findall(text.lower())
+
+
+def debian() -> tuple[list[str], list[str]]:
+    """Return the one-line descriptions of Debian packages and their sections."""
+    path = Path(os.environ.get("GRADINDEX_DATA", "")) / "debian_sections.tsv.gz"
+    if not path.is_file():
+        raise SystemExit("Set GRADINDEX_DATA to the folder that holds debian_sections.tsv.gz.")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file][1:]
+    return [row[2] for row in rows], [row[0] for row in rows]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts as token numbers: `tokens` (n, t), `mask` (n, t) of those that are there, `labels` (n, t)."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def x(self) -> dict[str, np.ndarray]:
+        """What the model takes."""
+        return {"input_ids": self.tokens, "attention_mask": self.mask}
+
+    def take(self, rows: np.ndarray) -> "Texts":
+        return Texts(self.tokens[rows], self.mask[rows], self.labels[rows])
+
+
+class Vocabulary:
+    """The words that occur at least twice in some texts."""
+
+    def __init__(self, texts: Sequence[str], length: int) -> None:
+        counts = Counter(word for text in texts for word in words(text))
+        self.names = ["[pad]", "[start]", "[end]", "[unknown]", *(word for word, n in counts.most_common() if n > 1)]
+        self._number = {name: i for i, name in enumerate(self.names)}
+        self.length = length
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def encode(self, prompts: Sequence[str], answers: Sequence[str] | None = None, ends: bool = True) -> Texts:
+        """Return texts, or prompts with answers, whose tokens alone have labels; `ends`: whether the end has one."""
+        shape = len(prompts), self.length
+        tokens, labels = np.full(shape, PAD, np.int64), np.full(shape, IGNORED, np.int64)
+        for row, prompt in enumerate(prompts):
+            first = [START, *(self._number.get(word, UNKNOWN) for word in words(prompt))]
+            rest = [] if answers is None else [self._number.get(word, UNKNOWN) for word in words(answers[row])]
+            line = [*first, *rest, *([END] if ends else [])][: self.length]
+            begin = 1 if answers is None else len(first)
+            tokens[row, : len(line)] = line
+            labels[row, begin : len(line)] = line[begin:]
+        return Texts(tokens, (tokens != PAD).astype(np.int64), labels)
+
+
+def loss_fn(output: Any, y: torch.Tensor) -> torch.Tensor:
+    """Return the mean negative log probability of the tokens that have labels, each predicted from those before it."""
+    return F.cross_entropy(output.logits[:, :-1].transpose(1, 2), y[:, 1:], ignore_index=IGNORED)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a model and how long it is trained."""
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    epochs: int = 12
+    rate: float = 2e-3
+    batch: int = 32
+
+
+def new_model(vocabulary: Vocabulary, shape: Shape, seed: int) -> GPT2LMHeadModel:
+    """Return a GPT-2 with random weights."""
+    torch.manual_seed(seed)
+    sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads, "n_positions": vocabulary.length}
+    plain = {"bos_token_id": START, "eos_token_id": END, "use_cache": False, "attn_implementation": "eager"}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=len(vocabulary), **sizes, **plain))
+
+
+def batches(texts: Texts, size: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Return the rows of an epoch's batches in a random order, each of texts of about the same length."""
+    lengths = texts.mask.sum(axis=1)
+    found = []
+    for some in np.array_split(random.permutation(len(texts)), max(1, len(texts) // (16 * size))):
+        some = some[np.argsort(lengths[some], kind="stable")]
+        found += np.array_split(some, -(-len(some) // size))
+    return [found[i] for i in random.permutation(len(found))]
+
+
+def train(
+    model: GPT2LMHeadModel,
+    texts: Texts,
+    shape: Shape,
+    seed: int,
+    steps: int | None = None,
+    record_at: Sequence[float] = (),
+) -> CheckpointRecorder:
+    """Train by AdamW with a linearly falling rate, some steps or so many epochs; record checkpoints at shares of it."""
+    random = np.random.default_rng(seed)
+    total = steps or shape.epochs * -(-len(texts) // shape.batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=shape.rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / (0.05 * total)) * max(0.0, 1 - step / total)
+    )
+    recorder, at = CheckpointRecorder(), {max(1, round(share * total)) for share in record_at}
+    model.train()
+    order: list[np.ndarray] = []
+    for step in range(total):
+        order = order or batches(texts, shape.batch, random)
+        batch = texts.take(order.pop())
+        optimizer.zero_grad()
+        used = int(batch.mask.sum(axis=1).max())
+        x = {name: torch.from_numpy(part[:, :used]) for name, part in batch.x.items()}
+        loss_fn(model(**x), torch.from_numpy(batch.labels[:, :used])).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step + 1 in at:
+            recorder.record(model, 1.0)
+    model.eval()
+    return recorder
+
+
+@torch.no_grad()
+def mean_loss(model: GPT2LMHeadModel, texts: Texts) -> float:
+    """Return the mean loss of a token of some texts."""
+    total, count = 0.0, 0
+    for rows in np.array_split(np.arange(len(texts)), max(1, len(texts) // 128)):
+        batch = texts.take(rows)
+        logits = model(**{name: torch.from_numpy(part) for name, part in batch.x.items()}).logits[:, :-1]
+        losses = F.cross_entropy(
+            logits.transpose(1, 2), torch.from_numpy(batch.labels[:, 1:]), ignore_index=IGNORED, reduction="sum"
+        )
+        total, count = total + float(losses), count + int((batch.labels[:, 1:] != IGNORED).sum())
+    return total / count
+
+
+@torch.no_grad()
+def share_answered(model: GPT2LMHeadModel, asked: Texts) -> float:
+    """Return how often the model's most likely token is the label, of the tokens that have one."""
+    found = model(**{name: torch.from_numpy(part) for name, part in asked.x.items()}).logits[:, :-1].argmax(-1).numpy()
+    there = asked.labels[:, 1:] != IGNORED
+    return float((found == asked.labels[:, 1:])[there].mean())
+
+
+Ranking = Callable[[], np.ndarray]
+"""Returns the scores of all training texts for every query, (m, n)."""
+
+
+@dataclass
+class Asked:
+    """A trained model with its training texts, and queries: what the contenders rank the texts by."""
+
+    model: GPT2LMHeadModel
+    train: Texts
+    train_texts: Sequence[str]
+    queries: Texts
+    query_texts: Sequence[str]
+    checkpoints: Sequence[tuple[Any, float]] | None = None
+    sketch: gradindex.Landmark | gradindex.CountSketch | None = None
+    damping: float | None = None
+    index: gradindex.Index | None = field(default=None, repr=False)
+
+    def bm25(self) -> np.ndarray:
+        scores = Bm25(self.train_texts)
+        return np.stack([scores(text) for text in self.query_texts])
+
+    def hidden(self) -> np.ndarray:
+        reader = Pooled(gradindex.Job(self.model, loss_fn, (self.train.x, self.train.labels)))
+        rows = reader(self.train.x, self.train.labels)
+        return reader(self.queries.x, self.queries.labels) @ rows.T
+
+    def kernel(self, name: str) -> np.ndarray:
+        """Return the scores of one of the package's kernels, from one index of all of them."""
+        if self.index is None:
+            folder = tempfile.mkdtemp(prefix="gradindex-language-")
+            job = gradindex.Job(
+                self.model,
+                loss_fn,
+                (self.train.x, self.train.labels),
+                task="regression",
+                checkpoints=self.checkpoints,
+            )
+            self.index = gradindex.build(job, f"{folder}/i", sketch=self.sketch, progress=False)
+            self.index.whiten(damping=self.damping, progress=False)
+        return self.index.scores(self.queries.x, self.queries.labels, kernel=name)
+
+
+def share_found(scores: np.ndarray, wanted: Sequence[Sequence[int]], first: int = 10) -> float:
+    """Return the share of each query's wanted texts among its first ones, in the mean."""
+    nearest = np.argsort(-scores, axis=1, kind="stable")[:, :first]
+    return float(np.mean([np.isin(some, line).mean() for some, line in zip(wanted, nearest, strict=True)]))
+
+
+def share_of_first(scores: np.ndarray, wanted: np.ndarray, first: int = 10) -> float:
+    """Return the share of the first texts of each query that are `wanted` (n,) bool, in the mean."""
+    nearest = np.argsort(-scores, axis=1, kind="stable")[:, :first]
+    return float(wanted[nearest].mean())
