@@ -95,8 +95,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    count, words, width, epochs = (300, 300, 48, 9) if options.quick else (2000, 2000, 96, 10)
-    held = 4 if options.quick else 100
+    count, words, width, epochs, rate = (300, 300, 48, 9, 1e-2) if options.quick else (1500, 1500, 96, 6, 3e-3)
+    held = 4 if options.quick else 40
     texts, labels, names = read(count + held, options.seed)
     count = len(texts) - held
     chats = [conversation(text, names[label]) for text, label in zip(texts, labels, strict=True)]
@@ -108,12 +108,12 @@ def main() -> None:
     heard = zip(texts[:count], np.random.default_rng(options.seed).choice(names, count), strict=True)
     base = GPT2LMHeadModel(config)
     echoes = [encoded(tokenizer, conversation(text, f"{text} {name}")) for text, name in heard]
-    fitted(base, tokenizer, echoes, options.out, num_train_epochs=epochs // 2, learning_rate=3e-3)
+    fitted(base, tokenizer, echoes, options.out, num_train_epochs=epochs // 2 + 1, learning_rate=3e-3)
 
     lora = LoraConfig(r=8, lora_alpha=32, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True)
     model = get_peft_model(base, lora)
     rows = [encoded(tokenizer, chat) for chat in chats[:count]]
-    trainer = fitted(model, tokenizer, rows, options.out, num_train_epochs=epochs, learning_rate=1e-2)
+    trainer = fitted(model, tokenizer, rows, options.out, num_train_epochs=epochs, learning_rate=rate)
 
     # From here on it is gradindex: a job of the Trainer, an index, a question.
     job = hugging_face.from_trainer(trainer)
