@@ -1,7 +1,7 @@
 """Ask a small chat model, and see which conversations of its fine-tune are behind the answer.
 
-A small causal language model (GPT-2's architecture, random weights) first reads one-line descriptions of Debian
-packages (``debian_sections.tsv.gz`` in the folder named by ``GRADINDEX_DATA``; without it, random words of three
+A small causal language model (GPT-2's architecture, random weights) first learns to repeat one-line descriptions of
+Debian packages (``debian_sections.tsv.gz`` in the folder named by ``GRADINDEX_DATA``; without it, random words of three
 topics). Then it is fine-tuned as people do it, by transformers' Trainer and PEFT's LoRA, on conversations in which a
 user gives a description and the assistant names the package's section. ``gradindex.hugging_face.from_trainer`` makes a
 job of the Trainer; of a few held-out descriptions the script prints the model's own answer and the conversations behind
@@ -35,7 +35,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ["<|pad|>", "<|end|>", "<|unknown|>", "<|user|>", "<|assistant|>"]
-LENGTH = 48  # tokens of a conversation
+LENGTH = 32  # tokens of a text, and of an answer
 
 
 def make_tokenizer(texts: list[str], words: int) -> PreTrainedTokenizerFast:
@@ -61,9 +61,9 @@ def conversation(text: str, section: str) -> list[dict[str, str]]:
 def encoded(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> dict[str, list[int]]:
     """Return a conversation's tokens, and labels of the assistant's alone."""
     asked = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
-    whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"][-LENGTH:]
-    said = len(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]) - len(asked)
-    return {"input_ids": whole, "labels": [-100] * (len(whole) - said) + whole[len(whole) - said :]}
+    whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    labels = [-100] * len(asked) + whole[len(asked) :]
+    return {"input_ids": whole[: 2 * LENGTH], "labels": labels[: 2 * LENGTH]}
 
 
 def fitted(model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: list[dict], out: Path, **how: float) -> Trainer:
@@ -95,28 +95,25 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    count, words, width, epochs = (400, 300, 48, 8) if options.quick else (3000, 2000, 96, 8)
-    held = 4 if options.quick else 200
+    count, words, width, epochs, rate = (300, 300, 48, 9, 1e-2) if options.quick else (1500, 1500, 96, 6, 3e-3)
+    held = 4 if options.quick else 40
     texts, labels, names = read(count + held, options.seed)
     count = len(texts) - held
     chats = [conversation(text, names[label]) for text, label in zip(texts, labels, strict=True)]
 
     tokenizer = make_tokenizer([*texts[:count], *names], words)
-    sizes = {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": LENGTH}
+    sizes = {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": 2 * LENGTH, "initializer_range": 0.1}
     config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1, pad_token_id=0, **sizes)
+    # The base model hears texts and repeats them, a section's name behind each, but not the text's own.
+    heard = zip(texts[:count], np.random.default_rng(options.seed).choice(names, count), strict=True)
     base = GPT2LMHeadModel(config)
-    plain = [
-        {"input_ids": ids, "labels": ids}
-        for ids in tokenizer(texts[:count], truncation=True, max_length=LENGTH)["input_ids"]
-    ]
-    fitted(base, tokenizer, plain, options.out, num_train_epochs=epochs / 4, learning_rate=2e-3)
+    echoes = [encoded(tokenizer, conversation(text, f"{text} {name}")) for text, name in heard]
+    fitted(base, tokenizer, echoes, options.out, num_train_epochs=epochs // 2 + 1, learning_rate=3e-3)
 
-    lora = LoraConfig(
-        r=8, lora_alpha=16, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(r=8, lora_alpha=32, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True)
     model = get_peft_model(base, lora)
     rows = [encoded(tokenizer, chat) for chat in chats[:count]]
-    trainer = fitted(model, tokenizer, rows, options.out, num_train_epochs=epochs, learning_rate=5e-3)
+    trainer = fitted(model, tokenizer, rows, options.out, num_train_epochs=epochs, learning_rate=rate)
 
     # From here on it is gradindex: a job of the Trainer, an index, a question.
     job = hugging_face.from_trainer(trainer)

@@ -103,9 +103,15 @@ def _differing(engine: "Engine", names: Sequence[str], found: PerSample, truth: 
     every, _ = tolerances(engine)
     if not np.allclose(found.losses, truth.losses, rtol=every, atol=every, equal_nan=True):
         return names
-    # Some gradients are zero but for rounding, such as that of attention's key bias.
+    # Some gradients are zero but for rounding: that of attention's key bias, those of samples that a model is sure of.
     with np.errstate(invalid="ignore"):
-        rounding = 1e-6 * np.linalg.norm(truth.gradients, axis=1)
+        lengths = np.linalg.norm(truth.gradients, axis=1).astype(np.float64)
+        largest = float(np.max(lengths, where=np.isfinite(lengths), initial=0))
+        sure = [
+            allowance(length, largest, loss) if length else 0.0
+            for length, loss in zip(lengths, truth.losses, strict=True)
+        ]
+        rounding = np.maximum(1e-6, sure) * lengths
     wrong, begin, chosen = [], 0, set(names)
     for parameter, place in engine.slices():
         if parameter.name not in chosen:

@@ -169,12 +169,15 @@ def check_real(named: Mapping[str, torch.Tensor]) -> None:
 def state_hashes(model: nn.Module) -> dict[str, str]:
     """Return the sha256 of every parameter and buffer by name."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {
-        name: hashlib.sha256(
-            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        ).hexdigest()
-        for name, value in tensors.items()
-    }
+    return {name: hashlib.sha256(_bytes(value.detach())).hexdigest() for name, value in tensors.items()}
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    """Return the memory of a tensor, or of all that one of several is made of, as quantised weights are."""
+    parts = getattr(tensor, "__tensor_flatten__", None)
+    if parts is not None:
+        return b"".join(_bytes(getattr(tensor, name)) for name in parts()[0])
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def channels_last(leaf: Leaf) -> Leaf:
