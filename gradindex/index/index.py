@@ -32,7 +32,7 @@ from gradindex.search.audit_result import Audit
 from gradindex.search.describe import describe
 from gradindex.search.options import SearchOptions
 from gradindex.search.texts import Prompt, TokenChoice, Words
-from gradindex.search.tokens import Grain
+from gradindex.search.tokens import Collector, Grain
 from gradindex.sketch.unit_rows import normalise
 
 
@@ -190,6 +190,10 @@ class Index(Whitenable):
         answers, lengths, methods, searched = [], [], set(), set()
         most = min(QUERIES_AT_ONCE, proofs.chunk(len(self))) if options.certify else QUERIES_AT_ONCE
         formed = wanted.rerank and not options.certify
+        collector = None
+        if words.each and formed:
+            collector = Collector.fit(self.job, wanted, len(asked), self.at_hand.batch_size)
+            wanted = replace(wanted, evaluate=collector)
         chunks = queries.gradient_chunks(self.job.engine, asked, most) if formed else self._embedded(asked, most)
         for some, rows, norms in chunks:
             batch = Batch(np.arange(some.start, some.stop), take_rows(asked.x, some), take_rows(asked.y, some))
@@ -209,7 +213,7 @@ class Index(Whitenable):
         if self.store.header.metric is None:
             grain = Grain.of(self.store, self.job, asked, result, np.concatenate(lengths), parsed, wanted.eps)
             if words.each:
-                by_token, token_method = grain.of_queries(self.at_hand.batch_size)
+                by_token, token_method = grain.of_queries(self.at_hand.batch_size, collector)
         params = {
             "kernel": relevance.title(self.store.header.metric, parsed),
             "k": wanted.k,
@@ -240,14 +244,6 @@ class Index(Whitenable):
             log.warning("%s, so training steps are taken", error)
             found = proofs.answer(self, batch, wanted)
         return found, FACTORS if self.job.engine.ways.usable(FACTORS) else STEPS
-
-    def _doubted(self, answer: Answer) -> Answer:
-        """Return an answer without what samples that have changed, or wrong stored rows, leave unproved."""
-        if len(changed := np.concatenate([*self.changed, np.empty(0, np.int64)])):
-            answer = Answer(*(side.without(changed) for side in answer.sides))
-        if any(side.proved.any() for side in answer.sides):  # by bounds, which hold for right rows only
-            answer = Answer(*(replace(side, proved=side.proved & self.at_hand.rows_hold) for side in answer.sides))
-        return answer
 
     @pinned
     def search(

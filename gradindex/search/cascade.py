@@ -173,7 +173,7 @@ def _exact(
     rows: NDArray[np.int64],
     asked: Question,
 ) -> tuple[NDArray[np.float64], str]:
-    found = index.rows.dots(queries, gradients, ids_of(index.store, rows))
+    found = (asked.evaluate or index.rows.dots)(queries, gradients, ids_of(index.store, rows))
     index.changed.append(compare_losses(index.store, found.losses))
     dots = np.where(rows < 0, 0.0, found.dots)
     return kernels.values(asked.kernel, dots, norms, index.store.norms[rows], asked.eps), found.method
