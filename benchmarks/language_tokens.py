@@ -1,6 +1,6 @@
 """Answers for every token of a query beside the answer for one: times, and differences from a loop of training steps.
 
-    python benchmarks/language_tokens.py [--models gpt2-lora llama] [--threads 1 2] [--repeats 7] [--out FILE]
+    python benchmarks/language_tokens.py [--models gpt2-lora llama] [--threads 1 2] [--repeats 3] [--out FILE]
 
 Two models of random weights, by Hugging Face's classes: GPT-2 small with low-rank adapters of its attention (the only
 weights that train), and a Llama shape of 4 layers of 512, all of whose weights train. Each model and number of threads
@@ -29,7 +29,7 @@ import record
 
 FLOOR, AIM = 3.0, 1.5  # of each/one
 MODELS = "gpt2-lora", "llama"
-TOKENS, NEIGHBOURS, ROWS = 64, 50, 300
+TOKENS, NEIGHBOURS, ROWS = 64, 50, 200
 HEAD = "| model | threads | parameters | one (s) | whole (s) | each (s) | found (s) | each/one | found/one | worst |"
 
 
@@ -97,10 +97,10 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     import gradindex
 
     torch.set_num_threads(options.threads[0])
-    k, rows, tokens = (3, 20, 10) if options.quick else (NEIGHBOURS, ROWS, TOKENS)
+    k, rows, tokens = (3, 20, 10) if options.quick else (options.neighbours, options.rows, TOKENS)
     model, words = model_of(name, options.quick)
     rng = np.random.default_rng(0)
-    ids, asked = (rng.integers(1, words, (count, tokens)) for count in (rows, options.repeats + 2))
+    ids, asked = (rng.integers(1, words, (count, tokens)) for count in (rows, options.repeats + 1))
     job = gradindex.Job(model, NextToken(), ({"input_ids": ids}, ids), task="regression")
     with tempfile.TemporaryDirectory() as folder:
         index = gradindex.build(job, f"{folder}/index", sketch=gradindex.CountSketch(1024), progress=False)
@@ -118,11 +118,11 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         }
         now = time.process_time if options.threads[0] == 1 else time.perf_counter
         times: dict[str, list[float]] = {name: [] for name in works}
-        for turn in range(options.repeats + 2):  # the first two find out what the model is like
+        for turn in range(options.repeats + 1):  # the first finds out what the model is like
             for work, call in works.items():
                 begin = now()
                 call(turn)
-                if turn > 1:
+                if turn:
                     times[work].append(now() - begin)
         seconds = {work: float(np.median(taken)) for work, taken in times.items()}
         worst = differences(job, results, asked[-1], 1 if options.quick else 2)
@@ -137,27 +137,24 @@ def differences(job: Any, results: dict[str, Any], query: Any, count: int) -> fl
     """Return the largest relative difference of tokens' scores from those of a backward pass for each token."""
     import torch
 
-    def gradients(ids: Any) -> Any:
-        chosen = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
-        rows = []
-        for token in range(len(ids)):
-            one = torch.tensor(ids[None])
-            loss = job.loss_fn.per_token(job.model(input_ids=one), one)[0, token]
-            grads = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
-            rows.append(torch.cat([grad.flatten() for grad in grads]).numpy())
-        return np.stack(rows)
+    chosen = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
 
-    own, off = gradients(query), []
-    whole = own.sum(axis=0, dtype=np.float64)
-    each = results["each"]
+    def step(ids: Any, token: int | slice) -> Any:
+        one = torch.tensor(ids[None])
+        loss = job.loss_fn.per_token(job.model(input_ids=one), one)[0, token].sum()
+        grads = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
+        return torch.cat([grad.flatten() for grad in grads]).double()
+
+    each, off = results["each"], []
+    whole = step(query, slice(None))
     for rank in range(count):
-        train = gradients(job.source.take(each.ordered_indices[0, rank : rank + 1]).x["input_ids"][0])
-        other = train.sum(axis=0, dtype=np.float64)
-        scale = float(np.linalg.norm(whole) * np.linalg.norm(other))
-        want, found = own.astype(np.float64) @ other / scale, each.token_scores[0, :, rank]
-        off.append(float(np.abs(found - want).max() / np.abs(want).max()))
-        want, found = train.astype(np.float64) @ whole / scale, results["whole"].tokens(rank).scores
-        off.append(float(np.abs(found - want).max() / np.abs(want).max()))
+        ids = job.source.take(each.ordered_indices[0, rank : rank + 1]).x["input_ids"][0]
+        other = step(ids, slice(None))
+        pairs = [(query, other, each.token_scores[0, :, rank]), (ids, whole, results["whole"].tokens(rank).scores)]
+        for text, along, found in pairs:
+            want = np.array([float(step(text, token) @ along) for token in range(len(text))])
+            want /= float(whole.norm() * other.norm())
+            off.append(float(np.abs(found - want).max() / np.abs(want).max()))
     return max(off)
 
 
@@ -174,7 +171,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="proponents, and opponents, of a query")
+    parser.add_argument("--rows", type=int, default=ROWS, help="texts of the index, 2 a neighbour at least")
     parser.add_argument("--quick", action="store_true", help="small models, once: whether it runs, not how fast")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # a process for a model and its threads
     record.add_out(parser)
@@ -188,6 +187,7 @@ def main() -> None:
     for model in options.models:
         for threads in options.threads:
             command = [sys.executable, __file__, "--one", "--models", model, "--threads", str(threads)]
+            command += ["--neighbours", str(options.neighbours), "--rows", str(options.rows)]
             command += ["--repeats", str(options.repeats), *(["--quick"] if options.quick else [])]
             counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | counts)

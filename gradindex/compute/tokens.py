@@ -8,10 +8,12 @@ batch.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.compute.blocks import default_batch_size
 from gradindex.compute.exact import gradient_blocks
 from gradindex.compute.held_queries import dots, norms
 from gradindex.data.checks import check_finite
@@ -31,7 +33,7 @@ _MOST = 64  # texts, or directions, in a pass
 
 @dataclass(frozen=True)
 class TokenProducts:
-    """Products with the gradients of tokens, an array (t,) for each text or (n, t) for n directions.
+    """Products of a gradient with those of the tokens of some texts, an array (t,) for each.
 
     `losses`, what each token gives to its text's loss (t,); `method` says how they were computed.
     """
@@ -39,6 +41,24 @@ class TokenProducts:
     products: list[NDArray[np.float64]]
     losses: list[NDArray[np.float64]]
     method: str
+
+
+@dataclass(frozen=True)
+class QueryTokens:
+    """Products of the gradients of a query's tokens with those of samples `ids` (n,): (n, t).
+
+    `whole` (n,) are the products of the query's own gradient; `losses`, those of the samples by their ids; `method`
+    says how the tokens' products were computed.
+    """
+
+    ids: Ids
+    products: NDArray[np.float64]
+    whole: NDArray[np.float64]
+    losses: dict[int, float]
+    method: str
+
+
+_Result = TypeVar("_Result")
 
 
 @stage("tokens")
@@ -84,8 +104,10 @@ def of_samples(
 
 
 @stage("tokens")
-def of_query(engine: Engine, source: Source, one: Batch, gradient: Floats, ids: Ids, batch_size: int) -> TokenProducts:
-    """Return the products of the gradients of a query's tokens with those of some samples, (n, t).
+def of_query(engine: Engine, source: Source, one: Batch, gradient: Floats, ids: Ids, batch_size: int) -> QueryTokens:
+    """Return the products of the gradients of a query's tokens with those of some samples.
+
+    The gradient of each sample is formed, and forward mode goes along it once for all tokens.
 
     Parameters
     ----------
@@ -96,7 +118,7 @@ def of_query(engine: Engine, source: Source, one: Batch, gradient: Floats, ids: 
     gradient
         Its gradient (P,), by a training step.
     ids
-        Samples, each once.
+        Samples, each once, ascending.
     batch_size
         Samples whose gradients are formed at once, at most.
 
@@ -106,42 +128,39 @@ def of_query(engine: Engine, source: Source, one: Batch, gradient: Floats, ids: 
         If the loss is not made of the losses of tokens.
     """
     losses = engine.token_losses(one.x, one.y)
-    size = int(np.clip(_POSITIONS // len(losses), 1, min(batch_size, _MOST)))
+    most = min(batch_size, default_batch_size(engine), _MOST)
+    size = int(np.clip(_POSITIONS // len(losses), 1, most))
     (_, x, y), *_ = rectangles(one.x, one.y)
-    query = Truth(gradient, math.inf)
-    labelled = np.flatnonzero(losses)
+    query, labelled = Truth(gradient, math.inf), np.flatnonzero(losses)
 
-    def by(products_of: Callable[[Floats], NDArray[np.float64]], compared: bool) -> list[NDArray[np.float64]]:
-        found: list[NDArray[np.float64]] = []
+    def along(directions: Floats) -> NDArray[np.float64]:
+        products: NDArray[np.float64] = engine.token_products(x, y, directions)[0][:, 0]
+        return products
+
+    def every(products_of: Callable[[Floats], NDArray[np.float64]], method: str) -> QueryTokens:
+        found, whole, sample_losses = np.empty((len(ids), len(losses))), np.empty(len(ids)), dict[int, float]()
+        begin = 0
         for block, formed in gradient_blocks(engine, source, ids, size):
-            part = products_of(formed.gradients)
-            if compared:
-                lengths = norms(formed.gradients)
-                engine.ways.check_sums(
-                    TOKENS, part.sum(axis=1), dots(gradient[None], formed.gradients)[0], query.norm, lengths
-                )
-                truths = [Truth(row, float(loss)) for row, loss in zip(formed.gradients, formed.losses, strict=True)]
-                places = [(i, int(j)) for i in range(len(block)) for j in labelled]
-                _compare(engine, 1, [(one, 0, j, truths[i], float(part[i, j])) for i, j in places])
-            found += list(part)
-        return found
+            here = slice(begin, begin := begin + len(block))
+            part = found[here] = products_of(formed.gradients)
+            whole[here] = dots(gradient[None], formed.gradients)[0]
+            sample_losses.update(zip(block.ids.tolist(), formed.losses.tolist(), strict=True))
+            if method == STEPS:
+                continue
+            engine.ways.check_sums(TOKENS, part.sum(axis=1), whole[here], query.norm, norms(formed.gradients))
+            truths = [Truth(row, float(loss)) for row, loss in zip(formed.gradients, formed.losses, strict=True)]
+            places = [(i, int(j)) for i in range(len(block)) for j in labelled]
+            _compare(engine, 1, [(one, 0, j, truths[i], float(part[i, j])) for i, j in places])
+        return QueryTokens(ids, found, whole, sample_losses, method)
 
-    def forward() -> TokenProducts:
-        def along(directions: Floats) -> NDArray[np.float64]:
-            products: NDArray[np.float64] = engine.token_products(x, y, directions)[0][:, 0]
-            return products
-
-        return TokenProducts(by(along, True), [losses], TOKENS)
-
-    def steps() -> TokenProducts:
-        return TokenProducts(by(lambda directions: _by_steps(engine, one, directions)[0], False), [losses], STEPS)
-
-    return _first_that_works(engine, forward, steps)
+    return _first_that_works(
+        engine,
+        lambda: every(along, TOKENS),
+        lambda: every(lambda directions: _by_steps(engine, one, directions)[0], STEPS),
+    )
 
 
-def _first_that_works(
-    engine: Engine, forward: Callable[[], TokenProducts], steps: Callable[[], TokenProducts]
-) -> TokenProducts:
+def _first_that_works(engine: Engine, forward: Callable[[], _Result], steps: Callable[[], _Result]) -> _Result:
     """Return products by forward mode, or, where that fails or disagrees with training steps, by such steps."""
     if engine.ways.usable(FORWARD) and engine.ways.usable(TOKENS):
         try:

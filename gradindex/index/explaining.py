@@ -29,7 +29,7 @@ from gradindex.search.describe import describe, known
 from gradindex.search.options import SearchOptions
 from gradindex.search.sets import QuerySet
 from gradindex.search.texts import Words
-from gradindex.search.tokens import Grain
+from gradindex.search.tokens import Collector, Grain
 from gradindex.search.whitened import Whitened
 from gradindex.words import Reduce
 
@@ -100,7 +100,8 @@ def explain(
         if norms is not None and index.store.header.metric is None:
             grain = Grain.of(index.store, index.job, asked.asked, answer, norms, question_.kernel, question_.eps)
             if wanted.words.each:
-                by_token, method = grain.of_queries(index.at_hand.batch_size)
+                collector = question_.evaluate if isinstance(question_.evaluate, Collector) else None
+                by_token, method = grain.of_queries(index.at_hand.batch_size, collector)
     if asked.reduce is Reduce.EACH:
         described = describe(index.store, index.job.engine, asked.asked, answer, own=wanted.own)
     else:  # a set has no label of its own
@@ -143,6 +144,9 @@ def _by_gradients(
     )
     question_ = checked.applied(question.ask(len(index), parsed, options, selection))
     asked.refuse_eps(parsed, options.eps)
+    if wanted.words.each and checked.promise is None and not options.certify:
+        collector = Collector.fit(index.job, question_, len(asked.asked), index.at_hand.batch_size)
+        question_ = replace(question_, evaluate=collector)
     compared = index.at_hand.compared if question_.rerank or options.certify else watch.Compared()
     index.changed = []  # of the copy that is pinned for this call
     if wanted.groups is not None:

@@ -214,7 +214,7 @@ def exact_values(
     asked: Question,
 ) -> tuple[NDArray[np.float64], str]:
     """Return exact kernel values (m, c) of queries with rows of their own, 0 for −1, and how they were computed."""
-    found = index.rows.dots(queries, gradients, ids_of(index.store, rows))
+    found = (asked.evaluate or index.rows.dots)(queries, gradients, ids_of(index.store, rows))
     index.changed.append(compare_losses(index.store, found.losses))
     dots = np.where(rows < 0, 0.0, found.dots)
     return kernels.values(asked.kernel, dots, norms, index.store.norms[rows], asked.eps), found.method

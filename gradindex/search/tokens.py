@@ -8,19 +8,23 @@ from numpy.typing import NDArray
 
 from gradindex import kernels
 from gradindex.compute import tokens
+from gradindex.compute.exact import Evaluated
 from gradindex.compute.queries import Queries
 from gradindex.data.names import Tree
 from gradindex.data.source import Batch, Ids, take_rows
 from gradindex.data.tensors import as_numpy
 from gradindex.gradients import paths
 from gradindex.gradients.parameter import Floats
+from gradindex.gradients.ways import FORMED
 from gradindex.job import Job
 from gradindex.kernels import Kernel
 from gradindex.runtime import forking
 from gradindex.search.answer import PREFIXES, SIDES, Answer, Side
+from gradindex.search.question import Question
 from gradindex.store import Store
 
 _FOUND = "found_tokens"
+_MOST_CHECKS = 1.5  # for a result: above that, tokens of what was found are cheaper in a pass of their own
 
 
 class Entry(TypedDict):
@@ -90,21 +94,26 @@ class Grain:
         first, second = (_lengths(store, side.ids) for side in answer.sides)
         return cls(job, queries, answer, (first, second), query_lengths, kernel, eps)
 
-    def of_queries(self, batch_size: int) -> tuple[dict[str, NDArray[np.float64]], str]:
+    def of_queries(
+        self, batch_size: int, collector: "Collector | None" = None
+    ) -> tuple[dict[str, NDArray[np.float64]], str]:
         """Return what each token of the queries gives to the scores, and how that was computed.
 
         By names of an explanation's data: `token_scores` (m, t, k) and `opponent_token_scores`, NaN for missing results
         and behind the last token of a query shorter than others. The gradients of `batch_size` samples at most are held
-        at once.
+        at once. What a `collector` has already is not computed again.
         """
         parts, methods = [], set()
         for query in range(len(self.queries)):
             one, gradient = self._query(query)
             ids = self._found(query)
-            found = tokens.of_query(self.job.engine, self.job.source, one, gradient, ids, batch_size)
+            found = None if collector is None else collector.found
+            if found is None:
+                found = tokens.of_query(self.job.engine, self.job.source, one, gradient, ids, batch_size)
+            ids = found.ids
             methods.add(found.method)
             places = [np.minimum(np.searchsorted(ids, side.ids[query]), max(0, len(ids) - 1)) for side in self._sides]
-            by_sample = np.stack(found.products) if len(ids) else np.zeros((1, len(found.losses[0])))
+            by_sample = found.products if len(ids) else np.zeros((1, found.products.shape[1]))
             parts.append([self._scaled(query, side, by_sample[at].T) for side, at in enumerate(places)])
         width = max(one.shape[0] for one, _ in parts)
         both = [np.stack([_padded(part[side], width) for part in parts]) for side in (0, 1)]
@@ -175,6 +184,32 @@ class Grain:
 
     def _scaled(self, query: int, side: int, products: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(self._sides[side].ids[query] < 0, np.nan, products * self._factors(query, side))
+
+
+class Collector:
+    """Evaluates the candidates of a single query by formed gradients, and keeps what its tokens give on the way.
+
+    Where most candidates end up in the answer, their gradients are needed anyway, and a pass of their own is saved.
+    """
+
+    def __init__(self, job: Job, batch_size: int) -> None:
+        self._job, self._batch_size = job, batch_size
+        self.found: tokens.QueryTokens | None = None
+
+    @classmethod
+    def fit(cls, job: Job, asked: Question, queries: int, batch_size: int) -> "Collector | None":
+        """Return a collector if it saves something."""
+        few = asked.depth <= _MOST_CHECKS * asked.k
+        return cls(job, batch_size) if queries == 1 and asked.rerank and few else None
+
+    def __call__(self, queries: Batch | None, gradients: Floats, ids: Ids) -> Evaluated:
+        """Return exact inner products (1, c) of the query with its candidates (1, c); −1 is none."""
+        assert queries is not None, "a set of queries has no tokens"
+        wanted = np.unique(ids[ids >= 0])
+        engine, source = self._job.engine, self._job.source
+        self.found = tokens.of_query(engine, source, queries, gradients[0], wanted, self._batch_size)
+        places = np.minimum(np.searchsorted(wanted, ids), len(wanted) - 1)
+        return Evaluated(np.where(ids >= 0, self.found.whole[places], -np.inf), self.found.losses, FORMED)
 
 
 def of_found(data: dict[str, object], grain: Grain | None, rank: int, query: int, side: str) -> TokenScores:

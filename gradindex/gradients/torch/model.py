@@ -177,7 +177,8 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     parts = getattr(tensor, "__tensor_flatten__", None)
     if parts is not None:
         return b"".join(_bytes(getattr(tensor, name)) for name in parts()[0])
-    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    found: bytes = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return found
 
 
 def channels_last(leaf: Leaf) -> Leaf:
