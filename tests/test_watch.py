@@ -452,6 +452,7 @@ def test_the_watch_costs_a_millisecond_of_a_warm_answer():
     ways.check(FORWARD, [(one, one, one.norm**2)] * 16)
     ways._cost = 0.004
     assert [ways.due(FORWARD) for _ in range(9)] == [0, 0, 0, 1, 0, 0, 0, 1, 0]
+    assert [ways.due(FORWARD, products=20) for _ in range(20)].count(1) == 1  # as often for each product
     assert ways.due(STEPS) == 0
     with pytest.raises(WayDiffers, match=r"forward mode is off by up to 0\.1 of the norms' product"):
         ways.check(FORWARD, [(one, one, 1.1 * one.norm**2)])

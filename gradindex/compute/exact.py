@@ -202,8 +202,9 @@ def _check(
     At first, where the way is a pass `along` a query's gradient, that of the query with itself, too.
     """
     ways = engine.ways
-    count = int((candidates >= 0).sum(axis=1).max())
-    some = pairs(candidates, ways.due(found.method, -(-count // _FORWARD_BATCH)), ways.compared)
+    counts = (candidates >= 0).sum(axis=1)
+    passes = -(-int(counts.max()) // _FORWARD_BATCH)
+    some = pairs(candidates, ways.due(found.method, passes, int(counts.sum())), ways.compared)
     if not some:
         return
     with stage("compare"):

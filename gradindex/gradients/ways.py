@@ -28,7 +28,7 @@ TOKENS = "forward mode by token"
 _FIRST = 8  # products compared before the first answer of a way
 _ROWS, _EVERY = 8, 2000  # rows of formed gradients: compared at first, and one in so many later
 _RECENT = 64  # comparisons of a way that are judged together
-_SECONDS = 1e-3  # of comparing, for an answer
+_SECONDS, _USUAL = 1e-3, 100  # of comparing, for an answer of so many products; less for fewer
 
 
 class WayDiffers(Exception):
@@ -82,15 +82,16 @@ class Ways:
         """Whether a way has not been seen to disagree, and nothing is known that it misses."""
         return not self.distrusted and way not in self._wrong and way not in self._engine.blocked
 
-    def due(self, way: str, passes: int = 1) -> int:
-        """Return how many products of this way had better be compared now, of an answer that took so many passes."""
+    def due(self, way: str, passes: int = 1, products: int = _USUAL) -> int:
+        """Return how many products of this way had better be compared now, of so many that took so many passes."""
         if way == STEPS:
             return 0
         if way not in self._begun:
             return _FIRST
         if self._engine.suspect:
             return passes
-        self._saved = min(self._saved + _SECONDS, max(self._cost, _SECONDS))
+        earned = _SECONDS * min(1.0, products / _USUAL)
+        self._saved = min(self._saved + earned, max(self._cost, _SECONDS))
         if self._saved < self._cost:
             return 0
         self._saved -= self._cost

@@ -98,7 +98,7 @@ class Checks:
         self._best = np.sort(np.concatenate([self._best, values]))[-self._k :]
 
 
-def least(reached: NDArray[np.float64], kth: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+def least(reached: NDArray[np.float64], kth: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return how many candidates each query checks at least (m,), if they are checked one by one.
 
     Parameters
@@ -107,13 +107,9 @@ def least(reached: NDArray[np.float64], kth: NDArray[np.float64], k: int) -> NDA
         What candidates may reach, (m, c), in their order: descending.
     kth
         The k-th largest of the exact values so far, (m, c), see `running_kth`.
-    k
-        How many are wanted.
     """
     after = np.concatenate([reached[:, 1:], np.full((len(reached), 1), -np.inf)], axis=1)
-    enough = after < kth
-    enough[:, : k - 1] = False
-    enough |= after == -np.inf
+    enough = (after < kth) | (after == -np.inf)  # where there are fewer than k, the k-th value is −inf
     count: NDArray[np.int64] = np.minimum(enough.argmax(axis=1) + 1, np.isfinite(reached).sum(axis=1))
     return count
 
@@ -179,7 +175,6 @@ def _counts_of_cosines(
     with np.errstate(divide="ignore", invalid="ignore"):
         least_z = np.arctanh(np.clip(running_kth(values, k) - EVALUATION, -1, 1))
         enough = least_z[:, :-1] - z[:, 1:]  # margins below this stop here
-    enough[:, : k - 1] = -np.inf
     enough = np.where(np.isfinite(z[:, 1:]), enough, np.inf)
     most = np.concatenate([np.maximum.accumulate(enough, axis=1), np.full((len(z), 1), np.inf)], axis=1)
     hits = np.concatenate([np.zeros((len(z), 1), np.int64), true.cumsum(axis=1)], axis=1)
@@ -213,7 +208,7 @@ def _counts(
             near = np.take_along_axis(some, first, 1)
             order = np.take_along_axis(first, np.argsort(-near, axis=1, kind="stable"), 1)
             lines = left[:, None]
-            count = least(reached[lines, order], running_kth(values[lines, order], k), k)
+            count = least(reached[lines, order], running_kth(values[lines, order], k))
             hits = (true[lines, order] & (np.arange(order.shape[1]) < count[:, None])).sum(axis=1)
             done = np.full(len(left), True) if whole else count < width
             checks[left[done], place], missed[left[done], place] = count[done], k - np.minimum(k, hits[done])
