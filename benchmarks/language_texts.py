@@ -8,8 +8,8 @@ import numpy as np
 from language_models import words
 
 SYLLABLES = [
-    "bar", "cho", "dre", "fal", "gim", "hul", "jat", "kor", "lem", "mun", "nep", "ori", "pez", "qua", "ris", "sul", "tov",
-    "ulm", "vex", "wim", "xan", "yul", "zed",
+    "bar", "cho", "dre", "fal", "gim", "hul", "jat", "kor", "lem", "mun", "nep", "ori", "pez", "qua", "ris", "sul",
+    "tov", "ulm", "vex", "wim", "xan", "yul", "zed",
 ]  # fmt: skip
 FACTS, PARAPHRASES = 50, 3
 TEMPLATES = (
