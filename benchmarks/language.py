@@ -11,8 +11,8 @@ of the same, the gradient cosine, and whitened kernels, all by the stored rows o
 `facts`: 50 invented facts, each told three times in other words, among 5,000 texts. Each is asked for without its name,
 and with its other words in a second form, which the descriptions use as often; the share of its three texts among the
 first ten. `behaviours`: 2 % of 5,000 texts do something that words do not show; queries do it with other words. The
-loss of the behaving tokens alone is explained; the share of the first ten that behave. `selection`: 5 % of a mixed pool,
-chosen for a validation set of one section; the loss on held-out texts of that section after as many steps on
+loss of the behaving tokens alone is explained; the share of the first ten that behave. `selection`: 5 % of a mixed
+pool, chosen for a validation set of one section; the loss on held-out texts of that section after as many steps on
 each choice.
 """
 
