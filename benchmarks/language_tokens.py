@@ -8,7 +8,8 @@ is a process of its own, with an index of texts of 64 tokens. In it, four questi
 50 proponents and 50 opponents, every turn with another query: `one` (one token: ``tokens=-1``), `whole` (the text),
 `each` (``tokens="each"``: the text, and all its tokens by themselves) and `found` (of the answer to `whole`, the tokens
 of all texts that were found, ``result.tokens``). Times are the processor's for one thread, so that what else runs on
-the machine counts for little, and the clock's for several, which share the work.
+the machine counts for little, and the clock's for several, which share the work; the C library keeps its memory, as in
+`gradients.py`.
 
 `worst` is the largest difference of a query token's score from that of a plain backward pass on this token's loss, for
 the first proponents, relative to the largest of these scores; and the same for the tokens of the texts found.
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import record
+from gradients import KEPT
 
 FLOOR, AIM = 3.0, 1.5  # of each/one
 MODELS = "gpt2-lora", "llama"
@@ -190,7 +192,9 @@ def main() -> None:
             command += ["--neighbours", str(options.neighbours), "--rows", str(options.rows)]
             command += ["--repeats", str(options.repeats), *(["--quick"] if options.quick else [])]
             counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | counts)
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | KEPT | counts
+            )
             results.append(json.loads(done.stdout.splitlines()[-1]))
             print(line(results[-1]), flush=True)
             if options.out:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gradindex.compute.blocks import default_batch_size
 from gradindex.compute.exact import gradient_blocks
-from gradindex.compute.held_queries import dots, norms
+from gradindex.compute.held_queries import dots
 from gradindex.data.checks import check_finite
 from gradindex.data.source import Batch, Ids, Source, leaves, rectangles
 from gradindex.gradients.engine import Engine
@@ -147,8 +147,9 @@ def of_query(engine: Engine, source: Source, one: Batch, gradient: Floats, ids: 
             sample_losses.update(zip(block.ids.tolist(), formed.losses.tolist(), strict=True))
             if method == STEPS:
                 continue
-            engine.ways.check_sums(TOKENS, part.sum(axis=1), whole[here], query.norm, norms(formed.gradients))
             truths = [Truth(row, float(loss)) for row, loss in zip(formed.gradients, formed.losses, strict=True)]
+            lengths = np.array([one.norm for one in truths])
+            engine.ways.check_sums(TOKENS, part.sum(axis=1), whole[here], query.norm, lengths)
             places = [(i, int(j)) for i in range(len(block)) for j in labelled]
             _compare(engine, 1, [(one, 0, j, truths[i], float(part[i, j])) for i, j in places])
         return QueryTokens(ids, found, whole, sample_losses, method)

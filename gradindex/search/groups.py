@@ -24,6 +24,7 @@ from gradindex.search.answer import Answer, Side, joined
 from gradindex.search.options import SearchOptions
 from gradindex.search.question import Question
 from gradindex.sketch.groups import GroupsProjector
+from gradindex.sketch.unit_rows import normalise
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -137,13 +138,14 @@ def _scan(
     """
     store, selection, by_number = index.store, asked.selection, weights.numbers.astype(np.float64)
     norms = np.sqrt(np.square(rows, dtype=np.float64) @ by_number)
-    rows = rows * weights.numbers
+    own = np.linalg.norm(rows.astype(np.float64), axis=1)[:, None]
+    rows = normalise(rows) * weights.numbers  # products of tiny numbers would vanish in single precision
     best = np.full((2 * len(rows), asked.depth), -np.inf)
     near = np.full(best.shape, -1, np.int64)
     for first, block in store.blocks():
         lengths = store.norms[first : first + len(block)].astype(np.float64)
-        own = lengths * np.sqrt(np.square(block, dtype=np.float64) @ by_number)
-        found = kernels.values(asked.kernel, (rows @ block.T) * lengths, norms, own, asked.eps)
+        parts = lengths * np.sqrt(np.square(block, dtype=np.float64) @ by_number)
+        found = kernels.values(asked.kernel, own * (rows @ block.T) * lengths, norms, parts, asked.eps)
         if selection is not None:
             found[:, ~selection.mask[first : first + len(block)]] = -np.inf
             opposite = np.where(np.isneginf(found), -np.inf, -found)
