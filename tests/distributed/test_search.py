@@ -50,6 +50,16 @@ def test_ids_are_those_of_the_embedded_search(pair, kernel, where):
         assert_same(here.explain(**asked), there.explain(**asked))
 
 
+def test_a_calibrated_recall_is_that_of_the_embedded_search(pair):
+    here, there = pair
+    x, y = digits(400)
+    here.calibrate(x[ROWS:340], y[ROWS:340], k=5)
+    answers = [index.explain(x[340:350], y[340:350], k=5, recall=0.9) for index in pair]
+    assert_same(*answers)
+    assert answers[1].meta["params"]["recall"]["calibrated"] and (answers[1].expected_recall >= 0.9).all()
+    assert answers[1].checked.mean() < 100
+
+
 def test_missing_stays_missing(pair):
     here, there = pair
     for index in (here, there):
