@@ -5,8 +5,9 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +62,34 @@ class Texts:
 
 
 class Vocabulary:
-    """The words that occur at least twice in some texts."""
+    """The words that occur at least `least` times in some texts, and others that are named."""
 
-    def __init__(self, texts: Sequence[str], length: int) -> None:
+    def __init__(self, texts: Sequence[str], length: int, least: int = 3, others: Sequence[str] = ()) -> None:
         counts = Counter(word for text in texts for word in words(text))
-        self.names = ["[pad]", "[start]", "[end]", "[unknown]", *(word for word, n in counts.most_common() if n > 1)]
+        known = dict.fromkeys([*(word for word, n in counts.most_common() if n >= least), *others])
+        self.names = ["[pad]", "[start]", "[end]", "[unknown]", *known]
         self._number = {name: i for i, name in enumerate(self.names)}
         self.length = length
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def numbers(self, text: str) -> list[int]:
+        """Return a text's tokens: its words, or, of one that is not known, its parts of three letters if these are."""
+        found = []
+        for word in words(text):
+            parts = [word] if word in self._number else [word[i : i + 3] for i in range(0, len(word), 3)]
+            known = all(part in self._number for part in parts)
+            found += [self._number[part] for part in parts] if known else [UNKNOWN]
+        return found
+
     def encode(self, prompts: Sequence[str], answers: Sequence[str] | None = None, ends: bool = True) -> Texts:
         """Return texts, or prompts with answers, whose tokens alone have labels; `ends`: whether the end has one."""
         shape = len(prompts), self.length
         tokens, labels = np.full(shape, PAD, np.int64), np.full(shape, IGNORED, np.int64)
         for row, prompt in enumerate(prompts):
-            first = [START, *(self._number.get(word, UNKNOWN) for word in words(prompt))]
-            rest = [] if answers is None else [self._number.get(word, UNKNOWN) for word in words(answers[row])]
+            first = [START, *self.numbers(prompt)]
+            rest = [] if answers is None else self.numbers(answers[row])
             line = [*first, *rest, *([END] if ends else [])][: self.length]
             begin = 1 if answers is None else len(first)
             tokens[row, : len(line)] = line
@@ -123,15 +134,20 @@ def batches(texts: Texts, size: int, random: np.random.Generator) -> list[np.nda
 
 def train(
     model: GPT2LMHeadModel,
-    texts: Texts,
+    texts: Texts | Iterator[Texts],
     shape: Shape,
     seed: int,
     steps: int | None = None,
     record_at: Sequence[float] = (),
 ) -> CheckpointRecorder:
-    """Train by AdamW with a linearly falling rate, some steps or so many epochs; record checkpoints at shares of it."""
+    """Train by AdamW with a linearly falling rate, and record checkpoints at shares of the steps.
+
+    For `steps` steps, or for `shape.epochs` of the texts; these may be others in every epoch.
+    """
     random = np.random.default_rng(seed)
-    total = steps or shape.epochs * -(-len(texts) // shape.batch)
+    several = repeat(texts) if isinstance(texts, Texts) else texts
+    now = next(several)
+    total = steps or shape.epochs * -(-len(now) // shape.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=shape.rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / (0.05 * total)) * max(0.0, 1 - step / total)
@@ -140,8 +156,10 @@ def train(
     model.train()
     order: list[np.ndarray] = []
     for step in range(total):
-        order = order or batches(texts, shape.batch, random)
-        batch = texts.take(order.pop())
+        if not order:
+            now = next(several) if step else now
+            order = batches(now, shape.batch, random)
+        batch = now.take(order.pop())
         optimizer.zero_grad()
         used = int(batch.mask.sum(axis=1).max())
         x = {name: torch.from_numpy(part[:, :used]) for name, part in batch.x.items()}

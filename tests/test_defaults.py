@@ -14,6 +14,7 @@ from gradindex import serve as service
 from gradindex.cli import evaluate, influence, plan, serve
 from gradindex.cli import index_commands as commands
 from gradindex.cli import report as report_command
+from gradindex.cli import select as select_command
 from gradindex.evaluation import evaluate as run_evaluation
 from gradindex.influence.density import DensityInfluence
 from gradindex.influence.labels import label_disagreement
@@ -21,7 +22,7 @@ from gradindex.interop.sklearn import GradientNeighborsTransformer
 from gradindex.lifecycle.measure import measure
 from gradindex.lifecycle.options import BuildOptions
 from gradindex.relevance.base import Metric, Options
-from gradindex.search import audit, tuning
+from gradindex.search import audit, select, tuning
 from gradindex.search.options import SearchOptions
 from gradindex.store import Store
 
@@ -48,6 +49,8 @@ def agree(one, other):
     [
         (commands.build, BuildOptions, {"index", "seed", "batch_size", "overwrite", "index_memory", "shard_rows"}),
         (commands.explain, SearchOptions, {"k", "kernel", "rerank", "recall", "certify", "max_checks"}),
+        (select_command.select, gradindex.Index.select, {"budget", "by", "kernel", "hidden", "where"}),
+        (gradindex.Index.select, select.select, {"budget", "by", "kernel", "hidden", "where", "x", "y", "ids"}),
         (commands.verify, gradindex.Index.verify, {"queries", "k", "rerank", "seed", "max_seconds"}),
         (commands.verify, audit.verify, {"queries", "seed", "max_seconds"}),
         (commands.tune, gradindex.Index.tune, {"queries", "k", "seed"}),

@@ -119,8 +119,9 @@ def explain(
     against: Annotated[
         Path | None, typer.Option(help="FILE.npz of a contrast set, whose mean is taken off.", **FILE)
     ] = None,
-    candidates_from: Annotated[
-        list[Measure] | None, typer.Option(help="Evaluate and show the neighbours by this measure, too.")
+    measures: Annotated[
+        list[Measure] | None,
+        typer.Option("--candidates-from", help="Evaluate and show the neighbours by this measure, too."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -144,7 +145,7 @@ def explain(
         recall=recall,
         certify=certify,
         max_checks=max_checks,
-        candidates_from=tuple(candidates_from or ()),
+        candidates_from=tuple(measures or ()),
     )
     contrast = None if against is None else inputs.read_rows(against)
     result = index.explain(x, y, ids=wanted, where=chosen, options=options, reduce=reduce, against=contrast)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +125,7 @@ def contrast(index: "Index", against: Tree) -> tuple[queries.Queries | None, Ids
 
 def _by_gradients(
     index: "Index", asked: QuerySet, wanted: Wanted, others: lexical.Others, ids: Ids | None
-) -> tuple[Answer, dict[str, Any], NDArray[np.float64] | None, question.Question]:
+) -> tuple[Answer, dict[str, object], NDArray[np.float64] | None, question.Question]:
     """Return an answer by gradients, or by the rows of a metric, and how it was found.
 
     And the norms of the gradients that it is about, None where they are not those of queries by themselves; and the
@@ -165,7 +165,7 @@ def _by_gradients(
         answers, methods = [one for one, _ in pairs], {method for _, method in pairs}
     if options.certify and not searched:
         searched = {proofs.searched(index, question_, asked.rows)}
-    params = {
+    params: dict[str, object] = {
         "kernel": relevance.title(store.header.metric, parsed),
         "k": question_.k,
         "rerank": question_.depth if question_.rerank else 0,
@@ -261,14 +261,14 @@ def _doubted(index: "Index", answer: Answer) -> Answer:
 
 def _by_white_rows(
     index: "Index", asked: QuerySet, kernel: WhiteKernel, options: SearchOptions, selection: Selection | None
-) -> tuple[Answer, dict[str, Any]]:
+) -> tuple[Answer, dict[str, object]]:
     """Return an answer by whitened rows, and how it was found."""
     whitening.refuse_metric(index.store)
     rows = index.white
     if rows.missing:
         log.warning("%d samples are not whitened yet, and not found: whiten the index again", rows.missing)
     wanted = by_white_rows.ask(rows, kernel, options, selection)
-    params = {
+    params: dict[str, object] = {
         "kernel": kernel.value,
         "k": wanted.k,
         "rerank": 0,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gradindex.data.labels import as_array
+from gradindex.data.names import Leaf
 from gradindex.data.source import Tree, length, take_rows
 from gradindex.job import Job
 from gradindex.relevance.base import Rows
@@ -54,7 +55,7 @@ class Hidden:
         """Return h_last of a batch of inputs in its own shape (b, …), float64; raises like a call."""
         return as_array(self._found(x)[-1]).astype(np.float64)
 
-    def _found(self, x: Tree) -> Sequence[Any]:
+    def _found(self, x: Tree) -> Sequence[Leaf]:
         found = self._reader(x)
         if not found:
             raise ValueError("The model has no hidden layer: it has a single layer with parameters. Name layers=(…).")

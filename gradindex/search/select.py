@@ -131,7 +131,7 @@ class Chosen:
             f"{line}\nSimilarity of hidden vectors would choose {self.overlap:.1%} of them ({by_chance:.1%} by chance)."
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what was chosen and how, as JSON-ready values."""
         return {
             "ids": self.ids.tolist(),
