@@ -56,8 +56,8 @@ class Asked:
 class Planted:
     """Training texts with what was planted among them.
 
-    `facts` (facts, paraphrases) are the places of the texts that tell them, `questions` ask for them. Of each behaviour,
-    `behaving` says which texts (n,) do it, and `queries` do it with other words.
+    `facts` (facts, paraphrases) are the places of the texts that tell them, `questions` ask for them. Of each
+    behaviour, `behaving` says which texts (n,) do it, and `queries` do it with other words.
     """
 
     texts: list[str]

@@ -51,7 +51,7 @@ def test_ids_are_those_of_the_embedded_search(pair, kernel, where):
 
 
 def test_a_calibrated_recall_is_that_of_the_embedded_search(pair):
-    here, there = pair
+    here, _ = pair
     x, y = digits(400)
     here.calibrate(x[ROWS:340], y[ROWS:340], k=5)
     answers = [index.explain(x[340:350], y[340:350], k=5, recall=0.9) for index in pair]
