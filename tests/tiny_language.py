@@ -72,7 +72,7 @@ class Reader:
     def pieces(self, i):
         return self.texts[i].split()
 
-    def pieces_of(self, x):
+    def pieces_of(self, x, y=None):
         return [WORDS[number] for number in np.asarray(x["input_ids"][0]).ravel()]
 
     def answer(self, prompt, max_new_tokens=64):

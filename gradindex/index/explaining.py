@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 class Wanted:
     """What is asked about queries: how to search, and among which samples; which tokens, and which groups' numbers.
 
-    `own`: the queries' labels were given; else they are the model's predictions.
+    `own`: the queries' labels were given; else they are the model's predictions. `filtered`: only some samples may be
+    found, beside those that are not removed.
     """
 
     options: SearchOptions
@@ -49,6 +50,7 @@ class Wanted:
     words: Words
     groups: by_groups.GroupChoice | None
     own: bool
+    filtered: bool
 
     def refuse(self, asked: QuerySet) -> None:
         """Raise ValueError for what cannot be asked together."""
@@ -137,7 +139,7 @@ def _by_gradients(
         store,
         None if options.recall is None else index.calibrated(parsed, options.k),
         options,
-        where=selection is not None,
+        where=wanted.filtered,
         ids=ids is not None,
         labelled=wanted.own,
         another=_another(asked, wanted),

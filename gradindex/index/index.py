@@ -179,6 +179,7 @@ class Index(Measured):
             words=words,
             groups=groups,
             own=words.given or ids is not None or y is not None,
+            filtered=where is not None,
         )
         given = self.asked(x, y, ids, words)
         others, their_ids = explaining.contrast(self, against)

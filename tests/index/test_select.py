@@ -31,7 +31,7 @@ class Texts:
     def pieces(self, i):
         return [f"w{i}"] * (i % 7 + 1)
 
-    def pieces_of(self, x):
+    def pieces_of(self, x, y=None):
         return ["w0"]
 
     def answer(self, prompt, max_new_tokens=64):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gradindex.data.names import Tree
 from gradindex.data.tensors import as_numpy
 from gradindex.data.text import IGNORED, Messages
+from gradindex.defaults import SEED
 from gradindex.interop.language.encode import Encoder, Row, Text
 from gradindex.interop.language.samples import Sample
 
@@ -258,7 +259,7 @@ class MaskedEncoder(_Whole):
 
     text: str = "text"
     share: float = 0.15
-    seed: int = 0
+    seed: int = SEED
 
     def answer(self, logits: NDArray[np.float32], sample: Sample) -> str:
         """Return the tokens of the largest logits (t, V) in the places of the masks."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradindex.defaults import SEED
 from gradindex.interop.language import models, rows
 from gradindex.interop.language.encode_heads import ClassEncoder, MaskedEncoder, PairEncoder, TagEncoder
 from gradindex.interop.language.loss import ClassLoss, Reduction, TokenCrossEntropy
@@ -155,7 +156,7 @@ def masked_lm(
     *,
     text: str | None = None,
     mask_probability: float = 0.15,
-    seed: int = 0,
+    seed: int = SEED,
     max_length: int | None = None,
     columns: Columns = None,
     reduction: Reduction = "mean",
