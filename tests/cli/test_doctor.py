@@ -78,7 +78,9 @@ def test_it_knows_kerass_modules(monkeypatch):
     from gradindex.gradients.shares import shares
     from gradindex.words import Backend
 
-    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+    model = keras.Sequential(
+        [keras.layers.Input((4,)), keras.layers.Dense(3, name="first"), keras.layers.Dense(2, name="last")]
+    )
     model.layers[0].trainable = False
     engine = make_engine(model, keras.losses.MeanSquaredError(), backend=Backend.TENSORFLOW)
     first, last = shares(model, engine)
