@@ -3,6 +3,7 @@
 ``assets/<name>.json`` names the store by its seal and the ``.npy`` files by size and sha256.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def write(
         Take the place of what is published, whose files are deleted.
     """
     directory = store / DIRECTORY
-    before = _files_of(manifest_path(store, name)) if replace else set()
+    before = _files_of(manifest_path(store, name))
     location.make_directory(directory)
     files = {}
     for kind, array in arrays.items():
@@ -63,10 +64,11 @@ def write(
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
             files[kind] = vars(keep(part, directory, f"{name}.<tag>.{kind}.npy"))
     saved = {"store": seal, "asset": name, "about": dict(about or {}), "files": files}
-    try:
-        publish(manifest_path(store, name), saved, replace=replace)
-    except FileExistsError:
+    if not replace:
+        with contextlib.suppress(FileExistsError):
+            publish(manifest_path(store, name), saved)
         return
+    publish(manifest_path(store, name), saved, replace=True)
     for old in before - {entry["name"] for entry in files.values()}:
         unlink(directory / old)
 
