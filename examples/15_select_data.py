@@ -17,27 +17,33 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from texts import read
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import gradindex
+from gradindex import hugging_face
 from gradindex.search.lexical import Bm25
 
-LENGTH, PAD, START, IGNORED = 20, 0, 1, -100
+LENGTH, IGNORED = 20, -100
 SHARE, VALIDATION = 0.05, 64
 
 
-def encode(tokenizer: Tokenizer, texts: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of words and of the pieces of rare ones."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=3000, special_tokens=["[PAD]", "[UNK]"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return what the model takes, token numbers and mask (n, tokens), and labels: −100 where there is no token."""
-    tokens = np.full((len(texts), LENGTH), PAD, np.int64)
-    tokens[:, 0] = START
-    for row, text in zip(tokens, texts, strict=True):
-        found = tokenizer.encode(text).ids[: LENGTH - 1]
-        row[1 : 1 + len(found)] = found
-    mask = (tokens != PAD).astype(np.int64)
-    return {"input_ids": tokens, "attention_mask": mask}, np.where(mask == 1, tokens, IGNORED)
+    found = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np")
+    x = {name: found[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+    return x, np.where(x["attention_mask"] == 1, x["input_ids"], IGNORED)
 
 
 def loss_fn(output, y: torch.Tensor) -> torch.Tensor:
@@ -120,33 +126,27 @@ def main() -> None:
     rest = np.setdiff1d(np.arange(len(texts)), topic[: 2 * VALIDATION])
     base, pool = rest[::2], rest[1::2]
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    special = ["[PAD]", "[START]", "[UNK]"]
-    tokenizer.train_from_iterator(
-        [texts[i] for i in base], trainers.WordPieceTrainer(vocab_size=3000, special_tokens=special)
-    )
+    tokenizer = make_tokenizer([texts[i] for i in base])
     x, y = encode(tokenizer, texts)
     torch.manual_seed(options.seed)
     sizes = {"n_embd": width, "n_layer": 3, "n_head": 4, "n_positions": LENGTH, "use_cache": False}
-    words = tokenizer.get_vocab_size()
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=words, bos_token_id=START, eos_token_id=START, **sizes))
+    words = len(tokenizer)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=words, bos_token_id=0, eos_token_id=0, **sizes))
     train(model, some(x, base), y[base], steps, 2e-3, options.seed)
     print(f"{sum(one.numel() for one in model.parameters()):,} parameters, trained on {len(base)} texts", flush=True)
 
-    job = gradindex.Job(
-        model, loss_fn, (some(x, pool), y[pool]), task="regression", render=lambda i: texts[int(pool[int(i)])]
-    )
+    wanted = [texts[i] for i in validation]
+    job = hugging_face.causal_lm(model, tokenizer, [texts[i] for i in pool], max_length=LENGTH)
     index = gradindex.build(job, options.out / "index", whiten=True, overwrite=True)
     count = round(SHARE * len(pool))
     chosen: dict[str, np.ndarray] = {}
     for kernel in ("white_dot", "white_cos", "grad_cos"):
-        found = index.select(some(x, validation), y[validation], budget=count, kernel=kernel)
+        found = index.select(text=wanted, budget=count, kernel=kernel)
         print(found)
         chosen[f"kernel {kernel}"] = found.ids
         if found.hidden is not None:
             chosen["hidden vectors"] = found.hidden.ids
-    lexical = by_words([texts[i] for i in pool], [texts[i] for i in validation], count)
+    lexical = by_words([texts[i] for i in pool], wanted, count)
     if lexical is not None:
         chosen["BM25"] = lexical
     chosen["at random"] = np.random.default_rng(options.seed).permutation(len(pool))[:count]

@@ -50,7 +50,7 @@ def agree(one, other):
         (commands.build, BuildOptions, {"index", "seed", "batch_size", "overwrite", "index_memory", "shard_rows"}),
         (commands.explain, SearchOptions, {"k", "kernel", "rerank", "recall", "certify", "max_checks"}),
         (select_command.select, gradindex.Index.select, {"budget", "by", "kernel", "hidden", "where"}),
-        (gradindex.Index.select, select.select, {"budget", "by", "kernel", "hidden", "where", "x", "y", "ids"}),
+        (gradindex.Index.select, select.select, {"budget", "by", "kernel", "hidden", "where"}),
         (commands.verify, gradindex.Index.verify, {"queries", "k", "rerank", "seed", "max_seconds"}),
         (commands.verify, audit.verify, {"queries", "seed", "max_seconds"}),
         (commands.tune, gradindex.Index.tune, {"queries", "k", "seed"}),

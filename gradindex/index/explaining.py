@@ -1,7 +1,7 @@
 """One call of `Index.explain`: from queries, alone or as a set, to an explanation."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -115,9 +115,17 @@ def explain(
 
 
 def contrast(index: "Index", against: Tree) -> tuple[queries.Queries | None, Ids | None]:
-    """Return the labelled queries of a contrast set, (x, y) or ids, and their ids if these were given."""
+    """Return the labelled queries of a contrast set, (x, y), ids or queries in words, and their ids if it is ids."""
     if against is None:
         return None, None
+    if isinstance(against, Mapping):
+        names = {one.name for one in fields(Words)} - {"tokens"}
+        if not against.keys() <= names:
+            raise ValueError(
+                f"against is a dict of {sorted(map(str, against))}: expected queries in words, some of {sorted(names)}, "
+                "or inputs and labels as a pair, (x, y)."
+            )
+        return index.asked(None, None, None, Words(**against)).queries, None
     pair = isinstance(against, tuple) and len(against) == 2 and not all(isinstance(one, Integral) for one in against)
     if pair:
         return index.labelled(*against), None

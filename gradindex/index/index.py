@@ -125,8 +125,9 @@ class Index(Measured):
             in q (white_dot, grad_dot, grad_asym_dot) or in q / ‖q‖ (the cosines): exact, and certified, as those of
             a query. Of the best, all candidates are compared with all queries.
         against
-            A contrast set: (x, y), or ids. The mean of the kernel's values over it is taken from that of the queries
-            (from each query's own with ``'each'``; from the sum its sum).
+            A contrast set: (x, y), ids, or queries in words, such as ``{"prompt": …, "answer": …}``. The mean of the
+            kernel's values over it is taken from that of the queries (from each query's own with ``'each'``; from the
+            sum its sum).
 
         Returns
         -------
@@ -193,14 +194,39 @@ class Index(Measured):
         y: Tree = None,
         *,
         ids: ArrayLike | None = None,
+        text: str | Sequence[str] | None = None,
+        prompt: Prompt | Sequence[Prompt] | None = None,
+        answer: str | Sequence[str] | None = None,
+        messages: Messages | Sequence[Messages] | None = None,
         budget: str | int = BUDGET,
         by: str = "mean",
         kernel: str | None = None,
         where: Where | None = None,
         hidden: bool = True,
     ) -> choosing.Chosen:
-        """Choose the training samples that a validation set wants most; see `gradindex.search.select.select`."""
-        return choosing.select(self, x, y, ids=ids, budget=budget, by=by, kernel=kernel, where=where, hidden=hidden)
+        """Choose the training samples that a validation set wants most, by one scan of the index.
+
+        Parameters
+        ----------
+        x, y, ids, text, prompt, answer, messages
+            The validation set, as `explain` takes queries.
+        budget, by, kernel, where, hidden
+            How much, and how it is chosen; see `gradindex.search.select.select`.
+
+        Returns
+        -------
+        gradindex.search.select.Chosen
+            The samples, best first; its `save` writes a Parquet file.
+
+        Raises
+        ------
+        ValueError
+            As `explain` and `scores`; for an unknown `by`; for a budget that is none, or of tokens in a job without
+            texts.
+        """
+        words = Words(text=text, prompt=prompt, answer=answer, messages=messages)
+        asked = self.asked(x, y, ids, words).queries
+        return choosing.select(self, asked, budget=budget, by=by, kernel=kernel, where=where, hidden=hidden)
 
     @pinned
     def search(

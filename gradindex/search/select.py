@@ -13,12 +13,12 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gradindex import kernels, relevance
 from gradindex.ann.selection import select as selected_rows
 from gradindex.compute.queries import Queries
-from gradindex.data.names import Tree, Where
+from gradindex.data.names import Where
 from gradindex.data.source import Ids
 from gradindex.defaults import BLOCK_ROWS, BUDGET
 from gradindex.job import Job
@@ -171,10 +171,8 @@ class Chosen:
 
 def select(
     index: "Index",
-    x: Tree = None,
-    y: Tree = None,
+    asked: Queries,
     *,
-    ids: ArrayLike | None = None,
     budget: str | int = BUDGET,
     by: str = "mean",
     kernel: str | None = None,
@@ -187,8 +185,8 @@ def select(
     ----------
     index
         An index opened with its job.
-    x, y, ids
-        The validation set, as `Index.explain` takes queries.
+    asked
+        The validation set, labelled.
     budget
         How much: a share of the samples such as ``"5%"``, so many samples, or ``"20000tokens"``: samples in their order
         until the next one would not fit; the job must have `texts`.
@@ -213,7 +211,6 @@ def select(
         As `Index.scores`; for an unknown `by`; for a budget that is none, or of tokens in a job without texts.
     """
     rule = choose_word(Rank, by, "by")
-    asked = index.labelled(x, y, ids)
     selection = selected_rows(index.store, where)
     allowed = np.arange(len(index.store)) if selection is None else np.flatnonzero(selection.mask)
     wanted = parse_budget(budget, len(allowed))

@@ -222,5 +222,38 @@ def test_what_has_no_meaning_is_refused(torch_case):
         torch_case.explain(reduce="mean", eps=0.1)
     with pytest.raises(ValueError, match="ids is empty"):
         torch_case.explain(reduce="mean", against=[])
+    with pytest.raises(ValueError, match=r"against is a dict of \['x'\]: expected queries in words, some of \['a"):
+        torch_case.explain(reduce="mean", against={"x": torch_case.x})
     values = oracles.kernel("grad_cos", torch_case.gradients[:M], torch_case.train, eps=0.1)
     assert_is(torch_case.explain(reduce="max", eps=0.1, rerank=N), values.max(axis=0), values.min(axis=0))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    pytest.importorskip("torch")
+    from tests import tiny_language
+
+    job = tiny_language.job(40)
+    return gradindex.build(job, tmp_path_factory.mktemp("sets") / "i"), job.texts
+
+
+def test_sets_and_contrasts_in_words(texts):
+    index, reader = texts
+    x, y = reader.encode(prompt="the cat", answer="sat on")
+    ran = {"prompt": "the cat", "answer": "ran on"}
+    want = index.explain(x, y, k=4, against=reader.encode(**ran), rerank=40)
+    found = index.explain(prompt="the cat", answer="sat on", k=4, rerank=40, against=ran)
+    assert_array_equal(found.ordered_indices, want.ordered_indices)
+    assert_allclose(found.scores, want.scores, atol=1e-6)
+    two = ["the cat sat on a mat", "the dog sat on a mat and then it barked"]
+    several = index.explain(text=two, reduce="mean", k=4, rerank=40)
+    each = index.explain(text=two, k=40, rerank=40)
+    order = np.argsort(each.ordered_indices, axis=1)
+    values = np.take_along_axis(each.scores, order, 1).mean(axis=0)
+    assert_allclose(several.scores[0], values[several.ordered_indices[0]], atol=1e-5)
+    chosen = index.select(text=two, budget="21tokens")
+    assert 10 < chosen.tokens.sum() <= 21
+    with pytest.raises(ValueError, match="tokens='each' tells the influence on the tokens of one query, and a set has"):
+        index.explain(text="the cat sat", tokens="each", reduce="mean")
+    with pytest.raises(ValueError, match="groups cannot be asked about together with reduce or against"):
+        index.explain(text="the cat sat", groups="x", reduce="mean")
