@@ -153,9 +153,9 @@ def compare(engine: Engine, held: "Held", batch: Batch, products: NDArray[np.flo
         If they disagree.
     """
     ways, queries = engine.ways, held.queries
-    some = pairs(np.zeros(products.shape, np.int64), ways.due(held.way), ways.compared)
     if queries is None:  # gradients of training steps: their products are what others are compared with
         return
+    some = pairs(np.zeros(products.shape, np.int64), ways.due(held.way), ways.compared)
     ways.check(
         held.way,
         (

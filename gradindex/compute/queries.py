@@ -49,13 +49,13 @@ class Queries:
 
     def predicted_classes(self, engine: Engine) -> NDArray[np.int64] | None:
         """Return the classes (m,) that the model predicts; None if its outputs are no scores of classes."""
-        if not has_ragged(self.x, None) and sum(map(len, self.seen)) == len(self):
+        if sum(map(len, self.seen)) == len(self):
             return labels.predicted_classes(self.outputs(engine))
         return predicted_classes(engine, self.x)
 
     def see(self, begin: int, found: Floats | None) -> None:
-        """Keep the outputs for queries from `begin` on, if those for all before them are known."""
-        if found is not None and begin == sum(map(len, self.seen)):
+        """Keep the outputs for queries from `begin` on, if those for all before them are known; of one shape alone."""
+        if found is not None and begin == sum(map(len, self.seen)) and not has_ragged(self.x, None):
             self.seen.append(found)
 
 

@@ -209,10 +209,10 @@ def _compare(engine: Engine, passes: int, places: list[_Compared]) -> None:
     chosen = np.random.default_rng(ways.compared).choice(len(places), count, replace=False).tolist()
     ways.check(
         TOKENS,
-        [
+        (
             (direction, ways.token_truth(_one(batch, sample), token), product)
             for batch, sample, token, direction, product in (places[place] for place in sorted(chosen))
-        ],
+        ),
     )
 
 

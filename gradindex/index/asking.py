@@ -1,7 +1,6 @@
 """An index as queries meet it: what they must look like, and their gradients as rows beside the stored ones."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +14,6 @@ from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
 from gradindex.index.state import Changing
 from gradindex.search import cascade, texts
-from gradindex.search.answer import Answer
 from gradindex.search.sets import AT_ONCE
 from gradindex.search.texts import Asked, Words
 from gradindex.sketch.unit_rows import normalise
@@ -46,14 +44,6 @@ class Askable(Changing):
         products, losses = self.rows.evaluate(held, self.store.ids[rows])
         self.changed.append(cascade.compare_losses(self.store, losses))
         return products
-
-    def _doubted(self, answer: Answer) -> Answer:
-        """Return an answer without what samples that have changed, or wrong stored rows, leave unproved."""
-        if len(changed := np.concatenate([*self.changed, np.empty(0, np.int64)])):
-            answer = Answer(*(side.without(changed) for side in answer.sides))
-        if any(side.proved.any() for side in answer.sides):  # by bounds, which hold for right rows only
-            answer = Answer(*(replace(side, proved=side.proved & self.at_hand.rows_hold) for side in answer.sides))
-        return answer
 
     @property
     def example(self) -> Batch:

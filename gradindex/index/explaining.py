@@ -122,8 +122,8 @@ def contrast(index: "Index", against: Tree) -> tuple[queries.Queries | None, Ids
         names = {one.name for one in fields(Words)} - {"tokens"}
         if not against.keys() <= names:
             raise ValueError(
-                f"against is a dict of {sorted(map(str, against))}: expected queries in words, some of {sorted(names)}, "
-                "or inputs and labels as a pair, (x, y)."
+                f"against is a dict of {sorted(map(str, against))}: expected queries in words, some of "
+                f"{sorted(names)}, or inputs and labels as a pair, (x, y)."
             )
         return index.asked(None, None, None, Words(**against)).queries, None
     pair = isinstance(against, tuple) and len(against) == 2 and not all(isinstance(one, Integral) for one in against)

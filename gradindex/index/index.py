@@ -110,8 +110,8 @@ class Index(Measured):
             Or what is asked, and what is said: the answer's tokens have a loss. None: the model's own answer, the most
             likely token each time; it is in `query_answers`.
         messages
-            Or a conversation, of which the last message of the assistant has a loss; where it ends with another's, the
-            model answers.
+            Or a conversation, of which the assistant's messages have a loss; where it ends with another's, the model
+            answers.
         tokens
             Which tokens of the queries are asked about, by their places in `query_tokens`: a slice, or one. The loss is
             theirs alone then: their mean, where it is a mean. ``'each'``: all, as ever, and each by itself beside.

@@ -22,6 +22,7 @@ from gradindex.runtime.interrupts import kept_if_possible
 from gradindex.runtime.progress import progress_bar
 from gradindex.search import adaptive, calibration, cascade, question, stopping
 from gradindex.search.calibration import FIFTHS, About, Calibration
+from gradindex.search.checking import store_removed
 from gradindex.search.coverage import ROUNDING
 from gradindex.search.options import SearchOptions
 from gradindex.search.question import Question
@@ -87,7 +88,7 @@ def calibrate(
             if not seconds.size:
                 seconds = _seconds(index, wanted, batch, gradients, sketches, norms, found[-1][0][0])
     _refuse_training_samples(shared, len(asked))
-    removed = 0 if store.alive is None else int((~store.alive).sum())
+    removed = store_removed(store)
     result = _joined(
         parts,
         About(

@@ -206,8 +206,8 @@ class Others:
         allowed = np.arange(len(self.store)) if selection is None else np.flatnonzero(selection.mask)
         depth, found = min(depth, len(allowed)), []
         for name in self.scorers:
-            lines = [scores[allowed] for scores in self.lines(name)]
-            found.append(np.stack([allowed[np.argpartition(-line, depth - 1)[:depth]] for line in lines]))
+            best = [allowed[np.argpartition(-scores[allowed], depth - 1)[:depth]] for scores in self.lines(name)]
+            found.append(np.stack(best))
         return np.hstack(found).astype(np.int64)
 
     def columns(self, answer: Answer) -> tuple[dict[str, Scores], dict[str, Scores]]:

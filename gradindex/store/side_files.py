@@ -55,7 +55,7 @@ def write(
         Take the place of what is published, whose files are deleted.
     """
     directory = store / DIRECTORY
-    before = _files_of(manifest_path(store, name))
+    before = _files_of(manifest_path(store, name)) if replace else set()
     location.make_directory(directory)
     files = {}
     for kind, array in arrays.items():

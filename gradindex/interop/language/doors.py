@@ -95,8 +95,7 @@ def causal_lm(
     """
     model = models.whole(model)
     longest = models.longest(model, tokenizer, max_length)
-    given, read = rows.read(dataset, cache), None
-    row, read = rows.first(given)
+    row, read = rows.first(rows.read(dataset, cache))
     fields = _causal_fields(row, text, messages, prompt, completion)
     if packing and "input_ids" in row and not fields:
         read = _unpacked(read, columns)

@@ -76,6 +76,8 @@ class Texts:
                 f"A query is one of text, prompt (with its answer), or messages; got {' and '.join(given) or 'none'}."
             )
         question = text if self._encoder.answers_texts and prompt is None else prompt
+        if answer is not None and question is None:
+            raise ValueError(f"An answer goes with a prompt, and this query is {given[0]}: give prompt= and answer=.")
         if answer is None and question is not None:
             answer = self.answer(question)
         found = self._encoder.query(text, prompt, answer, messages)
@@ -149,10 +151,8 @@ class Texts:
         """Return each token as the text that it adds to those before it; a character of several tokens, at the last."""
         tokenizer, numbers = self._encoder.tokenizer, np.asarray(ids).tolist()
         found: list[str] = []
-        begin, read = (
-            0,
-            0,
-        )  # of what is decoded together, as some tokens depend on those before; of what is not told yet
+        begin = 0  # of what is decoded together, as some tokens depend on those before
+        read = 0  # of what is not told yet
         for end in range(1, len(numbers) + 1):
             before = tokenizer.decode(numbers[begin:read], clean_up_tokenization_spaces=False)
             whole = tokenizer.decode(numbers[begin:end], clean_up_tokenization_spaces=False)
