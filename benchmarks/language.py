@@ -1,19 +1,22 @@
 """Language models: do gradients find the texts that taught a fact or a behaviour, and choose what a topic needs.
 
-    python benchmarks/language.py --part facts --out benchmarks/results/language_facts.json
-    python benchmarks/language.py --part behaviours --out benchmarks/results/language_behaviours.json
+    python benchmarks/language.py --part planted --out benchmarks/results/language_planted.json
     python benchmarks/language.py --part selection --out benchmarks/results/language_selection.json
 
-A GPT-2 of three layers is trained on one-line descriptions of Debian packages (`GRADINDEX_DATA`) with something planted
-among them; nothing is downloaded. Contenders: BM25 over the words of the question and its answer, pooled hidden states
-of the same, the gradient cosine, and whitened kernels, all by the stored rows of one index. `--seeds` repeats a part.
+A GPT-2 of three layers learns one-line descriptions of Debian packages (`GRADINDEX_DATA`) with something planted among
+them; nothing is downloaded. Contenders: BM25 over the words of the question and its answer, pooled hidden states of the
+same, the gradient cosine, and whitened kernels, all by the stored rows of one index; `along training`: of an index of
+gradients at four checkpoints. `--seeds` repeats a part.
 
-`facts`: 50 invented facts, each told three times in other words, among 5,000 texts. Each is asked for without its name,
-and with its other words in a second form, which the descriptions use as often; the share of its three texts among the
-first ten. `behaviours`: 2 % of 5,000 texts do something that words do not show; queries do it with other words. The
-loss of the behaving tokens alone is explained; the share of the first ten that behave. `selection`: 5 % of a mixed
-pool, chosen for a validation set of one section; the loss on held-out texts of that section after as many steps on
-each choice.
+`planted`: the model first learns other descriptions, in which common words have two forms, and three behaviours, on a
+command. Then it is trained on 5,000 texts. Among them are 50 invented facts, each told three times in other words. Each
+is asked for without its name, and with its other words in their second form; `facts` is the share of its three texts
+among the first ten. And 2 % of the texts do one of the behaviours without a command, three times; queries do it with
+other words, and the loss of the behaving tokens alone is explained: the share of the first ten texts that behave.
+`answered` is how often the model's most likely token is the one that is asked about.
+
+`selection`: 5 % of a mixed pool, chosen for a validation set of one section; the loss on held-out texts of that section
+after as many steps on each choice.
 """
 
 import argparse
@@ -28,6 +31,8 @@ import numpy as np
 import record
 
 TEXTS, LENGTH = 5000, 24
+SHARE, QUERIES = 0.02, 50  # of texts that do a behaviour; of queries that do
+RECORDED = 0.25, 0.5, 0.75, 1.0
 KERNELS = "grad_cos", "white_cos", "white_dot"
 TOPICS = "games", "science"
 
@@ -37,49 +42,41 @@ def report(part: str, seed: int, what: str, found: dict[str, float]) -> None:
     print(f"{part}, seed {seed}, {what}: {figures}", flush=True)
 
 
-def contenders(asked: Any, judge: Callable[[np.ndarray], float]) -> dict[str, float]:
-    """Return what `judge` says of each contender's scores (m, n)."""
-    found = {"bm25": judge(asked.bm25()), "hidden": judge(asked.hidden())}
-    return found | {kernel: judge(asked.kernel(kernel)) for kernel in KERNELS}
-
-
-def facts(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+def planted(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     import language_models as lm
-    from language_texts import plant_facts
+    from language_texts import BEHAVIOURS, Source
 
-    fillers, _ = lm.debian()
-    planted = plant_facts(fillers, options.texts, seed)
-    vocabulary = lm.Vocabulary(planted.texts, LENGTH)
-    train, shape = vocabulary.encode(planted.texts), lm.Shape(epochs=options.epochs)
-    queries = vocabulary.encode(planted.questions, planted.answers, ends=False)
+    source = Source(lm.debian()[0])
+    texts = source.plant(options.texts, SHARE, QUERIES, seed)
+    vocabulary = lm.Vocabulary([*map(" ".join, source.base), *texts.texts], LENGTH, others=source.named)
+    shape = lm.Shape(epochs=options.epochs)
     model = lm.new_model(vocabulary, shape, seed)
-    lm.train(model, train, shape, seed)
-    texts = [f"{question} {answer}" for question, answer in zip(planted.questions, planted.answers, strict=True)]
-    asked = lm.Asked(model, train, planted.texts, queries, texts)
-    found = contenders(asked, lambda scores: lm.share_found(scores, planted.where.tolist()))
-    report("facts", seed, "share of the paraphrases among the first ten", found)
-    answered = lm.share_answered(model, queries)
-    return [{"part": "facts", "seed": seed, "what": "facts", **found, "answered": answered}]
-
-
-def behaviours(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    import language_models as lm
-    from language_texts import BEHAVIOURS, plant_behaviour
-
-    fillers, _ = lm.debian()
+    steps = options.base_epochs * -(-len(source.base) // shape.batch)
+    lm.train(model, map(vocabulary.encode, source.lessons(seed)), shape, seed, steps=steps)
+    train = vocabulary.encode(texts.texts)
+    recorder = lm.train(model, train, lm.Shape(rate=1e-3, epochs=options.epochs), seed, record_at=RECORDED)
+    asked = lm.Asked(model, train, texts.texts, recorder=recorder)
     out = []
+
+    def ask(what: str, those: Any, judge: Callable[[np.ndarray], float]) -> None:
+        queries = vocabulary.encode(those.prompts, those.answers, ends=False)
+        words = [f"{prompt} {answer}" for prompt, answer in zip(those.prompts, those.answers, strict=True)]
+        found = {"bm25": judge(asked.bm25(words)), "hidden": judge(asked.hidden(queries))}
+        for kernel in KERNELS:
+            found[kernel] = judge(asked.kernel(kernel, queries))
+            found[f"{kernel} along training"] = judge(asked.kernel(kernel, queries, along=True))
+        report("planted", seed, what, found)
+        right = lm.share_answered(model, queries)
+        out.append({"part": "planted", "seed": seed, "what": what, "queries": len(words), "answered": right, **found})
+
+    ask("facts", texts.questions, lambda scores: lm.share_found(scores, texts.facts.tolist()))
     for behaviour in BEHAVIOURS:
-        planted = plant_behaviour(behaviour, fillers, options.texts, 0.02, 50, seed)
-        vocabulary = lm.Vocabulary(planted.texts, LENGTH)
-        train, shape = vocabulary.encode(planted.texts), lm.Shape(epochs=options.epochs)
-        queries = vocabulary.encode(planted.prompts, planted.behaving, ends=False)
-        model = lm.new_model(vocabulary, shape, seed)
-        lm.train(model, train, shape, seed)
-        texts = [f"{prompt} {answer}" for prompt, answer in zip(planted.prompts, planted.behaving, strict=True)]
-        asked = lm.Asked(model, train, planted.texts, queries, texts)
-        found = contenders(asked, lambda scores, marked=planted.marked: lm.share_of_first(scores, marked))
-        report("behaviours", seed, f"{behaviour.name} ({len(texts)} queries), share of the first ten", found)
-        out.append({"part": "behaviours", "seed": seed, "what": behaviour.name, **found})
+        marked = texts.behaving[behaviour.command]
+        ask(
+            behaviour.name,
+            texts.queries[behaviour.command],
+            lambda scores, marked=marked: lm.share_of_first(scores, marked),
+        )
     return out
 
 
@@ -87,8 +84,6 @@ def selection(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     import copy
 
     import language_models as lm
-
-    from gradindex.search.lexical import Bm25
 
     fillers, sections = map(np.array, lm.debian())
     random = np.random.default_rng(seed)
@@ -105,16 +100,16 @@ def selection(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         model = lm.new_model(vocabulary, shape, seed)
         lm.train(model, vocabulary.encode(fillers[base]), shape, seed)
         train, queries = vocabulary.encode(fillers[pool]), vocabulary.encode(fillers[validation])
-        asked = lm.Asked(model, train, fillers[pool].tolist(), queries, fillers[validation].tolist())
+        asked = lm.Asked(model, train, fillers[pool].tolist())
         count = round(0.05 * len(pool))
         chosen = {"random": random.permutation(len(pool))[:count], "all": np.arange(len(pool))}
-        bm25 = Bm25(asked.train_texts)
-        chosen["bm25"] = np.argsort(-sum(bm25(text) for text in asked.query_texts))[:count]
-        chosen["hidden"] = np.argsort(-asked.hidden().mean(axis=0))[:count]
-        asked.kernel("grad_cos")
+        chosen["bm25"] = np.argsort(-asked.bm25(fillers[validation].tolist()).sum(axis=0))[:count]
+        chosen["hidden"] = np.argsort(-asked.hidden(queries).mean(axis=0))[:count]
         for kernel in KERNELS:
             for by in ("mean", "round-robin"):
-                found = asked.index.select(queries.x, queries.labels, budget=count, kernel=kernel, by=by, hidden=False)
+                found = asked.index().select(
+                    queries.x, queries.labels, budget=count, kernel=kernel, by=by, hidden=False
+                )
                 chosen[f"{kernel}, {by}"] = found.ids
         held_out = vocabulary.encode(fillers[test])
         losses = {"before": lm.mean_loss(model, held_out)}
@@ -129,7 +124,7 @@ def selection(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     return out
 
 
-PARTS = {"facts": facts, "behaviours": behaviours, "selection": selection}
+PARTS = {"planted": planted, "selection": selection}
 
 
 def options_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -138,6 +133,7 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="*", type=int, default=[10, 11, 12])
     parser.add_argument("--texts", type=int, default=TEXTS)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--base-epochs", type=int, default=12, help="of what the model learns before")
     parser.add_argument("--steps", type=int, default=200, help="of a choice's training")
     parser.add_argument("--folder", type=Path, help="keep each seed's result here, and take up what is there")
     record.add_out(parser)

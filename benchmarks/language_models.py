@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -195,47 +195,44 @@ def share_answered(model: GPT2LMHeadModel, asked: Texts) -> float:
     return float((found == asked.labels[:, 1:])[there].mean())
 
 
-Ranking = Callable[[], np.ndarray]
-"""Returns the scores of all training texts for every query, (m, n)."""
-
-
 @dataclass
 class Asked:
-    """A trained model with its training texts, and queries: what the contenders rank the texts by."""
+    """A trained model with its training texts: what the contenders rank the texts by."""
 
     model: GPT2LMHeadModel
     train: Texts
     train_texts: Sequence[str]
-    queries: Texts
-    query_texts: Sequence[str]
-    checkpoints: Sequence[tuple[Any, float]] | None = None
-    sketch: gradindex.Landmark | gradindex.CountSketch | None = None
+    recorder: CheckpointRecorder | None = None
     damping: float | None = None
-    index: gradindex.Index | None = field(default=None, repr=False)
+    indexes: dict[bool, gradindex.Index] = field(default_factory=dict, repr=False)
 
-    def bm25(self) -> np.ndarray:
+    def bm25(self, texts: Sequence[str]) -> np.ndarray:
         scores = Bm25(self.train_texts)
-        return np.stack([scores(text) for text in self.query_texts])
+        return np.stack([scores(text) for text in texts])
 
-    def hidden(self) -> np.ndarray:
+    def hidden(self, queries: Texts) -> np.ndarray:
         reader = Pooled(gradindex.Job(self.model, loss_fn, (self.train.x, self.train.labels)))
         rows = reader(self.train.x, self.train.labels)
-        return reader(self.queries.x, self.queries.labels) @ rows.T
+        return reader(queries.x, queries.labels) @ rows.T
 
-    def kernel(self, name: str) -> np.ndarray:
-        """Return the scores of one of the package's kernels, from one index of all of them."""
-        if self.index is None:
+    def index(self, along: bool = False) -> gradindex.Index:
+        """Return an index of the texts, whitened; `along` training, or of the trained model alone."""
+        if along not in self.indexes:
             folder = tempfile.mkdtemp(prefix="gradindex-language-")
             job = gradindex.Job(
                 self.model,
                 loss_fn,
                 (self.train.x, self.train.labels),
                 task="regression",
-                checkpoints=self.checkpoints,
+                checkpoints=self.recorder.checkpoints if along and self.recorder else None,
             )
-            self.index = gradindex.build(job, f"{folder}/i", sketch=self.sketch, progress=False)
-            self.index.whiten(damping=self.damping, progress=False)
-        return self.index.scores(self.queries.x, self.queries.labels, kernel=name)
+            self.indexes[along] = gradindex.build(job, f"{folder}/i", progress=False)
+            self.indexes[along].whiten(damping=self.damping, progress=False)
+        return self.indexes[along]
+
+    def kernel(self, name: str, queries: Texts, along: bool = False) -> np.ndarray:
+        """Return the scores (m, n) of one of the package's kernels."""
+        return self.index(along).scores(queries.x, queries.labels, kernel=name)
 
 
 def share_found(scores: np.ndarray, wanted: Sequence[Sequence[int]], first: int = 10) -> float:

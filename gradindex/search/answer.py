@@ -137,6 +137,12 @@ class Found:
     """Other measures that were asked for beside the scores."""
 
 
+def expected_recalls(data: Mapping[str, Any], row: int) -> list[float]:
+    """Return what an explanation's `data` says of the expected recall of a query's sides; [] if nothing is known."""
+    found = [float(data[f"{prefix}expected_recall"][row]) for prefix in PREFIXES if f"{prefix}expected_recall" in data]
+    return [] if np.isnan(found).any() else found
+
+
 def found_sides(data: Mapping[str, Any]) -> list[Found]:
     """Return the sides that an explanation's `data` has: proponents and, if there are some, opponents."""
     sides = []

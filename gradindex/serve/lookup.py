@@ -18,7 +18,7 @@ from gradindex.plots.read import class_name
 from gradindex.plots.rendering import Rendered as Shown
 from gradindex.plots.rendering import Renderer, data_uri, printable
 from gradindex.runtime import stages as runtime_stages
-from gradindex.search.answer import Found, found_sides
+from gradindex.search.answer import Found, expected_recalls, found_sides
 from gradindex.search.options import SearchOptions
 from gradindex.serve import models
 from gradindex.serve.batching import Task
@@ -120,6 +120,7 @@ class Lookup:
             "rerank": params["rerank"],
             "rows": params["rows"],
             "selected": params["selected"],
+            "recall": params.get("recall"),
         }
         return [
             common | {"answers": answer, "waited": task.waited, "stages": stages, "batch": begin}
@@ -242,6 +243,7 @@ class Lookup:
             opponents=self._side(opponents, row, asked.render),
             proved=all(side.proved is not None and bool(side.proved[row]) for side in (proponents, opponents)),
             checked=int(data["checked"][row]),
+            expected_recall=min(found) if (found := expected_recalls(data, row)) else None,
         )
 
     def _side(self, side: Found, row: int, render: bool) -> list[models.Neighbour]:

@@ -37,6 +37,12 @@ class ExplainRequest(_Request):
     rerank: int = Field(RERANK, ge=0, strict=True, description="Candidates of each side checked exactly; 0: estimates.")
     certify: bool = Field(False, description="Check until the answer is proved; needs an index of Landmark rows.")
     max_checks: int | None = Field(None, ge=1, strict=True, description="With `certify`: give up after so many.")
+    recall: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Check until this share of the true neighbours is held on average; see `calibrate`.",
+    )
     where: Where = None
     render: bool = Field(False, description="Return what samples look like, too.")
 
@@ -100,6 +106,18 @@ class Answer(BaseModel):
     opponents: list[Neighbour] = Field(description="Lowest score first.")
     proved: bool = Field(description="Whether these are the true ones of the unprojected kernel over all rows.")
     checked: int = Field(description="Rows evaluated exactly.")
+    expected_recall: float | None = Field(
+        None, description="Share of the true neighbours that such answers hold on average, the lower of both sides'."
+    )
+
+
+class Recall(BaseModel):
+    """What a wanted recall means for these queries."""
+
+    wanted: float
+    calibrated: bool = Field(description="Whether it is promised of queries like these.")
+    queries: int | None = Field(None, description="Of the calibration.")
+    note: str = Field(description="Why nothing is promised; empty if it is.")
 
 
 class Timing(BaseModel):
@@ -119,6 +137,7 @@ class ExplainResponse(BaseModel):
     rerank: int
     rows: int = Field(description="Of the index.")
     selected: int = Field(description="Of these, rows that could be found.")
+    recall: Recall | None = None
     answers: list[Answer]
     timing: Timing
 

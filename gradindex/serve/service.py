@@ -108,6 +108,7 @@ class Service:
                 rerank=asked.rerank,
                 certify=asked.certify,
                 max_checks=asked.max_checks,
+                recall=asked.recall,
             )
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
