@@ -19,7 +19,7 @@ from gradindex.lifecycle.header import check_job
 from gradindex.store import location
 from tests import oracles
 from tests.crashes import Recorder, lay
-from tests.jobs import ROWS, digits_job, longer_job, other_model_job
+from tests.jobs import ROWS, digits, digits_job, longer_job, other_model_job
 
 MORE, GONE = 20, [1, 2, ROWS + 3]
 HOW = {"shard_rows": 100, "sketch": gradindex.CountSketch(32), "progress": False}
@@ -94,6 +94,42 @@ def _overwrite(root, mark):
     mark("new")
 
 
+def _whiten(root, mark=lambda name: None, dims=4):
+    gradindex.load(root / "i").whiten(dims=dims, progress=False)
+    mark("white")
+
+
+def _whiten_again(root, mark):
+    _whiten(root, dims=2)
+    mark("again")
+
+
+def _whitened(root: Path) -> str:
+    index = _sound(root / "i")
+    if not index.is_whitened:
+        return "old"
+    rows = index.whitened_rows()
+    for shard in rows.store.shards:
+        shard.check()
+        _ = shard.table()
+    index_files.check(rows.store)
+    some = rows.store.gather(np.arange(0, len(index), 40))
+    assert (rows.searcher.search(some, 1)[0] > 0.98).all()
+    return {4: "white", 2: "again"}[rows.store.header.dim]
+
+
+def _calibrate(root, mark=lambda name: None, count=30, name="calibrated"):
+    x, y = digits()
+    job = digits_job()
+    gradindex.load(root / "i", job).calibrate(x[:count] + 0.5, y[:count], k=5, progress=False)
+    mark(name)
+
+
+def _calibrated(root: Path) -> str:
+    found = _sound(root / "i").calibration(k=5)
+    return "old" if found is None else {30: "calibrated", 20: "again"}[found.about.queries]
+
+
 def _which(root: Path) -> str:
     index = _sound(root / "i")
     try:
@@ -160,6 +196,17 @@ CASES = {
     ),
     "replace": Case(_build(HOW), _overwrite, _which),
     "add, remove, compact": Case(_build(HOW), _change, _state),
+    "whiten": Case(_build(LANDMARKS), _whiten, _whitened),
+    "whiten again": Case(
+        lambda root: (_build(LANDMARKS)(root), _whiten(root)), _whiten_again, _whitened, first="white"
+    ),
+    "calibrate": Case(_build(HOW), _calibrate, _calibrated),
+    "calibrate again": Case(
+        lambda root: (_build(HOW)(root), _calibrate(root)),
+        lambda root, mark: _calibrate(root, mark, 20, "again"),
+        _calibrated,
+        first="calibrated",
+    ),
     "repair": Case(_damage, _repair, _mended, _repair, "unfinished"),
     "save": Case(lambda root: _explainer(12).save(root / "e"), _save, _saved),
     "report": Case(
