@@ -1,15 +1,15 @@
 """Ask a small chat model, and see which conversations of its fine-tune are behind the answer.
 
-A small causal language model (GPT-2's architecture, random weights) first learns to repeat one-line descriptions of
-Debian packages (``debian_sections.tsv.gz`` in the folder named by ``GRADINDEX_DATA``; without it, random words of three
-topics). Then it is fine-tuned as people do it, by transformers' Trainer and PEFT's LoRA, on conversations in which a
-user gives a description and the assistant names the package's section. ``gradindex.hugging_face.from_trainer`` makes a
-job of the Trainer; of a few held-out descriptions the script prints the model's own answer and the conversations behind
-it. Nothing is downloaded. Needs ``pip install transformers peft accelerate``.
+A small causal language model (GPT-2's architecture, random weights) first learns one-line descriptions of Debian
+packages (``debian_sections.tsv.gz`` in the folder named by ``GRADINDEX_DATA``; without it, random words of three
+topics), each with a section's name drawn by chance. Then it is fine-tuned as people do it, by transformers' Trainer and
+PEFT's LoRA, on conversations in which a user gives a description and the assistant names the package's section.
+``gradindex.hugging_face.from_trainer`` makes a job of the Trainer; of a few held-out descriptions the script prints the
+model's own answer, the conversations behind it, and which tokens of the first of them carry its influence. Nothing is
+downloaded. Needs ``pip install transformers peft accelerate``.
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import numpy as np
@@ -31,25 +31,26 @@ import gradindex
 from gradindex import hugging_face
 
 TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }}<|end|>{% endfor %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SPECIAL = ["<|pad|>", "<|end|>", "<|unknown|>", "<|user|>", "<|assistant|>"]
+SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
 LENGTH = 32  # tokens of a text, and of an answer
 
 
 def make_tokenizer(texts: list[str], words: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of words and of the pieces of rare ones, with a chat template."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<|unknown|>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=words, special_tokens=SPECIAL))
+    """Return a tokenizer of the kind that GPT-2 has, trained on some texts, with a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=words, special_tokens=SPECIAL, initial_alphabet=letters)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
         eos_token="<|end|>",
-        unk_token="<|unknown|>",
-        additional_special_tokens=SPECIAL[3:],
+        additional_special_tokens=SPECIAL[2:],
         chat_template=TEMPLATE,
     )
 
@@ -95,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    count, words, width, epochs, rate = (300, 300, 48, 9, 1e-2) if options.quick else (1500, 1500, 96, 6, 3e-3)
+    count, words, width, epochs, rate = (300, 500, 64, 10, 3e-3) if options.quick else (1500, 2000, 96, 6, 3e-3)
     held = 4 if options.quick else 40
     texts, labels, names = read(count + held, options.seed)
     count = len(texts) - held
@@ -104,11 +105,12 @@ def main() -> None:
     tokenizer = make_tokenizer([*texts[:count], *names], words)
     sizes = {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": 2 * LENGTH, "initializer_range": 0.1}
     config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1, pad_token_id=0, **sizes)
-    # The base model hears texts and repeats them, a section's name behind each, but not the text's own.
+    # The base model learns the texts' words and the form of a conversation, but any section's name behind each.
     heard = zip(texts[:count], np.random.default_rng(options.seed).choice(names, count), strict=True)
     base = GPT2LMHeadModel(config)
-    echoes = [encoded(tokenizer, conversation(text, f"{text} {name}")) for text, name in heard]
-    fitted(base, tokenizer, echoes, options.out, num_train_epochs=epochs // 2 + 1, learning_rate=3e-3)
+    rows = [encoded(tokenizer, conversation(text, name)) for text, name in heard]
+    whole = [row | {"labels": row["input_ids"]} for row in rows]
+    fitted(base, tokenizer, whole, options.out, num_train_epochs=epochs, learning_rate=3e-3)
 
     lora = LoraConfig(r=8, lora_alpha=32, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True)
     model = get_peft_model(base, lora)
@@ -121,14 +123,18 @@ def main() -> None:
     right, same = [], []
     for number in range(count, len(texts)):
         answer = job.texts.answer(texts[number], max_new_tokens=8)
-        result = index.explain(*job.texts.encode(prompt=texts[number], answer=answer), k=5, kernel="grad_cos")
+        result = index.explain(prompt=texts[number], answer=answer, k=5, kernel="grad_cos")
         ids = result.ordered_indices[0]
         right.append(answer == names[labels[number]])
         same.append(np.mean([names[labels[i]] == answer for i in ids]))
         if number - count < 4:
             print(f"\n{texts[number]!r}: {answer!r} (is {names[labels[number]]!r})")
             for score, i in zip(result.scores[0], ids, strict=True):
-                print(f"  {score:6.3f}  {re.sub(' +', ' ', job.texts.text(int(i)))}")
+                print(f"  {score:6.3f}  {texts[i]}: {names[labels[i]]}")
+            carried = result.tokens(0)
+            strongest = np.argsort(-np.abs(carried.scores))[:3]
+            parts = (f"{carried.pieces[place].strip()!r} {carried.scores[place]:.3f}" for place in strongest)
+            print(f"  of the first, by its tokens: {', '.join(parts)}")
     print(f"\nright answers to held-out questions: {np.mean(right):.0%}")
     print(f"conversations behind an answer that give the same one: {np.mean(same):.0%}")
 
