@@ -48,6 +48,7 @@ class Case:
     decay: float = 0.0
     subsets: int = 60
     models: int = 3
+    landmarks: int = 2048
     content: str = "pixels"
     backend: str = "torch"
     options: dict[str, Any] = field(default_factory=dict)

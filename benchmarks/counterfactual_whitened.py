@@ -34,13 +34,14 @@ def _build(bench: Any, kind: str, numbers: int) -> gradindex.Index:
     """Build an index with so many numbers of a row, and landmarks, in a byte."""
     case = bench.case
     job = bench.job
-    sketch = gradindex.Landmark(landmarks=2048 * numbers, dims=1024 * numbers, draw="norm", memory=4 << 30)
+    dims = min(1024, case.landmarks) * numbers
+    sketch = gradindex.Landmark(landmarks=case.landmarks * numbers, dims=dims, draw="norm", memory=4 << 30)
     if kind == "countsketch":
         sketch = gradindex.CountSketch(2048)
     elif kind != "final":
         runs = bench.runs if kind == "models" else bench.runs[:1]
         states = [run.checkpoints[-1] for run in runs] if kind == "models" else runs[0].checkpoints
-        each = 512 if len(states) > 3 else 680
+        each = min(512 if len(states) > 3 else 680, case.landmarks)
         sketch = dataclasses.replace(sketch, dims=each * numbers, per_checkpoint=True)
         job = gradindex.Job(
             bench.runs[0].model, case.loss_fn, (case.data.x, case.data.y), checkpoints=[(s, 1.0) for s, _ in states]

@@ -245,4 +245,7 @@ def _fit_keras(model: Model, x: NDArray[np.generic], y: NDArray[np.generic], epo
 
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.optimizer.learning_rate = 2e-3
-    model.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
+    shuffle = np.random.default_rng(0)
+    for _ in range(epochs):
+        rows = shuffle.permutation(len(x))
+        model.fit(x[rows], y[rows], batch_size=64, shuffle=False, verbose=0)

@@ -136,7 +136,7 @@ def kept(
         raise ValueError("The dataset is empty: there is nothing to embed.")
     if path is None:
         return TextSamples(pa.Table.from_batches([first, *batches]))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    location.make_directory(path.parent)
     with location.temporary(path.parent) as part:
         with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, first.schema) as writer:
             writer.write_batch(first)
