@@ -149,3 +149,14 @@ def test_the_chart_shows_chance_and_pales_what_fails():
     assert [bar.get_alpha() for bar in panels[2].patches] == [0.35, 1.0]
     band = panels[0].collections[-1].get_paths()[0].get_extents()
     assert [band.y0, band.y1] == pytest.approx(result.null["class"]["GC"])
+
+
+def test_the_result_says_what_the_matrices_are():
+    few = evaluation.evaluate(experiment(), ["cos-IF", "FK", "GC"], ("class",), repeats=1)
+    assert "leaves those directions out." in few.meta["remarks"]["cos-IF"]
+    assert list(few.meta["remarks"]) == ["cos-IF"]
+    many = evaluation.evaluate(experiment(), ["cos-IF"], ("class",), repeats=1, options={"exact_limit": 10})
+    assert many.notes()[0].startswith("cos-IF: EKFAC of the Gauss-Newton matrix")
+    assert many.notes()[0].endswith(
+        "The Gauss-Newton matrix, which has no negative eigenvalue, stands for the Hessian."
+    )
