@@ -100,17 +100,19 @@ def selected(positions: ArrayLike, n: int, norms: ArrayLike | None = None) -> Se
 def selected_by(
     index: "Index",
     *,
-    kernel: KernelName | str | None = None,
+    kernel: KernelName | str = KernelName.COS,
     queries: int = QUERIES,
     k: int = NEIGHBOURS,
     seed: int = SEED,
 ) -> Selected:
     """Return what an index selects for stored samples as queries, each without itself, by estimated scores.
 
+    Cosines need the stored rows alone; other kernels run the model on the samples that are drawn.
+
     Parameters
     ----------
     index
-        Any that `Index.explain` asks by the ids of its samples.
+        For kernels other than the cosine one that was opened with its job.
     kernel
         As in `Index.explain`.
     queries
@@ -131,7 +133,11 @@ def selected_by(
         raise ValueError(f"There must be 2 samples and more, 1 query and 1 neighbour; got {len(alive)} samples.")
     drawn = np.random.default_rng(seed).permutation(alive)[:queries]
     ids = store.ids[drawn]
-    found = index.explain(ids=ids, k=min(k + 1, len(alive)), kernel=kernel, rerank=0).ordered_indices
+    many = min(k + 1, len(alive))
+    if kernel == KernelName.COS:
+        _, found = index.search(store.gather(drawn), many)
+    else:
+        found = index.explain(ids=ids, k=many, kernel=kernel, rerank=0).ordered_indices
     itself = found == ids[:, None]
     itself[~itself.any(axis=1), -1] = True  # it is not found among its nearest: the last one is one too many
     others = found[~itself].reshape(len(found), -1)

@@ -1,7 +1,8 @@
 """Which training samples are responsible for a model that is no classifier, and along its training.
 
 `CheckpointRecorder` collects what ``Job(…, checkpoints=…)`` needs for TracIn. `UnsupervisedJob` is a job whose loss
-needs no label, `draws_needed` bounds the error of a stochastic one. `KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms for classical density estimators.
+needs no label; `draws_needed` bounds the error of a loss that is a mean over draws. `KNNInfluence`, `KDEInfluence` and
+`GMMInfluence` are closed forms for classical density estimators.
 `label_disagreement` looks for mislabelled samples in an index, as ``Index.self_influence`` does.
 """
 

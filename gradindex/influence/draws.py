@@ -11,9 +11,9 @@ def draws_needed(eps: float, delta: float, deviation: float = 1.0) -> int:
     variance σ²/N, and by Chebyshev's inequality P(|error| ≥ ε) ≤ σ² / (N ε²). No distribution is assumed, so that
     fewer do where draws are nearly normal.
 
-    It holds for what is a mean over draws: a loss (the negative ELBO), its gradient in one direction, and the influence
-    function, which is the difference of two losses of the same draws (with σ that of the difference). VAE-TracIn's inner
-    products are of two means; `UnsupervisedJob.influence` measures their error.
+    It holds for what is a mean over draws: a loss (the negative ELBO), its gradient in one direction, and the
+    influence function, a difference of two losses of the same draws (σ is then that of the difference). VAE-TracIn's
+    inner products are of two means; `UnsupervisedJob.influence` measures their error.
 
     Parameters
     ----------
