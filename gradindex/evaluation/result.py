@@ -135,7 +135,11 @@ class Result:
             for test, rows in self.null.items()
             if rows
         ]
-        return f"By chance alone, in 95 % of cases: {'; '.join(told)}."
+        highest, far = verdict.COLOURED, verdict.FAILED_CORRELATION
+        return (
+            f"By chance alone, in 95 % of cases: {'; '.join(told)}. ✓ passed: among the {highest} highest rates, above "
+            f"chance and above one half; randomization less than {far} from 0."
+        )
 
     def chart(self) -> "Figure":
         """Return a bar chart like the study's figures 3 and 4: a panel a test, metrics by similarity.

@@ -112,10 +112,9 @@ def sentence(
         return f"None of these metrics can be trusted: {'; '.join(failures)}{left_out}."
     evidence = []
     for test in judged:
-        low, high = null[test][name]
-        evidence.append(f"{test} {means[test][name]:.2f} ({_limit(test)}by chance {low:.2f} to {high:.2f})")
+        numbers, limit, digits = (means[test][name], *null[test][name]), "", 2
+        if is_randomization(test):
+            limit, digits = f"failed from {FAILED_CORRELATION} on, ", 3
+        mean, low, high = (f"{number:.{digits}f}" for number in numbers)
+        evidence.append(f"{test} {mean} ({limit}by chance {low} to {high})")
     return f"{name} can be trusted: it passes every test that was run, {', '.join(evidence)}{left_out}."
-
-
-def _limit(test: str) -> str:
-    return f"failed from {FAILED_CORRELATION} on, " if is_randomization(test) else ""

@@ -73,7 +73,7 @@ def test_the_metric_that_is_named_is_right_most_often():
     assert result.trusted() == "GC"  # as often right as cos-FK, and more often about ten
     assert result.sentence() == (
         "GC can be trusted: it passes every test that was run, class 1.00 (by chance 0.10 to 0.30), randomization "
-        "-0.30 (failed from 0.7 on, by chance 0.10 to 0.30); not tested: subclass."
+        "-0.300 (failed from 0.7 on, by chance 0.100 to 0.300); not tested: subclass."
     )
     assert result_of({"class": MEANS["class"]}).sentence().endswith("not tested: subclass, randomization.")
     worse = MEANS | {"subclass": MEANS["class"] | {"GC": 0.97}}
@@ -124,7 +124,8 @@ def test_the_command_ends_with_a_sentence(tmp_path, capsys):
     assert run(f"{asked} l2-x,GC --out {tmp_path}/r.json --chart {tmp_path}/c.png".split()) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "By chance alone, in 95 % of cases: class 0." in text
-    assert "✓" in text and "✗" in text
+    assert "1.000 ± 0.000 ✓" in text and "✗" in text
+    assert "✓ passed: among the 5 highest rates, above chance and above one half; randomization less than 0.7" in text
     assert re_sentence(text).startswith(
         "GC can be trusted: it passes every test that was run, class 1.00 (by chance 0."
     )
