@@ -45,8 +45,9 @@ class Selected:
     norm: float | None
 
     def to_dict(self) -> dict[str, float | None]:
-        """Return the three numbers."""
-        return {"skew": self.skew, "won": self.won, "norm": self.norm}
+        """Return the three numbers as JSON has them: None for NaN."""
+        numbers = {"skew": self.skew, "won": self.won, "norm": self.norm}
+        return {name: one if one is not None and np.isfinite(one) else None for name, one in numbers.items()}
 
 
 def occurrences(positions: ArrayLike, n: int) -> NDArray[np.int64]:
@@ -92,7 +93,8 @@ def selected(positions: ArrayLike, n: int, norms: ArrayLike | None = None) -> Se
         if lengths.shape != (n,):
             raise ValueError(f"norms must be ({n},), got shape {lengths.shape}.")
         every = float(np.median(lengths))
-        ratio = float(np.median(lengths[found[:, 0]])) / every if every > 0 else float("nan")
+        nearest = found[:, 0][found[:, 0] >= 0]
+        ratio = float(np.median(lengths[nearest])) / every if every > 0 and len(nearest) else float("nan")
     counts = occurrences(found, n)
     return Selected(counts, skewness(counts), won_by_commonest(found[:, 0], n), ratio)
 

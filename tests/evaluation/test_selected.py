@@ -38,6 +38,8 @@ def test_norms_of_the_selected_against_all():
     assert found.norm == pytest.approx(50 / 3)  # of 50, 50, 3 over that of all
     assert found.counts.tolist() == [1, 1, 1, 1, 2]
     assert s.selected([[4]], 5).norm is None
+    assert s.selected([[4], [-1]], 5, norms).norm == pytest.approx(50 / 3)  # the second found nothing
+    assert s.selected([[0], [1]], 2, np.zeros(2)).to_dict() == {"skew": None, "won": 1.0, "norm": None}
     with pytest.raises(ValueError, match=r"norms must be \(5,\), got shape \(4,\)"):
         s.selected([[4]], 5, norms[:4])
     with pytest.raises(ValueError, match=r"positions must be \(m, k\) below 4"):
