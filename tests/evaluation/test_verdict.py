@@ -161,3 +161,27 @@ def test_the_result_says_what_the_matrices_are():
     assert many.notes()[0].endswith(
         "The Gauss-Newton matrix, which has no negative eigenvalue, stands for the Hessian."
     )
+
+
+def test_an_evaluation_has_the_null_intervals_of_its_queries():
+    """Counted again, query by query, over both repeats; the model predicts all of these clusters."""
+    made = experiment()
+    result = evaluation.evaluate(made, ["l2-x"], ("class", "subclass", "randomization"), repeats=2, k=2)
+    first, two, deviations = [], [], []
+    for seed in (0, 1):
+        split = made.split(seed)
+        asked = np.random.default_rng(seed).permutation(len(split.x_test))[:60]
+        assert result.accuracy["class"][seed] == 1
+        n = len(split.y_train)
+        for wanted in split.y_test[asked]:
+            count = sum(int(one == wanted) for one in split.y_train)
+            first.append(count / n)
+            two.append(count * (count - 1) / (n * (n - 1)))
+        x = split.x_test[asked].astype(np.float64)
+        scores = -np.square(x[:, None] - split.x_train.astype(np.float64)).sum(axis=2)
+        deviations.append(criteria.permuted_deviation(scores, scores))
+    assert result.null["class"]["l2-x"] == verdict.binomial_interval(np.array(first))
+    assert result.null["top-2 class"]["l2-x"] == verdict.binomial_interval(np.array(two))
+    assert result.null["subclass"] == result.null["class"]  # as many classes as subclasses, and all are predicted
+    half = 1.96 * np.sqrt(deviations[0] ** 2 + deviations[1] ** 2) / 2
+    assert result.null["randomization"]["l2-x"] == pytest.approx([-half, half], rel=1e-3)
