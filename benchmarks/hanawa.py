@@ -168,6 +168,11 @@ def paper(case):
     return PAPER["cases"][case.removesuffix("-100")]
 
 
+def rows_of(case, test):
+    """Return the study's rows of a test; of randomization, which it has once, for both of our forms."""
+    return paper(case).get(test.removesuffix(" (fixed)"), {})
+
+
 def names(case):
     return [n for n in relevance.METRICS if not (case.endswith("logreg") and n.split("-")[-1] in ("last", "all"))]
 
@@ -177,7 +182,7 @@ def compare(case, result, label=""):
     for test, rows in result["summary"].items():
         print(f"  {test:18}{'ours':>14}{'paper':>14}  meet (± 2 std)")
         for name, ours in rows.items():
-            theirs = paper(case).get(test, {}).get(name)
+            theirs = rows_of(case, test).get(name)
             cell, meet = "–", ""
             if theirs:
                 cell = f"{theirs[0]:.2f} ± {theirs[1]:.2f}"
@@ -225,7 +230,7 @@ def markdown(cases, suffix):
         for name in relevance.METRICS:
             cells = []
             for case, result in results.items():
-                ours, theirs = result["summary"].get(test, {}).get(name), paper(case)[test].get(name)
+                ours, theirs = result["summary"].get(test, {}).get(name), rows_of(case, test).get(name)
                 cell = (
                     "–"
                     if ours is None
@@ -293,6 +298,9 @@ def main():
     parser.add_argument("--loss-in-double", action="store_true", help="of a model in single precision")
     parser.add_argument("--fisher", default="true", choices=("true", "mean"))
     parser.add_argument("--scaling", default="raw", choices=("minmax", "standard", "raw"), help="of the tables")
+    parser.add_argument(
+        "--labels", default="own", choices=("own", "fixed", "both"), help="of the random model's queries"
+    )
     parser.add_argument("--index", action="store_true", help="answer through a FAISS index as well")
     parser.add_argument("--suffix", default="", help="of the result file's name")
     parser.add_argument("--models", type=folder, help="folder where trained models are kept and found again")
@@ -319,6 +327,7 @@ def main():
             arguments.tests,
             repeats=arguments.repeats,
             seed=arguments.seed,
+            labels=arguments.labels,
             through_index=arguments.index,
             options={
                 "fisher": arguments.fisher,

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import torch
-from data import Images, arguments, load, print_neighbours
+from data import Images, arguments, load, print_data, print_neighbours
 from torch import nn
 
 from gradindex import GradientSimilarity
@@ -60,6 +60,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)  # the same result on every machine, and not slower beside other programs
     data = load(options.data, train=8_000)
+    print_data(data)
     x_train, y_train, x_test, y_test = as_tensors(data)
 
     network = make_network(x_train.shape[-1])

@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from data import arguments, load, print_neighbours
+from data import arguments, load, print_data, print_neighbours
 from keras import layers
 
 from gradindex import GradientSimilarity
@@ -41,6 +41,7 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     keras.utils.set_random_seed(options.seed)
     data = load(options.data, train=8_000)
+    print_data(data)
     x_train, x_test = data.x_train[..., None], data.x_test[..., None]
     y_train, y_test = keras.utils.to_categorical(data.y_train, 10), keras.utils.to_categorical(data.y_test, 10)
 

@@ -5,11 +5,9 @@ al. (2021): is the most relevant training image of the query's class, of its sub
 the weights are random? Run it with ``python examples/03_which_metric_digits.py``; it prints a table and draws a chart.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
+from data import parser_of
 from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import nn
@@ -35,14 +33,15 @@ def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> nn.Module:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/which-metric-digits"), help="folder for the results")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one repeat, fewer metrics")
+    parser = parser_of(__doc__, "runs/which-metric-digits", "one repeat, fewer metrics")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
     digits = load_digits()
+    half = len(digits.target) // 2
+    print(
+        f"data: scikit-learn's digits, {half} training and {len(digits.target) - half} test images of 8×8, drawn anew"
+    )
     experiment = Experiment(fit, nn.functional.cross_entropy, (digits.data / 16, digits.target), queries=300)
     names = ["l2-x", "dot-x", "cos-last", "GD", "GC"] if options.quick else list(relevance.METRICS)
     result = evaluate(experiment, names, repeats=1 if options.quick else 5, seed=options.seed)
@@ -51,6 +50,8 @@ def main() -> None:
     print(f"test accuracy: {np.mean(result.accuracy['class']):.3f}")
     best = max(names, key=lambda name: result.mean("class", name) + result.mean("subclass", name))
     print(f"most often right about class and subclass: {best}")
+    print("\n".join(result.notes()))
+    print(result.sentence())
     options.out.mkdir(parents=True, exist_ok=True)
     result.to_json(options.out / "result.json")
     result.chart().savefig(options.out / "chart.png", dpi=100)

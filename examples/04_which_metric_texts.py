@@ -5,16 +5,15 @@ named by ``GRADINDEX_DATA``; without it, sentences made of random words of three
 with logistic regression, and averaged embeddings. Run it with ``python examples/04_which_metric_texts.py``.
 """
 
-import argparse
 import re
 from collections import Counter
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
+from data import parser_of
 from rich.console import Console
-from texts import read
+from texts import print_texts, read
 from torch import nn
 
 import gradindex
@@ -75,14 +74,12 @@ def print_neighbours(job: gradindex.Job, names: list[str], x: np.ndarray, texts:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/which-metric-texts"), help="folder for the results")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one repeat, fewer texts")
+    parser = parser_of(__doc__, "runs/which-metric-texts", "one repeat, fewer texts")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
     texts, y, sections = read(600 if options.quick else 3000, options.seed)
+    print_texts(texts, sections)
     x = count_words(texts, 150 if options.quick else 400)
     options.out.mkdir(parents=True, exist_ok=True)
     for kind in ("logreg", "embeddings"):
@@ -92,6 +89,7 @@ def main() -> None:
         result = evaluate(experiment, names, repeats=1 if options.quick else 3, seed=options.seed)
         print(f"\n{kind}: test accuracy {np.mean(result.accuracy['class']):.3f}")
         Console(width=120).print(result.table())
+        print(result.sentence())
         result.to_json(options.out / f"{kind}.json")
         result.chart().savefig(options.out / f"{kind}.png", dpi=100)
 

@@ -5,10 +5,8 @@ test sample z, and on itself, under the k-nearest-neighbour density, the kernel 
 Run it with ``python examples/05_density_influence.py``; it prints what stands out and draws two pictures.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
+from data import parser_of
 from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture
 
@@ -40,13 +38,11 @@ def draw(x: np.ndarray, values: dict[str, np.ndarray], z: np.ndarray | None, zoo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/density-influence"), help="folder for the pictures")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="accepted for the sake of the others; this is quick")
+    parser = parser_of(__doc__, "runs/density-influence", "accepted for the sake of the others; this is quick")
     options = parser.parse_args()
 
     x, cluster = clusters(options.seed)
+    print(f"data: {len(x)} points in the plane, {len(SIZES)} clusters of {', '.join(map(str, SIZES))}")
     z = CENTRES[0] + 0.6
     mixture = GaussianMixture(6, means_init=CENTRES, tol=1e-9, max_iter=500).fit(x)
     estimators = {

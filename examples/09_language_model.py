@@ -8,13 +8,11 @@ proponents of a few held-out texts, and draws which tokens they help: influence 
 influence on a text is the sum of those on its tokens. Nothing is downloaded. Needs ``pip install transformers``.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
+from data import parser_of
 from matplotlib.figure import Figure
-from texts import read
+from texts import print_texts, read
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional as F
@@ -98,14 +96,12 @@ def picture(influence: np.ndarray, words: list[str], texts: list[str]) -> Figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/language-model"), help="folder for the index")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="fewer texts and words, less training")
+    parser = parser_of(__doc__, "runs/language-model", "fewer texts and words, less training")
     options = parser.parse_args()
     count, words, epochs = (300, 300, 6) if options.quick else (1500, 1500, 12)
     torch.set_num_threads(1)
-    texts, _, _ = read(count + 4, options.seed)
+    texts, _, sections = read(count + 4, options.seed)
+    print_texts(texts, sections)
     tokenizer, tokens = tokenize(texts, words)
     model, recorder = train(tokens[:count], tokenizer.get_vocab_size(), epochs, options.seed)
 

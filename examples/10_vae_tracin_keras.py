@@ -19,12 +19,12 @@ QUICK = Settings(hidden=256, latent=16, epochs=40, rate=1e-3, checkpoints=2, dra
 class VAE(keras.Model):
     """Encoder to means and log variances, decoder to the mean of a Gaussian for every pixel."""
 
-    def __init__(self, pixels: int, settings: Settings) -> None:
+    def __init__(self, pixels: int, settings: Settings, seed: int) -> None:
         super().__init__()
         self.encoder = perceptron(pixels, settings.hidden, 2 * settings.latent)
         self.decoder = perceptron(settings.latent, settings.hidden, pixels)
         self.variance, self.latent = settings.variance, settings.latent
-        self.random = keras.random.SeedGenerator(0)
+        self.random = keras.random.SeedGenerator(seed)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Return images without their noise (b, pixels)."""
@@ -55,7 +55,7 @@ def negative_elbo(model: VAE, x: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
 def train(x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int) -> UnsupervisedJob:
     """Train a VAE by Adam and return the job of its gradients at checkpoints along the way."""
     keras.utils.set_random_seed(seed)
-    model, recorder = VAE(x.shape[1], settings), CheckpointRecorder()
+    model, recorder = VAE(x.shape[1], settings, seed), CheckpointRecorder()
     model(x[:1])
     model.compile(keras.optimizers.Adam(settings.rate))
     every = recorder.keras_callback(every=settings.epochs // settings.checkpoints)

@@ -9,7 +9,6 @@ them already, else random ones, with a head fitted to the training images in eit
 ``python examples/11_resnet50_study.py``; the pictures are drawn into the folder ``--out``.
 """
 
-import argparse
 import os
 import resource
 import time
@@ -19,11 +18,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from data import VARIABLE, load
+from data import VARIABLE, load, parser_of
 
 import gradindex
 from gradindex.plots import plot_distributions, plot_similar
 
+RANDOM = "random weights, in the place of ImageNet's (--weights)"
 CACHED = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
@@ -101,15 +101,12 @@ def chosen_weights(given: str | None) -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__, "runs/resnet50", "the first stage of the network, few and small images")
     parser.add_argument("--images", type=Path, help="folder of pictures with one subfolder a class")
     parser.add_argument("--data", choices=("fashion", "mnist", "digits"), help="enlarge these instead")
     parser.add_argument("--weights", help="'imagenet', or a file of weights without the head")
     parser.add_argument("--side", type=int, default=64, help="width and height of the pictures")
     parser.add_argument("--count", type=int, default=300, help="training images")
-    parser.add_argument("--out", type=Path, default=Path("runs/resnet50"), help="folder for the pictures")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="the first stage of the network, few and small images")
     options = parser.parse_args()
     side, count, stages = (32, 60, 1) if options.quick else (options.side, options.count, 4)
     queries, options.out = 5, options.out.resolve()
@@ -120,6 +117,10 @@ def main() -> None:
         pictures = read_folder(options.images, side, count + 100, options.seed)
     else:
         pictures = enlarge(options.data or ("fashion" if os.environ.get(VARIABLE) else "digits"), side, count + 100)
+    instead = "" if options.images is not None else ", enlarged, in the place of ImageNet's (--images FOLDER)"
+    print(
+        f"data: {pictures.name}, {count} training and {len(pictures.x) - count} test images of {side}×{side}{instead}"
+    )
     x = keras.applications.resnet50.preprocess_input(pictures.x.copy())
     (train, y), (test, y_test) = (x[:count], pictures.y[:count]), (x[count:], pictures.y[count:])
     weights = None if options.quick else chosen_weights(options.weights)
@@ -130,7 +131,7 @@ def main() -> None:
     predicted_train, predicted = (
         model.predict(part, batch_size=32, verbose=0).argmax(axis=1) for part in (train, test)
     )
-    print(f"{pictures.name}, {side}×{side}: {model.count_params():,} parameters, {weights or 'random weights'}")
+    print(f"{pictures.name}, {side}×{side}: {model.count_params():,} parameters, {weights or RANDOM}")
     print(f"test accuracy {np.mean(predicted == y_test):.2f} with a fitted head; memory so far {memory():.2f} GiB")
 
     job = gradindex.Job(model, loss_of_logits(), (train, y), class_names=pictures.names)

@@ -1,27 +1,27 @@
 """Handing an index over to a vector database: the same neighbours from LanceDB.
 
-    python examples/12_hand_over_lancedb.py [--rows 1200] [--out FOLDER]
+    python examples/12_hand_over_lancedb.py
 
 Trains a small network on scikit-learn's digits, exports its index as Parquet, loads that into LanceDB (a database in a
 folder, `pip install lancedb`), and asks both for the neighbours of the same queries.
 """
 
-import argparse
-import tempfile
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from data import parser_of
 from sklearn.datasets import load_digits
 
 import gradindex
 from gradindex.interop.export import query_vectors
 
 
-def train(x: np.ndarray, y: np.ndarray) -> torch.nn.Module:
+def train(x: np.ndarray, y: np.ndarray, seed: int) -> torch.nn.Module:
     """Return a network after ten epochs."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(10):
@@ -33,17 +33,21 @@ def train(x: np.ndarray, y: np.ndarray) -> torch.nn.Module:
     return model
 
 
-def main(rows: int, out: Path) -> None:
+def main(rows: int, out: Path, seed: int) -> None:
     """Build, export, load, ask both, compare."""
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(x))
+    x, y = (x[order] / 16).astype(np.float32), y[order]
+    print(f"data: scikit-learn's digits, {rows} training images of 8×8 and 20 queries")
     try:
         import lancedb
     except ImportError:
         print("LanceDB is not installed: pip install lancedb")
         return
-    x, y = load_digits(return_X_y=True)
-    x = (x / 16).astype(np.float32)
-    job = gradindex.Job(train(x[:rows], y[:rows]), torch.nn.CrossEntropyLoss(), (x[:rows], y[:rows]))
+    job = gradindex.Job(train(x[:rows], y[:rows], seed), torch.nn.CrossEntropyLoss(), (x[:rows], y[:rows]))
     index = gradindex.build(job, out / "index", overwrite=True)
+    for name in ("parquet", "lancedb"):
+        shutil.rmtree(out / name, ignore_errors=True)  # of an earlier run
     print(gradindex.export(out / "index", parquet=out / "parquet"))
 
     table = lancedb.connect(out / "lancedb").create_table("gradients", pq.read_table(out / "parquet"))
@@ -63,12 +67,7 @@ def main(rows: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1200)
-    parser.add_argument("--out", type=Path)
+    parser = parser_of(__doc__, "runs/lancedb", "300 training images")
+    parser.add_argument("--rows", type=int, default=1200, help="training images, up to 1,777")
     options = parser.parse_args()
-    if options.out is not None:
-        main(options.rows, options.out)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            main(options.rows, Path(folder))
+    main(min(options.rows, 300) if options.quick else options.rows, options.out, options.seed)

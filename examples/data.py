@@ -75,17 +75,32 @@ def load(name: str, train: int | None = None) -> Images:
     )
 
 
+def parser_of(description: str | None, out: str, quick: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that every example takes; `quick` says what the short form leaves out."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder for what it writes")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn: data, weights, order of training")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser
+
+
 def arguments(description: str | None, out: str, **numbers: int) -> argparse.Namespace:
     """Read the options that the image studies share, and those that take a number, with their defaults."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = parser_of(description, out, "less training, fewer reference samples")
     default = "mnist" if os.environ.get(VARIABLE) else "digits"
     parser.add_argument("--data", choices=("mnist", "fashion", "digits"), default=default)
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder for the pictures")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="less training, fewer reference samples")
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, help=f"default {value}, less with --quick")
     return parser.parse_args()
+
+
+def print_data(data: Images, wanted: str = "MNIST") -> None:
+    """Print what data a script works on, how many, and of which data they take the place of."""
+    high, wide = data.x_train.shape[1:]
+    instead = "" if os.environ.get(VARIABLE) else f", in the place of {wanted}: {VARIABLE} is not set"
+    print(
+        f"data: {data.name}, {len(data.x_train)} training and {len(data.x_test)} test images of {high}×{wide}{instead}"
+    )
 
 
 def print_neighbours(data: Images, labels: Any, predictions: Any, neighbours: NDArray[np.int64]) -> None:

@@ -18,10 +18,21 @@ WORDS = {
 }
 
 
+FILE = "debian_sections.tsv.gz"
+
+
+def print_texts(texts: list[str], names: list[str]) -> None:
+    """Print what texts a script works on, how many, and what they take the place of."""
+    real = (Path(os.environ.get("GRADINDEX_DATA", "")) / FILE).is_file()
+    what = "one-line descriptions of Debian packages" if real else "sentences of four random words"
+    instead = "" if real else f", in the place of descriptions of Debian packages: GRADINDEX_DATA has no {FILE}"
+    print(f"data: {len(texts)} {what}, {len(names)} sections{instead}")
+
+
 def read(limit: int, seed: int) -> tuple[list[str], np.ndarray, list[str]]:
     """Return texts, labels (n,) and the names of the sections."""
     rng = np.random.default_rng(seed)
-    path = Path(os.environ.get("GRADINDEX_DATA", "")) / "debian_sections.tsv.gz"
+    path = Path(os.environ.get("GRADINDEX_DATA", "")) / FILE
     if path.is_file():
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from data import Images, load
+from data import Images, load, print_data
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import gradindex
-from gradindex.influence import UnsupervisedJob
+from gradindex.influence import UnsupervisedJob, draws_needed
 from gradindex.influence.plots import plot_self_influence
 from gradindex.influence.self_influence import self_influence
 from gradindex.plots import plot_similar
@@ -50,7 +50,10 @@ def run(options: argparse.Namespace, train: Train, settings: Settings) -> None:
     """Print the study's figures and draw its pictures."""
     given = {name: getattr(options, name) for name in ("images", "epochs") if getattr(options, name) is not None}
     settings = replace(settings, **given)
-    data = split(load(options.data), settings.images)
+    found = load(options.data)
+    print_data(found)
+    data = split(found, settings.images)
+    print(f"of them {len(data.x_train)} to train on, {len(data.x_held_out)} held out, {settings.queries} to ask about")
     options.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}
     pictures = explain(data, train, settings, options, figures)
@@ -167,6 +170,9 @@ def test_images(index: gradindex.Index, data: Split, asked: np.ndarray) -> dict[
     losses, spread = index.job.losses(asked)
     print(f"standard error over draws: of a test loss {np.mean(spread / np.abs(losses)):.1%} of it,", end=" ")
     print(f"of the strongest influence on the first test image {error[0, 0] / value[0, 0]:.1%}", flush=True)
+    single = float(np.sqrt(np.mean((spread / losses) ** 2) * index.job.draws))  # one draw's deviation, of the loss
+    print(f"draws that bound the error of a test loss in 95 of 100 cases ({index.job.draws} were made):", end=" ")
+    print(f"{draws_needed(0.05, 0.05, single)} for 5% of it, {draws_needed(0.01, 0.05, single)} for 1%")
     return figures
 
 

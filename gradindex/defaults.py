@@ -32,6 +32,8 @@ REPORTED, REPORTED_INFLUENTIAL = 8, 12
 """Neighbours of each side of a query, and self-influential samples, in a report: whole lines of its page."""
 REPEATS = 10
 """Models that a test of metrics trains, as many as Hanawa et al. (2021)."""
+LABELS = "own"
+"""Of the model randomization test: how its queries are labelled; see `gradindex.evaluation.evaluate`."""
 FISHER, SOLVER = "true", "auto"
 """Of the metrics IF and FK: which Fisher matrix, and how it is inverted; see `gradindex.relevance.base.Options`."""
 MEASURED_SECONDS = 60.0

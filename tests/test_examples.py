@@ -40,6 +40,8 @@ def test_a_study_prints_its_table_and_draws_its_pictures(script, tmp_path):
     pytest.importorskip("torch" if "torch" in script else "tensorflow")
     done = run(script, "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+    instead = "in the place of MNIST: GRADINDEX_DATA is not set"
+    assert done.stdout.startswith(f"data: digits, 1400 training and 397 test images of 8×8, {instead}\n")
     assert float(re.search(r"digits: test accuracy (0\.\d+)", done.stdout).group(1)) > 0.9
     lines = re.findall(r"^(\d) +(\d) +(\d) +(\d+)% +(\d, \d, \d, \d, \d)$", done.stdout, re.MULTILINE)
     assert [int(line[0]) for line in lines] == [0, 1, 2, 3, 4]
@@ -56,7 +58,9 @@ def test_metrics_are_compared_on_digits(tmp_path):
     pytest.importorskip("torch")
     done = run("03_which_metric_digits.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data: scikit-learn's digits, 898 training and 899 test images of 8×8")
     assert "most often right about class and subclass: GC" in done.stdout
+    assert "\nGC can be trusted: it passes every test that was run, class 1.00 (by chance 0." in done.stdout
     saved = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["summary"]
     assert saved["class"]["GC"]["mean"] > 0.95
     assert saved["randomization"]["l2-x"]["mean"] == pytest.approx(1)
@@ -67,6 +71,7 @@ def test_metrics_are_compared_on_texts(tmp_path):
     pytest.importorskip("torch")
     done = run("04_which_metric_texts.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+    assert re.match(r"data: 600 sentences of four random words, 3 sections, in the place of descr", done.stdout)
     assert len(re.findall(r"^  GC +(games|sound|net) +\w+ \w+ \w+ \w+$", done.stdout, re.MULTILINE)) == 4
     for kind in ("logreg", "embeddings"):
         summary = json.loads((tmp_path / f"{kind}.json").read_text(encoding="utf-8"))["summary"]
@@ -76,6 +81,7 @@ def test_metrics_are_compared_on_texts(tmp_path):
 def test_density_estimators_are_explained(tmp_path):
     done = run("05_density_influence.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data: 580 points in the plane, 6 clusters of 150, 150, 100, 100, 60, 20\n")
     table = {
         name.strip(): values
         for name, *values in re.findall(r"^(.{24})(\d+) of \d+ +(\d+) of \d+ +(\d+) of \d+$", done.stdout, re.MULTILINE)
@@ -91,6 +97,7 @@ def test_changed_labels_are_found(tmp_path):
     pytest.importorskip("torch")
     done = run("06_mislabelled_data.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data: digits, 1400 training and 397 test images of 8×8, in the place of MNIST")
     auc = dict(re.findall(r"^(\S.*?) {2,}(0\.\d{3}) ", done.stdout, re.MULTILINE))
     assert "140 of 1400 labels changed" in done.stdout
     assert float(auc["self-influence along training (TracIn)"]) > 0.95
@@ -104,6 +111,11 @@ def test_a_vae_is_explained(script, tmp_path):
     pytest.importorskip("tensorflow" if "keras" in script else "torch")
     done = run(script, "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+
+    assert done.stdout.startswith("data: digits, 1400 training and 397 test images of 8×8, in the place of MNIST")
+    assert re.search(r"^of them \d+ to train on, 175 held out, \d+ to ask about$", done.stdout, re.MULTILINE)
+    for_five, for_one = map(int, re.search(r"(\d+) for 5% of it, (\d+) for 1%$", done.stdout, re.MULTILINE).groups())
+    assert for_one == pytest.approx(25 * for_five, rel=0.5)
 
     def figure(text):
         return float(re.search(re.escape(text) + r":? +([\d.]+)", done.stdout).group(1))
@@ -121,6 +133,8 @@ def test_a_vae_is_explained(script, tmp_path):
 def test_a_text_classifier_is_explained(tmp_path):
     done = run_transformers("08_text_classifier.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data: 500 sentences of four random words, 3 sections, in the place of descriptions")
+    assert "a small BERT with random weights, in the place of a pre-trained encoder: " in done.stdout
     for name in ("all parameters", "last layer"):
         share = re.search(rf"^{name}: nearest text with the predicted section ([\d.]+)%", done.stdout, re.MULTILINE)
         assert float(share.group(1)) > 90
@@ -134,6 +148,7 @@ def test_a_text_classifier_is_explained(tmp_path):
 def test_a_language_model_is_explained(tmp_path):
     done = run_transformers("09_language_model.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data: 304 sentences of four random words, 3 sections, in the place of descriptions")
     assert done.stdout.count("  proponents:\n") == done.stdout.count("  opponents:\n") == 4
     assert float(re.search(r"add up to the text's, to (\S+) of the largest", done.stdout).group(1)) < 1e-5
     assert (tmp_path / "tokens.png").read_bytes().startswith(b"\x89PNG")
@@ -156,6 +171,8 @@ def test_a_residual_network_is_explained(tmp_path):
     pytest.importorskip("tensorflow")
     done = run("11_resnet50_study.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "data: digits, 60 training and 100 test images of 32×32, enlarged, in the place of ImageNet's" in done.stdout
+    assert "parameters, random weights, in the place of ImageNet's (--weights)" in done.stdout
     same, chance = re.search(r"neighbours with the query's class: (\d+)%; of any image (\d+)%", done.stdout).groups()
     assert int(same) > 2 * int(chance)
     for name in ("similar.png", "distributions.png"):
@@ -179,6 +196,39 @@ def test_data_that_are_not_there_are_explained(tmp_path):
     assert "GRADINDEX_DATA is not set: set it to the folder that holds mnist10k.npz" in unset.stderr
     empty = run(STUDIES[0], "--data", "fashion", GRADINDEX_DATA=str(tmp_path))
     assert f"There is no {tmp_path / 'fashion-mnist' / 'train-images-idx3-ubyte.gz'}" in empty.stderr
+
+
+def test_a_database_has_the_same_neighbours(tmp_path):
+    done = run("12_hand_over_lancedb.py", "--quick", "--out", tmp_path / "out", "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data: scikit-learn's digits, 300 training images of 8×8 and 20 queries\n")
+    if "LanceDB is not installed" not in done.stdout:
+        assert int(re.search(r"(\d+) of 200 neighbours are the same", done.stdout).group(1)) > 190
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"index", "parquet", "lancedb"}
+
+
+def test_quanda_agrees(tmp_path):
+    pytest.importorskip("quanda")
+    done = run("13_quanda.py", "--quick", "--out", tmp_path, "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data: scikit-learn's digits, 300 training and 50 test images of 8×8\n")
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert {"GC", "GD", "cos-last", "dot-x", "GC (index)"} == set(figures["class detection"])
+
+
+def test_the_seed_is_that_of_all_that_is_drawn(tmp_path):
+    tables = [run("05_density_influence.py", "--seed", seed, "--out", tmp_path).stdout for seed in (0, 0, 5)]
+    assert tables[0] == tables[1] != tables[2]
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("[0-9]*.py")))
+def test_every_example_takes_the_same_options(script):
+    """From one place, or by itself."""
+    text = (EXAMPLES / script).read_text(encoding="utf-8")
+    shared = re.search(r"\b(arguments|parser_of)\(__doc__, ", text)
+    assert shared or all(f'"--{name}"' in text for name in ("out", "seed", "quick"))
+    for name in ("out", "seed", "quick"):
+        assert f"options.{name}" in text or (name == "quick" and script.startswith("05")) or "run(options" in text, name
 
 
 def test_the_gallery_names_every_script_and_its_pictures_exist():

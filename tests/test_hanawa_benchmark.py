@@ -33,6 +33,20 @@ def test_the_cosine_of_gradients_is_first_on_vehicle(models):
     assert len(list(models.iterdir())) == 1
 
 
+def test_fixed_labels_are_far_from_the_papers_randomization(models):
+    """GC: .56 over ten repeats of the whole training; with own labels it meets the paper's -.06 ± .11."""
+    import hanawa
+
+    experiment = hanawa.experiment("vehicle-logreg", epochs=600, models=models)
+    found = evaluate(experiment, ["GC", "l2-x"], ["randomization"], repeats=1, labels="both").to_dict()["summary"]
+    own, fixed = found["randomization"]["GC"], found["randomization (fixed)"]["GC"]
+    assert fixed["mean"] > 0.4 > 0.3 > abs(own["mean"])
+    theirs = hanawa.rows_of("vehicle-logreg", "randomization (fixed)")["GC"]
+    assert theirs == hanawa.rows_of("vehicle-logreg", "randomization")["GC"] == [-0.06, 0.11]
+    assert not hanawa.meets(fixed, theirs)
+    assert found["randomization"]["l2-x"]["mean"] == pytest.approx(1)
+
+
 def test_the_published_matrices_give_the_papers_rows(models):
     """Top-10 cos-FK: .85 in the paper, .56 with the true Fisher information matrix."""
     import hanawa_single

@@ -8,6 +8,7 @@ import pytest
 
 import gradindex
 from gradindex.cli.app import run
+from gradindex.evaluation.selected import selected_by
 from gradindex.kernels import WORDING, KernelName
 from gradindex.plots.read import short_number
 from tests.jobs import digits, digits_job
@@ -69,6 +70,9 @@ def test_it_says_what_the_index_says(index):
     assert "Training sample 11" in words
     assert "1,810 numbers of 4 parameters" in words
     assert "recall@10 with 50 exact checks 1.0000" in words
+    hubs = selected_by(index)
+    assert f"the nearest of {hubs.won:.0%} of 200 samples is one of the 10 commonest" in words
+    assert f"skewness of the 10-occurrences {hubs.skew:.2f}" in words
     _, y = digits()
     row = re.search(r"mean loss median gradient norm .*?3 (\d+) ([\d.]+) %", words)
     assert int(row.group(1)) == (y == 3).sum()

@@ -9,7 +9,7 @@ import typer
 from gradindex.cli import retraining
 from gradindex.cli.console import out
 from gradindex.cli.options import FILE, Json
-from gradindex.defaults import FISHER, NEIGHBOURS, REPEATS, SEED, SOLVER
+from gradindex.defaults import FISHER, LABELS, NEIGHBOURS, REPEATS, SEED, SOLVER
 
 
 def evaluate(
@@ -42,6 +42,13 @@ def evaluate(
     top: Annotated[
         int | None, typer.Option(min=1, help="Randomize only so many layers, from the output down.  [default: all]")
     ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Of queries to the random model: own (its predictions), fixed (the trained model's, the definition), "
+            "or both."
+        ),
+    ] = LABELS,
     index: Annotated[bool, typer.Option("--index", help="Answer through a FAISS index as well.")] = False,
     json_path: Annotated[Path | None, typer.Option("--out", help="Write the result to this JSON file.", **FILE)] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="Draw the bar chart into this picture.", **FILE)] = None,
@@ -92,6 +99,7 @@ def evaluate(
         k=k,
         through_index=index,
         top=top,
+        labels=labels,
         options={"fisher": fisher, "damping": _damping(damping), "solver": solver},
     )
     text = result.to_json(json_path)
@@ -103,6 +111,9 @@ def evaluate(
         out.print(result.table())
         for what, values in result.accuracy.items():
             out.print(f"Test accuracy ({what} labels): {np.mean(values):.3f}", highlight=False)
+        for line in result.notes():
+            out.print(line, highlight=False)
+        out.print(result.sentence(), style="bold", highlight=False)
 
 
 def _damping(text: str | None) -> float | str | None:

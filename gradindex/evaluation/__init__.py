@@ -1,7 +1,7 @@
 """The three tests of Hanawa et al. (2021): which relevance metric gives explanations that make sense.
 
 `identical_class`, `identical_subclass` and `model_randomization` run one test on an `Experiment`; `evaluate`
-runs several and shares their models.
+runs several and shares their models. `selected_by` and `last_layer_factors` tell why a metric is right or wrong.
 """
 
 from importlib import import_module
@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from gradindex.evaluation.experiment import Experiment
     from gradindex.evaluation.result import Result
     from gradindex.evaluation.run import evaluate, identical_class, identical_subclass, model_randomization
+    from gradindex.evaluation.selected import Factors, Selected, last_layer_factors, selected_by
 
 _HOMES = {
     "Bank": "bank",
     "Comparison": "comparison",
     "Experiment": "experiment",
     "Result": "result",
+    "Factors": "selected",
+    "Selected": "selected",
+    "last_layer_factors": "selected",
+    "selected_by": "selected",
     "evaluate": "run",
     "identical_class": "run",
     "identical_subclass": "run",
@@ -28,11 +33,15 @@ __all__ = [
     "Bank",
     "Comparison",
     "Experiment",
+    "Factors",
     "Result",
+    "Selected",
     "evaluate",
     "identical_class",
     "identical_subclass",
+    "last_layer_factors",
     "model_randomization",
+    "selected_by",
 ]
 
 

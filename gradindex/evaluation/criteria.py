@@ -47,14 +47,45 @@ def rank_correlation(one: Scores, other: Scores) -> float:
 
     A constant row has no ranking: it counts as 0, or as 1 where both are constant.
     """
+    a, b = _unit_ranks(one), _unit_ranks(other)
+    constant = ~(a.any(axis=1) | b.any(axis=1))
+    return float((np.einsum("ij,ij->i", a, b) + constant).mean())
+
+
+def permuted_deviation(one: Scores, other: Scores) -> float:
+    """Return the standard deviation of `rank_correlation` over all permutations of the n samples in `other`.
+
+    One permutation for all queries, so that queries with like rankings count as the few that they are. With A and B
+    the centred ranks (m, n), their rows of length 1, the mean over permutations is 0 and the variance is
+    ⟨A Aᵀ, B Bᵀ⟩ / (m² (n − 1)), that of Hoeffding (1951), "A combinatorial central limit theorem", whose theorem 3
+    makes the distribution normal for many samples.
+    """
+    a, b = _unit_ranks(one), _unit_ranks(other)
+    return float(np.sqrt(max(np.vdot(a @ a.T, b @ b.T), 0) / max(a.shape[1] - 1, 1)) / len(a))
+
+
+def _unit_ranks(scores: Scores) -> Scores:
+    """Return the centred ranks of each row, of length 1; zeros for a constant row."""
     from scipy.stats import rankdata
 
-    a, b = (rankdata(scores, axis=1) for scores in (one, other))
-    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
-    scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    dots = np.einsum("ij,ij->i", a, b)
-    same = (a == b).all(axis=1).astype(np.float64)
-    return float(np.divide(dots, scale, out=same, where=scale > 0).mean())
+    ranks = rankdata(scores, axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(ranks, axis=1, keepdims=True)
+    found: Scores = np.divide(ranks, lengths, out=np.zeros_like(ranks), where=lengths > 0)
+    return found
+
+
+def chances(train_classes: NDArray[np.generic], wanted: NDArray[np.generic], k: int = 1) -> NDArray[np.float64]:
+    """Return, for each query (m,), the probability that the first k of a random ranking all have the class it wants.
+
+    With c of n training samples of that class it is c (c − 1) … (c − k + 1) / (n (n − 1) … (n − k + 1)).
+    """
+    classes, counts = np.unique(train_classes, return_counts=True)
+    known = dict(zip(classes.tolist(), counts.tolist(), strict=True))
+    count = np.array([known.get(one, 0) for one in wanted.tolist()], np.float64)
+    steps = np.arange(k)
+    found: NDArray[np.float64] = np.prod(np.maximum(count[:, None] - steps, 0) / (len(train_classes) - steps), axis=1)
+    return found
 
 
 def merge_classes(y: NDArray[np.generic], seed: int) -> tuple[NDArray[np.int64], dict[int, int]]:

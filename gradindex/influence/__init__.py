@@ -1,7 +1,8 @@
 """Which training samples are responsible for a model that is no classifier, and along its training.
 
 `CheckpointRecorder` collects what ``Job(…, checkpoints=…)`` needs for TracIn. `UnsupervisedJob` is a job whose loss
-needs no label. `KNNInfluence`, `KDEInfluence` and `GMMInfluence` are closed forms for classical density estimators.
+needs no label; `draws_needed` bounds the error of a loss that is a mean over draws. `KNNInfluence`, `KDEInfluence` and
+`GMMInfluence` are closed forms for classical density estimators.
 `label_disagreement` looks for mislabelled samples in an index, as ``Index.self_influence`` does.
 """
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from gradindex.gradients.training.checkpoints import Checkpoint, CheckpointRecorder
     from gradindex.gradients.training.tracin import TracInEngine
     from gradindex.influence.density import DensityInfluence, KDEInfluence, KNNInfluence
+    from gradindex.influence.draws import draws_needed
     from gradindex.influence.labels import label_disagreement
     from gradindex.influence.mixture import GMMInfluence
     from gradindex.influence.unsupervised import UnsupervisedJob
@@ -24,6 +26,7 @@ _HOMES = {
     "KNNInfluence": "influence.density",
     "GMMInfluence": "influence.mixture",
     "TracInEngine": "gradients.training.tracin",
+    "draws_needed": "influence.draws",
     "label_disagreement": "influence.labels",
     "UnsupervisedJob": "influence.unsupervised",
 }
@@ -36,6 +39,7 @@ __all__ = [
     "KNNInfluence",
     "TracInEngine",
     "UnsupervisedJob",
+    "draws_needed",
     "label_disagreement",
 ]
 

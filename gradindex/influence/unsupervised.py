@@ -64,7 +64,7 @@ class UnsupervisedJob(Job):
         The loss is averaged over `draws` of it. Every sample, every query and every checkpoint meets the same
         draws (common random numbers), so that a difference is never one of luck.
     draws
-        How many.
+        How many; `gradindex.influence.draws_needed` says what bounds the error of a mean over them.
     seed
         Seeds the draws, an integer in [0, 2**64); the same numbers in both frameworks.
     task

@@ -86,6 +86,21 @@ class Metric:
         """How the matrix of the metric is inverted; ``"none"`` where there is none."""
         return self.space.inverse(self.feature).solver if self.feature in ("IF", "FK") else "none"
 
+    @property
+    def remark(self) -> str | None:
+        """What the matrix of IF is not, in a sentence: definite, or the Hessian; None where there is nothing to say."""
+        if self.feature not in ("IF", "FK"):
+            return None
+        inverse = self.space.inverse(self.feature)
+        if inverse.stands_for_hessian:
+            return "The Gauss-Newton matrix, which has no negative eigenvalue, stands for the Hessian."
+        if not inverse.negative:
+            return None
+        told = f"{inverse.negative} of the Hessian's damped eigenvalues are negative"
+        if self.similarity == "dot":
+            return f"{told}: along their directions samples that are alike count as opposed."
+        return f"{told}: their root is imaginary, and the real part leaves those directions out."
+
     def scores(self, X: Tree, y: Tree = None) -> Rows:
         """Return the scores (m, n) float64 of queries against all training samples; larger is more relevant.
 

@@ -30,6 +30,7 @@ class Spectral(Inverse):
         self.damping = damping
         self._values = values + damping
         self._vectors = vectors
+        self.negative = int((self._values < 0).sum())
 
     def apply(self, rows: Rows) -> Rows:
         """Return (A + d)⁻¹ g."""

@@ -41,6 +41,7 @@ class Kronecker(Inverse):
         self.damping = own if options.damping in (None, STUDY) else float(options.damping or 0)
         title = {"ekfac": "EKFAC", "kfac": "K-FAC"}[kind]
         drawn = "" if empirical else f", {options.samples} drawn label(s) a sample"
+        self.stands_for_hessian = not empirical
         self.solver = f"{title} of the {'Fisher' if empirical else 'Gauss-Newton'} matrix{drawn}"
 
     def apply(self, rows: Rows) -> Rows:
@@ -70,6 +71,7 @@ class Conjugate(Inverse):
         self._tolerance = _TOLERANCE if options.tolerance is None else options.tolerance
         self._iterations = _ITERATIONS if options.iterations is None else options.iterations
         self.damping = self._near.damping
+        self.stands_for_hessian = True
         self.solver = f"conjugate gradients (tolerance {self._tolerance:g}), preconditioned by {self._near.solver}"
 
     def apply(self, rows: Rows) -> Rows:

@@ -17,6 +17,10 @@ class Inverse(ABC):
 
     solver: str
     damping: float
+    negative: int = 0
+    """Damped eigenvalues below 0, of a Hessian away from a minimum."""
+    stands_for_hessian: bool = False
+    """Whether it is that of another matrix, the Gauss-Newton matrix, where the Hessian's was asked for."""
 
     @abstractmethod
     def apply(self, rows: Rows) -> Rows:

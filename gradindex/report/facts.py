@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 from gradindex import relevance
 from gradindex.compute.queries import match_shapes
 from gradindex.data.names import Tree
+from gradindex.defaults import NEIGHBOURS, QUERIES
+from gradindex.evaluation.selected import COMMONEST, selected_by
 from gradindex.explanation import Explanation
 from gradindex.index.index import Index
 from gradindex.kernels import WORDING, Kernel, KernelName
@@ -64,6 +66,7 @@ class Facts:
             ("Rows", f"{sketch.pop('kind')}, {header.dim} numbers, seed {header.seed}"),
             ("Search", f"{self.index.searcher.factory} on {self.index.searcher.dim} numbers"),
             *self._whitened(),
+            *self._hubs(),
             ("Columns", ", ".join(sorted(self.store.columns))),
             ("Made with", ", ".join(f"{name} {version}" for name, version in header.versions.items())),
         ]
@@ -74,6 +77,14 @@ class Facts:
         white = self.index.white
         said = f"{white.store.header.dim} numbers, damping {white.damping:.3g}, {white.searcher.factory}"
         return [("Whitened rows", f"{said}; the second moment is that of {white.moment_rows:,} rows")]
+
+    def _hubs(self) -> list[tuple[str, str]]:
+        if self.alive.sum() <= COMMONEST:
+            return []
+        found = selected_by(self.index)
+        queries = min(QUERIES, int(self.alive.sum()))
+        said = f"by cosine the nearest of {found.won:.0%} of {queries} samples is one of the {COMMONEST} commonest"
+        return [("Hubs", f"{said}; skewness of the {NEIGHBOURS}-occurrences {found.skew:.2f}")]
 
     def audit(self) -> list[tuple[str, str, str]] | None:
         """Return the lines of the last audit; None if there is none."""

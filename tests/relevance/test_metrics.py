@@ -244,3 +244,29 @@ def test_a_layer_that_receives_no_samples_does_not_hide_the_last_one():
         rows = (model.words(torch.tensor(x)) + model.places.weight).mean(1)
     rows = torch.nn.functional.normalize(rows.double())
     np.testing.assert_allclose(found, rows[:3] @ rows.T, atol=1e-6)
+
+
+def test_the_result_says_what_a_negative_eigenvalue_does(case):
+    """Of cos-IF the direction is left out; of IF it is kept, with its sign."""
+    job, _, hessian = case
+    values, vectors = np.linalg.eigh(hessian)
+    below = int((values + 0.01 < 0).sum())
+    assert 0 < below < int((values < 0).sum())  # the damping makes some of them positive
+    told = {name: relevance.metric(name, job, damping=0.01).remark for name in ("IF", "cos-IF", "l2-IF", "FK", "GC")}
+    assert told["IF"].startswith(f"{below} of the Hessian's damped eigenvalues are negative: along their directions")
+    left_out = f"{below} of the Hessian's damped eigenvalues are negative: their root is imaginary, and the real part"
+    assert told["cos-IF"] == told["l2-IF"] == f"{left_out} leaves those directions out."
+    assert told["FK"] is None and told["GC"] is None
+    assert relevance.metric("cos-IF", job, damping=10.0).remark is None
+    inverse = relevance.metric("cos-IF", job, damping=0.01).space.inverse("IF")
+    np.testing.assert_allclose(inverse.root(vectors[:, :1].T), 0, atol=1e-8)
+    np.testing.assert_allclose(inverse.apply(vectors[:, :1].T), vectors[:, :1].T / (values[0] + 0.01), rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["ekfac", "cg"])
+def test_the_result_says_what_stands_for_the_hessian(case, solver):
+    job = case[0]
+    expected = "The Gauss-Newton matrix, which has no negative eigenvalue, stands for the Hessian."
+    assert relevance.metric("IF", job, solver=solver).remark == expected
+    assert relevance.metric("FK", job, solver="ekfac").remark is None
+    assert relevance.metric("IF", job, exact_limit=5).remark == expected
