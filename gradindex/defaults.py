@@ -30,6 +30,10 @@ INFLUENTIAL = 10
 """Samples that are named as those that influence themselves most."""
 REPORTED, REPORTED_INFLUENTIAL = 8, 12
 """Neighbours of each side of a query, and self-influential samples, in a report: whole lines of its page."""
+REVIEWED = 50
+"""Lines of each kind that a review shows: about an hour's looking."""
+PERSISTENCE = 0.9
+"""Of rank-biased overlap: the first ten places have 86 % of the weight (Webber, Moffat and Zobel 2010, eq. 21)."""
 REPEATS = 10
 """Models that a test of metrics trains, as many as Hanawa et al. (2021)."""
 LABELS = "own"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gradindex.ann.vectors import without_own
 from gradindex.data.labels import as_classes
 from gradindex.defaults import NEIGHBOURS
 
@@ -57,9 +58,9 @@ def label_disagreement(
     for begin, rows in store.blocks(1024):
         part = slice(begin, begin + len(rows))
         ids = store.ids[part, None]
-        found = [_others(*index.search(rows, k + 1), ids, k)]
+        found = [without_own(*index.search(rows, k + 1), ids, k)]
         if opponents:
-            found.append(_others(*index.search(-rows, k + 1), ids, k))
+            found.append(without_own(*index.search(-rows, k + 1), ids, k))
         scores, near = (np.hstack(parts) for parts in zip(*found, strict=True))
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         near = np.take_along_axis(near, best, 1)
@@ -78,13 +79,3 @@ def _labels(store: "Store", given: ArrayLike | None) -> NDArray[Any]:
     if found is None or len(found) != len(store):
         raise ValueError(f"Expected labels of shape ({len(store)},), got {np.shape(given)}.")
     return found[store.ids]
-
-
-def _others(
-    scores: NDArray[np.float32], ids: NDArray[np.int64], own: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the best k that are not the sample itself."""
-    scores = np.where((ids == own) | (ids < 0), -np.inf, scores).astype(np.float32)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    scores = np.take_along_axis(scores, order, 1)
-    return scores, np.where(np.isfinite(scores), np.take_along_axis(ids, order, 1), -1)

@@ -1,4 +1,4 @@
-"""A report on an index and on some queries: one HTML file that needs nothing else."""
+"""Reports on an index, on some queries, on a review: each one HTML file that needs nothing else."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,13 +6,13 @@ from numpy.typing import ArrayLike
 
 from gradindex.data.names import Tree
 from gradindex.defaults import REPORTED, REPORTED_INFLUENTIAL
-from gradindex.errors import missing
 from gradindex.store.location import Location, locate, save
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
+    from gradindex.review.found import Review
 
-__all__ = ["report", "write_report"]
+__all__ = ["report", "review_page", "write_report", "write_review"]
 
 
 def report(
@@ -51,23 +51,16 @@ def report(
     ValueError
         As `Index.explain`; and if k or top is less than 1.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise missing("Jinja2", "gradindex[report]", "A report") from error
+    from gradindex.report import pages
+
+    pages.require()
     from gradindex.report.facts import Facts
 
     facts = Facts(index)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gradindex.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     asked = x is not None or ids is not None
     result = index.explain(x, y, ids=ids, k=min(k, len(index)), **how) if asked else None
-    return environment.get_template("report.html").render(
+    return pages.render(
+        "report.html",
         card=facts.card(),
         metric=not facts.gradients,
         audit=facts.audit(),
@@ -76,6 +69,38 @@ def report(
         kernel=None if result is None else facts.kernel(result),
         influential=facts.influential(min(top, len(index))),
     )
+
+
+def review_page(index: "Index", found: "Review") -> str:
+    """Return an HTML page on what a review found: each line with its picture or text, and its neighbours beside it.
+
+    Samples look as `Job.render` shows them. The page loads nothing and runs nothing; labels and texts are escaped.
+
+    Parameters
+    ----------
+    index
+        The index that was reviewed, opened with its job.
+    found
+        What `gradindex.review.review` returned.
+
+    Raises
+    ------
+    ImportError
+        If Jinja2 or Pillow is not installed; says what to type.
+    """
+    from gradindex.report import pages
+
+    pages.require()
+    from gradindex.report.reviewed import sections
+
+    return pages.render("review.html", sections=sections(index, found), left_out=found.left_out, about=found.about)
+
+
+def write_review(index: "Index", found: "Review", path: str | Location) -> Location:
+    """Write `review_page` into a file, as `write_report` does; return where it lies."""
+    place = locate(path)
+    save(place, review_page(index, found).encode("utf-8", "replace"))
+    return place
 
 
 def write_report(index: "Index", path: str | Location, *arguments: Any, **options: Any) -> Location:

@@ -151,8 +151,8 @@ class Facts:
             found.append(
                 {
                     "title": f"Training sample {named[row]}" if named is not None else f"Query {row}",
-                    "label": self._name(label),
-                    "prediction": self._name(prediction),
+                    "label": self.name(label),
+                    "prediction": self.name(prediction),
                     "shown": self._shown(shown),
                     "proved": all(side.proved is not None and bool(side.proved[row]) for side in sides),
                     **{f"{side.name}s": list(self._side(side, row, own)) for side in sides},
@@ -169,7 +169,7 @@ class Facts:
         found = []
         for value, i, row in zip(values, ids.tolist(), rows, strict=True):
             known = {name: self._value(self.store.columns.get(name), row) for name in ("label", "prediction")}
-            found.append(self._sample(i, known, score=short_number(float(value)), exact=True, same=None))
+            found.append(self.sample(i, known, score=short_number(float(value)), exact=True, same=None))
         return found
 
     def _side(self, side: Found, row: int, own: object) -> Iterator[dict[str, Any]]:
@@ -180,10 +180,11 @@ class Facts:
             known = {name: self._value(values, (row, place)) for name, values in given.items()}
             same = None if own is None or known["label"] is None else bool(known["label"] == own)
             exact = side.exact is not None and bool(side.exact[row, place])
-            yield self._sample(i, known, score=short_number(float(side.scores[row, place])), exact=exact, same=same)
+            yield self.sample(i, known, score=short_number(float(side.scores[row, place])), exact=exact, same=same)
 
-    def _sample(self, i: int, known: dict[str, object], **more: object) -> dict[str, Any]:
-        names = {name: self._name(value) for name, value in known.items()}
+    def sample(self, i: int, known: dict[str, object], **more: object) -> dict[str, Any]:
+        """Return a training sample as a card shows it; `known` holds its label and prediction."""
+        names = {name: self.name(value) for name, value in known.items()}
         return {"id": i, "shown": self._shown(self.render(i)), **names, **more}
 
     def _shown(self, shown: Rendered | None) -> dict[str, Any] | None:
@@ -192,7 +193,8 @@ class Facts:
         value = data_uri(shown.value, *self.render.shades) if shown.kind == "image" else shown.value
         return {"kind": shown.kind, "value": value}
 
-    def _name(self, value: object) -> str | None:
+    def name(self, value: object) -> str | None:
+        """Return the name of a class; None of none."""
         return None if value is None else class_name(self.job.class_names, value)
 
     @staticmethod

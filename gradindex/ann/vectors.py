@@ -1,0 +1,48 @@
+"""Nearest neighbours among vectors that are at hand, which are no rows of a store."""
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+_ALL_PAIRS = 50_000  # vectors; more are searched in the nearest lists of an inverted file
+_PROBES = 16
+
+
+def nearest_others(vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the k nearest other vectors of each one by inner product.
+
+    Of up to 50,000 vectors all pairs are compared; of more, those in the 16 nearest of 4 √n lists.
+
+    Parameters
+    ----------
+    vectors
+        (n, d), of unit norm where cosines are meant.
+    k
+        How many; with fewer others, as many as there are.
+
+    Returns
+    -------
+    tuple
+        Products (n, k) descending, −inf where fewer were found, and places (n, k), −1 there.
+    """
+    rows = np.ascontiguousarray(vectors, np.float32)
+    count = min(k, len(rows) - 1)
+    index: faiss.Index = faiss.IndexFlatIP(rows.shape[1])
+    if len(rows) > _ALL_PAIRS:
+        lists = int(4 * np.sqrt(len(rows)))
+        index = faiss.IndexIVFFlat(index, rows.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = _PROBES
+        index.train(rows)
+    index.add(rows)
+    scores, places = index.search(rows, count + 1)
+    return without_own(scores, places.astype(np.int64), np.arange(len(rows))[:, None], count)
+
+
+def without_own(
+    scores: NDArray[np.floating], ids: NDArray[np.int64], own: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the best k of each row's results (n, ·) that are not the row `own` (n, 1) itself; −1 where none is left."""
+    scores = np.where((ids == own) | (ids < 0), -np.inf, scores).astype(np.float64)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    scores = np.take_along_axis(scores, order, 1)
+    return scores, np.where(np.isfinite(scores), np.take_along_axis(ids, order, 1), -1)

@@ -1,0 +1,1 @@
+"""Samples to look at before a model is trained again."""

@@ -1,0 +1,60 @@
+"""Distances that are unlike those of other samples: near-duplicates and outliers."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.review.evidence import Near
+
+Floats = NDArray[np.float64]
+NEARER, FARTHER = 3.0, 1.5  # interquartile ranges: Tukey's outer fence for pairs, his inner one for outliers
+_SMALLEST = 1e-7  # of a distance: what float32 tells from none
+
+
+def log_distances(near: Near) -> Floats:
+    """Return log(1 − cosine) of each sample's neighbours, (n, k); NaN where there is none."""
+    with np.errstate(invalid="ignore"):
+        distances = np.maximum(1 - near.cosines, _SMALLEST)
+    return np.where(near.places >= 0, np.log(distances), np.nan)
+
+
+def pairs(near: Near) -> tuple[NDArray[np.int64], Floats, float]:
+    """Return the pairs that are far nearer than samples and their nearest others are.
+
+    Of log distances of the nearest, q₁ and q₃ are the quartiles; a pair with the log distance d is given if
+    (q₁ − d) / (q₃ − q₁) is at least 3: beyond the outer fence of Tukey (1977, "Exploratory Data Analysis").
+
+    Returns
+    -------
+    tuple
+        Places (p, 2), smaller first, each pair once; that quotient, (p,); and the cosine at the fence.
+    """
+    logs = log_distances(near)
+    low, spread = _quartiles(logs[:, 0], 25)
+    fence = low - NEARER * spread
+    rows, columns = np.nonzero(logs <= fence)
+    found = np.sort(np.stack([rows, near.places[rows, columns]], axis=1), axis=1)
+    unique, first = np.unique(found, axis=0, return_index=True)
+    scores = (low - logs[rows, columns][first]) / spread
+    return unique.astype(np.int64), np.asarray(scores), float(1 - np.exp(fence))
+
+
+def outliers(near: Near) -> Floats:
+    """Return how far each sample's mean distance to its k nearest is above that of others, (n,).
+
+    In interquartile ranges of its logarithm above the third quartile; the mean distance to the nearest is the weight
+    of Angiulli and Pizzuti (2002, "Fast Outlier Detection in High Dimensional Spaces").
+    """
+    there = near.places >= 0
+    total = np.exp(log_distances(near)).sum(axis=1, where=there)
+    means = np.log(np.maximum(total, _SMALLEST) / np.maximum(there.sum(axis=1), 1))
+    high, spread = _quartiles(means, 75)
+    return np.asarray((means - high) / spread)
+
+
+def _quartiles(values: Floats, which: int) -> tuple[float, float]:
+    """Return a quartile of values above the smallest that there can be, and the interquartile range."""
+    usual = values[np.isfinite(values) & (values > np.log(_SMALLEST) + 1e-9)]
+    if len(usual) < 4:
+        return 0.0, np.inf
+    first, third = np.percentile(usual, [25, 75])
+    return float(third if which == 75 else first), max(float(third - first), 1e-3)

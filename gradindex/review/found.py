@@ -1,0 +1,171 @@
+"""What a review found: lines to look at, as a table, a file, JSON."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.review.decisions import COLUMNS
+from gradindex.store.location import Location, locate, save
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Kind(StrEnum):
+    """Why a sample is to be looked at."""
+
+    LABEL = "label"
+    DUPLICATE = "duplicate"
+    OUTLIER = "outlier"
+    OPPONENT = "opponent"
+    CONFUSION = "confusion"
+
+
+MEANING = {
+    Kind.LABEL: "Labels that are likely wrong. The score is an estimate of the probability that it is.",
+    Kind.DUPLICATE: "Pairs of near-duplicates. The score says how far the pair is nearer than nearest samples are: in "
+    "interquartile ranges of log distance below the first quartile.",
+    Kind.OUTLIER: "Samples far from all others. The score says how far the mean distance to the nearest is above that of "
+    "other samples: in interquartile ranges of log distance above the third quartile.",
+    Kind.OPPONENT: "Samples that oppose correct predictions. The score is the number of correctly predicted samples that "
+    "have it among their opponents, by stored gradients.",
+    Kind.CONFUSION: "Pairs of classes that oppose each other. The score is the geometric mean of two shares: of the "
+    "opponents of one class, those of the other.",
+}
+"""What the scores of each kind are."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of a review.
+
+    Parameters
+    ----------
+    kind
+        Why it is there.
+    id
+        Dataset position; None for a pair of classes.
+    score
+        See `MEANING`; larger is first.
+    label, prediction, proposed
+        Classes as the store has them; None where there is none. Of a pair of classes, `label` and `prediction` are the
+        two.
+    neighbours
+        Dataset positions of the evidence: nearest samples, the other one of a pair, samples that are opposed.
+    neighbour_labels
+        Their classes; empty where there are none.
+    note
+        The evidence in words.
+    precision
+        Of labels alone: the share of wrong labels to expect among this line and those before it. An estimate.
+    """
+
+    kind: Kind
+    id: int | None
+    score: float
+    label: int | None
+    prediction: int | None
+    proposed: int | None
+    neighbours: tuple[int, ...]
+    neighbour_labels: tuple[int, ...]
+    note: str
+    precision: float | None = None
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a review found, kind by kind, each with the most striking first.
+
+    Parameters
+    ----------
+    findings
+        The lines.
+    left_out
+        Sentences on what was not looked at, and why.
+    about
+        How it was made: samples, neighbours, thresholds, the estimated number of wrong labels.
+    label_scores
+        Of every sample, (n,) float64 in the order of `ids`: the estimated probability that its label is wrong; None
+        without classes.
+    ids
+        Dataset positions (n,) of all samples that were looked at.
+    """
+
+    findings: tuple[Finding, ...]
+    left_out: tuple[str, ...]
+    about: dict[str, object]
+    label_scores: NDArray[np.float64] | None
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def of(self, kind: str) -> list[Finding]:
+        """Return the lines of a kind."""
+        return [one for one in self.findings if one.kind == kind]
+
+    def lines(self) -> Iterator[dict[str, object]]:
+        """Yield the lines as dicts, with their rank within the kind, from 1."""
+        ranks = dict.fromkeys(Kind, 0)
+        for one in self.findings:
+            ranks[one.kind] += 1
+            line: dict[str, object] = {"kind": one.kind.value, "rank": ranks[one.kind], **vars(one)}
+            yield line | {"kind": one.kind.value, "neighbours": list(one.neighbours)} | {
+                "neighbour_labels": list(one.neighbour_labels)
+            }
+
+    def to_json(self) -> dict[str, object]:
+        """Return everything but `label_scores` as JSON-ready values."""
+        return {"about": self.about, "left_out": list(self.left_out), "findings": list(self.lines())}
+
+    def to_arrow(self) -> "pa.Table":
+        """Return a ``pyarrow.Table``, a row a line, with empty columns `decision` and `new_label` to fill in."""
+        import pyarrow as pa
+
+        whole, text = pa.int64(), pa.string()
+        types = {
+            "kind": text, "rank": whole, "id": whole, "score": pa.float64(), "label": whole, "prediction": whole,
+            "proposed": whole, "precision": pa.float64(), "note": text, "neighbours": pa.list_(whole),
+            "neighbour_labels": pa.list_(whole),
+        }  # fmt: skip
+        decided = {name: text if name == "decision" else whole for name in COLUMNS if name != "id"}
+        schema = pa.schema([*types.items(), *decided.items()])
+        empty = dict.fromkeys(decided)
+        about = {"gradindex.review": json.dumps(self.about), "gradindex.left_out": json.dumps(self.left_out)}
+        return pa.Table.from_pylist([line | empty for line in self.lines()], schema).replace_schema_metadata(about)
+
+    def save(self, path: str | Location) -> Location:
+        """Write `to_arrow` into a file, on this machine or behind a URL; return where it lies.
+
+        Parameters
+        ----------
+        path
+            Its name ends with ``.csv`` or ``.parquet``. In CSV lists are numbers with spaces between.
+
+        Raises
+        ------
+        ValueError
+            If the name ends otherwise.
+        """
+        import pyarrow as pa
+        import pyarrow.csv as pc
+        import pyarrow.parquet as pq
+
+        place, table, sink = locate(path), self.to_arrow(), io.BytesIO()
+        if place.name.endswith(".parquet"):
+            pq.write_table(table, sink)
+        elif place.name.endswith(".csv"):
+            for name in ("neighbours", "neighbour_labels"):
+                texts = [" ".join(map(str, one)) for one in table[name].to_pylist()]
+                table = table.set_column(table.column_names.index(name), name, pa.array(texts, pa.string()))
+            pc.write_csv(table, sink)
+        else:
+            raise ValueError(f"A review is written as .csv, .parquet or .html, got {place.name!r}.")
+        save(place, sink.getvalue())
+        return place
