@@ -130,7 +130,9 @@ def judge(seeds: int, sets: tuple[str, ...]) -> list[dict[str, Any]]:
         figures = {title: measure(ranking, wrong) for title, ranking in rankings.items()}
         found = {"rankings": figures, "expected": expected(evidence, scores, wrong)}
         cases.setdefault((name, kind), []).append(found)
-        print(name, kind, seed, {title: round(one["average_precision"], 3) for title, one in figures.items()}, flush=True)
+        print(
+            name, kind, seed, {title: round(one["average_precision"], 3) for title, one in figures.items()}, flush=True
+        )
     return [summary(name, kind, runs) for (name, kind), runs in cases.items()]
 
 
@@ -144,7 +146,9 @@ def summary(name: str, kind: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
             (other for other in runs[0]["rankings"] if other.startswith("cleanlab")),
             key=lambda other: np.mean([run["rankings"][other]["average_precision"] for run in runs]),
         )
-        ahead = np.array([run["rankings"][title]["average_precision"] - run["rankings"][best]["average_precision"] for run in runs])
+        ahead = np.array(
+            [run["rankings"][title]["average_precision"] - run["rankings"][best]["average_precision"] for run in runs]
+        )
         rankings[title] |= {
             "seeds": of_seeds["average_precision"],
             "ahead_of_cleanlab": float(ahead.mean()),

@@ -1,6 +1,7 @@
 """Data sets, planted wrong labels and small models of review.py."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import counterfactual_data as data
 import hanawa
@@ -80,7 +81,7 @@ def fit(x: np.ndarray, y: np.ndarray, one: Set, seed: int) -> nn.Module:
     """Train a multilayer perceptron with Adam."""
     torch.manual_seed(seed)
     widths = (x.shape[1], *one.hidden)
-    layers = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+    layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(widths[-1], one.classes))
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3, fused=True)
     x, y = torch.from_numpy(x), torch.from_numpy(y)

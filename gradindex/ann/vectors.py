@@ -41,8 +41,8 @@ def nearest_others(vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.flo
 def without_own(
     scores: NDArray[np.floating], ids: NDArray[np.int64], own: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the best k of each row's results (n, ·) that are not the row `own` (n, 1) itself; −1 where none is left."""
-    scores = np.where((ids == own) | (ids < 0), -np.inf, scores).astype(np.float64)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    scores = np.take_along_axis(scores, order, 1)
-    return scores, np.where(np.isfinite(scores), np.take_along_axis(ids, order, 1), -1)
+    """Return the best k of each row's results (n, ·) that are not the row `own` (n, 1) itself; −1 for none left."""
+    known = np.where((ids == own) | (ids < 0), -np.inf, scores).astype(np.float64)
+    order = np.argsort(-known, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(known, order, 1)
+    return best, np.where(np.isfinite(best), np.take_along_axis(ids, order, 1), np.int64(-1))

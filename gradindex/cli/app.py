@@ -12,15 +12,18 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from gradindex.cli.changes import add, compact, remove, whiten
+from gradindex.cli.compare import compare
 from gradindex.cli.console import err, out
 from gradindex.cli.doctor import doctor
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.export import export
 from gradindex.cli.index_commands import build, calibrate, explain, info, repair, tune, verify
 from gradindex.cli.influence import self_influence
+from gradindex.cli.init import init
 from gradindex.cli.options import FILE, Json
 from gradindex.cli.plan import plan
 from gradindex.cli.report import report
+from gradindex.cli.review import review
 from gradindex.cli.select import select
 from gradindex.cli.serve import serve
 from gradindex.defaults import SEED
@@ -43,6 +46,9 @@ app.command()(serve)
 app.command()(plan)
 app.command()(export)
 app.command()(report)
+app.command()(review)
+app.command()(compare)
+app.command()(init)
 app.command()(doctor)
 app.command()(build)
 app.command()(explain)

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gradindex.cli.console import out
-from gradindex.cli.options import Json, Out
+from gradindex.cli.options import FILE, Json, Out
 from gradindex.defaults import INDEX, WHITENED_BITS, WHITENED_DIMS
 
 
@@ -40,15 +41,56 @@ def add(
 
 def remove(
     path: Out,
-    ids: Annotated[str, typer.Option("--ids", help="Training rows to remove, such as 3,14.")],
+    ids: Annotated[str | None, typer.Option("--ids", help="Training rows to remove, such as 3,14.")] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(
+            help="FILE.csv, .parquet or .jsonl with id, decision, new_label: removes what says remove.", **FILE
+        ),
+    ] = None,
+    relabels: Annotated[
+        Path | None, typer.Option(help="Write the decisions' new labels as CSV: id,label.", **FILE)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Remove training samples from all answers; indexes that are open now keep finding them."""
     from gradindex.cli import inputs
     from gradindex.store import Store
 
-    count = Store.open(path).remove(inputs.ids_of(ids))
+    if (ids is None) == (decisions is None):
+        raise typer.BadParameter("Give either --ids 3,14 or --decisions FILE.")
+    if decisions is not None:
+        _carry_out(path, decisions, relabels, as_json)
+        return
+    if relabels is not None:
+        raise typer.BadParameter("--relabels writes the new labels of --decisions FILE: give that, too.")
+    count = Store.open(path).remove(inputs.ids_of(str(ids)))
     _say(f"Removed {count} samples.", {"removed": count}, as_json)
+
+
+def _carry_out(path: str, file: Path, relabels: Path | None, as_json: bool) -> None:
+    """Remove what a file of decisions says, after comparing its samples with the store's."""
+    from gradindex.review.decisions import Decision, read
+    from gradindex.store import Store
+    from gradindex.store.location import save
+
+    decided, store = read(file), Store.open(path)
+    decided.check(store)
+    wanted = decided.ids(Decision.REMOVE)
+    count = store.remove(wanted) if len(wanted) else 0
+    if relabels is not None:
+        save(relabels, decided.relabels().encode())
+    counts = {one.value: len(decided.ids(one)) for one in Decision}
+    changed = counts["relabel"]
+    text = f"Decided on {len(decided.by_id)} samples; removed {count}."
+    if relabels is not None:
+        text += f" Wrote {changed} new labels to {relabels}."
+    elif changed:
+        text += f" {changed} are to be relabelled: --relabels FILE writes their new labels."
+    if changed:
+        text += " Put them into the dataset, train again, and build a new index: gradindex build MODULE:FUNCTION OUT"
+    found = {"removed": count, "decisions": counts, "relabels": None if relabels is None else str(relabels)}
+    _say(text, found, as_json)
 
 
 def compact(path: Out, as_json: Json = False) -> None:

@@ -12,7 +12,31 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-WEIGHTS: dict[str, dict[str, float]] = {}
+WEIGHTS: dict[str, dict[str, float]] = {
+    "hidden and inputs": {
+        "loss": 0.146,
+        "self-influence": 0.0,
+        "opponents": 0.173,
+        "hidden neighbours": 0.112,
+        "hidden model": 0.0,
+        "inputs neighbours": 0.305,
+        "inputs model": 0.264,
+    },
+    "hidden": {
+        "loss": 0.386,
+        "self-influence": 0.0,
+        "opponents": 0.335,
+        "hidden neighbours": 0.279,
+        "hidden model": 0.0,
+    },
+    "inputs": {
+        "loss": 0.207,
+        "self-influence": 0.0,
+        "opponents": 0.201,
+        "inputs neighbours": 0.322,
+        "inputs model": 0.27,
+    },
+}
 """Of each sign, by the spaces of vectors that there are; from benchmarks/results/review_weights.json."""
 
 
@@ -25,8 +49,8 @@ def score(signs: Mapping[str, Floats], weights: Mapping[str, float] | None = Non
     Parameters
     ----------
     signs
-        By name, each (n,), as `gradindex.review.evidence.Evidence.signs` has them. Of rows that are no gradients some
-        are missing: the others count.
+        By name, each (n,), as `gradindex.review.evidence.Evidence.signs` has them. Where some are missing, as of rows
+        that are no gradients, the others count.
     weights
         Of signs; None: those of `WEIGHTS`.
 
@@ -37,7 +61,7 @@ def score(signs: Mapping[str, Floats], weights: Mapping[str, float] | None = Non
     """
     if weights is None:
         spaces = [space for space in ("hidden", "inputs") if any(name.startswith(space) for name in signs)]
-        weights = WEIGHTS[" and ".join(spaces)]
+        weights = WEIGHTS[" and ".join(spaces) or "hidden and inputs"]
     used = {name: weights[name] for name in signs if weights.get(name)}
     if not used:
         raise ValueError(f"None of the signs {sorted(signs)} has a weight.")

@@ -60,8 +60,8 @@ class Decisions:
         strangers = every[~store.holds(every)]
         if len(strangers):
             raise ValueError(
-                f"The decisions name samples that the index does not hold: {_named(strangers.tolist())}. Were they made "
-                "for another index?"
+                f"The decisions name samples that the index does not hold: {_named(strangers.tolist())}. Were they "
+                "made for another index?"
             )
 
     def relabels(self) -> str:
@@ -106,8 +106,8 @@ def read(path: Path) -> Decisions:
             conflicts.add(i)
     if conflicts:
         raise ValueError(
-            f"{path.name} holds decisions that contradict each other, on samples {_named(sorted(conflicts))}: leave one "
-            "for each."
+            f"{path.name} holds decisions that contradict each other, on samples {_named(sorted(conflicts))}: leave "
+            "one for each."
         )
     return Decisions(by_id, new_labels)
 

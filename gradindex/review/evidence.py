@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 _BATCH = 256
 _NUMBERS = 1 << 28  # of inputs that are held, as float32: 1 GiB
 _CLASSES = 1000
-_SMALLEST = 1e-4  # of a probability, before its logarithm is taken
+SMALLEST = 1e-4  # of a probability, before its logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,11 @@ class Evidence:
         cosines, near = [], []
         for begin in range(0, len(self.rows), _BATCH * 4):
             rows = self.rows[begin : begin + _BATCH * 4]
-            scores, ids = self.index.search(sign * store.gather(rows), self.k + 1)
-            scores64, ids = without_own(scores, ids, store.ids[rows][:, None], self.k)
-            cosines.append(scores64)
-            near.append(np.where(ids < 0, -1, places[store.rows_of(np.where(ids < 0, store.ids[rows][:, None], ids).ravel())].reshape(ids.shape)))
+            own = store.ids[rows][:, None]
+            scores, ids = without_own(*self.index.search(sign * store.gather(rows), self.k + 1), own, self.k)
+            found = store.rows_of(np.where(ids < 0, own, ids).ravel()).reshape(ids.shape)
+            cosines.append(scores)
+            near.append(np.where(ids < 0, -1, places[found]))
         return Near(np.concatenate(cosines), np.concatenate(near))
 
     @cached_property
@@ -165,9 +166,9 @@ class Evidence:
     def signs(self) -> dict[str, Floats]:
         """Signs of a wrong label by name, each (n,), larger for what is rather wrong; none without classes.
 
-        ``loss`` and ``self-influence`` as the store has them; ``… neighbours`` by how much another class leads among the k nearest, in shares; ``opponents`` the share of
-        another class among the k largest cosines of either sign; ``… model`` by how much another class leads in
-        cross-validated log-probability.
+        ``loss`` and ``self-influence`` as the store has them; ``… neighbours`` by how much another class leads among
+        the k nearest, in shares; ``opponents`` the share of another class among the k largest cosines of either sign;
+        ``… model`` by how much another class leads in cross-validated log-probability.
         """
         if self.labels is None:
             return {}
@@ -178,7 +179,7 @@ class Evidence:
             found["opponents"] = self.disagreement
         for name in self.vectors:
             found[f"{name} neighbours"] = votes.lead(votes.shares(self.near[name].places, labels, classes), labels)
-            found[f"{name} model"] = votes.lead(np.log(np.maximum(self.probabilities[name], _SMALLEST)), labels)
+            found[f"{name} model"] = votes.lead(np.log(np.maximum(self.probabilities[name], SMALLEST)), labels)
         return found
 
     @cached_property
@@ -202,8 +203,8 @@ class Evidence:
         """The class (n,) with the most votes: of the nearest vectors and the cross-validated models, all the same."""
         assert self.labels is not None
         spaces = list(self.vectors) or ["gradients"]
-        total = sum(votes.shares(self.near[space].places, self.labels, len(self.classes)) for space in spaces)
-        return np.asarray((total + sum(self.probabilities.values())).argmax(axis=1))
+        total = [votes.shares(self.near[space].places, self.labels, len(self.classes)) for space in spaces]
+        return np.asarray(np.sum([*total, *self.probabilities.values()], axis=0).argmax(axis=1))
 
     def class_of(self, number: int) -> int:
         """Return a class as the store has it."""
@@ -228,4 +229,4 @@ class Evidence:
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return rows (n, d) scaled to length 1; of zeros stay zero."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return np.asarray(np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0))

@@ -28,13 +28,13 @@ class Kind(StrEnum):
 
 
 MEANING = {
-    Kind.LABEL: "Labels that are likely wrong. The score is an estimate of the probability that it is.",
-    Kind.DUPLICATE: "Pairs of near-duplicates. The score says how far the pair is nearer than nearest samples are: in "
-    "interquartile ranges of log distance below the first quartile.",
-    Kind.OUTLIER: "Samples far from all others. The score says how far the mean distance to the nearest is above that of "
-    "other samples: in interquartile ranges of log distance above the third quartile.",
-    Kind.OPPONENT: "Samples that oppose correct predictions. The score is the number of correctly predicted samples that "
-    "have it among their opponents, by stored gradients.",
+    Kind.LABEL: "Labels that are likely wrong. The score is a weighted mean of ranks by several signs, from 0 to 1.",
+    Kind.DUPLICATE: "Pairs of near-duplicates. The score says how much nearer the pair is than samples and their "
+    "nearest are: in interquartile ranges of log distance below the first quartile.",
+    Kind.OUTLIER: "Samples far from all others. The score says how much farther their nearest are than those of "
+    "others: in interquartile ranges of mean log distance above the third quartile.",
+    Kind.OPPONENT: "Samples that oppose correct predictions. The score is the number of correctly predicted samples "
+    "that have it among their opponents, by stored gradients.",
     Kind.CONFUSION: "Pairs of classes that oppose each other. The score is the geometric mean of two shares: of the "
     "opponents of one class, those of the other.",
 }
@@ -91,8 +91,8 @@ class Review:
     about
         How it was made: samples, neighbours, thresholds, the estimated number of wrong labels.
     label_scores
-        Of every sample, (n,) float64 in the order of `ids`: the estimated probability that its label is wrong; None
-        without classes.
+        Of every sample, (n,) float64 in the order of `ids`: the score by which labels are ranked, see
+        `gradindex.review.combine.score`; None without classes.
     ids
         Dataset positions (n,) of all samples that were looked at.
     """
@@ -116,9 +116,11 @@ class Review:
         for one in self.findings:
             ranks[one.kind] += 1
             line: dict[str, object] = {"kind": one.kind.value, "rank": ranks[one.kind], **vars(one)}
-            yield line | {"kind": one.kind.value, "neighbours": list(one.neighbours)} | {
-                "neighbour_labels": list(one.neighbour_labels)
-            }
+            yield (
+                line
+                | {"kind": one.kind.value, "neighbours": list(one.neighbours)}
+                | {"neighbour_labels": list(one.neighbour_labels)}
+            )
 
     def to_json(self) -> dict[str, object]:
         """Return everything but `label_scores` as JSON-ready values."""

@@ -21,10 +21,10 @@ _NAMED = 5  # neighbours that a line names
 def review(index: "Index", *, top: int = REVIEWED, k: int = NEIGHBOURS, seed: int = SEED) -> Review:
     """Look for samples that a person should look at: wrong labels, duplicates, outliers, opponents, confused classes.
 
-    Labels are ranked by one score, see `gradindex.review.combine`. It combines the loss, the gradient's norm
-    (self-influence), the labels of gradient neighbours and opponents, those of the nearest hidden vectors and inputs, and
-    cross-validated classifiers on both. It reads the data once and trains ten small classifiers; the model is not trained
-    again. Neighbours by gradient are those of the stored rows: estimates.
+    Labels are ranked by one score, see `gradindex.review.combine`. It combines the loss, the labels of gradient
+    neighbours and opponents, those of the nearest hidden vectors and inputs, and a cross-validated classifier of the
+    inputs. It reads the data once and trains small classifiers; the model is not trained again. Neighbours by gradient
+    are those of the stored rows: estimates.
 
     Near-duplicates are pairs whose hidden vectors or inputs are nearer than Tukey's outer fence of the distances of
     nearest samples; outliers are beyond his inner fence above; see `gradindex.review.distances`.
@@ -63,7 +63,7 @@ def review(index: "Index", *, top: int = REVIEWED, k: int = NEIGHBOURS, seed: in
     findings: list[Finding] = []
     scores = None
     if evidence.labels is not None:
-        scores = combine.score(evidence)
+        scores = combine.score(evidence.signs)
         findings += _labels(evidence, scores, top, about)
     findings += _duplicates(evidence, top, about)
     findings += _outliers(evidence, top)
@@ -79,7 +79,7 @@ def _labels(evidence: Evidence, scores: NDArray[np.float64], top: int, about: di
     assert labels is not None
     order = np.argsort(-scores, kind="stable")
     estimate = planting.estimate(evidence, order)
-    about["label_errors"] = estimate.share
+    about["label_errors"] = None if np.isnan(estimate.share) else estimate.share
     about["precision_from"] = estimate.how
     proposed, by_gradient = evidence.guessed, evidence.by_gradient
     disagreement = evidence.disagreement if by_gradient else np.zeros(0)
@@ -92,9 +92,10 @@ def _labels(evidence: Evidence, scores: NDArray[np.float64], top: int, about: di
             place,
             float(scores[place]),
             evidence.near[space].places[place],
-            f"nearest {space}" + (f"; {disagreement[place]:.0%} of gradients and opponents differ" if by_gradient else ""),
+            f"nearest {space}"
+            + (f"; {disagreement[place]:.0%} of gradients and opponents differ" if by_gradient else ""),
             proposed=another,
-            precision=float(estimate.precision[rank]),
+            precision=None if np.isnan(estimate.precision[rank]) else float(estimate.precision[rank]),
         )
 
 

@@ -14,7 +14,8 @@ def standardised(x: NDArray[np.generic]) -> NDArray[np.float64]:
     """Return columns (n, d) with mean 0 and variance 1, cut at three standard deviations; constant ones are 0."""
     x = np.asarray(x, np.float64)
     spread = x.std(axis=0)
-    return np.clip(np.divide(x - x.mean(axis=0), spread, out=np.zeros_like(x), where=spread > 0), -_CLIPPED, _CLIPPED)
+    scaled = np.divide(x - x.mean(axis=0), spread, out=np.zeros_like(x), where=spread > 0)
+    return np.asarray(np.clip(scaled, -_CLIPPED, _CLIPPED))
 
 
 def probabilities(x: NDArray[np.generic], labels: NDArray[np.int64], classes: int, seed: int) -> NDArray[np.float64]:
@@ -55,9 +56,9 @@ def probabilities(x: NDArray[np.generic], labels: NDArray[np.int64], classes: in
     for fit, held in folds.split(rows):
         if len(np.unique(labels[fit])) < 2:
             continue
-        features = Nystroem(
-            gamma=1 / max(width, 1e-12), n_components=min(_LANDMARKS, len(fit)), random_state=seed
-        ).fit(rows[fit])
+        features = Nystroem(gamma=1 / max(width, 1e-12), n_components=min(_LANDMARKS, len(fit)), random_state=seed).fit(
+            rows[fit]
+        )
         model = LogisticRegression(C=10, max_iter=300).fit(features.transform(rows[fit]), labels[fit])
         found[held] = 0
         found[np.ix_(held, model.classes_)] = model.predict_proba(features.transform(rows[held]))

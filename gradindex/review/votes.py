@@ -22,7 +22,7 @@ def shares(places: Ints, labels: Ints, classes: int) -> Floats:
     found = np.zeros((len(places), classes))
     rows, columns = np.nonzero(places >= 0)
     np.add.at(found, (rows, labels[places[rows, columns]]), 1)
-    return found / np.maximum(found.sum(axis=1, keepdims=True), 1)
+    return np.asarray(found / np.maximum(found.sum(axis=1, keepdims=True), 1))
 
 
 def lead(votes: Floats, labels: Ints) -> Floats:

@@ -154,20 +154,26 @@ def compare(
     for name in ("ordered_indices", "opponent_indices"):
         a, b = (np.asarray(one.data[name]) for one in found)
         sides[name] = SideChange(a, b, overlap(a, b), rank_biased_overlap(a, b, persistence))
-    predictions = [one.data.get("query_predictions") for one in found]
+    predictions: list[NDArray[np.generic] | None] = [one.data.get("query_predictions") for one in found]
     given = None if ids is None else np.atleast_1d(np.asarray(ids)).tolist()
     count = len(sides["ordered_indices"].before)
     names = tuple(f"query {i}" if given is None else f"sample {given[i]}" for i in range(count))
-    title = str(found[0].meta["params"]["kernel"])
     return Comparison(
-        sides["ordered_indices"], sides["opponent_indices"], *predictions, names, k, title, persistence
+        proponents=sides["ordered_indices"],
+        opponents=sides["opponent_indices"],
+        predictions_before=predictions[0],
+        predictions_after=predictions[1],
+        names=names,
+        k=k,
+        kernel=str(found[0].meta["params"]["kernel"]),
+        persistence=persistence,
     )
 
 
 def overlap(before: "Ids", after: "Ids") -> Floats:
     """Return the share of ids that two lists have in common, (m,), of lists (m, k) without repetitions; −1 is none."""
     common = [len(set(_named(a)) & set(_named(b))) for a, b in zip(before, after, strict=True)]
-    return np.array(common) / before.shape[1]
+    return np.asarray(np.array(common) / before.shape[1])
 
 
 def rank_biased_overlap(before: "Ids", after: "Ids", persistence: float = PERSISTENCE) -> Floats:

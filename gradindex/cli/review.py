@@ -1,0 +1,94 @@
+"""The command `gradindex review`."""
+
+import json
+from pathlib import PurePosixPath
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from gradindex.cli import inputs
+from gradindex.cli.console import out
+from gradindex.cli.options import JobName, Json, Out
+from gradindex.defaults import NEIGHBOURS, REVIEWED, SEED
+from gradindex.plots.read import class_name, short_number
+from gradindex.review.found import Finding, Kind, Review
+
+_SHOWN = 5  # lines of each kind that are printed
+
+
+def review(
+    path: Out,
+    job: JobName,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Write FILE.csv, FILE.parquet or FILE.html; a URL may be.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="The most lines of each kind.")] = REVIEWED,
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours of each sample that count.")] = NEIGHBOURS,
+    seed: Annotated[int, typer.Option(help="Of cross-validation, and of labels planted wrong.")] = SEED,
+    as_json: Json = False,
+) -> None:
+    """Look for samples to look at: wrong labels, near-duplicates, outliers, opponents, confused classes."""
+    from gradindex.loading import load
+    from gradindex.report import write_review
+    from gradindex.review.making import review as look
+
+    suffix = None if output is None else PurePosixPath(output).suffix.lower()
+    if suffix not in (None, ".csv", ".parquet", ".html"):
+        raise typer.BadParameter(f"-o takes a name that ends with .csv, .parquet or .html, got {output!r}.")
+    loaded = inputs.job_of(job)
+    index = load(path, loaded)
+    found = look(index, top=top, k=k, seed=seed)
+    written = None
+    if output is not None:
+        written = str(write_review(index, found, output) if suffix == ".html" else found.save(output))
+    if as_json:
+        typer.echo(json.dumps(found.to_json() | {"written": written}))
+        return
+    for kind in Kind:
+        if lines := found.of(kind):
+            out.print(_table(kind, lines, loaded.class_names))
+    for sentence in found.left_out:
+        out.print(sentence, highlight=False)
+    out.print(_next(path, job, found, written), highlight=False, soft_wrap=True)
+
+
+def _next(path: str, job: str, found: Review, written: str | None) -> str:
+    """Return what was found in all, and the command that comes next."""
+    counts = ", ".join(f"{len(found.of(kind))} of kind {kind}" for kind in Kind if found.of(kind)) or "nothing"
+    said = f"Found: {counts}."
+    if written is None:
+        return f"{said} Next: gradindex review {path} {job} -o review.csv"
+    if written.endswith(".html"):
+        return f"{said} Wrote {written}. To decide: gradindex review {path} {job} -o review.csv"
+    return (
+        f"{said} Wrote {written}. Fill in its column decision (keep, relabel, remove, later; with relabel also "
+        f"new_label), then: gradindex remove {path} --decisions {written}"
+    )
+
+
+def _table(kind: Kind, lines: list[Finding], names: object) -> Table:
+    table = Table(
+        title=f"{kind}: the first {min(len(lines), _SHOWN)} of {len(lines)}", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    labelled = any(line.label is not None for line in lines)
+    columns = ["sample", "score", *(["label", "predicted", "proposed"] if labelled else []), "neighbours"]
+    estimated = lines[0].precision is not None
+    columns += ["precision, estimate"] if estimated else []
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("sample", "score") else "left")
+    called = list(names) if isinstance(names, list | tuple) else None
+
+    def name_of(value: int | None) -> str:
+        return "" if value is None else class_name(called, value)
+
+    for line in lines[:_SHOWN]:
+        cells = ["" if line.id is None else str(line.id), short_number(line.score)]
+        if labelled:
+            cells += [name_of(line.label), name_of(line.prediction), name_of(line.proposed)]
+        cells.append(", ".join(map(str, line.neighbours)))
+        if estimated:
+            cells.append("" if line.precision is None else f"{line.precision:.0%}")
+        table.add_row(*cells)
+    return table
