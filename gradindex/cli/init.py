@@ -59,9 +59,11 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a job.py for a model and its data, which `gradindex build` takes; test it if both are given."""
+    path = _short(path)
     for given, what in ((model, "model"), (data, "data")):
         if given is not None and not given.exists():
-            raise typer.BadParameter(f"There is no {given}. Give --{what} PATH, or leave it out and edit {path}.")
+            there = _short(given)
+            raise typer.BadParameter(f"There is no {there}. Give --{what} PATH, or leave it out and edit {path}.")
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} is there already. Next: gradindex doctor {path}:job, or gradindex init OTHER.py, or --overwrite."
@@ -93,6 +95,11 @@ def init(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _short(path: Path) -> Path:
+    """Return a path as it is typed in the working directory, if it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _found(model: Path | None) -> Framework:
@@ -151,7 +158,7 @@ def _arrays(data: Path) -> tuple[str, str]:
     inputs_ = ["x"] if "x" in inputs_ else inputs_
     if len(labels) != 1 or len(inputs_) != 1:
         raise ValueError(
-            f"{data} holds the arrays {', '.join(names)}; expected inputs x and labels y. Next: save it by "
+            f"{_short(data)} holds the arrays {', '.join(names)}; expected inputs x and labels y. Next: save it by "
             "numpy.savez(FILE, x=inputs, y=labels), or run gradindex init without --data and edit the file."
         )
     return inputs_[0], labels[0]

@@ -40,18 +40,17 @@ def review(
     loaded = inputs.job_of(job)
     index = load(path, loaded)
     found = look(index, top=top, k=k, seed=seed)
-    written = None
     if output is not None:
-        written = str(write_review(index, found, output) if suffix == ".html" else found.save(output))
+        _ = write_review(index, found, output) if suffix == ".html" else found.save(output)
     if as_json:
-        typer.echo(json.dumps(found.to_json() | {"written": written}))
+        typer.echo(json.dumps(found.to_json() | {"written": output}))
         return
     for kind in Kind:
         if lines := found.of(kind):
             out.print(_table(kind, lines, loaded.class_names))
     for sentence in found.left_out:
         out.print(sentence, highlight=False)
-    out.print(_next(path, job, found, written), highlight=False, soft_wrap=True)
+    out.print(_next(path, job, found, output), highlight=False, soft_wrap=True)
 
 
 def _next(path: str, job: str, found: Review, written: str | None) -> str:

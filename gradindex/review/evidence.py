@@ -105,7 +105,8 @@ class Evidence:
     def vectors(self) -> dict[str, NDArray[np.float32]]:
         """Vectors (n, d) by space: what the last layer receives, of unit norm, and the standardised inputs."""
         found: dict[str, NDArray[np.float32]] = {}
-        self._try(found, "hidden", lambda: self.index.made.hidden(self.index.store, self.index.job)[self.rows])
+        store, plain = self.index.store, self.index.job.with_metric(None)
+        self._try(found, "hidden", lambda: self.index.made.hidden(store, plain)[self.rows])
         if self.index.job.texts is not None:
             self.left_out.append("The inputs are texts: their tokens are not compared as numbers, hidden vectors are.")
         else:

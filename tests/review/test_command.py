@@ -1,0 +1,161 @@
+"""The commands `review`, `compare` and `init`: what they do, and which command they say comes next."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import gradindex
+from gradindex.cli import compare as compare_command
+from gradindex.cli import review as review_command
+from gradindex.cli.app import run
+from gradindex.review import Review, review
+from gradindex.search import compare
+from tests.jobs import digits, digits_job, trained
+from tests.test_defaults import agree
+
+JOB = "tests.jobs:digits_job"
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("review") / "index"
+    gradindex.build(digits_job(), path)
+    return str(path)
+
+
+def cli(capsys, *arguments):
+    code = run([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, " ".join(captured.out.split()), " ".join(captured.err.replace("│", " ").split())
+
+
+def test_the_command_prints_what_the_function_finds(path, capsys):
+    code, text, _ = cli(capsys, "review", path, JOB, "--top", 7, "--json")
+    said = json.loads(text)
+    found = review(gradindex.load(path, digits_job()), top=7)
+    assert code == 0 and isinstance(found, Review)
+    assert {name: said[name] for name in ("about", "findings", "left_out")} == json.loads(json.dumps(found.to_json()))
+    assert max(line["rank"] for line in said["findings"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "following"),
+    [("r.csv", "gradindex remove {} --decisions"), ("r.html", "-o review.csv"), ("r.parquet", "--decisions")],
+)
+def test_every_file_says_what_comes_next(path, tmp_path, capsys, name, following):
+    code, text, _ = cli(capsys, "review", path, JOB, "--top", 3, "-o", tmp_path / name)
+    assert code == 0 and (tmp_path / name).stat().st_size > 0
+    assert following.format(path) in text and "label: the first 3 of 3" in text
+
+
+def test_without_a_file_it_says_how_to_get_one(path, capsys):
+    assert f"Next: gradindex review {path} {JOB} -o review.csv" in cli(capsys, "review", path, JOB, "--top", 1)[1]
+    code, _, said = cli(capsys, "review", path, JOB, "-o", "r.xlsx")
+    assert code == 2 and "ends with .csv, .parquet or" in said
+
+
+def test_a_command_takes_what_the_library_takes():
+    assert {"top", "k", "seed"} <= agree(review_command.review, review)
+    assert {"k", "kernel", "ids", "persistence"} <= agree(compare_command.compare, compare.compare)
+
+
+def test_compare_prints_a_table_and_json(path, capsys):
+    asked = ["compare", path, path, JOB, JOB, "--ids", "3,14", "-k", 4]
+    code, text, _ = cli(capsys, *asked)
+    assert code == 0 and "Of the 4 proponents of a query 100% stay on average" in text and "sample 14" in text
+    said = json.loads(cli(capsys, *asked, "--json")[1])
+    assert said["mean"]["opponents"] == {"overlap": 1, "rank_biased_overlap": pytest.approx(1)}
+    assert [one["query"] for one in said["by_query"]] == ["sample 3", "sample 14"]
+    code, _, said = cli(capsys, "compare", path, path, JOB, JOB)
+    assert code == 2 and "--ids 3,14 or as --queries FILE" in said
+
+
+def test_compare_reads_queries_from_a_file(path, tmp_path, capsys):
+    np.savez(tmp_path / "q.npz", x=digits()[0][:3])
+    text = cli(capsys, "compare", path, path, JOB, JOB, "--queries", tmp_path / "q.npz", "--json")[1]
+    assert [one["query"] for one in json.loads(text)["by_query"]] == ["query 0", "query 1", "query 2"]
+
+
+def save_digits(folder, **names):
+    x, y = digits()
+    np.savez(folder / "train.npz", **{names.get("x", "x"): x, names.get("y", "y"): y})
+
+
+def test_init_for_torch_is_ready_to_build(tmp_path, capsys, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(trained(), "model.pt")
+    save_digits(tmp_path, x="images", y="labels")
+    code, text, _ = cli(capsys, "init", "--model", "model.pt", "--data", "train.npz")
+    assert code == 0 and "Sequential, 240 samples, gradients of 1,810 numbers, as training steps give them" in text
+    assert re.search(r"Next: gradindex build job.py:job runs/index$", text)
+    assert cli(capsys, "build", "job.py:job", "runs/index")[0] == 0
+    assert gradindex.load("runs/index").store.columns["label"].tolist() == digits()[1].tolist()
+    code, _, said = cli(capsys, "init", "--model", "model.pt", "--data", "train.npz")
+    assert code == 1 and "job.py is there already. Next: gradindex doctor job.py:job" in said
+    assert cli(capsys, "init", "--framework", "torch", "--overwrite")[0] == 0
+
+
+def test_init_for_torch_takes_regressions(tmp_path, capsys, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.nn.Sequential(torch.nn.Linear(4, 1)), "model.pt")
+    x = np.random.default_rng(0).normal(size=(20, 4))
+    np.savez("train.npz", x=x, y=x.sum(axis=1, keepdims=True))
+    code, text, _ = cli(capsys, "init", "r.py", "--model", "model.pt", "--data", "train.npz", "--json")
+    said = json.loads(text)
+    assert (code, said["next"], said["job"]["gradients_agree"]) == (0, "gradindex build r.py:job runs/index", True)
+
+
+def test_init_for_keras_is_ready_to_build(tmp_path, capsys, monkeypatch):
+    keras = pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    layers = [keras.Input((64,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(10, "softmax")]
+    keras.Sequential(layers).save("model.keras")
+    save_digits(tmp_path)
+    code, text, _ = cli(capsys, "init", "k.py", "--model", "model.keras", "--data", "train.npz")
+    assert code == 0 and "Next: gradindex build k.py:job" in text
+    loss = gradindex.job.load_job("k.py:job").loss_fn
+    assert loss.get_config()["from_logits"] is False
+
+
+def test_init_for_transformers_is_ready_to_build(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("transformers")
+    from tests.language.kit import TEXTS, save
+
+    monkeypatch.chdir(tmp_path)
+    save("my-model")
+    (tmp_path / "train.txt").write_text("\n".join(TEXTS))
+    code, text, said = cli(capsys, "init", "t.py", "--model", "my-model", "--data", "train.txt")
+    assert code == 0, said
+    assert "for transformers." in text and "8 samples" in text and "Next: gradindex build t.py:job" in text
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras", "transformers"])
+def test_init_without_files_says_what_to_edit(framework, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text, _ = cli(capsys, "init", "--framework", framework)
+    assert code == 0 and "Edit its lines that say EDIT. Next: gradindex doctor job.py:job" in text
+    source = (tmp_path / "job.py").read_text()
+    compile(source, "job.py", "exec")
+    assert source.count("  # EDIT") == 2 and "$" not in source
+
+
+def test_what_init_cannot_do_says_what_comes_next(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, said = cli(capsys, "init", "--model", "nothing.pt")
+    assert code == 2 and "There is no nothing.pt" in said and "edit job.py" in said
+    code, _, said = cli(capsys, "init")
+    assert code == 2 and "gradindex init --framework" in said
+    (tmp_path / "broken.pt").write_bytes(b"no model")
+    save_digits(tmp_path)
+    code, _, said = cli(capsys, "init", "--model", "broken.pt", "--data", "train.npz")
+    assert code == 1 and "job.py is written, but its job could not be tested" in said
+    assert "Next: edit job.py, then gradindex doctor job.py:job" in said
+    np.savez("three.npz", a=np.zeros(3), b=np.zeros(3), y=np.zeros(3))
+    code, _, said = cli(capsys, "init", "o.py", "--model", "broken.pt", "--data", "three.npz")
+    assert code == 1 and "holds the arrays a, b, y; expected inputs x and labels y. Next: save it by" in said
