@@ -36,6 +36,7 @@ PRINTED = {
     "language.md": (4, [r"(1\.0|0\.\d)\d+  .*", r"\[.*\] \(1, \d+, 3\)", r"\[.*\] \[.*", r"\['<\|start\|>', .*\]"]),
     "metrics.md": (2, [r"\{'skew': .*, 'won': .*\}", r"\(3, \d+\)", r"\[\[(1\.|0\.9).*", r".*\]\]"]),
     "retraining.md": (1, [r"Use .* for this model: its LDS is 0\.\d.*", r"-?0\.\d+ \(.* to .*\)"]),
+    "review.md": (1, [r"(\d+ \d (\d|None) 0\.\d+ \d\.\d+ \(.*\))", r"\['kind', 'rank', .*'decision', 'new_label'\]"]),
     "serving.md": (1, []),
     "sets.md": (
         3,
@@ -129,6 +130,7 @@ def test_the_commands_run_as_printed(page, tmp_path, monkeypatch, capsys):
     x, y = digits()
     np.savez("test.npz", x=x[:20], y=y[:20])
     np.savez("held_out.npz", x=digits(400)[0][340:], y=digits(400)[1][340:])
+    Path("decisions.csv").write_text("id,decision,new_label\n3,remove,\n14,relabel,9\n")
     if page == "whitening.md":
         assert run(["build", "my_model.py:job", "runs/digits"]) == 0
     if page == "serving.md":
