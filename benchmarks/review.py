@@ -31,8 +31,7 @@ from gradindex.review.evidence import Evidence
 KINDS = ("symmetric", "class", "instance")
 TUNED, JUDGED = ("segment", "fashion", "texts"), ("digits", "vehicle", "mnist")
 SHARES = (0.03, 0.1, 0.2)
-FIRST_TUNED = 100  # seeds of tuning and judging have nothing in common
-SPACES = ("hidden", "inputs")
+FIRST_TUNED, FIRST_JUDGED = 100, 200  # seeds of tuning and judging have nothing in common
 WEIGHTED = {"hidden and inputs": (), "hidden": ("inputs",), "inputs": ("hidden",)}
 
 
@@ -87,9 +86,9 @@ def expected(evidence: Evidence, scores: np.ndarray, wrong: np.ndarray) -> dict[
     order = np.argsort(-scores, kind="stable")
     estimate = planting.estimate(evidence, order)
     found = {}
-    for factor in (0.5, 1, 2):
+    for name, factor in (("half", 0.5), ("once", 1), ("twice", 2)):
         depth = round(factor * wrong.sum())
-        found[f"{factor:g}"] = {
+        found[name] = {
             "expected": float(estimate.precision[depth - 1]),
             "true": float(wrong[order[:depth]].mean()),
         }
@@ -120,7 +119,9 @@ def judge(seeds: int, sets: tuple[str, ...]) -> list[dict[str, Any]]:
     from cleanlab.rank import get_label_quality_scores
 
     cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for name, one, kind, _, seed, labels, wrong in planted(sets, (review_data.SHARE,), range(seeds)):
+    for name, one, kind, _, seed, labels, wrong in planted(
+        sets, (review_data.SHARE,), range(FIRST_JUDGED, FIRST_JUDGED + seeds)
+    ):
         evidence = evidence_of(one, labels, seed)
         scores = combine.score(evidence.signs)
         held_out = review_data.held_out_probabilities(one, labels, seed)
