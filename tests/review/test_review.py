@@ -14,6 +14,7 @@ from gradindex.ann import vectors
 from gradindex.influence import label_disagreement
 from gradindex.report import review_page
 from gradindex.review import Kind, combine, distances, evidence, out_of_sample, planting, review, votes
+from gradindex.review.making import _opponents
 from gradindex.review.making import review as from_index
 from tests.jobs import digits
 from tests.review.kit import COPIES, ROWS, STRANGER, WRONG, samples, targets_job, wrong_job
@@ -84,6 +85,28 @@ def test_opponents_are_counted_as_the_index_finds_them(index, found):
     for one in found.of("opponent")[:10]:
         assert counts[one.id] == one.score
     assert found.of("opponent")[0].score == counts.max()
+
+
+def test_only_what_opposes_correct_predictions_counts(index):
+    seen = evidence.Evidence(index)
+    places = np.full((ROWS, 1), -1)
+    cosines = np.full((ROWS, 1), -np.inf)
+    places[[1, 2, 3, 4], 0], cosines[[1, 2, 3, 4], 0] = 7, [0.5, 0.6, -0.1, 0.9]
+    seen.opponents = evidence.Near(cosines, places)
+    seen.predictions = index.store.columns["label"].copy()
+    seen.predictions[4] += 1  # predicted wrong, and the cosine of 3 is no opposition
+    (one,) = _opponents(seen, 5)
+    assert (one.id, one.score, one.neighbours) == (7, 2, (2, 1))
+
+
+def test_each_pair_is_there_once():
+    logs = np.linspace(-2, 0, 40)
+    cosines = np.stack([1 - np.exp(logs), np.zeros(40)], axis=1)
+    places = np.stack([np.arange(40) ^ 1, np.full(40, -1)], axis=1)
+    cosines[[6, 7], 0] = 1 - 1e-6
+    pairs, scores, fence = distances.pairs(evidence.Near(cosines, places))
+    assert pairs.tolist() == [[6, 7]] and scores[0] > distances.NEARER
+    assert distances.pairs(evidence.Near(cosines.clip(max=fence - 1e-3), places))[0].size == 0
 
 
 def test_confused_classes_are_symmetric_and_sorted(found):
