@@ -35,7 +35,12 @@ def precisions(lines: list[Finding]) -> list[tuple[int, str]]:
     if not lines or lines[-1].precision is None:
         return []
     depths = [depth for depth in _DEPTHS if depth < len(lines)] + [len(lines)]
-    return [(depth, f"{lines[depth - 1].precision:.0%}") for depth in depths]
+    return [(depth, _percent(lines[depth - 1].precision)) for depth in depths]
+
+
+def _percent(share: float | None) -> str:
+    """Return a share as a percentage; an estimate of less than one is no zero."""
+    return "" if share is None else "< 1%" if share < 0.01 else f"{share:.0%}"
 
 
 def _line(facts: Facts, one: Finding) -> dict[str, object]:

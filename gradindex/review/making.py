@@ -92,7 +92,7 @@ def _labels(evidence: Evidence, scores: NDArray[np.float64], top: int, about: di
             place,
             float(scores[place]),
             evidence.near[space].places[place],
-            f"nearest {space}"
+            f"neighbours by {space}"
             + (f"; {disagreement[place]:.0%} of gradients and opponents differ" if by_gradient else ""),
             proposed=another,
             precision=None if np.isnan(estimate.precision[rank]) else float(estimate.precision[rank]),
@@ -127,7 +127,7 @@ def _outliers(evidence: Evidence, top: int) -> list[Finding]:
         if best[place] < distances.FARTHER:
             break
         space = spaces[int(scores[:, place].argmax())]
-        note = f"nearest {space}, mean cosine {evidence.near[space].mean_cosine(place):.3f}"
+        note = f"neighbours by {space}, mean cosine {evidence.near[space].mean_cosine(place):.3f}"
         found.append(
             _finding(evidence, Kind.OUTLIER, place, float(best[place]), evidence.near[space].places[place], note)
         )
