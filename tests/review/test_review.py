@@ -269,6 +269,16 @@ def test_no_model_sees_the_sample_that_it_judges():
     assert np.array_equal(out_of_sample.probabilities(x, changed, 10, 0)[7], before[7])
 
 
+def test_of_many_samples_some_are_learned_from(monkeypatch):
+    x, y, *_ = samples()
+    monkeypatch.setattr(out_of_sample, "_FITTED", 100)
+    found = out_of_sample.probabilities(x, y, 10, 0)
+    right = (found.argmax(axis=1) == y).mean()
+    monkeypatch.undo()
+    every = (out_of_sample.probabilities(x, y, 10, 0).argmax(axis=1) == y).mean()
+    assert 0.5 < right < every and np.allclose(found.sum(axis=1), 1)
+
+
 def test_a_class_of_one_sample_is_no_obstacle():
     x = np.random.default_rng(0).normal(size=(12, 3))
     found = out_of_sample.probabilities(x, np.array([0] * 11 + [1]), 2, 0)
