@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("gradindex", "torch", "tensorflow-cpu", "numpy", "faiss-cpu", "numba", "scikit-learn")
+PACKAGES = ("gradindex", "torch", "tensorflow-cpu", "numpy", "faiss-cpu", "numba", "scikit-learn", "cleanlab")
 
 
 def about() -> dict[str, Any]:

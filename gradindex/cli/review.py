@@ -48,6 +48,8 @@ def review(
     for kind in Kind:
         if lines := found.of(kind):
             out.print(_table(kind, lines, loaded.class_names))
+    if found.of(Kind.LABEL):
+        out.print(str(found.about["precision_from"]), highlight=False)
     for sentence in found.left_out:
         out.print(sentence, highlight=False)
     out.print(_next(path, job, found, output), highlight=False, soft_wrap=True)
