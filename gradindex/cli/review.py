@@ -2,7 +2,7 @@
 
 import json
 from pathlib import PurePosixPath
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -12,8 +12,9 @@ from gradindex.cli import inputs
 from gradindex.cli.console import out
 from gradindex.cli.options import JobName, Json, Out
 from gradindex.defaults import NEIGHBOURS, REVIEWED, SEED
-from gradindex.plots.read import class_name, short_number
-from gradindex.review.found import Finding, Kind, Review
+
+if TYPE_CHECKING:
+    from gradindex.review import Finding, Kind, Review
 
 _SHOWN = 5  # lines of each kind that are printed
 
@@ -32,7 +33,8 @@ def review(
     """Look for samples to look at: wrong labels, near-duplicates, outliers, opponents, confused classes."""
     from gradindex.loading import load
     from gradindex.report import write_review
-    from gradindex.review.making import review as look
+    from gradindex.review import Kind
+    from gradindex.review import review as look
 
     suffix = None if output is None else PurePosixPath(output).suffix.lower()
     if suffix not in (None, ".csv", ".parquet", ".html"):
@@ -55,9 +57,10 @@ def review(
     out.print(_next(path, job, found, output), highlight=False, soft_wrap=True)
 
 
-def _next(path: str, job: str, found: Review, written: str | None) -> str:
+def _next(path: str, job: str, found: "Review", written: str | None) -> str:
     """Return what was found in all, and the command that comes next."""
-    counts = ", ".join(f"{len(found.of(kind))} of kind {kind}" for kind in Kind if found.of(kind)) or "nothing"
+    kinds = dict.fromkeys(one.kind for one in found.findings)
+    counts = ", ".join(f"{len(found.of(kind))} of kind {kind}" for kind in kinds) or "nothing"
     said = f"Found: {counts}."
     if written is None:
         return f"{said} Next: gradindex review {path} {job} -o review.csv"
@@ -69,7 +72,9 @@ def _next(path: str, job: str, found: Review, written: str | None) -> str:
     )
 
 
-def _table(kind: Kind, lines: list[Finding], names: object) -> Table:
+def _table(kind: "Kind", lines: "list[Finding]", names: object) -> Table:
+    from gradindex.plots.read import class_name, short_number
+
     table = Table(
         title=f"{kind}: the first {min(len(lines), _SHOWN)} of {len(lines)}", title_justify="left", box=box.SIMPLE_HEAD
     )

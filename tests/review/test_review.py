@@ -1,6 +1,7 @@
 """A review finds what was planted, and says what it leaves out."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,12 @@ def test_no_model_sees_the_sample_that_it_judges():
     changed = y.copy()
     changed[7] = (y[7] + 1) % 10
     assert np.array_equal(out_of_sample.probabilities(x, changed, 10, 0)[7], before[7])
+
+
+def test_a_missing_package_says_what_to_type(index, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.kernel_approximation", None)
+    with pytest.raises(ImportError, match=r"A review needs scikit-learn.*pip install 'gradindex\[review\]'"):
+        review(index)
 
 
 def test_of_many_samples_some_are_learned_from(monkeypatch):
