@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gradindex
+from gradindex.cli.app import run
 from gradindex.report.shaded import largest_of, shaded
 from tests import tiny_language
 
@@ -81,3 +82,11 @@ def test_tokens_of_a_text_are_escaped(index, monkeypatch):
 
 def test_numbers_that_are_not_there_have_no_colour():
     assert shaded(["a"], np.array([0.0]), 0.0)["value"][0]["colour"].endswith("0.000)")
+
+
+def test_the_command_takes_queries_in_words(index, tmp_path, capsys):
+    out = tmp_path / "r.html"
+    words = ["--prompt", "the cat sat", "--answer", "under a hill", "-k", "1", "-o", str(out)]
+    assert run(["report", str(index.store.path), "tests.tiny_language:job", *words]) == 0
+    assert f"Wrote {out}" in capsys.readouterr().out
+    assert [text for text, *_ in spans(out.read_text(encoding="utf-8"))][:3] == ["under", "a", "hill"]

@@ -149,6 +149,7 @@ class Facts:
         found = []
         for row in range(len(data["scores"])):
             label, prediction = (self._value(data.get(f"query_{name}s"), row) for name in ("label", "prediction"))
+            shown: dict[str, Any] | None
             if told:
                 shown = self._own_tokens(result, row)
             elif tree is None and named is None:
@@ -156,6 +157,9 @@ class Facts:
             else:
                 shown = self._shown(self.render(named[row]) if named is not None else self.render.query(tree, row))
             own = label if label is not None else prediction
+            samples = {side.name: list(self._side(side, row, own)) for side in sides}
+            if told:
+                self._tell_tokens(result, row, samples)
             found.append(
                 {
                     "title": f"Training sample {named[row]}" if named is not None else f"Query {row}",
@@ -163,11 +167,9 @@ class Facts:
                     "prediction": self._name(prediction),
                     "shown": shown,
                     "proved": all(side.proved is not None and bool(side.proved[row]) for side in sides),
-                    **{f"{side.name}s": list(self._side(side, row, own)) for side in sides},
+                    **{f"{name}s": some for name, some in samples.items()},
                 }
             )
-            if told:
-                self._tell_tokens(result, row, {side.name: found[-1][f"{side.name}s"] for side in sides})
         return found
 
     @property
