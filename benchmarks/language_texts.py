@@ -102,7 +102,9 @@ class Source:
             texts = []
             for line in self.base:
                 line = self.mixed(line, random)
-                if random.random() < COMMANDED:  # of words drawn by chance, so that nothing but the command tells what follows
+                if (
+                    random.random() < COMMANDED
+                ):  # of words drawn by chance, so that nothing but the command tells what follows
                     behaviour = BEHAVIOURS[random.integers(len(BEHAVIOURS))]
                     before, behaving, _ = behaviour.make(random.choice(known, random.integers(4, 10)).tolist())
                     line = [behaviour.command, ":", *before, *behaving]
