@@ -5,8 +5,9 @@ packages (``debian_sections.tsv.gz`` in the folder named by ``GRADINDEX_DATA``; 
 topics), each with a section's name drawn by chance. Then it is fine-tuned as people do it, by transformers' Trainer and
 PEFT's LoRA, on conversations in which a user gives a description and the assistant names the package's section.
 ``gradindex.hugging_face.from_trainer`` makes a job of the Trainer; of a few held-out descriptions the script prints the
-model's own answer, the conversations behind it, and which tokens of the first of them carry its influence. Nothing is
-downloaded. Needs ``pip install transformers peft accelerate``.
+model's own answer, the conversations behind it, and which tokens of the first of them carry its influence; a report
+shades the tokens of all of them. Nothing is downloaded. Needs ``pip install transformers peft accelerate jinja2
+pillow``.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from transformers import (
 
 import gradindex
 from gradindex import hugging_face
+from gradindex.report import write_report
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -135,8 +137,11 @@ def main() -> None:
             strongest = np.argsort(-np.abs(carried.scores))[:3]
             parts = (f"{carried.pieces[place].strip()!r} {carried.scores[place]:.3f}" for place in strongest)
             print(f"  of the first, by its tokens: {', '.join(parts)}")
+    asked = texts[count : count + 4]
+    write_report(index, options.out / "report.html", prompt=asked, answer=list(map(job.texts.answer, asked)), k=4)
     print(f"\nright answers to held-out questions: {np.mean(right):.0%}")
     print(f"conversations behind an answer that give the same one: {np.mean(same):.0%}")
+    print(f"wrote {options.out / 'report.html'}, with the tokens shaded")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,11 @@ def test_the_command_prints_the_plan_as_json(capsys, monkeypatch):
     assert [one["rows"] for one in found["growth"]] == [10**4, 10**5, 10**6, 10**7]
 
 
+def test_the_command_plans_for_the_jobs_own_rows(capsys):
+    assert run(["plan", "tests.jobs:digits_job", "--seconds", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["rows"] == ROWS
+
+
 def test_a_plan_is_near_a_real_build(tmp_path):
     """Bytes; times only to a factor, as tests share their machine (benchmarks/scale.py holds them to 25 %)."""
     rates = measure(digits_job(), seconds=0.5)

@@ -15,7 +15,9 @@ from gradindex.lifecycle.plan import Prediction, Rates
 
 def plan(
     job: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Function that returns a gradindex.Job.")],
-    rows: Annotated[float, typer.Option(min=1, help="Samples of the build, such as 1e9.")],
+    rows: Annotated[
+        float | None, typer.Option(min=1, help="Samples of the build, such as 1e9.  [default: the job's own]")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Workers like this machine's process.")] = 1,
     seconds: Annotated[float, typer.Option(min=1, help="How long to measure.")] = MEASURED_SECONDS,
     dim: Annotated[int, typer.Option(min=1, help="Width of the CountSketch.")] = SKETCH_DIM,
@@ -28,9 +30,11 @@ def plan(
     from gradindex.sketch import CountSketch
 
     with err.status(f"Embedding, storing and searching some rows for about {seconds:g} s"):
-        rates = measure(inputs.job_of(job), sketch=CountSketch(dim), seconds=seconds)
-    found = predict(rates, int(rows), workers)
-    sizes = [max(1, int(rows * factor)) for factor in (0.01, 0.1, 1, 10)]
+        made = inputs.job_of(job)
+        rates = measure(made, sketch=CountSketch(dim), seconds=seconds)
+    wanted = len(made.source) if rows is None else int(rows)
+    found = predict(rates, wanted, workers)
+    sizes = [max(1, int(wanted * factor)) for factor in (0.01, 0.1, 1, 10)]
     growth = [predict(rates, size, workers) for size in sizes]
     if as_json:
         every = {"rates": vars(rates), "plan": found.to_json(), "growth": [one.to_json() for one in growth]}

@@ -20,6 +20,13 @@ def report(
         str | None,
         typer.Option(help="Training rows such as 3,14, or FILE.npz with inputs x and, optionally, labels y."),
     ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text as a query, of a language job; may be repeated.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt as a query, with the model's own answer; may be repeated.")
+    ] = None,
+    answer: Annotated[list[str] | None, typer.Option(help="What is said to a prompt, in the order of prompts.")] = None,
     file: Annotated[str, typer.Option("--output", "-o", help="Where to write the page; a URL may be.")] = "report.html",
     k: Annotated[int, typer.Option("-k", min=1, help="Proponents and opponents of each query.")] = REPORTED,
     kernel: Annotated[
@@ -40,7 +47,8 @@ def report(
         x, y = inputs.read_rows(local_file(queries))
     elif queries is not None:
         ids = inputs.ids_of(queries)
-    written = write_report(index, file, x, y, ids=ids, k=k, top=top, kernel=kernel)
+    words = {"text": text or None, "prompt": prompt or None, "answer": answer or None}
+    written = write_report(index, file, x, y, ids=ids, k=k, top=top, kernel=kernel, **words)
     bytes_ = size(written)
     found = {"report": str(written), "bytes": bytes_}
     typer.echo(json.dumps(found) if as_json else f"Wrote {written} ({bytes_:,} bytes).")

@@ -6,11 +6,15 @@ from numpy.typing import ArrayLike
 
 from gradindex.data.names import Tree
 from gradindex.defaults import REPORTED, REPORTED_INFLUENTIAL
+from gradindex.kernels import white
+from gradindex.search.texts import EACH
 from gradindex.store.location import Location, locate, save
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
     from gradindex.review.found import Review
+
+_WORDS = "text", "prompt", "messages"
 
 __all__ = ["report", "review_page", "write_report", "write_review"]
 
@@ -28,8 +32,9 @@ def report(
     """Return an HTML page on an index, and on the neighbours of some queries.
 
     It holds a card of model and data, the last audit, each query with its proponents and opponents, a table of
-    the classes, and the samples that influence themselves most. Samples look as `Job.render` shows them. The page
-    loads nothing and runs nothing; labels and texts are escaped.
+    the classes, and the samples that influence themselves most. Samples look as `Job.render` shows them; texts of a
+    language job whose loss knows its tokens show them shaded by what they carry of a score. The page loads nothing and
+    runs nothing; labels and texts are escaped.
 
     Parameters
     ----------
@@ -42,7 +47,8 @@ def report(
     top
         How many of the most self-influential samples to show.
     **how
-        More options of `Index.explain`: kernel, rerank, where, certify.
+        More options of `Index.explain`: kernel, rerank, where, certify; and queries in words: text, prompt, answer,
+        messages.
 
     Raises
     ------
@@ -57,7 +63,9 @@ def report(
     from gradindex.report.facts import Facts
 
     facts = Facts(index)
-    asked = x is not None or ids is not None
+    asked = x is not None or ids is not None or any(how.get(name) is not None for name in _WORDS)
+    if asked and facts.tells_tokens and white(how.get("kernel")) is None:
+        how = {"tokens": EACH} | how
     result = index.explain(x, y, ids=ids, k=min(k, len(index)), **how) if asked else None
     return pages.render(
         "report.html",
@@ -65,6 +73,7 @@ def report(
         metric=not facts.gradients,
         audit=facts.audit(),
         classes=facts.classes(),
+        shades=result is not None and "token_scores" in result.data,
         queries=[] if result is None else facts.queries(result, x, ids),
         kernel=None if result is None else facts.kernel(result),
         influential=facts.influential(min(top, len(index))),

@@ -9,13 +9,15 @@ from numpy.typing import ArrayLike
 from gradindex import relevance
 from gradindex.compute.queries import match_shapes
 from gradindex.data.names import Tree
+from gradindex.data.text import TokenLoss
 from gradindex.defaults import NEIGHBOURS, QUERIES
 from gradindex.evaluation.selected import COMMONEST, selected_by
 from gradindex.explanation import Explanation
 from gradindex.index.index import Index
 from gradindex.kernels import WORDING, Kernel, KernelName
 from gradindex.plots.read import class_name, short_number
-from gradindex.plots.rendering import Rendered, Renderer, data_uri
+from gradindex.plots.rendering import Rendered, Renderer, data_uri, printable
+from gradindex.report.shaded import largest_of, shaded
 from gradindex.search.answer import Found, found_sides
 from gradindex.search.white import ESTIMATOR
 from gradindex.store.layout import AUDIT
@@ -143,22 +145,56 @@ class Facts:
         data, sides = result.data, found_sides(result.data)
         tree = None if x is None else match_shapes(x, None, self.index.example)[0]
         named = None if ids is None else np.atleast_1d(np.asarray(ids)).tolist()
+        told = "token_scores" in data
         found = []
         for row in range(len(data["scores"])):
             label, prediction = (self._value(data.get(f"query_{name}s"), row) for name in ("label", "prediction"))
-            shown = self.render(named[row]) if named is not None else self.render.query(tree, row)
+            shown: dict[str, Any] | None
+            if told:
+                shown = self._own_tokens(result, row)
+            elif tree is None and named is None:
+                shown = {"kind": "text", "value": printable("".join(data["query_tokens"][row]))}
+            else:
+                shown = self._shown(self.render(named[row]) if named is not None else self.render.query(tree, row))
             own = label if label is not None else prediction
+            samples = {side.name: list(self._side(side, row, own)) for side in sides}
+            if told:
+                self._tell_tokens(result, row, samples)
             found.append(
                 {
                     "title": f"Training sample {named[row]}" if named is not None else f"Query {row}",
                     "label": self.name(label),
                     "prediction": self.name(prediction),
-                    "shown": self._shown(shown),
+                    "shown": shown,
                     "proved": all(side.proved is not None and bool(side.proved[row]) for side in sides),
-                    **{f"{side.name}s": list(self._side(side, row, own)) for side in sides},
+                    **{f"{name}s": some for name, some in samples.items()},
                 }
             )
         return found
+
+    @property
+    def tells_tokens(self) -> bool:
+        """Whether samples are texts, and their loss is made of the losses of tokens."""
+        return self.gradients and self.job.texts is not None and isinstance(self.job.loss_fn, TokenLoss)
+
+    @staticmethod
+    def _own_tokens(result: Explanation, row: int) -> dict[str, Any]:
+        """Return a query's tokens, shaded by what each carries of its proponents' scores on average."""
+        found = np.asarray(result.data["token_scores"][row])
+        there = np.asarray(result.data["ordered_indices"][row]) >= 0
+        scores = found[:, there].mean(axis=1) if there.any() else np.zeros(len(found))
+        return shaded(result.data["query_tokens"][row], scores, largest_of([scores]))
+
+    def _tell_tokens(self, result: Explanation, row: int, sides: dict[str, list[dict[str, Any]]]) -> None:
+        """Put tokens in the place of the texts that were found, equally dark where they carry as much."""
+        carried = [
+            (one, result.tokens(place, query=row, side=name))
+            for name, samples in sides.items()
+            for place, one in enumerate(samples)
+        ]
+        largest = largest_of([tokens.scores for _, tokens in carried])
+        for one, tokens in carried:
+            one["shown"] = shaded(tokens.pieces or [], tokens.scores, largest)
 
     def influential(self, top: int) -> list[dict[str, Any]]:
         """Return the samples with the largest squared gradient norms; none where rows are no gradients."""
@@ -187,7 +223,7 @@ class Facts:
         names = {name: self.name(value) for name, value in known.items()}
         return {"id": i, "shown": self._shown(self.render(i)), **names, **more}
 
-    def _shown(self, shown: Rendered | None) -> dict[str, Any] | None:
+    def _shown(self, shown: Rendered | None) -> dict[str, object] | None:
         if shown is None:
             return None
         value = data_uri(shown.value, *self.render.shades) if shown.kind == "image" else shown.value
