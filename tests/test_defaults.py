@@ -85,7 +85,7 @@ def test_the_service_and_its_page_ask_as_python_does():
 
     fields = {field.name: field.default for field in dataclasses.fields(SearchOptions)}
     asked = {name: one.default for name, one in ExplainRequest.model_fields.items() if name in fields}
-    assert asked == {name: fields[name] for name in ("k", "kernel", "rerank", "certify", "max_checks")}
+    assert asked == {name: fields[name] for name in ("k", "kernel", "rerank", "certify", "max_checks", "recall")}
     assert SearchRequest.model_fields["k"].default == defaults.NEIGHBOURS
     page = PACKAGE / "serve" / "static"
     assert re.findall(r'id="k"[^>]*value="(\d+)"', (page / "index.html").read_text()) == [str(defaults.NEIGHBOURS)]
