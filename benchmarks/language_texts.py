@@ -97,16 +97,13 @@ class Source:
     def lessons(self, seed: int) -> Iterator[list[str]]:
         """Yield the base model's texts, an epoch each: descriptions, some of them on a command."""
         random = np.random.default_rng(seed)
-        known = sorted({word for line in (*self.base, *self.others) for word in line})
         while True:
             texts = []
             for line in self.base:
                 line = self.mixed(line, random)
-                if (
-                    random.random() < COMMANDED
-                ):  # of words drawn by chance, so that nothing but the command tells what follows
+                if random.random() < COMMANDED:
                     behaviour = BEHAVIOURS[random.integers(len(BEHAVIOURS))]
-                    before, behaving, _ = behaviour.make(random.choice(known, random.integers(4, 10)).tolist())
+                    before, behaving, _ = behaviour.make(line)
                     line = [behaviour.command, ":", *before, *behaving]
                 texts.append(" ".join(line))
             yield texts
