@@ -73,7 +73,13 @@ def checking(
             return Checking(point=tuning.pick(store, options.recall), about=about)
         except ValueError as error:
             raise ValueError(f"{why}. {error}") from None
-    promise = calibrated.promise(options.recall)
+    try:
+        promise = calibrated.promise(options.recall)
+    except ValueError:
+        if not why or not 0 < options.recall < 1:
+            raise
+        # Nothing is promised of this question anyway.
+        return Checking(point=operating_point.parse(calibrated.about.points[-1]) or None, about=about)
     point = operating_point.parse(promise.point) or None
     if why:
         return Checking(point=point, about=about)

@@ -324,6 +324,16 @@ def test_what_was_not_calibrated_is_asked_as_ever_and_said(index, calibrated, he
     assert np.isnan(result.expected_recall[~result.proved]).all()
 
 
+def test_a_question_of_which_nothing_is_promised_needs_no_certificate(index, calibrated, held_out):
+    x, y = held_out
+    with pytest.raises(ValueError, match="cannot be certified"):
+        index.explain(x[600:602], y[600:602], k=K, recall=0.9999)
+    found = index.explain(x[600:602], y[600:602], k=K, recall=0.9999, where={"label": [1, 2]})
+    assert not found.meta["params"]["recall"]["calibrated"]
+    with pytest.raises(ValueError, match="below 1"):
+        index.explain(x[600:602], y[600:602], k=K, recall=1.0, where={"label": [1, 2]})
+
+
 def test_queries_unlike_those_of_the_calibration_are_promised_nothing(index, calibrated, held_out):
     for given, note in (
         ({"ids": [3, 4]}, "the queries are training samples"),
