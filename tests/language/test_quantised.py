@@ -9,9 +9,33 @@ import peft
 import torch
 
 from gradindex import hugging_face
+from gradindex.gradients.torch.model import differentiable
 from tests.language import kit
 from tests.language.test_peft import pytestmark as pytestmark
 from tests.language.test_peft import stir, truth
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_were_packed_for_inference_have_gradients_again():
+    """On a processor without AVX-512 BF16, nothing is packed, and there is nothing to test."""
+    quantised = pytest.importorskip("bitsandbytes").nn
+    torch.manual_seed(0)
+    layer = quantised.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    layer.load_state_dict({"weight": torch.randn(64, 64)})
+    x = torch.randn(3, 64)
+    plain = layer.to("cpu").train()(x)
+    layer.eval()(x)
+    if not getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+        pytest.skip("this processor has no packed form")
+    differentiable(torch.nn.Sequential(layer))
+    asked = x.requires_grad_()
+    out = layer(asked)
+    torch.testing.assert_close(out, plain, rtol=1e-2, atol=1e-2)
+    out.sum().backward()
+    assert asked.grad.abs().sum() > 0
+    with torch.no_grad():
+        layer(x)
+    assert not getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
 
 
 def assert_adapters_rows(base, words):

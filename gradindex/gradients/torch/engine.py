@@ -74,7 +74,7 @@ class TorchEngine(Engine):
         model = getattr(model, "_orig_mod", model)
         if not isinstance(model, nn.Module):
             raise TypeError(f"Expected a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}.")
-        self.model = model.module if isinstance(model, nn.DataParallel) else model
+        self.model = torch_model.differentiable(model.module if isinstance(model, nn.DataParallel) else model)
         self.loss_fn = loss_fn
         if device is not None:
             self.model.to(device)

@@ -25,6 +25,21 @@ MAKE_LEAVES = {torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__}
 _one_at_a_time = threading.RLock()
 
 
+def differentiable(model: nn.Module) -> nn.Module:
+    """Return a model whose layers of 4-bit weights keep the form that gradients pass through.
+
+    On processors with AVX-512 BF16, bitsandbytes (0.50) packs the weights of a ``Linear4bit`` for inference at the
+    first forward pass in evaluation mode whose input needs no gradient. From then on gradients end there, without a
+    word.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                module.state_dict()  # which unpacks the weights in place
+    return model
+
+
 @contextmanager
 def inference(model: nn.Module, device: torch.device, fused: bool = False) -> Iterator[None]:
     """Inference mode for layers, gradients only where asked for, and everything put back afterwards.

@@ -53,7 +53,9 @@ def whole(model: Model) -> "nn.Module":
             "their own have no gradient. Take them out (model.unmerge_adapter()); or give merge_and_unload()'s model "
             "with requires_grad_(True), whose gradients are those of the whole weights."
         )
-    return model
+    from gradindex.gradients.torch.model import differentiable
+
+    return differentiable(model)
 
 
 def _parts(model: "nn.Module") -> str:
