@@ -12,9 +12,9 @@ them in an index that was built, half in one that was changed and audited. Then 
 and without `Index.check`. It must raise gradindex's own error, or answer as before. Each batch runs in a process of its
 own with an alarm, so that a crash or a hang is seen and counted.
 
-States: what a loss of power may leave of the disk at every moment of a build, a replacement, changes, a repair and a
-save, see `tests/crashes.py` and `tests/power.py`. Each has to open as one of the states before and after, or as an
-unfinished build, of which some are continued.
+States: what a loss of power may leave of the disk at every moment of a build, a replacement, changes, a whitening, a
+calibration, a repair and a save, see `tests/crashes.py` and `tests/power.py`. Each has to open as one of the states
+before and after, or as an unfinished build, of which some are continued.
 
 Minutes: eight processes at once on two indexes: two add and remove, one compacts, two replace, three read. Every answer
 is compared with the state that the reader's index says it has, and that state with the log of changes.
