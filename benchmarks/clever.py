@@ -14,14 +14,17 @@ by the clock than they otherwise do. `busiest` has the same factor of the proces
 is what the clock would say if each thread had a core of its own and none waited. TensorFlow's own threads, which work
 while Python's wait, count as if they shared their work evenly.
 
-`memory` is of a store of random rows, where it does not matter which model made them: the most by which a process of
-its own grows, without the calls that let go of mapped pages over with them.
+`reading` and `memory` are of a store of random rows, where it does not matter which model made them. `reading` opens
+it anew and scans it, timed by the processor's time of the thread that scans (what a scan takes where the other thread
+has a core of its own); does so by the clock after its files were dropped from the system's cache; and writes it.
+`memory` is the most by which a process of its own grows, without the calls that let go of mapped pages over with them.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -158,6 +161,47 @@ def random_store(folder: Path) -> Any:
     return Store.open(folder)
 
 
+def reading(repeats: int) -> list[dict[str, Any]]:
+    """Return what was measured of a store's scans, dropped from the system's cache or not, and of writing it."""
+    import numpy as np
+    from clever_parts import READING
+    from store import drop, scan_store, seconds, write_store
+
+    from gradindex.store import Store
+
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        folder, other = Path(name) / "store", Path(name) / "written"
+        rows = random_store(folder).kept(np.arange(STORED))
+
+        def scan(cold: bool) -> float:
+            store = Store.open(folder)  # what was not read before is compared with its checksums
+            if cold:
+                drop(folder)
+            began = (time.perf_counter if cold else time.thread_time)()
+            scan_store(store)
+            return (time.perf_counter if cold else time.thread_time)() - began
+
+        def write() -> float:
+            shutil.rmtree(other, ignore_errors=True)
+            return seconds(lambda: write_store(other, rows))
+
+        work = {"first scan": lambda: scan(False), "cold scan": lambda: scan(True), "write": write}
+        times: dict[tuple[str | None, str], list[float]] = {}
+        for _ in range(repeats):
+            for way in work:
+                for part in (None, *READING):
+                    with READING[part].out("") if part else contextlib.nullcontext():
+                        times.setdefault((part, way), []).append(work[way]())
+        for part in READING:
+            for way in work:
+                with_it, without = times[None, way], times[part, way]
+                one = spread(with_it, without)
+                one |= {"per_second": STORED / median(with_it), "per_second_without": STORED / median(without)}
+                found.append({"part": part, "case": way, "threads": 2, **one})
+    return found
+
+
 def grown(way: str, without: bool, folder: Path) -> int:
     """Return by how many bytes this process grows at most while it reads a store's rows."""
     import numpy as np
@@ -219,7 +263,9 @@ def line(one: dict[str, Any]) -> str:
 
 def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--cases", nargs="*", default=[*ROWS, "memory"], help="framework/model, memory")
+    parser.add_argument(
+        "--cases", nargs="*", default=[*ROWS, "memory", "reading"], help="framework/model, reading, memory"
+    )
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", type=int, help="samples of a build")
@@ -242,7 +288,9 @@ def main(arguments: list[str] | None = None) -> None:
     print("| part | case | threads | factor | quartiles | busiest | rows off |\n" + "|---" * 7 + "|")
     found: list[dict[str, Any]] = []
     for case in options.cases:
-        if case == "memory":
+        if case == "reading":
+            rounds = [reading(options.repeats)]
+        elif case == "memory":
             rounds = [memory(max(2, options.repeats // 2))]
         else:
             given = ["--case", case, "--repeats", str(options.repeats)]

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -32,6 +33,37 @@ class Part:
             for owner, name, value in self.changes(backend):
                 stack.enter_context(mock.patch.object(owner, name, value))
             yield
+
+
+class _Later(Future[Any]):
+    """Work that is done when its result is wanted."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self._work = work
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Do it, the first time."""
+        if not self.done():
+            self.set_result(self._work())
+        return super().result(timeout)
+
+
+class InTurn(Executor):
+    """In the place of a pool of threads: one piece of work after the other, in the thread that asks for it."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self._given: list[_Later] = []
+
+    def submit(self, work: Any, /, *args: Any, **keywords: Any) -> _Later:
+        """Keep some work until its result is wanted."""
+        self._given.append(_Later(lambda: work(*args, **keywords)))
+        return self._given[-1]
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Do what nobody wanted a result of."""
+        for one in self._given:
+            one.result()
 
 
 def outer(x: Any, d: Any, out: Any) -> None:
@@ -102,9 +134,13 @@ PARTS = {
         "compiled/threads.py", "one thread", lambda b: [(threads, "_WORTH_A_THREAD", 1 << 62)], (2,)
     ),
     "a batch in parts": Part("gradients/torch/parts.py", "torch's threads", _without_parts, (2,), ("torch",)),
+    "threads of a shard": Part(
+        "store/shard.py", "one after the other", lambda b: [(shard, "ThreadPoolExecutor", InTurn)], (2,)
+    ),
     "vectors on the heap": Part(  # see `DIMS`
         "sketch/countsketch.py", "all at once", lambda b: [(countsketch, "_BLOCK_BYTES", 1 << 26)]
     ),
 }
 DIMS = {"vectors on the heap": 1000}  # numbers of the sketch: those that are no power of two are computed on the heap
+READING = {"threads of a shard": PARTS["threads of a shard"]}
 RELEASE = Part("store/shard.py", "nothing", lambda b: [(shard.Shard, "release", lambda self: None)])

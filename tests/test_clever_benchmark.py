@@ -13,6 +13,7 @@ from gradindex.gradients.parameter import Parameter
 from gradindex.gradients.torch.engine import TorchEngine
 from gradindex.gradients.torch.rules import conv_channels_last
 from gradindex.sketch import CountSketch, tensor_sketch
+from gradindex.store import Header, Rows, Store, shard
 from tests.gradients.test_products import CONVOLUTIONS, convolution, normal
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -97,3 +98,24 @@ def test_a_part_is_out_for_a_while_only(monkeypatch):
         now = tensor_sketch.serves, conv_channels_last._is_compiled
         assert all(one is not other for one, other in zip(now, before, strict=True))
     assert before == (tensor_sketch.serves, conv_channels_last._is_compiled)
+
+
+def test_a_shard_without_threads_has_the_same_bytes(tmp_path, monkeypatch):
+    rows = normal(12_000, 64).astype(np.float16)
+    header = Header(
+        rows=12_000, shard_rows=12_000, dim=64, sketch={"kind": "arrays", "dim": 64}, seed=0, batch_size=1, task="none",
+        backend="none", parameters=[], state=[], versions={},
+    )  # fmt: skip
+    pool, pools = shard.ThreadPoolExecutor, []
+    for name, made in (("threads", pool), ("turns", clever_parts.InTurn)):
+        monkeypatch.setattr(shard, "ThreadPoolExecutor", lambda *given, made=made: pools.append(made) or made(*given))
+        store = Store.create(tmp_path / name, header)
+        store.write(0, Rows(rows, np.ones(12_000, np.float32), np.arange(12_000), {}))
+        read = Store.open(tmp_path / name)
+        assert (next(read.blocks(12_000))[1].astype(np.float16) == rows).all()
+        assert (Store.open(tmp_path / name).kept(np.arange(12_000)) == rows).all()
+    assert len(pools) == 6 and pools[:3] == [pool] * 3 and pools[3:] == [clever_parts.InTurn] * 3
+    one, other = (
+        sorted(file.read_bytes() for file in (tmp_path / name).rglob("*.npy")) for name in ("threads", "turns")
+    )
+    assert len(one) == 3 and one == other

@@ -4,7 +4,8 @@ import hashlib
 import io
 import mmap
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -28,6 +29,7 @@ SHARD_BYTES = 128 << 20
 _ARRAYS = ("sketch", "norm", "id")
 _BLOCK_BYTES = 1 << 14
 """Bytes of rows under one checksum: looking up scattered rows reads little more than them."""
+_FEW_BLOCKS = 64  # not worth another thread
 _CHECKED = 1 << 19  # bytes compared before they are converted, so that they are read from memory once
 
 
@@ -48,10 +50,15 @@ def write_shard(directory: Location, number: int, rows: Rows, header: Header) ->
     """Write and publish a shard of `header`'s store into `directory`; what another builder published first stands."""
     arrays: dict[str, NDArray[Any]] = dict(zip(_ARRAYS, (rows.sketches, rows.norms, rows.ids), strict=True))
     names = {kind: f"{number:06d}.<tag>.{kind}" for kind in (*_ARRAYS, "columns")}
-    written = {kind: _write_array(directory, f"{names[kind]}.npy", array) for kind, array in arrays.items()}
-    written["columns"] = _write_columns(directory, f"{names['columns']}.parquet", rows.columns)
-    files = {kind: vars(entry) for kind, entry in written.items()}
-    blocks = _sums_of(rows.sketches)
+    with ThreadPoolExecutor() as beside:  # disks flush several files at once, and hashing takes longer than writing
+        sums = beside.submit(_sums_of, rows.sketches)
+        written = {
+            kind: beside.submit(_write_array, directory, f"{names[kind]}.npy", array, beside)
+            for kind, array in arrays.items()
+        }
+        written["columns"] = beside.submit(_write_columns, directory, f"{names['columns']}.parquet", rows.columns)
+        files = {kind: vars(entry.result()) for kind, entry in written.items()}
+        blocks = sums.result()
     try:
         place = {"store": header.seal, "shard": number, "rows": len(rows.ids)}
         publish(manifest_path(directory, number), {**place, "blocks": blocks, "files": files})
@@ -59,11 +66,12 @@ def write_shard(directory: Location, number: int, rows: Rows, header: Header) ->
         return
 
 
-def _write_array(directory: Location, name: str, array: NDArray[np.generic]) -> FileEntry:
+def _write_array(directory: Location, name: str, array: NDArray[np.generic], beside: Executor) -> FileEntry:
     pieces = _npy_header(array.dtype, array.shape), np.ascontiguousarray(array).data
+    digest = beside.submit(_digest, *pieces)
     with temporary(directory) as part:
         disk.write(part, pieces)  # np.save hides the errno of a full disk
-        return keep(part, directory, name, _digest(*pieces))
+        return keep(part, directory, name, digest.result())
 
 
 def _write_columns(directory: Location, name: str, columns: Mapping[str, object]) -> FileEntry:
@@ -121,10 +129,22 @@ class Shard:
         pieces = [
             slice(max(low, begin), min(low + step, stop)) for low in range(begin - begin % self._block_rows, stop, step)
         ]
-        for here in pieces:
-            self._check_blocks(np.arange(here.start // self._block_rows, -(-here.stop // self._block_rows)))
+        for here, _ in zip(pieces, self._checks(pieces), strict=True):
             self._row_type.dequantize(self.sketches[here], out[here.start - begin : here.stop - begin])
         return out
+
+    def _checks(self, pieces: list[slice]) -> Iterator[None]:
+        """Yield as each piece of rows is found to be as it was written.
+
+        What was not read before is checked by another thread while this one converts.
+        """
+        blocks = [np.arange(p.start // self._block_rows, -(-p.stop // self._block_rows)) for p in pieces]
+        if not blocks or self._good[blocks[0][0] : blocks[-1][-1] + 1].all():
+            yield from (None for _ in pieces)
+            return
+        with ThreadPoolExecutor(1) as beside:
+            for check in [beside.submit(self._check_blocks, some) for some in blocks]:
+                yield check.result()
 
     def release(self) -> None:
         """Let go of the pages of sketches that were read; the system keeps them in its cache while there is room."""
@@ -133,7 +153,14 @@ class Shard:
     def take(self, places: NDArray[np.int64]) -> NDArray[Any]:
         """Return the sketches at some places in the shard as they are kept, checked; raises DamagedIndexError."""
         blocks = places // self._block_rows
-        self._check_blocks(np.unique(blocks[~self._good[blocks]]))
+        new = np.unique(blocks[~self._good[blocks]])
+        if len(new) < _FEW_BLOCKS:
+            self._check_blocks(new)
+        else:
+            with ThreadPoolExecutor(1) as beside:
+                other = beside.submit(self._check_blocks, new[: len(new) // 2])
+                self._check_blocks(new[len(new) // 2 :])
+                other.result()
         return self.sketches[places]
 
     def _check_blocks(self, blocks: NDArray[np.int64]) -> None:
