@@ -54,8 +54,16 @@ def test_a_prompt_has_no_shades_and_whitened_kernels_have_none(index):
     assert re.findall(r'<span class="soft">(\w+) </span>', first) == ["the", "cat", "sat"]
     index.whiten(progress=False)
     assert not spans(report(index, text=QUERY, k=1, kernel="white_dot"))
-    assert QUERY.replace(" ", "") in report(index, text=QUERY, k=1, kernel="white_dot").replace(" ", "")
+    assert f">{QUERY}</p>" in report(index, text=QUERY, k=1, kernel="white_dot")
     assert not spans(report(index))  # no query
+
+
+@pytest.mark.parametrize("how", [{"reduce": "mean"}, {"reduce": "max"}, {"against": {"text": "a dog slept"}}])
+def test_a_set_is_shown_whole_and_without_shades(index, how):
+    other = "the dog ran on a mat"
+    page = report(index, text=[QUERY, other], k=1, **how)
+    assert f">{QUERY}\n{other}</p>" in page or (f">{QUERY}</p>" in page and f">{other}</p>" in page)
+    assert not spans(page)
 
 
 def test_long_texts_are_folded_and_cannot_act():

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradindex.review.found import Review
 
 _WORDS = "text", "prompt", "messages"
+_NO_TOKENS = {"reduce", "against", "groups"}  # options of queries whose tokens have no influence of their own
 
 __all__ = ["report", "review_page", "write_report", "write_review"]
 
@@ -64,7 +65,7 @@ def report(
 
     facts = Facts(index)
     asked = x is not None or ids is not None or any(how.get(name) is not None for name in _WORDS)
-    if asked and facts.tells_tokens and white(how.get("kernel")) is None:
+    if asked and facts.tells_tokens and white(how.get("kernel")) is None and not how.keys() & _NO_TOKENS:
         how = {"tokens": EACH} | how
     result = index.explain(x, y, ids=ids, k=min(k, len(index)), **how) if asked else None
     return pages.render(

@@ -17,7 +17,7 @@ from gradindex.index.index import Index
 from gradindex.kernels import WORDING, Kernel, KernelName
 from gradindex.plots.read import class_name, short_number
 from gradindex.plots.rendering import Rendered, Renderer, data_uri, printable
-from gradindex.report.shaded import largest_of, shaded
+from gradindex.report.shaded import largest_of, shaded, text_of
 from gradindex.search.answer import Found, found_sides
 from gradindex.search.white import ESTIMATOR
 from gradindex.store.layout import AUDIT
@@ -153,7 +153,9 @@ class Facts:
             if told:
                 shown = self._own_tokens(result, row)
             elif tree is None and named is None:
-                shown = {"kind": "text", "value": printable("".join(data["query_tokens"][row]))}
+                asked = data["query_tokens"]
+                some = asked if len(data["scores"]) < len(asked) else [asked[row]]  # of a set, all of it
+                shown = {"kind": "text", "value": printable("\n".join(map(text_of, some)))}
             else:
                 shown = self._shown(self.render(named[row]) if named is not None else self.render.query(tree, row))
             own = label if label is not None else prediction

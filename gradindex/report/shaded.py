@@ -35,20 +35,30 @@ def shaded(pieces: Sequence[str], scores: NDArray[np.float64], largest: float) -
     largest
         The size of what is drawn darkest.
     """
-    apart = not any(piece[:1].isspace() or piece[-1:].isspace() for piece in pieces)  # of a tokenizer without spaces
+    gap = _gap(pieces)
     tokens: list[Token] = []
     for place, piece in enumerate(pieces):
         score = float(scores[place]) if place < len(scores) and np.isfinite(scores[place]) else 0.0
         share = 0.0 if largest <= 0 else min(1.0, abs(score) / largest)
         tokens.append(
             {
-                "text": printable(piece) + (" " if apart else ""),
+                "text": printable(piece) + gap,
                 "colour": f"rgba({_BLUE if score >= 0 else _ORANGE}, {_DARKEST * share:.3f})",
                 "carries": short_number(score),
                 "counts": score != 0,
             }
         )
     return {"kind": "tokens", "value": tokens[:_OPEN], "rest": tokens[_OPEN:]}
+
+
+def text_of(pieces: Sequence[str]) -> str:
+    """Return tokens as one text."""
+    return _gap(pieces).join(pieces)
+
+
+def _gap(pieces: Sequence[str]) -> str:
+    """Return what stands between tokens: a space where a tokenizer leaves none in them."""
+    return "" if any(piece[:1].isspace() or piece[-1:].isspace() for piece in pieces) else " "
 
 
 def largest_of(scores: Sequence[NDArray[np.float64]]) -> float:
