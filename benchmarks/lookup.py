@@ -2,7 +2,7 @@
 
     GRADINDEX_DATA=… python benchmarks/lookup.py [--rows 60000] [--queries 500] [--folder FOLDER] [--out FILE]
         [--million FOLDER/rows-1000000]
-        [--peers alibi=VENV captum=VENV trak=VENV] [--parts index proofs residual latency]
+        [--peers alibi=VENV captum=VENV trak=VENV] [--parts index proofs residual latency rows answers]
 
 Trains the CNN of the docs (412,778 parameters) on Fashion-MNIST, embeds the training pictures, and computes the exact
 inner products of test pictures' gradients with all training gradients by factors, blockwise. With ``--folder`` all of
@@ -36,12 +36,14 @@ from gradindex.compute import exact
 from gradindex.compute.held_queries import HeldQueries
 from gradindex.data.source import Batch
 from gradindex.kernels import Kernel
+from gradindex.search import cascade
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from data import load
 
 K = 10
 FLOOR = 0.99
+RESCORED = 40  # times that candidates are scored anew
 SCANNED = 2048  # samples that the rate of an exact scan is measured on
 PEERS = Path(__file__).parent / "peers"
 
@@ -198,6 +200,85 @@ def latency(job, index, images, args):
     return out
 
 
+def rows(job, factory, images, dots, norms, queries, folder):
+    """Recall without exact checks, and bytes, of rows of 8 bits and of float16; what scoring 800 candidates anew takes.
+
+    The rows of one index after the other are read in turns.
+    """
+    cosines = kernels.values(Kernel.COS, dots, queries, norms)
+    out, opened = {}, {}
+    for name, dim, kind in (("float16", 1024, "float16"), ("int8", 1024, "int8"), ("int8 of 2,048", 2048, "int8")):
+        path = folder / f"rows-{len(norms)}-{kind}-{dim}"
+        if not (path / "index" / "index.json").exists():
+            gradindex.build(job, path, sketch=gradindex.CountSketch(dim), row_type=kind, index=factory)
+        index = opened[name] = gradindex.load(path, job)
+        found = index.explain(images.x_test[: len(dots)], images.y_test[: len(dots)], k=K, rerank=0, candidates=1600)
+        out[name] = {
+            "recall@10": recall(cosines, found.ordered_indices),
+            "opponents' recall@10": recall(-cosines, found.opponent_indices),
+            "store_bytes_per_row": index.store.bytes / len(index),
+            "bytes_per_row": (index.store.bytes + index.searcher.bytes) / len(index),
+        }
+        for _ in index.store.blocks():  # checksums are compared when rows are first read
+            pass
+    rng, times = np.random.default_rng(0), {name: [] for name in opened}
+    for _ in range(RESCORED):
+        drawn = rng.choice(len(norms), (1, min(800, len(norms))), replace=False)
+        for name, index in opened.items():
+            sketch = rng.normal(size=(1, index.store.header.dim)).astype(np.float32)
+            began = time.perf_counter()
+            cascade.rescored(index.store, sketch, drawn)
+            times[name].append(time.perf_counter() - began)
+    for name, found in times.items():
+        out[name]["rescoring_ms"] = 1e3 * float(np.median(found))
+    return out
+
+
+def answers(job, index, images, known, args):
+    """One query at a time against a bare forward-mode pass over 100 candidates, in turns; recall of all queries.
+
+    ``checked`` is the default; ``recall=…`` is calibrated, on 2,000 pictures that are not asked about.
+    """
+    dots, norms, queries = known
+    cosines = kernels.values(Kernel.COS, dots, queries, norms)
+    if index.calibration(k=K) is None:
+        index.calibrate(images.x_test[-args.calibrate :], images.y_test[-args.calibrate :], k=K)
+    asked = {
+        "checked": {},
+        "recall=0.99": {"recall": 0.99},
+        "recall=0.999": {"recall": 0.999},
+        "unchecked": {"rerank": 0},
+    }
+    out, times = {}, {name: [] for name in ("bare", *asked)}
+    x, y = images.x_test[: len(dots)], images.y_test[: len(dots)]
+    for name, options in asked.items():
+        found = index.explain(x, y, k=K, **options)
+        out[name] = {
+            "recall@10": recall(cosines, found.ordered_indices),
+            "opponents' recall@10": recall(-cosines, found.opponent_indices),
+            "median_checks": float(np.median(found.checked)),
+        }
+    rng = np.random.default_rng(0)
+    for i in range(min(args.asked, len(x))):
+        one = slice(i, i + 1)
+        (gradient,) = job.engine.gradients(x[one], y[one]).gradients
+        some = [job.source.take(np.sort(part)) for part in np.split(rng.choice(len(norms), 100, replace=False), [64])]
+        began = time.perf_counter()
+        for batch in some:  # in passes as large as those of answers
+            job.engine.directional(batch.x, batch.y, gradient)
+        times["bare"].append(time.perf_counter() - began)
+        for name, options in asked.items():
+            began = time.perf_counter()
+            index.explain(x[one], y[one], k=K, **options)
+            times[name].append(time.perf_counter() - began)
+    bare = np.array(times.pop("bare"))
+    out["bare_ms"] = 1e3 * float(np.median(bare))
+    for name, found in times.items():
+        out[name]["p50_ms"], out[name]["p99_ms"] = (1e3 * float(np.quantile(found, share)) for share in (0.5, 0.99))
+        out[name]["times_bare"] = float(np.median(np.array(found) / bare))
+    return out
+
+
 def million(path, args):
     """Search alone against a flat index of the same rows, whole explanations, memory."""
     import million as store_maker
@@ -304,6 +385,8 @@ def main():
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "2")))
     parser.add_argument("--folder", type=Path, help="where stores and exact values are kept for the next run")
     parser.add_argument("--parts", nargs="*", default=["index", "proofs", "residual", "latency"])
+    parser.add_argument("--asked", type=int, default=100, help="queries that are asked one by one")
+    parser.add_argument("--calibrate", type=int, default=2000, help="test pictures that recall= is calibrated on")
     parser.add_argument("--million", help="an index left by million.py --keep")
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=VENV")
     record.add_out(parser)
@@ -321,6 +404,8 @@ def main():
             "proofs": lambda: proofs(job, index, images, *known, folder, args),
             "residual": lambda: residual(job, images, *known, folder),
             "latency": lambda: latency(job, index, images, args),
+            "rows": lambda: rows(job, index.searcher.factory, images, *known, folder),
+            "answers": lambda: answers(job, index, images, known, args),
         }
         for name in args.parts:
             results[name] = parts[name]()

@@ -33,7 +33,7 @@ def test_parquet_holds_the_stores_rows(index, tmp_path, dtype):
     assert table.schema.field("vector").type == pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), 1024)
     np.testing.assert_array_equal(table["id"], alive)
     vectors = np.stack(table["vector"].to_numpy())
-    np.testing.assert_array_equal(vectors.astype(np.float32), index.store.gather(alive))
+    np.testing.assert_array_equal(vectors, index.store.gather(alive).astype(dtype))
     np.testing.assert_array_equal(table["norm"], index.store.norms[alive])
     np.testing.assert_array_equal(table["label"], digits()[1][alive])
     assert table["name"][0].as_py() == "digit 0"

@@ -30,6 +30,7 @@ RATES = Rates(
     query=1e-2,
     check=1e-3,
     row_bytes=2100.0,
+    number_bytes=2,
     base_bytes=1e9,
     embed_bytes=5e8,
     dim=1024,

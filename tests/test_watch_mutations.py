@@ -284,7 +284,7 @@ def _error(fault: Fault, folder: Any) -> float:
     job, truth = _job(fault.model)
     proves = fault.asked in ("certify", "landmarks")
     options = {"sketch": gradindex.Landmark(landmarks=32, dims=16) if proves else gradindex.CountSketch(128)}
-    options |= {"shard_rows": SHARD, "batch_size": BATCH, "progress": False}
+    options |= {"shard_rows": SHARD, "batch_size": BATCH, "progress": False, "row_type": "float16"}
     of_rows = fault.asked in ("rows", "landmarks")
     index = None if of_rows else gradindex.build(job, folder, **options)
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ValueError):

@@ -22,13 +22,14 @@ from gradindex.gradients.results import Embedded
 from gradindex.job import Job
 from gradindex.runtime.log import log
 from gradindex.sketch.unit_rows import normalise
+from gradindex.store.codes import RowType
 from gradindex.store.layout import WATCH
 from gradindex.store.location import Location, make_directory
 from gradindex.store.manifest import publish, read_json
 from gradindex.store.store import Store
 
 _EVERY = 2000  # rows, of which one is compared
-_HALF = 2e-3  # of a stored row: its rounding to float16
+_ROUNDED = 2e-3  # of a stored row: its rounding to float16, and what may be rounded otherwise in 8 bits
 _OF_A_SHARD, _LARGE_SHARD, _OF_A_BUILD = 8, 10_000, 64
 
 
@@ -195,6 +196,7 @@ def compare_stored(store: Store, job: Job, projector: Projector) -> tuple[Compar
 
     For stores of versions that did not compare while they built.
     """
+    kind = RowType(store.header.row_type)
     there = np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
     rows = np.random.default_rng(store.header.seed).choice(there, min(_OF_A_BUILD, len(there)), replace=False)
     engine, largest, errors = job.engine, float(store.norms.max()), []
@@ -203,10 +205,12 @@ def compare_stored(store: Store, job: Job, projector: Projector) -> tuple[Compar
         truth = engine.sample_gradient(one.x, one.y)
         norm = float(np.linalg.norm(truth.gradients[0].astype(np.float64)))
         sketch = projector.finish(projector(engine.parameters, truth.gradients), np.array([norm]))
-        turned = float(np.linalg.norm(normalise(sketch) - store.gather(np.array([row]))))
+        true = normalise(sketch)
+        turned = float(np.linalg.norm(true - store.gather(np.array([row]))))
+        turned -= float(np.linalg.norm(true - kind.dequantize(kind.quantize(true), np.empty_like(true))))
         off = max(turned, abs(float(store.norms[row]) - norm) / max(norm, paths.ROUNDING))
         rounding = paths.allowance(max(norm, 1e-30), largest, float(truth.losses[0]))
-        errors.append(max(0.0, off - rounding - _HALF))
+        errors.append(max(0.0, off - rounding - _ROUNDED))
     agree = paths.agree(np.array(errors), engine)
     if not agree:
         log.warning("rows of %s are off by up to %.2g from training steps; build it again", store.path, max(errors))

@@ -42,6 +42,7 @@ def build(
     seed: int | None = None,
     batch_size: int | None = None,
     shard_rows: int | None = None,
+    row_type: str | None = None,
     overwrite: bool | None = None,
     progress: bool | None = None,
     whiten: bool | None = None,
@@ -70,7 +71,7 @@ def build(
         Options of the metric, see `gradindex.relevance.base.Options`, such as ``{"damping": 1e-3}``.
     options
         How to build; None: `gradindex.BuildOptions()`, which says what each of them does.
-    sketch, index, index_memory, seed, batch_size, shard_rows, overwrite, progress, whiten, calibrate
+    sketch, index, index_memory, seed, batch_size, shard_rows, row_type, overwrite, progress, whiten, calibrate
         The same, one by one: what is given takes the place of what `options` says.
     engine
         None: this process does everything. A `gradindex.Ray`: its workers embed, and add to inverted lists; the files
@@ -101,6 +102,7 @@ def build(
         seed=seed,
         batch_size=batch_size,
         shard_rows=shard_rows,
+        row_type=row_type,
         overwrite=overwrite,
         progress=progress,
         whiten=whiten,

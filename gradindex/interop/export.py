@@ -59,7 +59,7 @@ def export(
         A new file or a URL, for the FAISS index with the samples' ids. Its vectors may be narrower than the stored
         ones: a query's is ``index.searcher``'s folded and scaled to unit norm, see `query_vectors`.
     dtype
-        Of the Parquet vectors: ``'float32'``, or ``'float16'`` as they are stored, which fewer programs read.
+        Of the Parquet vectors: ``'float32'``, or ``'float16'``, half as large, which fewer programs read.
 
     Raises
     ------

@@ -84,6 +84,7 @@ def _part(store: Store, job: Job, first: int, batch_size: int | None, shard_rows
         seed=saved.seed,
         batch_size=batch_size or (before or saved).batch_size,
         shard_rows=shard_rows or (before or saved).shard_rows,
+        row_type=saved.row_type,
     )
     wanted = header(job, options, before)
     if sorted(saved.columns) != wanted.columns:

@@ -19,7 +19,8 @@ from gradindex.job import Job
 from gradindex.runtime import threads
 from gradindex.runtime.progress import progress_bar
 from gradindex.sketch.unit_rows import normalise
-from gradindex.store import Rows, Store
+from gradindex.store import Header, Rows, Store
+from gradindex.store.codes import RowType
 
 
 def embed_missing(
@@ -96,7 +97,7 @@ def embed_shard(
         while True:
             compared = watch.RowWatch(job.engine, projector, drawn)
             try:
-                rows = make_rows(blocks(compared), stop - start, header.dim, some)
+                rows = make_rows(blocks(compared), stop - start, header, some)
                 break
             except watch.RowsDiffer as error:
                 watch.lower(job.engine, error)
@@ -120,18 +121,20 @@ def check_versions(store: Store) -> None:
         )
 
 
-def make_rows(blocks: Iterable[Block], count: int, dim: int, extra: dict[str, Any]) -> Rows:
+def make_rows(blocks: Iterable[Block], count: int, header: Header, extra: dict[str, Any]) -> Rows:
     """Return `count` consecutive samples as rows of a shard, with the user's columns of the same samples.
 
     Each block is rounded as it comes: a shard takes the memory of its rows on disk, and the blocks' none. Raises
     ValueError if there are fewer samples.
     """
-    rows = Rows(np.empty((count, dim), np.float16), np.empty(count, np.float32), np.empty(count, np.int64), {})
+    kind = RowType(header.row_type)
+    sketches = np.empty((count, kind.stored(header.dim)), kind.dtype)
+    rows = Rows(sketches, np.empty(count, np.float32), np.empty(count, np.int64), {})
     kept: dict[str, list[Any]] = {"loss": [], "label": [], "prediction": [], in_double.COLUMN: []}
     filled = 0
     for block in blocks:
         here = slice(filled, filled := filled + len(block.ids))
-        rows.sketches[here] = normalise(block.sketches)
+        sketches[here] = kind.quantize(normalise(block.sketches))
         rows.norms[here], rows.ids[here] = block.norms, block.ids
         for name, values in zip(kept, (block.losses, block.labels, block.predictions, block.roundings), strict=True):
             kept[name].append(None if values is None else np.array(values))  # a view would hold the whole batch

@@ -12,6 +12,7 @@ from gradindex.lifecycle.options import WHITENED_SKETCH, BuildOptions
 from gradindex.runtime import threads
 from gradindex.sketch import CountSketch, Identity, Sketch
 from gradindex.store import Header, Store
+from gradindex.store.codes import RowType
 from gradindex.store.location import Location, exists
 from gradindex.store.shard import SHARD_BYTES
 from gradindex.store.store import HEADER, model_differences
@@ -21,14 +22,16 @@ def header(job: Job, options: BuildOptions, before: Header | None = None) -> Hea
     """Return the header of a build; what is not asked for is as in the build that was begun `before`."""
     engine, seed = job.engine, options.seed
     sketch = options.sketch or default_sketch(job, options.whiten)
-    batch_size, shard_rows = options.batch_size, options.shard_rows
+    batch_size, shard_rows, row_type = options.batch_size, options.shard_rows, options.row_type
     if before is not None:
         batch_size, shard_rows = batch_size or before.batch_size, shard_rows or before.shard_rows
+        row_type = row_type or before.row_type
+    kind = row_type_of(sketch, row_type)
     fitting = embedding_batch_size(job)  # decides the paths that the header reports, too
     dim = sketch.bind(engine.parameters, seed).width
     return Header(
         rows=len(job.source),
-        shard_rows=shard_rows or max(1, SHARD_BYTES // (2 * dim)),
+        shard_rows=shard_rows or max(1, SHARD_BYTES // (kind.dtype.itemsize * kind.stored(dim))),
         dim=dim,
         sketch=sketch.to_json(),
         seed=seed,
@@ -47,7 +50,26 @@ def header(job: Job, options: BuildOptions, before: Header | None = None) -> Hea
         threads=before.threads if before and engine.backend == "torch" else threads.count(engine.backend),
         deterministic=engine.deterministic,
         metric=None if job.metric is None else job.metric.to_json(),
+        row_type=kind,
     )
+
+
+def row_type_of(sketch: Sketch, wanted: str | None) -> RowType:
+    """Return how a sketch's rows are kept.
+
+    Raises
+    ------
+    ValueError
+        If they are to be kept in 8 bits, but bound cosines: the bounds are those of float16.
+    """
+    if wanted is None:
+        return RowType.BYTE if sketch.is_random else RowType.HALF
+    if sketch.bounds_cosine and wanted != RowType.HALF:
+        raise ValueError(
+            f"Rows of landmarks prove answers by bounds of what float16 rounds, and are not kept as {wanted!r}: leave "
+            "row_type out. Whitened rows of them take 8 bits."
+        )
+    return RowType(wanted)
 
 
 def default_sketch(job: Job, whiten: bool = False) -> Sketch:

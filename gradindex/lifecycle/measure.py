@@ -65,6 +65,7 @@ def measure(job: Job, *, sketch: Sketch | None = None, seconds: float = MEASURED
             **costs.flat(rows, Path(folder)),
             **_queries(job, store, projector, seed),
             row_bytes=store.bytes / len(store),
+            number_bytes=header.row_bytes / header.dim,
             base_bytes=base,
             embed_bytes=most,
             dim=header.dim,
@@ -108,7 +109,7 @@ def _embedding(
     for name in ("0", "1", "2"):  # the first one loads libraries, and disks are not always as fast
         store = Store.create(folder / name, replace(header, rows=seen, shard_rows=seen))
         began = time.perf_counter()
-        store.write(0, make_rows(kept, seen, header.dim, {name: values[:seen] for name, values in every.items()}))
+        store.write(0, make_rows(kept, seen, header, {name: values[:seen] for name, values in every.items()}))
         times.append(time.perf_counter() - began)
     publish = float(np.median(times)) / seen
     held = sum(block.sketches.nbytes for block in blocks)

@@ -7,7 +7,9 @@ from gradindex.data.names import Tree
 from gradindex.defaults import INDEX, SEED, WHITENED_DIMS, WHITENED_LANDMARKS
 from gradindex.sketch import Landmark, Sketch
 from gradindex.sketch.hashing import check_seed
+from gradindex.store.codes import RowType
 
+ROW_TYPES = str(RowType.HALF), str(RowType.BYTE)
 WHITENED_SKETCH = Landmark(landmarks=WHITENED_LANDMARKS, dims=WHITENED_DIMS, draw="norm")
 
 
@@ -29,6 +31,10 @@ class BuildOptions:
         Samples at once; None finds a size that takes about 1 GiB, at most 128 (512 of small samples).
     shard_rows
         Rows of a shard; None: as many as 128 MiB hold.
+    row_type
+        How the numbers of a row are kept: ``'int8'``, 8 bits and a scale of each row, or ``'float16'``. None: 8 bits of
+        rows that are random projections, whose own error is some fifty times that of the rounding, and float16 of all
+        others: of landmarks, since every proof bounds what was rounded, and of rows that nothing was projected away of.
     overwrite
         Replace an index that is already there. The new one is built beside it (in ``.<name>.building``) and takes
         its place when finished, so that a build that fails or is killed leaves the old one as it was.
@@ -45,8 +51,8 @@ class BuildOptions:
     Raises
     ------
     ValueError
-        If `batch_size` or `shard_rows` is no positive integer, `seed` no integer in [0, 2⁶⁴), or `calibrate` no tuple
-        of two.
+        If `batch_size` or `shard_rows` is no positive integer, `seed` no integer in [0, 2⁶⁴), `row_type` none of these,
+        or `calibrate` no tuple of two.
     """
 
     sketch: Sketch | None = None
@@ -55,6 +61,7 @@ class BuildOptions:
     seed: int = SEED
     batch_size: int | None = None
     shard_rows: int | None = None
+    row_type: str | None = None
     overwrite: bool = False
     progress: bool | None = None
     whiten: bool = False
@@ -65,6 +72,8 @@ class BuildOptions:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if self.row_type is not None and self.row_type not in ROW_TYPES:
+            raise ValueError(f"row_type must be one of {', '.join(map(repr, ROW_TYPES))}, got {self.row_type!r}.")
         if self.calibrate is not None and not (isinstance(self.calibrate, tuple) and len(self.calibrate) == 2):
             raise ValueError(
                 "calibrate takes (x, y), a tuple of held-out inputs and labels, or (x, None) for predicted labels."

@@ -16,7 +16,6 @@ from gradindex.store.shard import SHARD_BYTES
 
 _FETCHED = max(question.LEAST_CANDIDATES, question.CANDIDATES_PER_CHECK * RERANK)  # stored rows that a query reads
 _ITERATIONS = 10  # of k-means in FAISS's inverted lists
-_BUFFERS = 2  # bytes a number of a shard while it is put together: its float16 rows
 _SIDE_BYTES = 28  # of a row for a searching worker: norm, id, and the order of a norm-ordered scan
 _LIST_ROW = 8  # bytes of a row's number in an inverted list
 _GROWN_LISTS, _GROWN = 1.5, 2.0  # memory of inverted lists, and of one array, that grow by doubling, over their size
@@ -31,9 +30,9 @@ class Rates:
     centroid; `encode` a vector; `append` a code that another process encoded. `add_flat` a row of an exact index.
     `finish` saving an index, however small, and `save` a byte of it. `coarse` comparing one query with one centroid;
     `scan` with one code of a list; `scan_flat` with one uncompressed row; `fetch` a stored row; `query` the gradient of
-    a query; `check` one exact evaluation. `row_bytes` of the store; `base_bytes` a process with the model;
-    `embed_bytes` the most it needs above that while embedding. `dim` numbers of a stored row, `width` of a row of
-    inverted lists.
+    a query; `check` one exact evaluation. `row_bytes` of the store, `number_bytes` of one number of a row;
+    `base_bytes` a process with the model; `embed_bytes` the most it needs above that while embedding. `dim` numbers of
+    a stored row, `width` of a row of inverted lists.
     """
 
     embed: float
@@ -53,6 +52,7 @@ class Rates:
     query: float
     check: float
     row_bytes: float
+    number_bytes: float
     base_bytes: float
     embed_bytes: float
     dim: int
@@ -145,7 +145,7 @@ def predict(
         held = 4 * rates.dim * part
         search = part * rates.scan_flat
     explained = rates.query + 2 * search + 2 * RERANK * rates.check / searching
-    building = max(rates.embed_bytes + _BUFFERS * rates.dim * size, 2.0 * centroids)
+    building = max(rates.embed_bytes + rates.number_bytes * rates.dim * size, 2.0 * centroids)
     if workers == 1:
         building = assembling = max(building, assembling)
     return Prediction(
@@ -165,7 +165,7 @@ def predict(
 
 
 def _shard_rows(rates: Rates) -> int:
-    return max(1, SHARD_BYTES // (2 * rates.dim))
+    return max(1, int(SHARD_BYTES / (rates.number_bytes * rates.dim)))
 
 
 def _embedding(rates: Rates, rows: int, workers: int, shard_rows: int) -> float:

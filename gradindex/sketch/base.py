@@ -21,6 +21,8 @@ class Sketch(ABC):
     kind: ClassVar[str]
     foldable: ClassVar[bool] = False
     """Whether adding up buckets modulo dim/2 gives the sketch of half the size."""
+    is_random: ClassVar[bool] = False
+    """Whether inner products of rows are estimates, off by some 1/√dim of the norms' product."""
     bounds_cosine: ClassVar[bool] = False
     """Whether two rows bound the cosine of their gradients, so that answers can be proved."""
 

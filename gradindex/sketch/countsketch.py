@@ -41,6 +41,7 @@ class CountSketch(Sketch):
 
     kind: ClassVar[str] = "countsketch"
     foldable: ClassVar[bool] = True
+    is_random: ClassVar[bool] = True
 
     def bind(self, parameters: Sequence[Parameter], seed: int) -> "CountSketchProjector":
         """Return the projection for these parameters and seed."""

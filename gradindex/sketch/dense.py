@@ -38,6 +38,7 @@ class Gaussian(_Dense):
     """Entries N(0, 1/dim)."""
 
     kind: ClassVar[str] = "gaussian"
+    is_random: ClassVar[bool] = True
 
     def entries(self, bits: np.random.Philox, shape: tuple[int, int]) -> NDArray[np.float32]:
         """Draw unit-variance entries."""
@@ -49,6 +50,7 @@ class Rademacher(_Dense):
     """Entries ±1/√dim with equal probability (Achlioptas 2003)."""
 
     kind: ClassVar[str] = "rademacher"
+    is_random: ClassVar[bool] = True
 
     def entries(self, bits: np.random.Philox, shape: tuple[int, int]) -> NDArray[np.float32]:
         """Draw unit-variance entries."""

@@ -25,6 +25,7 @@ class SJLT(Sketch):
 
     nonzeros: int = 4
     kind: ClassVar[str] = "sjlt"
+    is_random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

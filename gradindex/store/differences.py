@@ -20,6 +20,7 @@ def compare(saved: Header, wanted: Header) -> list[str]:
             "threads",
             "deterministic",
             "metric",
+            "row_type",
             "first",
             "origin",
         )

@@ -433,7 +433,7 @@ def test_candidates_come_from_inverted_lists(tmp_path, held_out):
         warnings.simplefilter("ignore")
         found = index.calibrate(x[:500], y[:500], k=K)
     assert len(found.about.points) > 2
-    few, many = found.promise(0.6), found.promise(0.97)
+    few, many = found.promise(0.4), found.promise(0.97)
     places = [found.about.points.index(one.point) for one in (few, many)]
     assert places[0] < places[1]
     result = index.explain(x[500:], y[500:], k=K, recall=0.97)
