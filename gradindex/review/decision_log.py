@@ -177,7 +177,7 @@ class DecisionLog:
                     self._entries, self._standing, self._undoable = [], {}, {}
                 file.seek(self._end)
                 new = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         for line in new.split(b"\n")[:-1]:
             self._end += len(line) + 1

@@ -25,6 +25,7 @@ from gradindex.serve.batching import Closed, Full
 from gradindex.serve.lookup import Lookup
 from gradindex.serve.settings import Settings
 from gradindex.store import Store
+from gradindex.words import Task
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -211,13 +212,12 @@ class Reviewing:
             if label is not None:
                 raise ValueError(f"label: relabel alone takes one, {decision} takes none.")
             return
-        info = self.lookup.info
-        known = {int(one) for one in info.classes if isinstance(one, int | float) and float(one).is_integer()}
-        known |= set(range(len(info.class_names or ())))
-        if not known:
+        job, columns = self.lookup.index.job, self.store.columns
+        if job.task != Task.CLASSIFICATION or "label" not in columns:
             raise ValueError("label: these samples have no classes, so none can be given another one.")
-        if label not in known:
-            raise ValueError(f"label: {label} is none of the classes {', '.join(map(str, sorted(known)[:20]))}.")
+        named = label is not None and 0 <= label < len(job.class_names or ())
+        if label is None or not (named or (columns["label"] == label).any()):
+            raise ValueError(f"label: {label} is none of the classes.")
 
     def decided(self, sample: int, entry: Entry | None = None) -> models.Decided:
         """Return what stands on a sample."""
