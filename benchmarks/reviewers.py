@@ -53,10 +53,10 @@ class Service:
 
     def stop(self, number):
         self.stops[signal.Signals(number).name] += 1
+        self.address = None
         self.process.send_signal(number)
         self.process.wait(60)
         self.process.stdout.close()
-        self.address = None
 
 
 class Reviewer(threading.Thread):
@@ -99,6 +99,7 @@ class Reviewer(threading.Thread):
         except (OSError, HTTPException, ValueError):
             self.unanswered += 1
             self.connection = None
+            time.sleep(0.05)
             return None, None
 
 
@@ -132,7 +133,7 @@ def run(path, seconds, every):
             one.done.set()
         for one in reviewers:
             one.join()
-        if service.address is not None:
+        if service.process.poll() is None:
             service.stop(signal.SIGTERM)
     file = decisions_path(directory(path), Store.open(path))
     log = DecisionLog(file)

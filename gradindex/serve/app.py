@@ -125,12 +125,19 @@ def routes(service: Service) -> APIRouter:
         offset: Annotated[int, Query(ge=0, lt=2**63)] = 0,
         limit: Annotated[int, Query(ge=1, le=settings.max_queries)] = min(24, settings.max_queries),
         label: Annotated[float | None, Query(allow_inf_nan=False, description="Only those of this class.")] = None,
+        ids: Annotated[
+            str | None, Query(pattern=r"^\d{1,18}(,\d{1,18})*$", description="These alone, with commas between.")
+        ] = None,
     ) -> Response:
-        """Return some training samples that are not removed, in the store's order."""
+        """Return some training samples that are not removed, in the store's order, or those that are named."""
+        named = [] if ids is None else [int(one) for one in ids.split(",")]
+        service.check_sizes(len(named), 1)
 
         def some() -> tuple[int, list[models.Item]]:
-            total, ids = lookup.listing(offset, limit, label)
-            return total, lookup.items(ids.tolist()) if len(ids) else []
+            if named:
+                return len(named), lookup.items(named)
+            total, listed = lookup.listing(offset, limit, label)
+            return total, lookup.items(listed.tolist()) if len(listed) else []
 
         total, found = await service.call(some)
         return reply(models.Items(total=total, offset=offset, items=found))

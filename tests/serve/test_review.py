@@ -375,7 +375,7 @@ def test_settings_are_printed_without_the_token(built, capsys, monkeypatch):
 
 def test_two_reviewers_at_once_lose_nothing_although_the_service_is_killed(tmp_path):
     """For ten minutes: python benchmarks/reviewers.py."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "reviewers.py"), "--seconds", "6", "--every", "2"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "reviewers.py"), "--seconds", "4", "--every", "2"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out.json")],
         capture_output=True,
@@ -385,5 +385,5 @@ def test_two_reviewers_at_once_lose_nothing_although_the_service_is_killed(tmp_p
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert found["acknowledged"] > 100 and found["stops"] == {"SIGKILL": 2, "SIGTERM": 1}, found
+    assert found["acknowledged"] > 100 and found["stops"] == {"SIGKILL": 1, "SIGTERM": 1}, found
     assert (found["lost"], found["twice"], found["refused"]) == (0, 0, 0), found
