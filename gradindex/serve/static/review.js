@@ -131,7 +131,7 @@ function make(row) {
   if (row.id !== null) row.made.append(row.decide, row.stands);
   const come = () => { if (state.at !== row.place) { state.at = row.place; mark(false); } };
   row.made.addEventListener("focusin", come);
-  row.made.addEventListener("click", come);
+  row.made.addEventListener("pointerdown", come);
   buttons(row);
   refresh(row);
   return row.made;
