@@ -45,7 +45,7 @@ function fillControls() {
   const { read_only, why_read_only, kinds, decided, damaged, left_out } = status;
   $("kinds").replaceChildren(...kinds.map((one) => element("label", {},
     element("input", { type: "radio", name: "kind", value: one.kind, checked: one.kind === state.kind, disabled: !one.total }),
-    element("span", {}, one.title), element("small", {}, say("list", { title: "", ...one }).replace(/^: /, "")))));
+    element("span", {}, one.title), element("small", {}, say("list", one)))));
   $("name-part").hidden = $("undo").hidden = $("keys").hidden = read_only;
   $("read-only").hidden = !read_only;
   $("read-only").textContent = say("readOnly", { why: why_read_only });

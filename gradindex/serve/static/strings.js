@@ -12,7 +12,7 @@ export const TEXT = {
   reviewTitle: "Samples to look at · gradindex",
   reviewAbout: "Which samples are to be looked at before a model is trained again?",
   lists: "Lists", listOptions: "Lists, reviewer and export",
-  list: "{title}: {decided} of {total} decided",
+  list: "{decided} of {total} decided",
   reviewer: "Reviewer", yourName: "Your name", nameHint: "It stands beside each of your decisions.",
   decidedInAll: "{count} samples are decided, by all reviewers.",
   oneDecidedInAll: "1 sample is decided.",
