@@ -32,6 +32,10 @@ REPORTED, REPORTED_INFLUENTIAL = 8, 12
 """Neighbours of each side of a query, and self-influential samples, in a report: whole lines of its page."""
 REVIEWED = 50
 """Lines of each kind that a review shows: about an hour's looking."""
+REVIEWED_SERVED = 10_000
+"""Lines of each kind that the service's page pages through."""
+MAPPED = 3000
+"""Samples on a map: more than fit side by side on a screen, few enough for t-SNE in half a minute."""
 PERSISTENCE = 0.9
 """Of rank-biased overlap: the first ten places have 86 % of the weight (Webber, Moffat and Zobel 2010, eq. 21)."""
 REPEATS = 10

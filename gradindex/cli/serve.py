@@ -34,9 +34,20 @@ def serve(
         int, typer.Option(min=1, help="Queries that may wait; more are refused.")
     ] = Settings.max_waiting,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer.")] = Settings.timeout,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Take no decisions on samples.")] = Settings.read_only,
+    review_dir: Annotated[
+        Path | None,
+        typer.Option(help="Directory for decisions, review and map.  [default: OUT.review]", show_default=False),
+    ] = Settings.review_dir,
+    review_top: Annotated[int, typer.Option(min=1, help="Lines of each kind of the review.")] = Settings.review_top,
+    map_points: Annotated[int, typer.Option(min=3, help="Samples on the map.")] = Settings.map_points,
+    map_way: Annotated[str, typer.Option(help="How the map is laid out: tsne or pca.")] = Settings.map_way,
+    print_settings: Annotated[
+        bool, typer.Option("--print-settings", help="Print all settings as JSON, and stop.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Answer lookups over HTTP, and serve a page to explore the index; stops at SIGTERM or Ctrl+C."""
+    """Answer lookups over HTTP, and serve pages to explore and review; stops at SIGTERM or Ctrl+C."""
     from gradindex.cli import inputs
     from gradindex.loading import load
     from gradindex.serve import serve as run
@@ -50,7 +61,15 @@ def serve(
         max_batch=max_batch,
         max_waiting=max(max_waiting, max_queries),
         timeout=timeout,
+        read_only=read_only,
+        review_dir=None if review_dir is None else review_dir.absolute(),
+        review_top=review_top,
+        map_points=map_points,
+        map_way=map_way,
     )
+    if print_settings:
+        typer.echo(json.dumps({"host": host, "port": port, **settings.to_json()}, indent=2))
+        return
     logging.getLogger("gradindex.serve").setLevel(logging.INFO)
 
     def ready(address: str) -> None:

@@ -7,6 +7,7 @@ more.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from gradindex.data.source import Ids, Tree, leaves, length, rectangles
 from gradindex.data.text import IGNORED
 from gradindex.job import Job
 from gradindex.relevance.hidden import Hidden
+from gradindex.runtime.turns import Turn, at_once
 
 _MASK = "attention_mask"
 _FEWEST = 1e-30  # of a norm
@@ -53,11 +55,13 @@ class Pooled:
         assert out is not None  # there are no empty queries, nor datasets
         return out
 
-    def of_samples(self, ids: Ids) -> NDArray[np.float32]:
-        """Return the vectors (n, d) of samples of the dataset, read a few hundred at a time."""
-        source, step = self._job.source, 256
-        batches = (source.take(ids[begin : begin + step]) for begin in range(0, len(ids), step))
-        return np.concatenate([self(batch.x, batch.y) for batch in batches])
+    def of_samples(self, ids: Ids, turn: Turn = at_once) -> NDArray[np.float32]:
+        """Return the vectors (n, d) of samples of the dataset, read a few hundred at a time, each in a `turn`."""
+        return np.concatenate([turn(partial(self._of, ids[begin : begin + 256])) for begin in range(0, len(ids), 256)])
+
+    def _of(self, ids: Ids) -> NDArray[np.float32]:
+        batch = self._job.source.take(ids)
+        return self(batch.x, batch.y)
 
 
 def pooled(states: NDArray[np.float64], x: Tree, y: Tree) -> NDArray[np.float64]:

@@ -3,15 +3,8 @@
 from gradindex.index.index import Index
 from gradindex.plots.read import short_number
 from gradindex.report.facts import Facts
-from gradindex.review.found import MEANING, Finding, Kind, Review
+from gradindex.review.found import MEANING, TITLES, Finding, Kind, Review
 
-TITLES = {
-    Kind.LABEL: "Labels that are likely wrong",
-    Kind.DUPLICATE: "Near-duplicates",
-    Kind.OUTLIER: "Outliers",
-    Kind.OPPONENT: "Opponents of correct predictions",
-    Kind.CONFUSION: "Classes that confuse each other",
-}
 _DEPTHS = (10, 20, 50, 100, 200, 500)
 
 

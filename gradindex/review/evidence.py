@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,9 @@ from gradindex.data.source import Ids
 from gradindex.defaults import NEIGHBOURS, SEED
 from gradindex.kernels import Kernel
 from gradindex.relevance.features import flatten
+from gradindex.relevance.pooled import Pooled
 from gradindex.review import out_of_sample, votes
+from gradindex.runtime.turns import Turn, at_once
 from gradindex.words import Task
 
 if TYPE_CHECKING:
@@ -51,11 +53,14 @@ class Evidence:
         Neighbours of a sample.
     seed
         Of cross-validation.
+    turn
+        Runs each piece of what uses the model or the dataset, a batch at a time: where others use them, too.
     """
 
     index: "Index"
     k: int = NEIGHBOURS
     seed: int = SEED
+    turn: Turn = at_once
     left_out: list[str] = field(default_factory=list)
     """Sentences on what could not be looked at, and why."""
 
@@ -105,8 +110,7 @@ class Evidence:
     def vectors(self) -> dict[str, NDArray[np.float32]]:
         """Vectors (n, d) by space: what the last layer receives, of unit norm, and the standardised inputs."""
         found: dict[str, NDArray[np.float32]] = {}
-        store, plain = self.index.store, self.index.job.with_metric(None)
-        self._try(found, "hidden", lambda: self.index.made.hidden(store, plain)[self.rows])
+        self._try(found, "hidden", self._hidden)
         if self.index.job.texts is not None:
             self.left_out.append("The inputs are texts: their tokens are not compared as numbers, hidden vectors are.")
         else:
@@ -119,11 +123,18 @@ class Evidence:
         except (ValueError, TypeError) as error:
             self.left_out.append(f"No vectors of {name}: {' '.join(str(error).split())}")
 
+    def _hidden(self) -> NDArray[np.float32]:
+        store, plain = self.index.store, self.index.job.with_metric(None)
+        if self.turn is at_once:
+            return self.index.made.hidden(store, plain)[self.rows]
+        return Pooled(plain).of_samples(self.ids, self.turn)  # `made` would keep others out meanwhile
+
     def _inputs(self) -> NDArray[np.float32]:
         source = self.index.job.source
         parts: list[NDArray[np.float32]] = []
         for begin in range(0, len(self.ids), _BATCH):
-            parts.append(flatten(source.take(self.ids[begin : begin + _BATCH]).x).astype(np.float32))
+            batch = self.turn(partial(source.take, self.ids[begin : begin + _BATCH]))
+            parts.append(flatten(batch.x).astype(np.float32))
             if parts[0].shape[1] * len(self.ids) > _NUMBERS:
                 raise ValueError(f"{len(self.ids):,} inputs of {parts[0].shape[1]:,} numbers are more than are held.")
         return out_of_sample.standardised(np.concatenate(parts)).astype(np.float32)

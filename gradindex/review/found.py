@@ -27,6 +27,14 @@ class Kind(StrEnum):
     CONFUSION = "confusion"
 
 
+TITLES = {
+    Kind.LABEL: "Labels that are likely wrong",
+    Kind.DUPLICATE: "Near-duplicates",
+    Kind.OUTLIER: "Outliers",
+    Kind.OPPONENT: "Opponents of correct predictions",
+    Kind.CONFUSION: "Classes that confuse each other",
+}
+"""Headings of the kinds."""
 MEANING = {
     Kind.LABEL: "Labels that are likely wrong. The score is a weighted mean of ranks by several signs, from 0 to 1.",
     Kind.DUPLICATE: "Pairs of near-duplicates. The score says how much nearer the pair is than samples and their "

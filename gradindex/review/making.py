@@ -1,6 +1,6 @@
 """Making a review: what each kind of finding is made of."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ from gradindex.defaults import NEIGHBOURS, REVIEWED, SEED
 from gradindex.review import combine, distances, planting
 from gradindex.review.evidence import Evidence
 from gradindex.review.found import Finding, Kind, Review
+from gradindex.runtime.turns import Turn, at_once
 from gradindex.search.answer import check_k
 
 if TYPE_CHECKING:
@@ -18,7 +19,19 @@ if TYPE_CHECKING:
 _NAMED = 5  # neighbours that a line names
 
 
-def review(index: "Index", *, top: int = REVIEWED, k: int = NEIGHBOURS, seed: int = SEED) -> Review:
+STAGES = "samples", "neighbours", "classifiers", "ranking"
+"""What a review does, in this order."""
+
+
+def review(
+    index: "Index",
+    *,
+    top: int = REVIEWED,
+    k: int = NEIGHBOURS,
+    seed: int = SEED,
+    turn: Turn = at_once,
+    say: Callable[[str], None] = lambda stage: None,
+) -> Review:
     """Look for samples that a person should look at: wrong labels, duplicates, outliers, opponents, confused classes.
 
     Labels are ranked by one score, see `gradindex.review.combine`. It combines the loss, the labels of gradient
@@ -39,6 +52,10 @@ def review(index: "Index", *, top: int = REVIEWED, k: int = NEIGHBOURS, seed: in
         Neighbours of each sample that count.
     seed
         Of folds, and of labels that are planted wrong to estimate the precision.
+    turn
+        Runs each piece of what uses the model or the dataset, a batch at a time: where others use them, too.
+    say
+        Called with each of `STAGES` as it begins.
 
     Returns
     -------
@@ -58,7 +75,14 @@ def review(index: "Index", *, top: int = REVIEWED, k: int = NEIGHBOURS, seed: in
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}.")
     check_k(k, len(index))
-    evidence = Evidence(index, k, seed)
+    evidence = Evidence(index, k, seed, turn)
+    say(STAGES[0])
+    _ = evidence.vectors
+    say(STAGES[1])
+    _ = evidence.near
+    say(STAGES[2])
+    _ = evidence.probabilities
+    say(STAGES[3])
     about: dict[str, object] = {"samples": len(evidence.ids), "neighbours": evidence.k, "seed": seed}
     findings: list[Finding] = []
     scores = None

@@ -1,6 +1,7 @@
 """The routes."""
 
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,6 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -20,6 +20,8 @@ from gradindex.serve import models
 from gradindex.serve.guard import Guard
 from gradindex.serve.lookup import Search
 from gradindex.serve.metrics import Measured
+from gradindex.serve.models import reply
+from gradindex.serve.review_routes import review_routes
 from gradindex.serve.service import Service, as_where
 from gradindex.serve.settings import Settings
 from gradindex.store.layout import AUDIT
@@ -27,11 +29,13 @@ from gradindex.store.location import exists
 from gradindex.store.manifest import read_json
 
 STATIC = Path(__file__).parent / "static"
+PAGES = {"/": "index.html", "/review": "review.html", "/map": "map.html"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.Error, "description": text}
     for status, text in {
         400: "Not JSON, or a Host that is not served",
         401: "No token, or another one",
+        403: "Asked by a page from elsewhere, or a decision where none are taken",
         404: "There is no such thing",
         408: "The body took too long",
         413: "The body is too large",
@@ -39,6 +43,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         429: "Too much is waiting",
         503: "The service is stopping",
         504: "The answer took too long",
+        507: "The disk does not take it",
     }.items()
 }
 
@@ -56,6 +61,7 @@ def make(index: Index, settings: Settings) -> FastAPI:
     )
     app.state.service = service
     app.include_router(routes(service))
+    app.include_router(review_routes(service), responses=_ERRORS)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _refused)
@@ -64,6 +70,13 @@ def make(index: Index, settings: Settings) -> FastAPI:
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(Measured, metrics=service.metrics)
     return app
+
+
+def _page(name: str) -> Callable[[], Awaitable[FileResponse]]:
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / name, headers={"cache-control": "no-cache"})
+
+    return page
 
 
 def routes(service: Service) -> APIRouter:
@@ -112,12 +125,19 @@ def routes(service: Service) -> APIRouter:
         offset: Annotated[int, Query(ge=0, lt=2**63)] = 0,
         limit: Annotated[int, Query(ge=1, le=settings.max_queries)] = min(24, settings.max_queries),
         label: Annotated[float | None, Query(allow_inf_nan=False, description="Only those of this class.")] = None,
+        ids: Annotated[
+            str | None, Query(pattern=r"^\d{1,18}(,\d{1,18})*$", description="These alone, with commas between.")
+        ] = None,
     ) -> Response:
-        """Return some training samples that are not removed, in the store's order."""
+        """Return some training samples that are not removed, in the store's order, or those that are named."""
+        named = [] if ids is None else [int(one) for one in ids.split(",")]
+        service.check_sizes(len(named), 1)
 
         def some() -> tuple[int, list[models.Item]]:
-            total, ids = lookup.listing(offset, limit, label)
-            return total, lookup.items(ids.tolist()) if len(ids) else []
+            if named:
+                return len(named), lookup.items(named)
+            total, listed = lookup.listing(offset, limit, label)
+            return total, lookup.items(listed.tolist()) if len(listed) else []
 
         total, found = await service.call(some)
         return reply(models.Items(total=total, offset=offset, items=found))
@@ -142,21 +162,22 @@ def routes(service: Service) -> APIRouter:
         """Say that the service is up; needs no token."""
         return models.Health(status="ok", rows=len(lookup.store))
 
+    @router.get("/readyz", response_model=models.Health, tags=["operation"])
+    async def ready() -> models.Health:
+        """Say whether lookups are taken now, or answer 503 while too many wait or the service stops; needs no token."""
+        if not service.is_ready:
+            raise HTTPException(503, "No more lookups are taken at the moment.")
+        return models.Health(status="ok", rows=len(lookup.store))
+
     @router.get("/metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:
         """Return counts and times in Prometheus's format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @router.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers={"cache-control": "no-cache"})
+    for path, name in PAGES.items():
+        router.add_api_route(path, _page(name), include_in_schema=False)
 
     return router
-
-
-def reply(model: BaseModel) -> Response:
-    """Return a model as JSON, without validating once more what was made here."""
-    return Response(model.model_dump_json(), media_type="application/json")
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -72,6 +72,11 @@ class Worker:
         """Queries that wait."""
         return sum(task.size for task in list(self._tasks))
 
+    @property
+    def closing(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._closing
+
     def submit(self, task: Task) -> "Future[Any]":
         """Queue a task; its future gets the result.
 

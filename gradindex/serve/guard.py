@@ -49,6 +49,9 @@ class Guard:
         if self._token is not None and scope["path"].startswith(_OPEN) and not self._known(scope):
             await refuse(sending, 401, "A bearer token is needed: Authorization: Bearer TOKEN.", b"Bearer")
             return
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_from_elsewhere(scope):
+            await refuse(sending, 403, "Pages from elsewhere may not ask for this.")
+            return
         try:
             async with asyncio.timeout(self._settings.timeout):
                 body = await self._body(scope, receive)
@@ -82,6 +85,15 @@ class Guard:
                 return None
             more = message.get("more_body", False)
         return b"".join(parts)
+
+
+def _is_from_elsewhere(scope: Scope) -> bool:
+    """Whether a browser says that a page of another origin asks: programs say nothing of that."""
+    headers = dict(scope["headers"])
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if site is not None:
+        return site not in (b"same-origin", b"none")
+    return origin is not None and origin.rpartition(b"//")[2].lower() != headers.get(b"host", b"").lower()
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

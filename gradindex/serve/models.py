@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from gradindex.defaults import NEIGHBOURS, RERANK
@@ -224,3 +225,8 @@ class Error(BaseModel):
     """Why there is no answer."""
 
     detail: str
+
+
+def reply(model: BaseModel, status: int = 200) -> Response:
+    """Return a model as JSON, without validating once more what was made here."""
+    return Response(model.model_dump_json(), status, media_type="application/json")

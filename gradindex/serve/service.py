@@ -5,8 +5,9 @@ import itertools
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, HTTPException
@@ -19,9 +20,11 @@ from gradindex.serve.batching import Closed, Full, Task, Worker
 from gradindex.serve.inputs import BadInput, parse_inputs, parse_labels
 from gradindex.serve.lookup import Explain, Lookup, Queries, Search, Where
 from gradindex.serve.metrics import Metrics
+from gradindex.serve.reviewing import Reviewing
 from gradindex.serve.settings import Settings
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _ALONE = itertools.count(1)
 
 
@@ -34,6 +37,7 @@ class Service:
         self.path = index.store.path
         self.accepted = 0
         self._workers: dict[str, Worker] = {}
+        self.reviewing = Reviewing(self.lookup, settings, self._queue)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -47,6 +51,7 @@ class Service:
         }
         self.metrics.waiting.set_function(lambda: sum(worker.waiting for worker in self._workers.values()))
         yield
+        self.reviewing.close()
         await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self._workers.values()))
         log.info("stopped after answering %d accepted lookups", self.accepted)
 
@@ -86,6 +91,17 @@ class Service:
             raise HTTPException(404 if "out of range" in str(error) else 422, str(error)) from None
         except (ValueError, TypeError) as error:
             raise HTTPException(422, str(error)) from None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a lookup would be taken now."""
+        return bool(self._workers) and all(
+            not worker.closing and worker.waiting < self.settings.max_waiting for worker in self._workers.values()
+        )
+
+    def _queue(self, work: Callable[[], T]) -> "Future[T]":
+        """Queue work for the thread that may use the model; raises Full or Closed."""
+        return self._workers["model"].submit(Task("call", work, 1))
 
     async def call(self, function: Callable[[], object]) -> Any:
         """Return the result of a function that may touch the dataset."""

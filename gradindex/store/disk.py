@@ -23,6 +23,17 @@ def write(path: Path, pieces: Iterable[Any]) -> None:
         file.writelines(pieces)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Write behind the end of a file, which is made if it is not there."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    finally:
+        os.close(descriptor)
+
+
 def sync(path: Path) -> None:
     """Flush a file or directory."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -164,6 +164,27 @@ def replace(path: Location, data: bytes) -> None:
         again(lambda: path.fs.pipe_file(path.key, data))
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Write a line behind the last one of a file, durably. The caller keeps other writers out, see `locks.alone`.
+
+    What a killed writer left of a line is ended first, so that it spoils no other.
+    """
+    there = exists(path)
+    disk.append(path, (b"\n" if there and _is_torn(path) else b"") + line + b"\n")
+    disk.sync(path)
+    if not there:
+        disk.sync(path.parent)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file's last line has no end."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
 def save(path: Any, data: bytes) -> None:
     """Write a file that a user asked for: the one there is replaced when the new one is whole. Links are followed."""
     place = locate(path)

@@ -49,6 +49,24 @@ export async function ask(path, body, signal) {
   }
 }
 
+// A file of the service, saved by the browser under a name.
+export async function save(path, name) {
+  for (;;) {
+    const answer = await fetch(path, { headers: headers() }).catch(() => { throw new Problem("The service does not answer. Is it still running?"); });
+    if (answer.status === 401) {
+      await askForToken();
+      continue;
+    }
+    if (!answer.ok) throw new Problem(`The service answered ${answer.status}.`);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await answer.blob());
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    return;
+  }
+}
+
 // Only the last of these counts; its questions are asked at once, and answered together.
 export function askLatest(path, ...bodies) {
   controller?.abort();
