@@ -126,7 +126,15 @@ def test_a_vae_is_explained(script, tmp_path):
     assert (
         float(re.search(r"AUC of self-influence for \d+ digits with shuffled pixels: ([\d.]+)", done.stdout)[1]) > 0.7
     )
-    for name in ("extremes.png", "self-influence.png", "proponents.png"):
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    near, far = (figures[f"latent distance of {side}"] for side in ("proponents", "opponents"))
+    assert figures["latent distance of the nearest"] <= near < far
+    assert near < 0.7  # of the mean distance
+    assert figures["strangers among the highest"] > 0.3  # by chance 0.05
+    assert figures["change without as many at random"] == 0
+    losses = [figures[f"held-out loss without {what}"] for what in ("the strangers", "as many at random")]
+    assert figures["change without the strangers"] == pytest.approx(losses[0] - losses[1])
+    for name in ("extremes.png", "self-influence.png", "proponents.png", "samples.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
