@@ -117,7 +117,9 @@ class Fit:
 
     def __call__(self, x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> nn.Module:
         """Return a model trained on x, with labels y; in double precision where matrices are inverted."""
-        epochs, before = (max(1, n // 4) if self.quick and n else n for n in (self.case.epochs, self.case.before))
+        epochs, before = self.case.epochs, self.case.before
+        if self.quick:
+            epochs, before = max(1, epochs // 4), min(before, 1)
         model = make(self.case, x, classes, seed)
         if before:
             if (classes, seed) not in self.before:
@@ -138,10 +140,11 @@ def metrics_of(case: Case, quick: bool) -> list[str]:
     """Return the metrics of a case.
 
     The words' numbers that a Bi-LSTM takes are no features, so that it has no metrics of the input; logistic regression
-    has no hidden layer; IF and FK of MobileNetV2 are not in the study either.
+    has no hidden layer; IF and FK of MobileNetV2 are not in the study either, and all of its hidden layers are over a
+    million numbers a sample.
     """
     names = list(relevance.METRICS)
-    ends = {"bilstm": ("-x",), "logreg": ("-last", "-all"), "mobilenetv2": ("IF", "FK"), "cnn": ()}[case.kind]
+    ends = {"bilstm": ("-x",), "logreg": ("-last", "-all"), "mobilenetv2": ("IF", "FK", "-all"), "cnn": ()}[case.kind]
     names = [name for name in names if not name.endswith(ends)] if ends else names
     return [name for name in names if name.endswith(("-x", "-last", "GD", "GC", "cos-FK"))] if quick else names
 
@@ -202,7 +205,9 @@ def main() -> None:
     else:
         for row in rows:
             print_neighbours(job, names, x_test, row, data)
-    figures["factors"] = paper_figures.write(job, names, x_test[:200], options.out, fit, experiment, options.seed)
+    figures["factors"] = paper_figures.write(job, names, x_test[:200], options.out, options.seed)
+    if "l2-all" in metrics_of(case, quick=False):
+        paper_figures.subclasses(experiment, options.seed).savefig(options.out / "map.png", dpi=90)
     (options.out / "figures.json").write_text(json.dumps(figures, indent=1))
     result.chart().savefig(options.out / "chart.png", dpi=100)
     print(f"\nwrote {options.out}")

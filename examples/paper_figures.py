@@ -1,6 +1,6 @@
 """The pictures by which Hanawa et al. (2021) explain why a metric is right or wrong: figures 5 to 11."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +17,12 @@ from gradindex.relevance.base import Metric
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#9A9A9A"
 
 
-def write(
-    job: gradindex.Job,
-    names: Sequence[str],
-    x: np.ndarray,
-    out: Path,
-    fit: Callable,
-    experiment: Experiment,
-    seed: int,
-) -> dict[str, float]:
-    """Draw norms, factors and the map into a folder, and return the means of the factors."""
+def write(job: gradindex.Job, names: Sequence[str], x: np.ndarray, out: Path, seed: int) -> dict[str, float]:
+    """Draw norms and factors for queries x into a folder, and return the means of the factors."""
     chosen = [name for name in ("IF", "FK", "GD", "GC") if name in names]
     norms(relevance.metrics(chosen, job), x).savefig(out / "norms.png", dpi=90)
     figure, means = factors(job, x, seed)
     figure.savefig(out / "factors.png", dpi=90)
-    if any(name.endswith("-all") for name in names):
-        subclasses(fit, experiment, seed).savefig(out / "map.png", dpi=90)
     return means
 
 
@@ -81,7 +71,7 @@ def factors(job: gradindex.Job, x: np.ndarray, seed: int) -> tuple[Figure, dict[
     return figure, means
 
 
-def subclasses(fit: Callable, experiment: Experiment, seed: int) -> Figure:
+def subclasses(experiment: Experiment, seed: int) -> Figure:
     """Draw all hidden layers of a model of two merged classes, by t-SNE, in the subclasses' colours (figure 9)."""
     split = experiment.split(seed)
     merged, _ = merge_classes(split.y_train, seed)
@@ -90,7 +80,7 @@ def subclasses(fit: Callable, experiment: Experiment, seed: int) -> Figure:
     figure = Figure(figsize=(8, 4), layout="constrained")
     for axes, side in zip(figure.subplots(1, 2), (0, 1), strict=True):
         rows = np.flatnonzero(merged == side)[:1000]
-        place = TSNE(init="pca", perplexity=min(30, len(rows) // 4), random_state=seed).fit_transform(hidden[rows])
+        place = TSNE(init="random", perplexity=min(30, len(rows) // 4), random_state=seed).fit_transform(hidden[rows])
         axes.scatter(*place.T, c=split.y_train[rows], cmap="tab10", s=6)
         axes.set_title(f"hidden layers of class {'AB'[side]}, subclasses in colours", fontsize=9)
         axes.set_axis_off()

@@ -65,7 +65,7 @@ def newsgroups(folder):
 def emotions(folder):
     lines = ["i feel fine; really;joy", "i feel low;sadness", "i am cross;anger"]
     for name in ("train.txt", "test.txt"):
-        (folder / name).write_text("\n".join(lines * 30) + "\n", encoding="utf-8")
+        (folder / name).write_text("\n".join(lines * 300) + "\n", encoding="utf-8")
 
 
 def test_batches_of_cifar10_are_read(tmp_path):
