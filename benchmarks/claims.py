@@ -175,14 +175,14 @@ def _cell(entry: Any, key: str) -> str | None:
 @cache
 def _hanawa(options: tuple[str, ...]) -> str:
     sys.path.insert(0, str(HERE))
-    import hanawa
+    import hanawa_tables
 
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--cases", nargs="+")
     arguments.add_argument("--suffix", default="")
     found = arguments.parse_args(options)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        hanawa.markdown(found.cases, found.suffix)
+        hanawa_tables.markdown(found.cases, found.suffix)
     return out.getvalue()
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import counterfactual_data as data
-import hanawa
+import hanawa_cases
 import numpy as np
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ def load(name: str) -> Set:
         x, y = np.concatenate([found.x, found.x_queries]), np.concatenate([found.y, found.y_queries])
         return Set(x.reshape(len(x), -1), y, (64,), 40)
     if name in ("vehicle", "segment"):
-        x, y = hanawa.table(name, "standard")
+        x, y = hanawa_cases.table(name, "standard")
         order = np.random.default_rng(0).permutation(len(x))[:1500]
         return Set(x[order].astype(np.float32), y[order].astype(np.int64), (24, 24), 150)
     if name == "texts":

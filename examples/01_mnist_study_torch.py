@@ -55,7 +55,7 @@ def as_tensors(data: Images) -> tuple[torch.Tensor, ...]:
 
 
 def main() -> None:
-    options = arguments(__doc__, out="runs/mnist-study-torch")
+    options = arguments(__doc__, out="runs/mnist-study-torch", load=True)
     rng = np.random.default_rng(options.seed)
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)  # the same result on every machine, and not slower beside other programs
@@ -67,9 +67,16 @@ def main() -> None:
     start = time.perf_counter()
     small = options.data == "digits"
     epochs = (20 if small else 6) // (2 if options.quick else 1)
-    train(network, x_train, y_train, epochs, batch_size=32 if small else 64)
-    accuracy = np.mean(predict(network, x_test) == data.y_test)
-    print(f"{data.name}: test accuracy {accuracy:.3f}, trained in {time.perf_counter() - start:.0f} s")
+    saved = options.out / "model.pt"
+    if options.load:
+        network.load_state_dict(torch.load(saved, weights_only=True))
+        network.eval()
+    else:
+        train(network, x_train, y_train, epochs, batch_size=32 if small else 64)
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(network.state_dict(), saved)
+    accuracy, how = np.mean(predict(network, x_test) == data.y_test), "loaded" if options.load else "trained"
+    print(f"{data.name}: test accuracy {accuracy:.3f}, {how} in {time.perf_counter() - start:.0f} s")
 
     reference = torch.as_tensor(rng.choice(len(x_train), 200 if options.quick else 1000, replace=False))
     chosen = torch.as_tensor(rng.choice(len(x_test), 5, replace=False))

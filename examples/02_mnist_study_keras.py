@@ -37,7 +37,7 @@ def make_network(size: int) -> keras.Model:
 
 
 def main() -> None:
-    options = arguments(__doc__, out="runs/mnist-study-keras")
+    options = arguments(__doc__, out="runs/mnist-study-keras", load=True)
     rng = np.random.default_rng(options.seed)
     keras.utils.set_random_seed(options.seed)
     data = load(options.data, train=8_000)
@@ -50,9 +50,16 @@ def main() -> None:
     start = time.perf_counter()
     small = options.data == "digits"
     epochs = (20 if small else 6) // (2 if options.quick else 1)
-    network.fit(x_train, y_train, batch_size=32 if small else 64, epochs=epochs, verbose=0)
+    saved = options.out / "model.keras"
+    if options.load:
+        network = keras.models.load_model(saved)
+    else:
+        network.fit(x_train, y_train, batch_size=32 if small else 64, epochs=epochs, verbose=0)
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        network.save(saved)
     accuracy = network.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
-    print(f"{data.name}: test accuracy {accuracy:.3f}, trained in {time.perf_counter() - start:.0f} s")
+    how = "loaded" if options.load else "trained"
+    print(f"{data.name}: test accuracy {accuracy:.3f}, {how} in {time.perf_counter() - start:.0f} s")
 
     reference = rng.choice(len(x_train), 200 if options.quick else 1000, replace=False)
     chosen = rng.choice(len(x_test), 5, replace=False)

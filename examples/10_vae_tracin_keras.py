@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from data import arguments
-from vae_study import Settings, run
+from vae_study import Framework, Settings, run
 
 from gradindex.influence import CheckpointRecorder, UnsupervisedJob
 
@@ -79,6 +79,16 @@ def train(x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int) ->
     )
 
 
+def encode(model: VAE, x: np.ndarray) -> np.ndarray:
+    """Return the latent means (n, latent) of images (n, pixels)."""
+    return np.asarray(model.encoder(x))[:, : model.latent]
+
+
+def decode(model: VAE, z: np.ndarray) -> np.ndarray:
+    """Return the images (n, pixels) of latent vectors (n, latent)."""
+    return np.asarray(model.decoder(z))
+
+
 if __name__ == "__main__":
     options = arguments(__doc__, "runs/vae-tracin-keras", images=FULL.images, epochs=FULL.epochs)
-    run(options, train, QUICK if options.quick else FULL)
+    run(options, Framework(train, encode, decode), QUICK if options.quick else FULL)

@@ -5,10 +5,12 @@ million parameters. They are sketched in batches that fit a memory budget and in
 with exact scores; no gradient is kept. ``--images FOLDER`` takes a folder of pictures with one subfolder a class, such
 as ten classes of ImageNet; without it Fashion-MNIST or scikit-learn's digits are enlarged. ``--weights`` is
 ``imagenet`` (which Keras downloads) or a ``.weights.h5`` file. Without it the weights of ImageNet are used if Keras has
-them already, else random ones, with a head fitted to the training images in either case. Run it with
-``python examples/11_resnet50_study.py``; the pictures are drawn into the folder ``--out``.
+them already, else random ones, with a head fitted to the training images in either case. ``--own-head`` is the study's
+own form: the network's head of 1,000 classes and the loss of its probabilities, for subfolders with WordNet ids. Run it
+with ``python examples/11_resnet50_study.py``; the pictures are drawn into the folder ``--out``.
 """
 
+import json
 import os
 import resource
 import time
@@ -24,6 +26,7 @@ import gradindex
 from gradindex.plots import plot_distributions, plot_similar
 
 RANDOM = "random weights, in the place of ImageNet's (--weights)"
+INDEX, STORED = "imagenet_class_index.json", "https://storage.googleapis.com/download.tensorflow.org/data"
 CACHED = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
@@ -62,6 +65,28 @@ def resnet(weights: str | None, side: int, classes: int, stages: int) -> keras.M
         last = {1: "conv2_block3_out", 2: "conv3_block4_out", 3: "conv4_block6_out"}[stages]
         features = keras.layers.GlobalAveragePooling2D()(body.get_layer(last).output)
     return keras.Model(body.input, keras.layers.Dense(classes, name="head")(features))
+
+
+def whole(weights: str | None, side: int) -> keras.Model:
+    """Return ResNet-50 as it is, with the probabilities of ImageNet's 1,000 classes as output."""
+    return keras.applications.ResNet50(include_top=True, weights=weights, input_shape=(side, side, 3))
+
+
+def places(names: tuple[str, ...], file: Path | None) -> np.ndarray:
+    """Return the numbers that ImageNet's classes have, by their WordNet ids or names (n,).
+
+    `file` is Keras's table of the 1,000 classes, ``imagenet_class_index.json``; None: Keras has it, or fetches it.
+    """
+    table = json.loads(
+        Path(file or keras.utils.get_file(INDEX, f"{STORED}/{INDEX}", cache_subdir="models")).read_text(
+            encoding="utf-8"
+        )
+    )
+    numbers = {name: int(number) for number, both in table.items() for name in both}
+    lost = [name for name in names if name not in numbers]
+    if lost:
+        raise ValueError(f"{', '.join(lost)} is no class of ImageNet: subfolders must have WordNet ids, or names.")
+    return np.array([numbers[name] for name in names])
 
 
 def settle(model: keras.Model, x: np.ndarray) -> None:
@@ -105,6 +130,10 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of pictures with one subfolder a class")
     parser.add_argument("--data", choices=("fashion", "mnist", "digits"), help="enlarge these instead")
     parser.add_argument("--weights", help="'imagenet', or a file of weights without the head")
+    parser.add_argument(
+        "--own-head", action="store_true", help="the 1,000 classes of ImageNet, side 224 with its weights"
+    )
+    parser.add_argument("--classes", type=Path, help=f"Keras's {INDEX}, for --own-head; fetched if it is not given")
     parser.add_argument("--side", type=int, default=64, help="width and height of the pictures")
     parser.add_argument("--count", type=int, default=300, help="training images")
     options = parser.parse_args()
@@ -117,6 +146,7 @@ def main() -> None:
         pictures = read_folder(options.images, side, count + 100, options.seed)
     else:
         pictures = enlarge(options.data or ("fashion" if os.environ.get(VARIABLE) else "digits"), side, count + 100)
+    count = min(count, len(pictures.x) - queries)
     instead = "" if options.images is not None else ", enlarged, in the place of ImageNet's (--images FOLDER)"
     print(
         f"data: {pictures.name}, {count} training and {len(pictures.x) - count} test images of {side}×{side}{instead}"
@@ -124,17 +154,25 @@ def main() -> None:
     x = keras.applications.resnet50.preprocess_input(pictures.x.copy())
     (train, y), (test, y_test) = (x[:count], pictures.y[:count]), (x[count:], pictures.y[count:])
     weights = None if options.quick else chosen_weights(options.weights)
-    model = resnet(weights, side, len(pictures.names), stages)
+    if options.own_head:
+        model, number = whole(weights and "imagenet", side), places(pictures.names, options.classes)
+        y, y_test = number[y], number[y_test]
+        names: tuple[str, ...] | None = None
+    else:
+        model, names = resnet(weights, side, len(pictures.names), stages), pictures.names
     if weights is None:
         settle(model, train[:64])
-    fit_head(model, train, y, options.seed)
+    if not options.own_head:
+        fit_head(model, train, y, options.seed)
     predicted_train, predicted = (
         model.predict(part, batch_size=32, verbose=0).argmax(axis=1) for part in (train, test)
     )
     print(f"{pictures.name}, {side}×{side}: {model.count_params():,} parameters, {weights or RANDOM}")
-    print(f"test accuracy {np.mean(predicted == y_test):.2f} with a fitted head; memory so far {memory():.2f} GiB")
+    head = "its own head of 1,000 classes" if options.own_head else "a fitted head"
+    print(f"test accuracy {np.mean(predicted == y_test):.2f} with {head}; memory so far {memory():.2f} GiB")
 
-    job = gradindex.Job(model, loss_of_logits(), (train, y), class_names=pictures.names)
+    loss = keras.losses.SparseCategoricalCrossentropy() if options.own_head else loss_of_logits()
+    job = gradindex.Job(model, loss, (train, y), class_names=names)
     begin = time.perf_counter()
     index = gradindex.build(job, options.out / "index", overwrite=True)
     seconds = time.perf_counter() - begin
@@ -157,7 +195,7 @@ def main() -> None:
         y,
         query_predictions=predicted[:queries],
         train_predictions=predicted_train,
-        class_names=pictures.names,
+        class_names=names,
     )
     similar.savefig(options.out / "similar.png", dpi=70)
     distributions = plot_distributions(
@@ -167,7 +205,7 @@ def main() -> None:
         X_query=shown_test,
         y_query=y_test[:queries],
         query_predictions=predicted[:queries],
-        class_names=pictures.names,
+        class_names=names,
     )
     distributions.savefig(options.out / "distributions.png", dpi=70)
     print(f"wrote {options.out / 'similar.png'} and {options.out / 'distributions.png'}")

@@ -84,13 +84,20 @@ def parser_of(description: str | None, out: str, quick: str) -> argparse.Argumen
     return parser
 
 
-def arguments(description: str | None, out: str, **numbers: int) -> argparse.Namespace:
-    """Read the options that the image studies share, and those that take a number, with their defaults."""
+def add_load(parser: argparse.ArgumentParser) -> None:
+    """Add `--load` to an example that leaves its trained model in its folder."""
+    parser.add_argument("--load", action="store_true", help="take the model that a run before left in --out")
+
+
+def arguments(description: str | None, out: str, load: bool = False, **numbers: int) -> argparse.Namespace:
+    """Read the options that the image studies share, those that take a number, with their defaults, and `--load`."""
     parser = parser_of(description, out, "less training, fewer reference samples")
     default = "mnist" if os.environ.get(VARIABLE) else "digits"
     parser.add_argument("--data", choices=("mnist", "fashion", "digits"), default=default)
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, help=f"default {value}, less with --quick")
+    if load:
+        add_load(parser)
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """The figures and pictures of VAE-TracIn (Kong & Chaudhuri 2021), whatever framework trained the autoencoder.
 
-A study hands `run` a function that trains a variational autoencoder and returns its job: its gradients at checkpoints
-along training. See ``07_vae_tracin.py`` (PyTorch) and ``10_vae_tracin_keras.py``.
+A study hands `run` a function that trains a variational autoencoder and returns its job, its gradients at checkpoints
+along training, and those that encode and decode. See ``07_vae_tracin.py`` (PyTorch) and ``10_vae_tracin_keras.py``.
 """
 
 import argparse
@@ -43,10 +43,19 @@ class Settings:
     """σ² of the Gaussian likelihood of a pixel."""
 
 
-Train = Callable[[np.ndarray, np.ndarray, Settings, int], UnsupervisedJob]
+@dataclass(frozen=True)
+class Framework:
+    """What a script does in its framework."""
+
+    train: Callable[[np.ndarray, np.ndarray, Settings, int], UnsupervisedJob]
+    """Trains on images (n, pixels), prints the loss on others that are held out, and returns the job."""
+    encode: Callable[[object, np.ndarray], np.ndarray]
+    """The means (n, latent) that a model encodes images (n, pixels) to."""
+    decode: Callable[[object, np.ndarray], np.ndarray]
+    """The images (n, pixels) that a model decodes latent vectors (n, latent) to."""
 
 
-def run(options: argparse.Namespace, train: Train, settings: Settings) -> None:
+def run(options: argparse.Namespace, framework: Framework, settings: Settings) -> None:
     """Print the study's figures and draw its pictures."""
     given = {name: getattr(options, name) for name in ("images", "epochs") if getattr(options, name) is not None}
     settings = replace(settings, **given)
@@ -56,8 +65,8 @@ def run(options: argparse.Namespace, train: Train, settings: Settings) -> None:
     print(f"of them {len(data.x_train)} to train on, {len(data.x_held_out)} held out, {settings.queries} to ask about")
     options.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}
-    pictures = explain(data, train, settings, options, figures)
-    pictures |= with_strangers(data, train, settings, options, figures)
+    pictures = explain(data, framework, settings, options, figures)
+    pictures |= with_strangers(data, framework, settings, options, figures)
     (options.out / "figures.json").write_text(json.dumps(figures, indent=1))
     for name, figure in pictures.items():
         figure.savefig(options.out / f"{name}.png", dpi=80)
@@ -65,11 +74,11 @@ def run(options: argparse.Namespace, train: Train, settings: Settings) -> None:
 
 
 def explain(
-    data: "Split", train: Train, settings: Settings, options: argparse.Namespace, figures: dict[str, float]
+    data: "Split", framework: Framework, settings: Settings, options: argparse.Namespace, figures: dict[str, float]
 ) -> dict[str, Figure]:
     """Train on a data set, and ask which images are behind themselves and behind test images."""
     print(f"{data.name}:", end=" ", flush=True)
-    job = train(flat(data.x_train), flat(data.x_held_out), settings, options.seed)
+    job = framework.train(flat(data.x_train), flat(data.x_held_out), settings, options.seed)
     sketch = gradindex.CountSketch(settings.dim)
     index = gradindex.build(job, options.out / "index", sketch=sketch, overwrite=True)
     values, losses = self_influence(index.store), index.store.columns["loss"]
@@ -77,32 +86,88 @@ def explain(
     print(f"self-influence against loss: Spearman {figures['Spearman']:.3f}", flush=True)
     failed = own_proponents(index, index.store.ids)
     figures["own proponents"] = 1 - len(failed) / len(index)
-    figures |= test_images(index, data, flat(data.x_test)[: settings.queries])
+    asked = flat(data.x_test)[: settings.queries]
+    proponents, opponents = strongest(index, asked)
+    figures |= labels_of(data, asked, proponents, opponents)
+    print_errors(index, asked, proponents)
+    latent, of_asked = (framework.encode(job.model, images) for images in (flat(data.x_train), asked))
+    figures |= in_latent_space(latent, of_asked, proponents[:, 0], opponents[:, 0], values)
     found = index.explain(*job.queries(flat(data.x_test)[:5]), k=5, kernel="grad_dot", rerank=10)  # exact
     order = np.argsort(-values)
     rows = [("highest self-influence", data.x_train[order[:12]]), ("lowest self-influence", data.x_train[order[-12:]])]
     if len(failed):
         rows.append(("not their own strongest proponent", data.x_train[failed[:12]]))
-    proponents = plot_similar(
+    similar = plot_similar(
         found, data.x_test[:5], data.x_train, data.y_test[:5], data.y_train, class_names=data.class_names
     )
-    return {"extremes": grid(rows), "proponents": proponents}
+    return {"extremes": grid(rows), "proponents": similar}
 
 
 def with_strangers(
-    data: "Split", train: Train, settings: Settings, options: argparse.Namespace, figures: dict[str, float]
+    data: "Split", framework: Framework, settings: Settings, options: argparse.Namespace, figures: dict[str, float]
 ) -> dict[str, Figure]:
     """Train on half of a data set with images of another one mixed in, and look for them by self-influence."""
     mixed, wrong, what = strangers(data, options.seed)
     print("with strangers:", end=" ", flush=True)
-    job = train(mixed, flat(data.x_held_out), settings, options.seed)
+    held_out = flat(data.x_held_out)
+    job = framework.train(mixed, held_out, settings, options.seed)
     sketch = gradindex.CountSketch(settings.dim)
     index = gradindex.build(job, options.out / "mixed", sketch=sketch, overwrite=True)
     scores, losses = self_influence(index.store), index.store.columns["loss"]
     auc, by_loss = (float(roc_auc_score(wrong, ranking)) for ranking in (scores, losses))
     figures |= {"AUC for strangers": auc, "AUC for strangers, by loss": by_loss}
     print(f"AUC of self-influence for {wrong.sum()} {what}: {auc:.3f} (of the loss {by_loss:.3f})", flush=True)
-    return {"self-influence": plot_self_influence(scores, losses, wrong, marked_title=what)}
+    samples = cleaned(job, mixed, wrong, scores, held_out, framework, settings, options.seed, figures)
+    shape = data.x_train.shape[1:]
+    rows = [(title, images.reshape(-1, *shape)) for title, images in samples.items()]
+    return {"self-influence": plot_self_influence(scores, losses, wrong, marked_title=what), "samples": grid(rows)}
+
+
+def cleaned(
+    job: UnsupervisedJob,
+    x: np.ndarray,
+    wrong: np.ndarray,
+    scores: np.ndarray,
+    held_out: np.ndarray,
+    framework: Framework,
+    settings: Settings,
+    seed: int,
+    figures: dict[str, float],
+) -> dict[str, np.ndarray]:
+    """Train again without some images, as many as there are strangers; return samples that the models draw.
+
+    Left out are those of the highest self-influence, as many at random, and the strangers themselves. Held out are
+    images of the data set alone. With fewer images an epoch has fewer steps, so that what leaving out changes is told
+    beside as many at random.
+    """
+    random, count = np.random.default_rng(seed + 1), int(wrong.sum())  # strangers were drawn with `seed`
+    left_out = {
+        "the highest self-influence": np.argsort(-scores)[:count],
+        "as many at random": random.choice(len(x), count, replace=False),
+        "the strangers": np.flatnonzero(wrong),
+    }
+    figures["strangers among the highest"] = float(wrong[left_out["the highest self-influence"]].mean())
+    z = random.standard_normal((12, settings.latent)).astype(np.float32)
+    losses, samples = {"nothing": held_out_losses(job, held_out)}, {"nothing left out": framework.decode(job.model, z)}
+    for name, ids in left_out.items():
+        print(f"without {name}:", end=" ", flush=True)
+        again = framework.train(np.delete(x, ids, axis=0), held_out, settings, seed)
+        losses[name] = held_out_losses(again, held_out)
+        samples[f"without {name}"] = framework.decode(again.model, z)
+    print(f"negative ELBO of {len(held_out)} held-out images, up to a constant; beside leaving out as many at random:")
+    for name, found in losses.items():
+        change = found - losses["as many at random"]
+        error = float(change.std(ddof=1) / np.sqrt(len(change)))
+        figures[f"held-out loss without {name}"] = float(found.mean())
+        figures[f"change without {name}"] = float(change.mean())
+        figures[f"error of the change without {name}"] = error
+        print(f"  without {name:30}{found.mean():9.1f}{change.mean():+9.1f} ± {error:.1f}")
+    return samples
+
+
+def held_out_losses(job: UnsupervisedJob, x: np.ndarray) -> np.ndarray:
+    """Return the loss (n,) of images at the end of training, over ten draws, the same ones for every model."""
+    return replace(job, checkpoints=None, draws=10, seed=1).losses(x)[0]
 
 
 def flat(images: np.ndarray) -> np.ndarray:
@@ -156,23 +221,69 @@ def own_proponents(index: gradindex.Index, ids: np.ndarray) -> np.ndarray:
     return ids[~first]
 
 
-def test_images(index: gradindex.Index, data: Split, asked: np.ndarray) -> dict[str, float]:
-    """Print and return how often the strongest proponents and opponents of test images have their label."""
+def strongest(index: gradindex.Index, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids (m, 5) of the strongest proponents and opponents of images, by estimates of the sketches."""
     found = index.explain(*index.job.queries(asked), k=5, kernel="grad_dot", rerank=0)
+    return found.ordered_indices, found.opponent_indices
+
+
+def labels_of(data: Split, asked: np.ndarray, proponents: np.ndarray, opponents: np.ndarray) -> dict[str, float]:
+    """Print and return how often the strongest proponents and opponents of test images have their label."""
     own, figures = data.y_test[: len(asked)], {}
-    for side, ids in (("proponents", found.ordered_indices), ("opponents", found.opponent_indices)):
+    for side, ids in (("proponents", proponents), ("opponents", opponents)):
         same = data.y_train[ids] == own[:, None]
         figures[f"label of {side}"] = float(same[:, 0].mean())
         print(
             f"strongest {side} with the test image's label: {same[:, 0].mean():.1%}; of the first 5 {same.mean():.1%}"
         )
-    value, error = index.job.influence(found.ordered_indices[0, :1], asked[:1])
+    return figures
+
+
+def print_errors(index: gradindex.Index, asked: np.ndarray, proponents: np.ndarray) -> None:
+    """Print how far draws take a loss and an influence, and how many draws bound the error of a loss."""
+    value, error = index.job.influence(proponents[0, :1], asked[:1])
     losses, spread = index.job.losses(asked)
     print(f"standard error over draws: of a test loss {np.mean(spread / np.abs(losses)):.1%} of it,", end=" ")
     print(f"of the strongest influence on the first test image {error[0, 0] / value[0, 0]:.1%}", flush=True)
     single = float(np.sqrt(np.mean((spread / losses) ** 2) * index.job.draws))  # one draw's deviation, of the loss
     print(f"draws that bound the error of a test loss in 95 of 100 cases ({index.job.draws} were made):", end=" ")
     print(f"{draws_needed(0.05, 0.05, single)} for 5% of it, {draws_needed(0.01, 0.05, single)} for 1%")
+
+
+def in_latent_space(
+    latent: np.ndarray, asked: np.ndarray, proponents: np.ndarray, opponents: np.ndarray, values: np.ndarray
+) -> dict[str, float]:
+    """Print and return how near the strongest proponents and opponents are, and what latent norms say of influence.
+
+    Parameters
+    ----------
+    latent, asked
+        Latent means of n training images (n, latent) and of m test images (m, latent).
+    proponents, opponents
+        Ids (m,) of each test image's strongest.
+    values
+        Self-influence of the training images (n,).
+    """
+    squares = np.square(asked).sum(axis=1)[:, None] + np.square(latent).sum(axis=1) - 2 * asked @ latent.T
+    distances, norms = np.sqrt(np.maximum(squares, 0)), np.linalg.norm(latent, axis=1)
+    every, rows = distances.mean(axis=1), np.arange(len(asked))
+    figures = {
+        "latent distance of proponents": float(np.mean(distances[rows, proponents] / every)),
+        "latent distance of opponents": float(np.mean(distances[rows, opponents] / every)),
+        "latent distance of the nearest": float(np.mean(distances.min(axis=1) / every)),
+        "latent norm of proponents": float(norms[proponents].mean() / norms.mean()),
+        "Spearman of self-influence and latent norm": float(spearmanr(values, norms).statistic),
+    }
+    print(
+        "latent distance to the test image, of the mean distance of training images: "
+        f"strongest proponents {figures['latent distance of proponents']:.2f}, "
+        f"opponents {figures['latent distance of opponents']:.2f}, "
+        f"nearest image {figures['latent distance of the nearest']:.2f}"
+    )
+    print(
+        f"latent norm of the strongest proponents, of the mean norm: {figures['latent norm of proponents']:.2f}; "
+        f"self-influence against latent norm: Spearman {figures['Spearman of self-influence and latent norm']:.3f}"
+    )
     return figures
 
 

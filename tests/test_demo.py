@@ -25,6 +25,8 @@ def shown(request, tmp_path_factory):
 
 def test_says_what_it_did(shown):
     _, path, text = shown
+    data = "Data: scikit-learn's digits, 1,347 images of 8×8 to train on and 450 to test, in the place of MNIST."
+    assert text.startswith(f"{data}\n")
     assert float(re.search(r"test accuracy (0\.\d+)", text).group(1)) > 0.93
     assert len(re.findall(r"test digit \d+, label \d, predicted \d", text)) == 6
     assert len(re.findall(r"^ +[1-5] +\d+ +\d +[\d.-]+ +\d+ +\d +[\d.-]+ *$", text, re.M)) == 30

@@ -1,5 +1,6 @@
 """The example scripts run as a reader runs them, on the digits that ship with scikit-learn."""
 
+import importlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,22 @@ def test_a_study_prints_its_table_and_draws_its_pictures(script, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("script", STUDIES)
+def test_a_study_is_repeated_with_the_model_it_saved(script, tmp_path):
+    pytest.importorskip("torch" if "torch" in script else "tensorflow")
+    trained, loaded = (run(script, "--quick", "--out", tmp_path, *more) for more in ((), ("--load",)))
+    assert loaded.returncode == 0, loaded.stderr
+
+    def told(done, how):
+        return re.sub(rf"{how} in \d+ s|ranked in \d+ s", "", done.stdout)
+
+    assert ", trained in " in trained.stdout and ", loaded in " in loaded.stdout
+    assert told(loaded, "loaded").splitlines()[:2] == told(trained, "trained").splitlines()[:2]  # the same accuracy
+    assert len(re.findall(r"^\d +\d +\d +\d+%", loaded.stdout, re.M)) == 5
+    lost = run(script, "--quick", "--load", "--out", tmp_path / "elsewhere")
+    assert lost.returncode != 0 and "model." in lost.stderr
+
+
 def test_metrics_are_compared_on_digits(tmp_path):
     pytest.importorskip("torch")
     done = run("03_which_metric_digits.py", "--quick", "--out", tmp_path)
@@ -89,7 +107,12 @@ def test_density_estimators_are_explained(tmp_path):
     assert table["20 nearest neighbours"] == ["20", "0", "20"]
     assert table["kernel density"][:2] == ["20", "0"]
     assert int(table["Gaussian mixture"][1]) > 0
-    for name in ("influence.png", "self-influence.png"):
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    nearest, mixture = figures["20 nearest neighbours"], figures["Gaussian mixture"]
+    assert nearest["proponents among the nearest"] == 20
+    assert nearest["distance of proponents"] <= mixture["distance of proponents"] < 1 < mixture["distance of opponents"]
+    assert mixture["self-influence and distance to the mean"] > 0.5
+    for name in ("density.png", "influence.png", "self-influence.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -126,7 +149,15 @@ def test_a_vae_is_explained(script, tmp_path):
     assert (
         float(re.search(r"AUC of self-influence for \d+ digits with shuffled pixels: ([\d.]+)", done.stdout)[1]) > 0.7
     )
-    for name in ("extremes.png", "self-influence.png", "proponents.png"):
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    near, far = (figures[f"latent distance of {side}"] for side in ("proponents", "opponents"))
+    assert figures["latent distance of the nearest"] <= near < far
+    assert near < 0.7  # of the mean distance
+    assert figures["strangers among the highest"] > 0.3  # by chance 0.05
+    assert figures["change without as many at random"] == 0
+    losses = [figures[f"held-out loss without {what}"] for what in ("the strangers", "as many at random")]
+    assert figures["change without the strangers"] == pytest.approx(losses[0] - losses[1])
+    for name in ("extremes.png", "self-influence.png", "proponents.png", "samples.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -143,6 +174,22 @@ def test_a_text_classifier_is_explained(tmp_path):
             == 4
         )
     assert (tmp_path / "neighbours.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_text_classifier_of_emotions_is_loaded_again(tmp_path):
+    lines = ["i feel so glad today;joy", "i feel low and tired;sadness", "i am cross with you;anger"]
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text("\n".join(lines * 100), encoding="utf-8")
+    options = ("08_text_classifier.py", "--quick", "--emotions", tmp_path, "--out", tmp_path / "out")
+    done = run_transformers(*options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data: 300 training and 200 test texts of the emotions data set, 6 labels\n")
+    again = run_transformers(*options, "--load")
+    assert again.returncode == 0, again.stderr
+    assert "epoch 1: loss" in done.stdout and "epoch" not in again.stdout
+    assert [line for line in done.stdout.splitlines() if "%" in line] == [
+        line for line in again.stdout.splitlines() if "%" in line
+    ]
 
 
 def test_a_language_model_is_explained(tmp_path):
@@ -177,6 +224,22 @@ def test_a_residual_network_is_explained(tmp_path):
     assert int(same) > 2 * int(chance)
     for name in ("similar.png", "distributions.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_residual_network_keeps_its_own_head(tmp_path, monkeypatch):
+    """Classes are found in the table that Keras has, by WordNet ids and by names."""
+    pytest.importorskip("keras")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    study = importlib.import_module("11_resnet50_study")
+    table = {str(number): [f"n{number:08}", f"class_{number}"] for number in range(1000)}
+    (tmp_path / "classes.json").write_text(json.dumps(table), encoding="utf-8")
+    assert study.places(("n00000162", "class_6"), tmp_path / "classes.json").tolist() == [162, 6]
+    with pytest.raises(ValueError, match="trilobites is no class of ImageNet: subfolders must have WordNet ids"):
+        study.places(("class_6", "trilobites"), tmp_path / "classes.json")
+    model = study.whole(None, 32)
+    assert model.count_params() == 25_636_712
+    probabilities = model(np.zeros((2, 32, 32, 3), np.float32)).numpy()
+    assert probabilities.shape == (2, 1000) and probabilities.sum(axis=1) == pytest.approx(1)
 
 
 def test_data_are_selected(tmp_path):

@@ -59,6 +59,11 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
 
     require(backend)
     x_train, y_train, x_test, y_test = digits(backend, seed)
+    out.print(
+        f"Data: scikit-learn's digits, {len(x_train):,} images of 8×8 to train on and {len(x_test):,} to test, "
+        "in the place of MNIST.",
+        soft_wrap=True,
+    )
     with err.status(f"Training a small CNN on {len(x_train)} digits ({backend.value})"):
         model = _torch_model(seed) if backend is Backend.TORCH else _keras_model(seed)
         fit = _fit_torch if backend is Backend.TORCH else _fit_keras

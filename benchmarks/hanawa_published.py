@@ -1,4 +1,4 @@
-"""IF and FK with the study's published code's matrices: ``python benchmarks/hanawa_single.py --cases …``.
+"""IF and FK with the matrices of the study's published code: `hanawa.py --published`.
 
 There the Hessian and the Fisher matrix, which is the rank-one ḡ ḡᵀ, have entries in single precision; 1e-10 times their
 mean absolute entry is added to the diagonal and `numpy.linalg.inv` inverts, both in double precision; cosine and ℓ2
@@ -7,18 +7,14 @@ to 1e-8 of the largest, of either sign, where the matrix is singular: far more t
 is one of rounding errors. Above FORMED parameters eigenvectors of the symmetric part stand for sqrtm.
 """
 
-import argparse
-import time
 from contextlib import contextmanager
 from functools import cached_property
 from unittest import mock
 
-import hanawa
 import numpy as np
 import scipy.linalg
 import torch
 
-from gradindex.evaluation import evaluate
 from gradindex.relevance import curvature
 from gradindex.relevance.inverse import Inverse
 
@@ -98,36 +94,3 @@ def published():
     """Within it, IF and FK use the published code's matrices."""
     with mock.patch.object(curvature, "hessian", hessian), mock.patch.object(curvature, "fisher", fisher):
         yield
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="+", choices=hanawa.CASES, default=["vehicle-logreg", "segment-logreg"])
-    parser.add_argument("--metrics", nargs="+", default=["IF", "cos-IF", "l2-IF", "FK", "cos-FK", "l2-FK"])
-    parser.add_argument("--tests", nargs="+", default=["class", "subclass", "randomization"])
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, help="other than the case's own")
-    parser.add_argument("--models", type=hanawa.folder, help="folder where trained models are kept and found again")
-    parser.add_argument("--suffix", default="")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    for case in arguments.cases:
-        start = time.perf_counter()
-        experiment = hanawa.experiment(case, arguments.epochs, models=arguments.models, single=True)
-        with published():
-            result = evaluate(
-                experiment,
-                arguments.metrics,
-                arguments.tests,
-                repeats=arguments.repeats,
-                seed=arguments.seed,
-                options={"damping": "study"},
-            )
-        result.to_json(hanawa.RESULTS / f"hanawa_{case}_single{arguments.suffix}.json")
-        hanawa.compare(case, result.to_dict(), f", single precision{arguments.suffix}")
-        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()
