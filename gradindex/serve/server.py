@@ -75,6 +75,23 @@ class Server(uvicorn.Server):
             if self._ready is not None:
                 self._ready(self.address)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; connections that were being accepted at this moment are closed, too, once they are answered.
+
+        uvicorn closes those that it knows when it begins, and waits for a later one until its client hangs up.
+        """
+        closing = asyncio.create_task(self._close_late_ones())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()
+
+    async def _close_late_ones(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            for connection in list(self.server_state.connections):
+                connection.shutdown()
+
 
 def check_access(settings: Settings, host: str) -> Settings:
     """Return settings whose hosts fit `host`; raises ValueError if other machines could ask without a token."""

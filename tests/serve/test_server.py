@@ -15,7 +15,7 @@ from gradindex.cli.app import run
 from tests.serve.conftest import running
 
 pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
+uvicorn = pytest.importorskip("uvicorn")
 
 
 def connect(address):
@@ -159,3 +159,26 @@ def test_a_port_that_is_taken_is_said_within_a_loop_too(index):
 
         with pytest.raises(OSError, match=r"Cannot listen on 127\.0\.0\.1"):
             asyncio.run(cell())
+
+
+def test_a_connection_that_comes_while_stopping_is_closed():
+    """uvicorn has those closed that it knows when it begins to stop; a later one held it until its client hung up."""
+    from gradindex.serve.server import Server
+
+    config = uvicorn.Config(None, lifespan="off", timeout_graceful_shutdown=30)
+    config.load()
+    server = Server(config, "http://127.0.0.1")
+    server.lifespan, server.servers = config.lifespan_class(config), []
+
+    class Late:
+        def shutdown(self):
+            server.server_state.connections.discard(self)
+
+    async def stop():
+        stopping = asyncio.create_task(server.shutdown([]))
+        await asyncio.sleep(0.05)
+        server.server_state.connections.add(Late())
+        await asyncio.wait_for(stopping, 10)
+
+    asyncio.run(stop())
+    assert not server.server_state.connections
