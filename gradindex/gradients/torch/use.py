@@ -172,8 +172,10 @@ def _overlap(rows: Tensor, columns: Tensor, other_rows: Tensor, other_columns: T
     """Return Σ_{t,u} ⟨r_t, r'_u⟩⟨c_t, c'_u⟩ (b,), the vectors scaled first where the products might vanish."""
     factors = rows, columns, other_rows, other_columns
     dense = [values for values in factors if values.dim() == 3 and values.shape[1] * values.shape[2]]
-    # The largest numbers: as good as norms, and nothing is copied for them.
-    lengths = [torch.maximum(values.amax((1, 2)), -values.amin((1, 2))).double() for values in dense]
+    # The largest numbers: as good as norms, and nothing is copied for them. With itself, once.
+    largest = {id(values): values for values in dense}
+    most = {key: torch.maximum(one.amax((1, 2)), -one.amin((1, 2))).double() for key, one in largest.items()}
+    lengths = [most[id(values)] for values in dense]
     sizes = torch.ones(len(columns), dtype=torch.float64, device=columns.device)
     if not all(bool(((length > _SMALL) & (length < _LARGE)).all()) for length in lengths):
         scaled = []
