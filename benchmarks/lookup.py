@@ -43,6 +43,10 @@ from data import load
 
 K = 10
 FLOOR = 0.99
+ROWS = [
+    *(("float16", 1024, "float16"), ("int8", 1024, "int8"), ("int4", 1024, "int4")),
+    *(("int8 of 2,048", 2048, "int8"), ("int4 of 4,096", 4096, "int4")),
+]
 RESCORED = 40  # times that candidates are scored anew
 SCANNED = 2048  # samples that the rate of an exact scan is measured on
 PEERS = Path(__file__).parent / "peers"
@@ -201,13 +205,13 @@ def latency(job, index, images, args):
 
 
 def rows(job, factory, images, dots, norms, queries, folder):
-    """Recall without exact checks, and bytes, of rows of 8 bits and of float16; what scoring 800 candidates anew takes.
+    """Recall without exact checks, and bytes, of rows of 4, 8 and 16 bits; what scoring 800 candidates anew takes.
 
     The rows of one index after the other are read in turns.
     """
     cosines = kernels.values(Kernel.COS, dots, queries, norms)
     out, opened = {}, {}
-    for name, dim, kind in (("float16", 1024, "float16"), ("int8", 1024, "int8"), ("int8 of 2,048", 2048, "int8")):
+    for name, dim, kind in ROWS:
         path = folder / f"rows-{len(norms)}-{kind}-{dim}"
         if not (path / "index" / "index.json").exists():
             gradindex.build(job, path, sketch=gradindex.CountSketch(dim), row_type=kind, index=factory)

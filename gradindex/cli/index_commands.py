@@ -48,7 +48,7 @@ def build(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.  [default: fits memory]")] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="Rows of a shard.  [default: 128 MiB]")] = None,
     row_type: Annotated[
-        str | None, typer.Option(help="Numbers of a row: 'int8' or 'float16'.  [default: by the sketch]")
+        str | None, typer.Option(help="Numbers of a row: 'int8', 'float16' or 'int4'.  [default: by the sketch]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute.  [default: where the model is]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is already there.")] = False,

@@ -9,7 +9,7 @@ from gradindex.sketch import Landmark, Sketch
 from gradindex.sketch.hashing import check_seed
 from gradindex.store.codes import RowType
 
-ROW_TYPES = str(RowType.HALF), str(RowType.BYTE)
+ROW_TYPES = tuple(map(str, RowType))
 WHITENED_SKETCH = Landmark(landmarks=WHITENED_LANDMARKS, dims=WHITENED_DIMS, draw="norm")
 
 
@@ -32,9 +32,10 @@ class BuildOptions:
     shard_rows
         Rows of a shard; None: as many as 128 MiB hold.
     row_type
-        How the numbers of a row are kept: ``'int8'``, 8 bits and a scale of each row, or ``'float16'``. None: 8 bits of
-        rows that are random projections, whose own error is some fifty times that of the rounding, and float16 of all
-        others: of landmarks, since every proof bounds what was rounded, and of rows that nothing was projected away of.
+        How the numbers of a row are kept: ``'int8'``, 8 bits and a scale of each row; ``'float16'``; or ``'int4'``, 4
+        bits, for twice as many numbers in the same bytes, which take longer to round. None: 8 bits of rows that are
+        random projections, whose own error is some fifty times that of the rounding, and float16 of all others: of
+        landmarks, since every proof bounds what was rounded, and of rows that nothing was projected away of.
     overwrite
         Replace an index that is already there. The new one is built beside it (in ``.<name>.building``) and takes
         its place when finished, so that a build that fails or is killed leaves the old one as it was.
