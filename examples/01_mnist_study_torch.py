@@ -10,6 +10,7 @@ import time
 import numpy as np
 import torch
 from data import Images, arguments, load, print_data, print_neighbours
+from saved import trained
 from torch import nn
 
 from gradindex import GradientSimilarity
@@ -67,14 +68,10 @@ def main() -> None:
     start = time.perf_counter()
     small = options.data == "digits"
     epochs = (20 if small else 6) // (2 if options.quick else 1)
-    saved = options.out / "model.pt"
-    if options.load:
-        network.load_state_dict(torch.load(saved, weights_only=True))
-        network.eval()
-    else:
-        train(network, x_train, y_train, epochs, batch_size=32 if small else 64)
-        saved.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(network.state_dict(), saved)
+    batch_size = 32 if small else 64
+    trained(
+        options.out / "model.pt", options.load, network, lambda: train(network, x_train, y_train, epochs, batch_size)
+    )
     accuracy, how = np.mean(predict(network, x_test) == data.y_test), "loaded" if options.load else "trained"
     print(f"{data.name}: test accuracy {accuracy:.3f}, {how} in {time.perf_counter() - start:.0f} s")
 

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from data import arguments, load, print_data, print_neighbours
 from keras import layers
+from saved import trained
 
 from gradindex import GradientSimilarity
 from gradindex.plots import plot_distributions, plot_similar
@@ -50,13 +51,8 @@ def main() -> None:
     start = time.perf_counter()
     small = options.data == "digits"
     epochs = (20 if small else 6) // (2 if options.quick else 1)
-    saved = options.out / "model.keras"
-    if options.load:
-        network = keras.models.load_model(saved)
-    else:
-        network.fit(x_train, y_train, batch_size=32 if small else 64, epochs=epochs, verbose=0)
-        saved.parent.mkdir(parents=True, exist_ok=True)
-        network.save(saved)
+    how_to = {"batch_size": 32 if small else 64, "epochs": epochs, "verbose": 0}
+    trained(options.out / "model.keras", options.load, network, lambda: network.fit(x_train, y_train, **how_to))
     accuracy = network.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
     how = "loaded" if options.load else "trained"
     print(f"{data.name}: test accuracy {accuracy:.3f}, {how} in {time.perf_counter() - start:.0f} s")

@@ -5,10 +5,14 @@ al. (2021): is the most relevant training image of the query's class, of its sub
 the weights are random? Run it with ``python examples/03_which_metric_digits.py``; it prints a table and draws a chart.
 """
 
+import functools
+from pathlib import Path
+
 import numpy as np
 import torch
-from data import parser_of
+from data import add_load, parser_of
 from rich.console import Console
+from saved import trained
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -16,11 +20,18 @@ from gradindex import relevance
 from gradindex.evaluation import Experiment, evaluate
 
 
-def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> nn.Module:
-    """Train a fresh network; in double precision, for the sake of the inverse Hessian."""
+def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int, *, folder: Path, load: bool) -> nn.Module:
+    """Return a network trained from the start; in double precision, for the sake of the inverse Hessian."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, classes)).double()
+    file = folder / f"model-{classes}-classes-seed-{seed}.pt"
+    trained(file, load, network, lambda: train(network, x, y, seed))
+    return network
+
+
+def train(network: nn.Module, x: np.ndarray, y: np.ndarray, seed: int) -> None:
+    """Minimise the cross-entropy with Adam."""
     inputs, labels = torch.as_tensor(x).double(), torch.as_tensor(y)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
     order = torch.Generator().manual_seed(seed)
@@ -29,11 +40,11 @@ def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> nn.Module:
             optimiser.zero_grad()
             nn.functional.cross_entropy(network(inputs[rows]), labels[rows]).backward()
             optimiser.step()
-    return network
 
 
 def main() -> None:
     parser = parser_of(__doc__, "runs/which-metric-digits", "one repeat, fewer metrics")
+    add_load(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -42,7 +53,8 @@ def main() -> None:
     print(
         f"data: scikit-learn's digits, {half} training and {len(digits.target) - half} test images of 8×8, drawn anew"
     )
-    experiment = Experiment(fit, nn.functional.cross_entropy, (digits.data / 16, digits.target), queries=300)
+    fit_or_load = functools.partial(fit, folder=options.out, load=options.load)
+    experiment = Experiment(fit_or_load, nn.functional.cross_entropy, (digits.data / 16, digits.target), queries=300)
     names = ["l2-x", "dot-x", "cos-last", "GD", "GC"] if options.quick else list(relevance.METRICS)
     result = evaluate(experiment, names, repeats=1 if options.quick else 5, seed=options.seed)
 

@@ -8,11 +8,13 @@ with logistic regression, and averaged embeddings. Run it with ``python examples
 import re
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from data import parser_of
+from data import add_load, parser_of
 from rich.console import Console
+from saved import trained
 from texts import print_texts, read
 from torch import nn
 
@@ -47,11 +49,18 @@ class AveragedEmbeddings(nn.Module):
         return self.out(self.embed(counts) / counts.sum(1, keepdim=True).clamp(min=1))
 
 
-def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int, *, kind: str) -> nn.Module:
-    """Train a fresh model."""
+def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int, *, kind: str, folder: Path, load: bool) -> nn.Module:
+    """Return a model trained from the start; the folder tells apart those that differ in their samples alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Linear(x.shape[1], classes) if kind == "logreg" else AveragedEmbeddings(x.shape[1], classes)
+    file = folder / f"{kind}-{classes}-classes-seed-{seed}.pt"
+    trained(file, load, model, lambda: train(model, x, y, seed))
+    return model
+
+
+def train(model: nn.Module, x: np.ndarray, y: np.ndarray, seed: int) -> None:
+    """Minimise the cross-entropy with Adam."""
     inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     order = torch.Generator().manual_seed(seed)
@@ -60,7 +69,6 @@ def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int, *, kind: str) -> 
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()
             optimiser.step()
-    return model
 
 
 def print_neighbours(job: gradindex.Job, names: list[str], x: np.ndarray, texts: list, y: np.ndarray, sections) -> None:
@@ -75,6 +83,7 @@ def print_neighbours(job: gradindex.Job, names: list[str], x: np.ndarray, texts:
 
 def main() -> None:
     parser = parser_of(__doc__, "runs/which-metric-texts", "one repeat, fewer texts")
+    add_load(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -85,7 +94,9 @@ def main() -> None:
     for kind in ("logreg", "embeddings"):
         hidden = [] if kind == "logreg" else ["l2-last", "cos-last", "dot-last"]
         names = ["l2-x", "cos-x", "dot-x", *hidden, "GD", "GC", "l2-grad"]
-        experiment = Experiment(partial(fit, kind=kind), nn.functional.cross_entropy, (x, y), queries=300)
+        make = partial(fit, kind=kind, load=options.load)
+        evaluated = partial(make, folder=options.out / "evaluated")
+        experiment = Experiment(evaluated, nn.functional.cross_entropy, (x, y), queries=300)
         result = evaluate(experiment, names, repeats=1 if options.quick else 3, seed=options.seed)
         print(f"\n{kind}: test accuracy {np.mean(result.accuracy['class']):.3f}")
         Console(width=120).print(result.table())
@@ -94,7 +105,7 @@ def main() -> None:
         result.chart().savefig(options.out / f"{kind}.png", dpi=100)
 
         half = len(x) // 2
-        model = fit(x[:half], y[:half], len(sections), options.seed, kind=kind)
+        model = make(x[:half], y[:half], len(sections), options.seed, folder=options.out / "explained")
         job = gradindex.Job(model, nn.functional.cross_entropy, (x[:half], y[:half]))
         for i in range(half, half + 2):
             print_neighbours(job, names, x[i : i + 1], [texts[:half], texts[i], y[i]], y, sections)

@@ -6,10 +6,12 @@ Run it with ``python examples/05_density_influence.py``; it prints what stands o
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
-from data import parser_of
+from data import add_load, parser_of
 from matplotlib.figure import Figure
+from saved import there
 from scipy.stats import spearmanr
 from sklearn.mixture import GaussianMixture
 
@@ -19,6 +21,7 @@ from gradindex.influence.plots import plot_influence
 
 K = 20
 SIZES, SPREADS = (150, 150, 100, 100, 60, K), (0.7, 0.4, 0.6, 0.25, 0.8, 0.5)
+FITTED = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_")
 CENTRES = np.array([[0.0, 0.0], [6, 1], [1, 7], [7, 7], [-6, 4], [-5, -5]])
 
 
@@ -28,6 +31,19 @@ def clusters(seed: int) -> tuple[np.ndarray, np.ndarray]:
     cluster = np.repeat(np.arange(len(SIZES)), SIZES)
     noise = random.standard_normal((len(cluster), 2))
     return CENTRES[cluster] + noise * np.array(SPREADS)[cluster, None], cluster
+
+
+def mixture_of(x: np.ndarray, file: Path, load: bool) -> GaussianMixture:
+    """Fit a mixture and leave its parameters in a file, or take them from there."""
+    mixture = GaussianMixture(6, means_init=CENTRES, tol=1e-9, max_iter=500)
+    if load:
+        with np.load(there(file), allow_pickle=False) as fitted:
+            for name in FITTED:
+                setattr(mixture, name, fitted[name])
+    else:
+        mixture.fit(x)
+        np.savez(file, **{name: getattr(mixture, name) for name in FITTED})
+    return mixture
 
 
 def draw(x: np.ndarray, values: dict[str, np.ndarray], z: np.ndarray | None, zoom: np.ndarray | None) -> Figure:
@@ -78,12 +94,14 @@ def distances(
 
 def main() -> None:
     parser = parser_of(__doc__, "runs/density-influence", "accepted for the sake of the others; this is quick")
+    add_load(parser)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
 
     x, cluster = clusters(options.seed)
     print(f"data: {len(x)} points in the plane, {len(SIZES)} clusters of {', '.join(map(str, SIZES))}")
     z = CENTRES[0] + 0.6
-    mixture = GaussianMixture(6, means_init=CENTRES, tol=1e-9, max_iter=500).fit(x)
+    mixture = mixture_of(x, options.out / "mixture.npz", options.load)
     estimators = {
         f"{K} nearest neighbours": KNNInfluence(x, K),
         "kernel density": KDEInfluence(x, 0.5),
@@ -109,7 +127,6 @@ def main() -> None:
     for name, found in figures.items():
         print(f"  {name:22}{found['distance of proponents']:6.2f}{found['distance of opponents']:6.2f}")
 
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "figures.json").write_text(json.dumps(figures, indent=1))
     densities(x, estimators).savefig(options.out / "density.png", dpi=100)
     draw(x, on_z, z, cluster == 0).savefig(options.out / "influence.png", dpi=100)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from data import Images, arguments, load, print_data
 from matplotlib.figure import Figure
+from saved import recorded, trained
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch import nn
 
@@ -33,12 +34,9 @@ def flip(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(wrong, other, labels), wrong
 
 
-def train(x: torch.Tensor, y: torch.Tensor, epochs: int, seed: int) -> tuple[nn.Module, CheckpointRecorder]:
+def train(model: nn.Module, recorder: CheckpointRecorder, x: torch.Tensor, y: torch.Tensor, epochs: int) -> None:
     """Train a network by SGD and record six checkpoints."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(x.shape[1], 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    recorder = CheckpointRecorder()
     for epoch in range(epochs):
         for rows in torch.randperm(len(x)).split(64):
             optimizer.zero_grad()
@@ -46,7 +44,6 @@ def train(x: torch.Tensor, y: torch.Tensor, epochs: int, seed: int) -> tuple[nn.
             optimizer.step()
         if (epoch + 1) % (epochs // 6) == 0:
             recorder.record(model, optimizer)
-    return model, recorder
 
 
 def precision_recall(rankings: dict[str, np.ndarray], wrong: np.ndarray, data: Images) -> Figure:
@@ -66,21 +63,24 @@ def precision_recall(rankings: dict[str, np.ndarray], wrong: np.ndarray, data: I
 
 
 def main() -> None:
-    options = arguments(__doc__, "runs/mislabelled-data")
+    options = arguments(__doc__, "runs/mislabelled-data", load=True)
     data = load(options.data, 10_000)
     print_data(data)
     x = data.x_train.reshape(len(data.x_train), -1)
     labels, wrong = flip(data.y_train, options.seed)
     torch.set_num_threads(1)
     epochs = 12 if options.quick else 60
-    model, recorder = train(torch.from_numpy(x), torch.from_numpy(labels), epochs, options.seed)
+    torch.manual_seed(options.seed)
+    model, recorder = nn.Sequential(nn.Linear(x.shape[1], 128), nn.ReLU(), nn.Linear(128, 10)), CheckpointRecorder()
+    inputs, given = torch.from_numpy(x), torch.from_numpy(labels)
+    trained(options.out / "model.pt", options.load, model, lambda: train(model, recorder, inputs, given, epochs))
+    recorded(options.out / "checkpoints.npz", options.load, model, recorder)
     with torch.no_grad():
         test = model(torch.from_numpy(data.x_test.reshape(len(data.x_test), -1))).argmax(dim=1).numpy()
     print(
         f"{data.name}: {wrong.sum()} of {len(wrong)} labels changed; test accuracy {(test == data.y_test).mean():.3f}"
     )
 
-    options.out.mkdir(parents=True, exist_ok=True)
     end, along = (
         gradindex.build(
             gradindex.Job(model, nn.CrossEntropyLoss(), (x, labels), checkpoints=checkpoints),

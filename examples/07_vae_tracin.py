@@ -8,9 +8,12 @@ set mixed into training, and what training without the highest does to held-out 
 ``python examples/07_vae_tracin.py``; the pictures are drawn into the folder ``--out``.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from data import arguments
+from saved import recorded, trained
 from torch import nn
 from vae_study import Framework, Settings, run
 
@@ -44,28 +47,19 @@ def negative_elbo(model: VAE, x: torch.Tensor, noise: torch.Tensor) -> torch.Ten
     return misfit / (2 * model.variance) - (1 + log_variance - mean**2 - log_variance.exp()).sum(dim=1) / 2
 
 
-def train(x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int) -> UnsupervisedJob:
-    """Train a VAE by Adam and return the job of its gradients at checkpoints along the way."""
+def train(
+    x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int, folder: Path, load: bool
+) -> UnsupervisedJob:
+    """Train a VAE, or take it from a folder, and return the job of its gradients at checkpoints along the way."""
     torch.manual_seed(seed)
-    model, images = VAE(x.shape[1], settings), torch.from_numpy(x)
-    optimizer, recorder = torch.optim.Adam(model.parameters(), lr=settings.rate), CheckpointRecorder()
-    for epoch in range(settings.epochs):
-        total = 0.0
-        for rows in torch.randperm(len(x)).split(64):
-            optimizer.zero_grad()
-            losses = negative_elbo(model, images[rows], torch.randn(len(rows), settings.latent))
-            losses.mean().backward()
-            optimizer.step()
-            total += float(losses.sum().detach())
-        if (epoch + 1) % (settings.epochs // settings.checkpoints) == 0:
-            recorder.record(model, optimizer)
+    model, recorder = VAE(x.shape[1], settings), CheckpointRecorder()
+    print("loaded, " if load else "", end="")
+    trained(folder / "model.pt", load, model, lambda: fit(model, recorder, torch.from_numpy(x), settings))
+    recorded(folder / "checkpoints.npz", load, model, recorder)
+    noise = torch.randn(len(held_out), settings.latent, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        validation = negative_elbo(model, torch.from_numpy(held_out), torch.randn(len(held_out), settings.latent))
-    print(
-        f"trained on {len(x)} images: loss {total / len(x):.1f} in the last of {settings.epochs} epochs, "
-        f"{validation.mean():.1f} held out",
-        flush=True,
-    )
+        validation = negative_elbo(model, torch.from_numpy(held_out), noise)
+    print(f"{validation.mean():.1f} held out", flush=True)
     return UnsupervisedJob(
         model,
         negative_elbo,
@@ -76,6 +70,23 @@ def train(x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int) ->
         seed=seed,
         checkpoints=recorder.checkpoints,
     )
+
+
+def fit(model: VAE, recorder: CheckpointRecorder, images: torch.Tensor, settings: Settings) -> None:
+    """Train a VAE by Adam and record checkpoints."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.rate)
+    for epoch in range(settings.epochs):
+        total = 0.0
+        for rows in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            losses = negative_elbo(model, images[rows], torch.randn(len(rows), settings.latent))
+            losses.mean().backward()
+            optimizer.step()
+            total += float(losses.sum().detach())
+        if (epoch + 1) % (settings.epochs // settings.checkpoints) == 0:
+            recorder.record(model, optimizer)
+    last = total / len(images)
+    print(f"trained on {len(images)} images: loss {last:.1f} in the last of {settings.epochs} epochs, ", end="")
 
 
 def encode(model: VAE, x: np.ndarray) -> np.ndarray:
@@ -91,6 +102,6 @@ def decode(model: VAE, z: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    options = arguments(__doc__, "runs/vae-tracin", images=FULL.images, epochs=FULL.epochs)
+    options = arguments(__doc__, "runs/vae-tracin", load=True, images=FULL.images, epochs=FULL.epochs)
     torch.set_num_threads(1)
     run(options, Framework(train, encode, decode), QUICK if options.quick else FULL)

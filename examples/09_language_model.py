@@ -10,8 +10,9 @@ influence on a text is the sum of those on its tokens. Nothing is downloaded. Ne
 
 import numpy as np
 import torch
-from data import parser_of
+from data import add_load, parser_of
 from matplotlib.figure import Figure
+from saved import recorded, there, trained
 from texts import print_texts, read
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
@@ -25,18 +26,23 @@ LENGTH = 16  # tokens of a text, cut or padded
 PAD, START = 0, 1
 
 
-def tokenize(texts: list[str], words: int) -> tuple[Tokenizer, np.ndarray]:
-    """Return a tokenizer of words and of the pieces of rare ones, and token numbers (n, tokens)."""
+def make_tokenizer(texts: list[str], words: int) -> Tokenizer:
+    """Return a tokenizer of words and of the pieces of rare ones; words of one frequency come in any order."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     special = ["[PAD]", "[START]", "[UNK]"]
     tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=words, special_tokens=special))
+    return tokenizer
+
+
+def tokenize(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """Return token numbers (n, tokens)."""
     tokens = np.full((len(texts), LENGTH), PAD, np.int64)
     tokens[:, 0] = START
     for row, text in zip(tokens, texts, strict=True):
         found = tokenizer.encode(text).ids[: LENGTH - 1]
         row[1 : 1 + len(found)] = found
-    return tokenizer, tokens
+    return tokens
 
 
 def columns(tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -51,12 +57,16 @@ def token_loss(model: nn.Module, x: dict[str, torch.Tensor]) -> torch.Tensor:
     return (losses * x["weights"]).sum(dim=1)
 
 
-def train(tokens: np.ndarray, words: int, epochs: int, seed: int) -> tuple[nn.Module, CheckpointRecorder]:
-    """Train a model by Adam and record three checkpoints with Adam's preconditioner."""
+def make(words: int, seed: int) -> nn.Module:
+    """Return a model with random weights."""
     torch.manual_seed(seed)
     sizes = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": LENGTH, "use_cache": False}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=words, bos_token_id=START, eos_token_id=START, **sizes))
-    optimizer, recorder = torch.optim.Adam(model.parameters(), lr=2e-3), CheckpointRecorder(adam=True)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=words, bos_token_id=START, eos_token_id=START, **sizes))
+
+
+def train(model: nn.Module, recorder: CheckpointRecorder, tokens: np.ndarray, epochs: int) -> None:
+    """Train a model by Adam and record three checkpoints with Adam's preconditioner."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     x = {name: torch.from_numpy(part) for name, part in columns(tokens).items()}
     for epoch in range(epochs):
         model.train()
@@ -71,7 +81,7 @@ def train(tokens: np.ndarray, words: int, epochs: int, seed: int) -> tuple[nn.Mo
         if (epoch + 1) % (epochs // 3) == 0:
             recorder.record(model, optimizer)
     print(f"trained on {len(tokens)} texts: loss of a token {total / len(tokens):.2f} in the last of {epochs} epochs")
-    return model.eval(), recorder
+    model.eval()
 
 
 def by_token(job: UnsupervisedJob, index: gradindex.Index, ids: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -97,13 +107,20 @@ def picture(influence: np.ndarray, words: list[str], texts: list[str]) -> Figure
 
 def main() -> None:
     parser = parser_of(__doc__, "runs/language-model", "fewer texts and words, less training")
+    add_load(parser)
     options = parser.parse_args()
     count, words, epochs = (300, 300, 6) if options.quick else (1500, 1500, 12)
     torch.set_num_threads(1)
     texts, _, sections = read(count + 4, options.seed)
     print_texts(texts, sections)
-    tokenizer, tokens = tokenize(texts, words)
-    model, recorder = train(tokens[:count], tokenizer.get_vocab_size(), epochs, options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    saved = options.out / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(there(saved))) if options.load else make_tokenizer(texts, words)
+    tokenizer.save(str(saved))
+    tokens = tokenize(tokenizer, texts)
+    model, recorder = make(tokenizer.get_vocab_size(), options.seed), CheckpointRecorder(adam=True)
+    trained(options.out / "model.pt", options.load, model, lambda: train(model, recorder, tokens[:count], epochs))
+    recorded(options.out / "checkpoints.npz", options.load, model, recorder)
 
     x = columns(tokens[:count])
     job = UnsupervisedJob(model, token_loss, x, takes="model", checkpoints=recorder.checkpoints)

@@ -4,10 +4,13 @@ The study of ``07_vae_tracin.py`` with a smaller network, trained by ``fit``; th
 it with ``python examples/10_vae_tracin_keras.py``; the pictures are drawn into the folder ``--out``.
 """
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import tensorflow as tf
 from data import arguments
+from saved import recorded, trained
 from vae_study import Framework, Settings, run
 
 from gradindex.influence import CheckpointRecorder, UnsupervisedJob
@@ -52,21 +55,18 @@ def negative_elbo(model: VAE, x: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     return misfit / (2 * model.variance) - prior
 
 
-def train(x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int) -> UnsupervisedJob:
-    """Train a VAE by Adam and return the job of its gradients at checkpoints along the way."""
+def train(
+    x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int, folder: Path, load: bool
+) -> UnsupervisedJob:
+    """Train a VAE, or take it from a folder, and return the job of its gradients at checkpoints along the way."""
     keras.utils.set_random_seed(seed)
     model, recorder = VAE(x.shape[1], settings, seed), CheckpointRecorder()
     model(x[:1])
-    model.compile(keras.optimizers.Adam(settings.rate))
-    every = recorder.keras_callback(every=settings.epochs // settings.checkpoints)
-    history = model.fit(x, batch_size=64, epochs=settings.epochs, verbose=0, callbacks=[every])
+    print("loaded, " if load else "", end="")
+    trained(folder / "model.weights.h5", load, model, lambda: fit(model, recorder, x, settings))
+    recorded(folder / "checkpoints.npz", load, model, recorder)
     noise = keras.random.normal((len(held_out), settings.latent), seed=seed)
-    last = history.history["negative_elbo"][-1]
-    print(
-        f"trained on {len(x)} images: loss {last:.1f} in the last of {settings.epochs} epochs, "
-        f"{np.mean(negative_elbo(model, tf.constant(held_out), noise)):.1f} held out",
-        flush=True,
-    )
+    print(f"{np.mean(negative_elbo(model, tf.constant(held_out), noise)):.1f} held out", flush=True)
     return UnsupervisedJob(
         model,
         negative_elbo,
@@ -77,6 +77,15 @@ def train(x: np.ndarray, held_out: np.ndarray, settings: Settings, seed: int) ->
         seed=seed,
         checkpoints=recorder.checkpoints,
     )
+
+
+def fit(model: VAE, recorder: CheckpointRecorder, x: np.ndarray, settings: Settings) -> None:
+    """Train a VAE by Adam and record checkpoints."""
+    model.compile(keras.optimizers.Adam(settings.rate))
+    every = recorder.keras_callback(every=settings.epochs // settings.checkpoints)
+    history = model.fit(x, batch_size=64, epochs=settings.epochs, verbose=0, callbacks=[every])
+    last = history.history["negative_elbo"][-1]
+    print(f"trained on {len(x)} images: loss {last:.1f} in the last of {settings.epochs} epochs, ", end="")
 
 
 def encode(model: VAE, x: np.ndarray) -> np.ndarray:
@@ -90,5 +99,5 @@ def decode(model: VAE, z: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    options = arguments(__doc__, "runs/vae-tracin-keras", images=FULL.images, epochs=FULL.epochs)
+    options = arguments(__doc__, "runs/vae-tracin-keras", load=True, images=FULL.images, epochs=FULL.epochs)
     run(options, Framework(train, encode, decode), QUICK if options.quick else FULL)

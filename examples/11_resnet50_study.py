@@ -20,7 +20,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from data import VARIABLE, load, parser_of
+from data import VARIABLE, add_load, load, parser_of
+from saved import trained
 
 import gradindex
 from gradindex.plots import plot_distributions, plot_similar
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--classes", type=Path, help=f"Keras's {INDEX}, for --own-head; fetched if it is not given")
     parser.add_argument("--side", type=int, default=64, help="width and height of the pictures")
     parser.add_argument("--count", type=int, default=300, help="training images")
+    add_load(parser)
     options = parser.parse_args()
     side, count, stages = (32, 60, 1) if options.quick else (options.side, options.count, 4)
     queries, options.out = 5, options.out.resolve()
@@ -160,10 +162,14 @@ def main() -> None:
         names: tuple[str, ...] | None = None
     else:
         model, names = resnet(weights, side, len(pictures.names), stages), pictures.names
-    if weights is None:
-        settle(model, train[:64])
-    if not options.own_head:
-        fit_head(model, train, y, options.seed)
+
+    def fit() -> None:
+        if weights is None:
+            settle(model, train[:64])
+        if not options.own_head:
+            fit_head(model, train, y, options.seed)
+
+    trained(options.out / "model.keras", options.load, model, fit)
     predicted_train, predicted = (
         model.predict(part, batch_size=32, verbose=0).argmax(axis=1) for part in (train, test)
     )

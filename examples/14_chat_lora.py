@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from data import add_load
+from peft import LoraConfig, PeftModel, get_peft_model
+from saved import there
 from texts import read
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
@@ -69,10 +71,12 @@ def encoded(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) 
     return {"input_ids": whole[: 2 * LENGTH], "labels": labels[: 2 * LENGTH]}
 
 
-def fitted(model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: list[dict], out: Path, **how: float) -> Trainer:
-    """Train a model by transformers' Trainer and return that."""
+def fitted(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: list[dict], out: Path, load: bool, **how: float
+) -> Trainer:
+    """Train a model by transformers' Trainer, leave it in a folder, and return the Trainer; a loaded one has it all."""
     arguments = TrainingArguments(
-        output_dir=str(out),
+        output_dir=str(out.parent),
         per_device_train_batch_size=16,
         lr_scheduler_type="constant",
         save_strategy="no",
@@ -84,7 +88,11 @@ def fitted(model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: list[dict
     )
     collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
     trainer = Trainer(model, arguments, collator, rows, processing_class=tokenizer)
+    if load:
+        return trainer
     loss = trainer.train().training_loss
+    for part in (model, tokenizer):
+        part.save_pretrained(out)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     print(f"trained {trained:,} numbers on {len(rows)} texts: loss of a token {loss:.2f}")
     return trainer
@@ -95,6 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/chat-lora"), help="folder for the index")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="fewer texts, less training")
+    add_load(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
@@ -104,20 +113,30 @@ def main() -> None:
     count = len(texts) - held
     chats = [conversation(text, names[label]) for text, label in zip(texts, labels, strict=True)]
 
-    tokenizer = make_tokenizer([*texts[:count], *names], words)
+    base_folder, adapter = options.out / "base", options.out / "adapter"
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(there(base_folder))
+        if options.load
+        else make_tokenizer([*texts[:count], *names], words)
+    )
     sizes = {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": 2 * LENGTH, "initializer_range": 0.1}
     config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1, pad_token_id=0, **sizes)
     # The base model learns the texts' words and the form of a conversation, but any section's name behind each.
     heard = zip(texts[:count], np.random.default_rng(options.seed).choice(names, count), strict=True)
-    base = GPT2LMHeadModel(config)
+    base = GPT2LMHeadModel.from_pretrained(there(base_folder)) if options.load else GPT2LMHeadModel(config)
     rows = [encoded(tokenizer, conversation(text, name)) for text, name in heard]
     whole = [row | {"labels": row["input_ids"]} for row in rows]
-    fitted(base, tokenizer, whole, options.out, num_train_epochs=epochs, learning_rate=3e-3)
+    if not options.load:
+        fitted(base, tokenizer, whole, base_folder, load=False, num_train_epochs=epochs, learning_rate=3e-3)
 
     lora = LoraConfig(r=8, lora_alpha=32, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True)
-    model = get_peft_model(base, lora)
+    model = (
+        PeftModel.from_pretrained(base, there(adapter), is_trainable=True)
+        if options.load
+        else get_peft_model(base, lora)
+    )
     rows = [encoded(tokenizer, chat) for chat in chats[:count]]
-    trainer = fitted(model, tokenizer, rows, options.out, num_train_epochs=epochs, learning_rate=rate)
+    trainer = fitted(model, tokenizer, rows, adapter, options.load, num_train_epochs=epochs, learning_rate=rate)
 
     # From here on it is gradindex: a job of the Trainer, an index, a question.
     job = hugging_face.from_trainer(trainer)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from data import add_load
 from matplotlib.figure import Figure
+from saved import there, trained
 from texts import read
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
@@ -54,6 +56,7 @@ def loss_fn(output, y: torch.Tensor) -> torch.Tensor:
 def train(model: nn.Module, x: dict[str, np.ndarray], y: np.ndarray, steps: int, rate: float, seed: int) -> nn.Module:
     """Train for some steps of 16 texts, by AdamW with a falling rate."""
     random = np.random.default_rng(seed)
+    torch.manual_seed(seed)  # of dropout
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     model.train()
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/select-data"), help="folder for the index")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="fewer texts, less training")
+    add_load(parser)
     options = parser.parse_args()
     limit, steps, more, width = (700, 60, 20, 32) if options.quick else (9000, 1500, 150, 96)
     torch.set_num_threads(1)
@@ -126,14 +130,26 @@ def main() -> None:
     rest = np.setdiff1d(np.arange(len(texts)), topic[: 2 * VALIDATION])
     base, pool = rest[::2], rest[1::2]
 
-    tokenizer = make_tokenizer([texts[i] for i in base])
+    saved = options.out / "tokenizer"
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(there(saved))
+        if options.load
+        else make_tokenizer([texts[i] for i in base])
+    )
+    tokenizer.save_pretrained(saved)
     x, y = encode(tokenizer, texts)
     torch.manual_seed(options.seed)
     sizes = {"n_embd": width, "n_layer": 3, "n_head": 4, "n_positions": LENGTH, "use_cache": False}
     words = len(tokenizer)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=words, bos_token_id=0, eos_token_id=0, **sizes))
-    train(model, some(x, base), y[base], steps, 2e-3, options.seed)
-    print(f"{sum(one.numel() for one in model.parameters()):,} parameters, trained on {len(base)} texts", flush=True)
+    trained(
+        options.out / "model.pt",
+        options.load,
+        model,
+        lambda: train(model, some(x, base), y[base], steps, 2e-3, options.seed),
+    )
+    how = "loaded, trained before" if options.load else "trained"
+    print(f"{sum(one.numel() for one in model.parameters()):,} parameters, {how} on {len(base)} texts", flush=True)
 
     wanted = [texts[i] for i in validation]
     job = hugging_face.causal_lm(model, tokenizer, [texts[i] for i in pool], max_length=LENGTH)

@@ -8,6 +8,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from data import Images, load, print_data
@@ -47,8 +48,9 @@ class Settings:
 class Framework:
     """What a script does in its framework."""
 
-    train: Callable[[np.ndarray, np.ndarray, Settings, int], UnsupervisedJob]
-    """Trains on images (n, pixels), prints the loss on others that are held out, and returns the job."""
+    train: Callable[[np.ndarray, np.ndarray, Settings, int, Path, bool], UnsupervisedJob]
+    """Trains on images (n, pixels), prints the loss on others that are held out, and returns the job; the model is left
+    in a folder or, where the last argument is true, taken from there."""
     encode: Callable[[object, np.ndarray], np.ndarray]
     """The means (n, latent) that a model encodes images (n, pixels) to."""
     decode: Callable[[object, np.ndarray], np.ndarray]
@@ -78,7 +80,9 @@ def explain(
 ) -> dict[str, Figure]:
     """Train on a data set, and ask which images are behind themselves and behind test images."""
     print(f"{data.name}:", end=" ", flush=True)
-    job = framework.train(flat(data.x_train), flat(data.x_held_out), settings, options.seed)
+    job = framework.train(
+        flat(data.x_train), flat(data.x_held_out), settings, options.seed, options.out / "model", options.load
+    )
     sketch = gradindex.CountSketch(settings.dim)
     index = gradindex.build(job, options.out / "index", sketch=sketch, overwrite=True)
     values, losses = self_influence(index.store), index.store.columns["loss"]
@@ -110,14 +114,14 @@ def with_strangers(
     mixed, wrong, what = strangers(data, options.seed)
     print("with strangers:", end=" ", flush=True)
     held_out = flat(data.x_held_out)
-    job = framework.train(mixed, held_out, settings, options.seed)
+    job = framework.train(mixed, held_out, settings, options.seed, options.out / "model with strangers", options.load)
     sketch = gradindex.CountSketch(settings.dim)
     index = gradindex.build(job, options.out / "mixed", sketch=sketch, overwrite=True)
     scores, losses = self_influence(index.store), index.store.columns["loss"]
     auc, by_loss = (float(roc_auc_score(wrong, ranking)) for ranking in (scores, losses))
     figures |= {"AUC for strangers": auc, "AUC for strangers, by loss": by_loss}
     print(f"AUC of self-influence for {wrong.sum()} {what}: {auc:.3f} (of the loss {by_loss:.3f})", flush=True)
-    samples = cleaned(job, mixed, wrong, scores, held_out, framework, settings, options.seed, figures)
+    samples = cleaned(job, mixed, wrong, scores, held_out, framework, settings, options, figures)
     shape = data.x_train.shape[1:]
     rows = [(title, images.reshape(-1, *shape)) for title, images in samples.items()]
     return {"self-influence": plot_self_influence(scores, losses, wrong, marked_title=what), "samples": grid(rows)}
@@ -131,7 +135,7 @@ def cleaned(
     held_out: np.ndarray,
     framework: Framework,
     settings: Settings,
-    seed: int,
+    options: argparse.Namespace,
     figures: dict[str, float],
 ) -> dict[str, np.ndarray]:
     """Train again without some images, as many as there are strangers; return samples that the models draw.
@@ -140,7 +144,7 @@ def cleaned(
     images of the data set alone. With fewer images an epoch has fewer steps, so that what leaving out changes is told
     beside as many at random.
     """
-    random, count = np.random.default_rng(seed + 1), int(wrong.sum())  # strangers were drawn with `seed`
+    random, count = np.random.default_rng(options.seed + 1), int(wrong.sum())  # the seed itself drew the strangers
     left_out = {
         "the highest self-influence": np.argsort(-scores)[:count],
         "as many at random": random.choice(len(x), count, replace=False),
@@ -149,9 +153,11 @@ def cleaned(
     figures["strangers among the highest"] = float(wrong[left_out["the highest self-influence"]].mean())
     z = random.standard_normal((12, settings.latent)).astype(np.float32)
     losses, samples = {"nothing": held_out_losses(job, held_out)}, {"nothing left out": framework.decode(job.model, z)}
+    at_the_end = replace(settings, checkpoints=1)
     for name, ids in left_out.items():
         print(f"without {name}:", end=" ", flush=True)
-        again = framework.train(np.delete(x, ids, axis=0), held_out, settings, seed)
+        rest, folder = np.delete(x, ids, axis=0), options.out / f"model without {name}"
+        again = framework.train(rest, held_out, at_the_end, options.seed, folder, options.load)
         losses[name] = held_out_losses(again, held_out)
         samples[f"without {name}"] = framework.decode(again.model, z)
     print(f"negative ELBO of {len(held_out)} held-out images, up to a constant; beside leaving out as many at random:")

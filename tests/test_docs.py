@@ -34,7 +34,10 @@ PRINTED = {
     "attribution.md": (3, [r"\(3, 5\)", r"\(3, 5\) \(3, 5\) \(3, 5\)", r"\(5, 3\) \(5, 3\)"]),
     "files.md": (2, [r"\d\d+", "0"]),
     "language.md": (5, [r"(1\.0|0\.\d)\d+  .*", r"\[.*\] \(1, \d+, 3\)", r"\[.*\] \[.*", r"\['<\|start\|>', .*\]"]),
-    "metrics.md": (2, [r"\{'skew': .*, 'won': .*\}", r"\(3, \d+\)", r"\[\[(1\.|0\.9).*", r".*\]\]"]),
+    "metrics.md": (
+        2,
+        [r"\{'skew': .*, 'won': .*\}", r"\[NeighbourLabels\(.*\)\]", r"\(3, \d+\)", r"\[\[(1\.|0\.9).*", r".*\]\]"],
+    ),
     "retraining.md": (1, [r"Use .* for this model: its LDS is 0\.\d.*", r"-?0\.\d+ \(.* to .*\)"]),
     "review.md": (1, [r"(\d+ \d (\d|None) 0\.\d+ \d\.\d+ \(.*\))", r"\['kind', 'rank', .*'decision', 'new_label'\]"]),
     "serving.md": (1, []),

@@ -72,6 +72,48 @@ def test_a_study_is_repeated_with_the_model_it_saved(script, tmp_path):
     assert lost.returncode != 0 and "model." in lost.stderr
 
 
+def test_a_model_and_its_checkpoints_are_what_a_run_before_left(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from gradindex.influence import CheckpointRecorder
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    saved = importlib.import_module("saved")
+    models, recorders = ([make() for _ in (0, 1)] for make in (network, lambda: CheckpointRecorder(adam=True)))
+    optimizer = torch.optim.Adam(models[0].parameters(), lr=0.125)
+
+    def train():
+        for _ in (0, 1):
+            models[0](torch.ones(3, 2)).square().sum().backward()
+            optimizer.step()
+            recorders[0].record(models[0], optimizer)
+
+    file, along = tmp_path / "new" / "model.pt", tmp_path / "new" / "checkpoints.npz"
+    with pytest.raises(FileNotFoundError, match=r"There is no .*model\.pt: run this once without --load"):
+        saved.trained(file, True, models[1], train)
+    saved.trained(file, False, models[0], train)
+    saved.recorded(along, False, models[0], recorders[0])
+    saved.trained(file, True, models[1], pytest.fail)
+    saved.recorded(along, True, models[1], recorders[1])
+    assert states(models[0].state_dict()) == states(models[1].state_dict())
+    assert not models[1].training
+    first, again = (one.checkpoints for one in recorders)
+    assert len(first) == len(again) == 2 and first[0].state.keys() == again[0].state.keys()
+    for one, other in zip(first, again, strict=True):
+        assert states(one.state) == states(other.state)
+        assert one.learning_rate == other.learning_rate == 0.125
+        assert [part.tolist() for part in one.preconditioner] == [part.tolist() for part in other.preconditioner]
+
+
+def network():
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))  # which counts its batches, in an integer
+
+
+def states(state):
+    return {name: value.tolist() for name, value in state.items()}
+
+
 def test_metrics_are_compared_on_digits(tmp_path):
     pytest.importorskip("torch")
     done = run("03_which_metric_digits.py", "--quick", "--out", tmp_path)
@@ -83,6 +125,8 @@ def test_metrics_are_compared_on_digits(tmp_path):
     assert saved["class"]["GC"]["mean"] > 0.95
     assert saved["randomization"]["l2-x"]["mean"] == pytest.approx(1)
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.glob("model-*.pt"))) == 2  # of ten classes, and of the two that they are merged into
+    assert run("03_which_metric_digits.py", "--quick", "--load", "--out", tmp_path).stdout == done.stdout
 
 
 def test_metrics_are_compared_on_texts(tmp_path):
@@ -114,6 +158,7 @@ def test_density_estimators_are_explained(tmp_path):
     assert mixture["self-influence and distance to the mean"] > 0.5
     for name in ("density.png", "influence.png", "self-influence.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert run("05_density_influence.py", "--load", "--out", tmp_path).stdout == done.stdout
 
 
 def test_changed_labels_are_found(tmp_path):

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 
 import gradindex
 from gradindex.cli.app import run
@@ -76,6 +77,28 @@ def test_it_says_what_the_index_says(index):
     _, y = digits()
     row = re.search(r"mean loss median gradient norm .*?3 (\d+) ([\d.]+) %", words)
     assert int(row.group(1)) == (y == 3).sum()
+
+
+def test_labels_of_the_neighbours_of_right_and_of_wrong_predictions(index):
+    x, y = digits()
+    predicted = index.job.model(torch.from_numpy(x)).argmax(dim=1).numpy()
+    right = np.flatnonzero(predicted == y)[:3]
+    rows = np.concatenate([right, right[:1]])
+    asked, labels = x[rows], np.append(y[right], (y[right[0]] + 1) % 10)  # the last one counts as predicted wrong
+    words = " ".join(" ".join(read(report(index, asked, labels, k=4)).texts).split())
+    table = words.partition("Labels of neighbours")[2].partition("Classes")[0]
+    for kernel in ("grad_dot", "grad_cos", "grad_asym_dot"):
+        near = y[index.explain(asked, labels, k=4, kernel=kernel).ordered_indices]
+        same = near == labels[:, None]
+        mine, wrong = same[:3].mean(), (near[3] == predicted[rows[3]]).mean()
+        assert f"{kernel} right 3 {mine:.0%} {mine:.0%} {1 - mine:.0%}" in table
+        assert f"{kernel} wrong 1 {same[3].mean():.0%} {wrong:.0%} {1 - same[3].mean() - wrong:.0%}" in table
+    for page in (
+        report(index, asked, k=4),
+        report(index, ids=[3], k=4),
+        report(index, asked, labels, where=[1, 2], k=2),
+    ):
+        assert "Labels of neighbours" not in page
 
 
 def test_it_loads_and_runs_nothing(index):
@@ -151,7 +174,8 @@ def test_the_command_writes_one_file(tmp_path, capsys):
     np.savez(tmp_path / "q.npz", x=x[:3], y=y[:3])
     assert run([*arguments[:4], str(tmp_path / "q.npz"), *arguments[5:], "--json"]) == 0
     assert '"bytes"' in capsys.readouterr().out
-    assert (tmp_path / "page.html").read_text().count("<section>") == 3
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<section>") == 3 and "Labels of neighbours" in page
     assert run([*arguments, "--kernel", "white_dot"]) == 1
     assert "has no whitened rows: make them by index.whiten()" in " ".join(capsys.readouterr().err.split())
     gradindex.load(tmp_path / "index").whiten()

@@ -32,10 +32,11 @@ def report(
 ) -> str:
     """Return an HTML page on an index, and on the neighbours of some queries.
 
-    It holds a card of model and data, the last audit, each query with its proponents and opponents, a table of
-    the classes, and the samples that influence themselves most. Samples look as `Job.render` shows them; texts of a
-    language job whose loss knows its tokens show them shaded by what they carry of a score. The page loads nothing and
-    runs nothing; labels and texts are escaped.
+    It holds a card of model and data, the last audit, each query with its proponents and opponents, which labels the
+    neighbours of right and of wrong predictions have (of inputs with labels), a table of the classes, and the samples
+    that influence themselves most. Samples look as `Job.render` shows them; texts of a language job whose loss knows
+    its tokens show them shaded by what they carry of a score. The page loads nothing and runs nothing; labels and texts
+    are escaped.
 
     Parameters
     ----------
@@ -68,6 +69,8 @@ def report(
     if asked and facts.tells_tokens and white(how.get("kernel")) is None and not how.keys() & _NO_TOKENS:
         how = {"tokens": EACH} | how
     result = index.explain(x, y, ids=ids, k=min(k, len(index)), **how) if asked else None
+    given = {name for name, value in how.items() if value is not None}
+    held_out = x is not None and y is not None and given <= {"kernel", "rerank", "tokens"}
     return pages.render(
         "report.html",
         card=facts.card(),
@@ -77,6 +80,7 @@ def report(
         shades=result is not None and "token_scores" in result.data,
         queries=[] if result is None else facts.queries(result, x, ids),
         kernel=None if result is None else facts.kernel(result),
+        neighbours=[] if result is None or not held_out else facts.neighbours(result, x, y, k, how.get("rerank")),
         influential=facts.influential(min(top, len(index))),
     )
 

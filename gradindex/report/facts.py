@@ -11,6 +11,7 @@ from gradindex.compute.queries import match_shapes
 from gradindex.data.names import Tree
 from gradindex.data.text import TokenLoss
 from gradindex.defaults import NEIGHBOURS, QUERIES
+from gradindex.evaluation.neighbours import neighbour_labels
 from gradindex.evaluation.selected import COMMONEST, selected_by
 from gradindex.explanation import Explanation
 from gradindex.index.index import Index
@@ -139,6 +140,25 @@ class Facts:
         if words.estimated:
             return f"{words.sentence} Scores are values of {name}, all of them ≈ estimates by {ESTIMATOR}."
         return f"{words.sentence} Scores are values of {name}; ≈ marks those estimated from sketches."
+
+    def neighbours(self, result: Explanation, x: Tree, y: Tree, k: int, rerank: int | None) -> list[dict[str, str]]:
+        """Return which labels the k neighbours of labelled queries have by each kernel; none without classes."""
+        if not {"query_labels", "query_predictions", "labels"} <= result.data.keys():
+            return []
+        found = []
+        for one in neighbour_labels(self.index, x, y, predicted=False, k=k, rerank=rerank):
+            for prediction, shares in (("right", one.right), ("wrong", one.wrong)):
+                if shares is not None:
+                    parts = {
+                        "true label": shares.true,
+                        "predicted label": shares.predicted,
+                        "neither": shares.neither,
+                    }
+                    found.append(
+                        {"kernel": one.kernel, "prediction": prediction, "queries": f"{shares.queries:,}"}
+                        | {name: f"{share:.0%}" for name, share in parts.items()}
+                    )
+        return found
 
     def queries(self, result: Explanation, x: Tree, ids: ArrayLike | None) -> list[dict[str, Any]]:
         """Return each query with its neighbours."""
