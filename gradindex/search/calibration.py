@@ -168,8 +168,10 @@ class Calibration:
             chosen = slice(0, max(0, min(n // 5, n - needed)))
         rest, point = slice(chosen.stop, n), self._point(recall, chosen) if chosen.stop else most
         sides = [self._limits(point, side, recall, rest) for side in (PROPONENTS, OPPONENTS)]
-        if None in sides:
+        if None in sides and point != most:
             point = most
+            sides = [self._limits(point, side, recall, rest) for side in (PROPONENTS, OPPONENTS)]
+        if None in sides:
             sides = [self._unlimited(side, recall, rest) for side in (PROPONENTS, OPPONENTS)]
         proponents, opponents = sides
         assert proponents is not None and opponents is not None
@@ -181,14 +183,20 @@ class Calibration:
         for point, seconds in enumerate(self.about.seconds):
             cost = seconds
             for side in (PROPONENTS, OPPONENTS):
-                mean = self.missed[point, side, some].mean(axis=0) / self.about.k
-                enough = np.flatnonzero(mean <= (1 - recall) / 2)  # the other half is for what the rest shows
-                if not len(enough):
+                missed = self.missed[point, side, some] / self.about.k
+                enough = np.flatnonzero(missed.mean(axis=0) <= (1 - recall) / 2)  # the other half: what the rest shows
+                if not len(enough) or not self._found(point, side, recall, some):
                     break
                 cost += self.about.seconds_per_check * float(self.checks[point, side, some, enough[0]].mean())
             else:
                 best = min(best, (cost, point))
         return best[1] if math.isfinite(best[0]) else most
+
+    def _found(self, point: int, side: int, recall: float, some: slice) -> bool:
+        """Whether FAISS finds enough for each group of queries: what it misses, no margin brings back."""
+        group = np.searchsorted(group_edges(self.difficulty[point, side], recall), self.difficulty[point, side, some])
+        missed = self.missed[point, side, some, -1] / self.about.k
+        return all(missed[group == number].mean() <= (1 - recall) / 2 for number in np.unique(group))
 
     def _limits(self, point: int, side: int, recall: float, some: slice) -> Limits | None:
         """Return the margins of a side's groups at an operating point; None if some have none."""

@@ -227,6 +227,25 @@ def test_the_operating_point_is_chosen_by_cost_and_the_widest_where_none_serves(
     assert set(dataclasses.replace(found, missed=short).promise(0.9).proponents.margins) == {np.inf}
 
 
+def test_hard_queries_that_a_fast_point_does_not_serve_do_not_cost_a_check_of_all_candidates():
+    """FAISS finds enough on average, but not for the hardest fifth: more lists are looked at, with margins as ever."""
+    rng = np.random.default_rng(15)
+    found = made_up(rng, 500, points=3)
+    hard = found.difficulty[0, 0] > 0.85
+    short = found.missed.copy()
+    short[0, 0, hard] = np.maximum(short[0, 0, hard], 2)
+    promise = dataclasses.replace(found, missed=short).promise(0.9)
+    assert promise.point == "nprobe=2"
+    assert np.isfinite(promise.proponents.margins).all()
+    # Those that choose the point, the first fifth, do not show it.
+    short = found.missed.copy()
+    hard[:100] = False
+    short[0, 0, hard] = np.maximum(short[0, 0, hard], 2)
+    promise = dataclasses.replace(found, missed=short).promise(0.9)
+    assert promise.point == "nprobe=4"
+    assert np.isfinite(promise.proponents.margins).all()
+
+
 def test_what_cannot_be_certified_is_refused():
     found = made_up(np.random.default_rng(15), 50)
     with pytest.raises(ValueError, match="cannot be certified by 50 queries: it takes 99 or more"):
