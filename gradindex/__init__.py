@@ -5,7 +5,7 @@ k-NN query, and every answer can be checked against the exact kernel.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradindex import _moved
 from gradindex._version import __version__ as __version__
@@ -102,12 +102,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'gradindex' has no attribute {name!r}")
-    value = getattr(import_module(f"gradindex.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers would take it to have any name
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'gradindex' has no attribute {name!r}")
+        value = getattr(import_module(f"gradindex.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

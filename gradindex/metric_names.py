@@ -4,11 +4,49 @@
 ('cos', 'IF')
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gradindex.kernels import Kernel, KernelName
+from gradindex.runtime import plugins
 from gradindex.words import choose_word
+
+if TYPE_CHECKING:
+    from gradindex.data.names import Tree
+    from gradindex.job import Job
+
+SIMILARITIES = "cos", "dot", "l2"
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A metric of another package, for its entry points ``gradindex.metrics``; the entry's name is the metric's.
+
+    Parameters
+    ----------
+    similarity
+        ``"cos"``, ``"dot"`` or ``"l2"``: how rows are compared.
+    rows
+        ``rows(job, x)`` returns the rows (b, d) of a batch of inputs, the same numbers for a sample in any batch.
+
+    Raises
+    ------
+    ValueError
+        If there is no such similarity.
+    """
+
+    similarity: str
+    rows: "Callable[[Job, Tree], NDArray[np.floating]]"
+
+    def __post_init__(self) -> None:
+        if self.similarity not in SIMILARITIES:
+            expected = " | ".join(map(repr, SIMILARITIES))
+            raise ValueError(f"Unknown similarity {self.similarity!r}. Expected one of: {expected}.")
+
 
 _GRADIENT = {
     "GD": ("dot", "grad"),
@@ -27,18 +65,38 @@ METRICS = tuple(_TABLE)
 
 
 def parse(name: str) -> tuple[str, str]:
-    """Return (similarity, feature) of a metric.
+    """Return (similarity, feature) of a metric; the feature of another package's metric has the metric's name.
 
     Raises
     ------
     ValueError
-        If there is no such metric.
+        If there is no such metric, or several packages have it.
+    ImportError, TypeError
+        If the package that has it cannot be imported, or has something else under its name.
     """
     found = _TABLE.get("cos-IF" if name == "RIF" else name)
-    if found is None:
-        options = " | ".join(f"'{one}'" for one in (*METRICS, "RIF"))
+    if found is not None:
+        return found
+    plugin = feature_map(name)
+    if plugin is None:
+        options = " | ".join(f"'{one}'" for one in (*METRICS, "RIF", *plugins.names(plugins.METRICS)))
         raise ValueError(f"Unknown metric {name!r}. Expected one of: {options}.")
-    return found
+    return plugin.similarity, name
+
+
+def feature_map(name: str) -> FeatureMap | None:
+    """Return a metric of another package by its name; None if no installed package has it. Raises like `parse`."""
+    plugin = plugins.load(plugins.METRICS, name)
+    if plugin is None:
+        return None
+    if not isinstance(plugin.value, FeatureMap):
+        raise TypeError(f"{plugin.described} is no gradindex.relevance.FeatureMap: {plugin.value!r}.")
+    return plugin.value
+
+
+def of_gradients(feature: str) -> bool:
+    """Whether the rows of a feature are made of gradients."""
+    return feature in ("grad", "IF", "FK")
 
 
 def options(spec: Mapping[str, Any]) -> dict[str, Any]:

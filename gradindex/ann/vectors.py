@@ -27,6 +27,22 @@ def nearest_others(vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.flo
     """
     rows = np.ascontiguousarray(vectors, np.float32)
     count = min(k, len(rows) - 1)
+    scores, places = _searched(rows, rows, count + 1)
+    return without_own(scores, places, np.arange(len(rows))[:, None], count)
+
+
+def nearest_to(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the k nearest vectors (n, d) of each query (m, d), (m, k), as `nearest_others` does of each other."""
+    rows = np.ascontiguousarray(vectors, np.float32)
+    scores, places = _searched(rows, np.ascontiguousarray(queries, np.float32), min(k, len(rows)))
+    return np.where(places < 0, -np.inf, scores).astype(np.float64), places
+
+
+def _searched(
+    rows: NDArray[np.float32], queries: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     index: faiss.Index = faiss.IndexFlatIP(rows.shape[1])
     if len(rows) > _ALL_PAIRS:
         lists = int(4 * np.sqrt(len(rows)))
@@ -34,8 +50,8 @@ def nearest_others(vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.flo
         index.nprobe = _PROBES
         index.train(rows)
     index.add(rows)
-    scores, places = index.search(rows, count + 1)
-    return without_own(scores, places.astype(np.int64), np.arange(len(rows))[:, None], count)
+    scores, places = index.search(queries, k)
+    return scores, places.astype(np.int64)
 
 
 def without_own(

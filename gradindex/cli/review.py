@@ -1,7 +1,7 @@
 """The command `gradindex review`."""
 
 import json
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gradindex.cli import inputs
 from gradindex.cli.console import out
-from gradindex.cli.options import JobName, Json, Out
+from gradindex.cli.options import FILE, JobName, Json, Out
 from gradindex.defaults import NEIGHBOURS, REVIEWED, SEED
 
 if TYPE_CHECKING:
@@ -28,9 +28,15 @@ def review(
     top: Annotated[int, typer.Option(min=1, help="The most lines of each kind.")] = REVIEWED,
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours of each sample that count.")] = NEIGHBOURS,
     seed: Annotated[int, typer.Option(help="Of cross-validation, and of labels planted wrong.")] = SEED,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Look for these test samples in the training set: inputs x, and labels y, of FILE.npz.", **FILE
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look for samples to look at: wrong labels, near-duplicates, outliers, opponents, confused classes."""
+    """Look for samples to look at: wrong labels, near-duplicates, outliers, opponents, confused classes, leaks."""
     from gradindex.loading import load
     from gradindex.report import write_review
     from gradindex.review import Kind
@@ -41,7 +47,8 @@ def review(
         raise typer.BadParameter(f"-o takes a name that ends with .csv, .parquet or .html, got {output!r}.")
     loaded = inputs.job_of(job)
     index = load(path, loaded)
-    found = look(index, top=top, k=k, seed=seed)
+    x, y = (None, None) if held_out is None else inputs.read_queries(held_out, loaded)
+    found = look(index, top=top, k=k, seed=seed, held_out=x, held_out_labels=y)
     if output is not None:
         _ = write_review(index, found, output) if suffix == ".html" else found.save(output)
     if as_json:
@@ -50,6 +57,8 @@ def review(
     for kind in Kind:
         if lines := found.of(kind):
             out.print(_table(kind, lines, loaded.class_names))
+    if held_out is not None:
+        out.print(f"Leaks: {found.about['leaks']:,} of {found.about['held_out']:,} held-out samples.", highlight=False)
     if found.of(Kind.LABEL):
         out.print(str(found.about["precision_from"]), highlight=False)
     for sentence in found.left_out:
@@ -79,18 +88,25 @@ def _table(kind: "Kind", lines: "list[Finding]", names: object) -> Table:
         title=f"{kind}: the first {min(len(lines), _SHOWN)} of {len(lines)}", title_justify="left", box=box.SIMPLE_HEAD
     )
     labelled = any(line.label is not None for line in lines)
-    columns = ["sample", "score", *(["label", "predicted", "proposed"] if labelled else []), "neighbours"]
+    leaks = lines[0].held_out is not None
+    columns = [
+        "held-out sample" if leaks else "sample",
+        "score",
+        *(["label", "predicted", "proposed"] if labelled else []),
+        "training samples" if leaks else "neighbours",
+    ]
     estimated = lines[0].precision is not None
     columns += ["precision, estimate"] if estimated else []
     for name in columns:
-        table.add_column(name, justify="right" if name in ("sample", "score") else "left")
+        table.add_column(name, justify="left" if name not in ("sample", "held-out sample", "score") else "right")
     called = list(names) if isinstance(names, list | tuple) else None
 
     def name_of(value: int | None) -> str:
         return "" if value is None else class_name(called, value)
 
     for line in lines[:_SHOWN]:
-        cells = ["" if line.id is None else str(line.id), short_number(line.score)]
+        named = line.held_out if leaks else line.id
+        cells = ["" if named is None else str(named), short_number(line.score)]
         if labelled:
             cells += [name_of(line.label), name_of(line.prediction), name_of(line.proposed)]
         cells.append(", ".join(map(str, line.neighbours)))

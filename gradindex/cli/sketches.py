@@ -23,8 +23,13 @@ class SketchName(StrEnum):
 
 
 SketchOption = Annotated[
-    SketchName | None,
-    typer.Option("--sketch", help="How gradients are compressed.  [default: countsketch; landmark if its options are]"),
+    str | None,
+    typer.Option(
+        "--sketch",
+        metavar=f"[{'|'.join(SketchName)}]",
+        autocompletion=lambda: list(SketchName),
+        help="How gradients are compressed; or a plugin's kind.  [default: countsketch; landmark if its options are]",
+    ),
 ]
 Dim = Annotated[
     int | None,
@@ -39,7 +44,7 @@ Residual = Annotated[
 
 
 def sketch_of(
-    kind: SketchName | None, dim: int | None, landmarks: int | None, dims: int | None, residual: int | None
+    kind: str | None, dim: int | None, landmarks: int | None, dims: int | None, residual: int | None
 ) -> "Sketch | None":
     """Return the sketch that options choose; None: the default.
 
@@ -51,14 +56,19 @@ def sketch_of(
     asked = {"landmarks": landmarks, "dims": dims, "residual": residual}
     own = {name: value for name, value in asked.items() if value is not None}
     kind = kind or (SketchName.LANDMARK if own else SketchName.COUNTSKETCH if dim is not None else None)
-    if own and kind is not SketchName.LANDMARK:
+    if own and kind != SketchName.LANDMARK:
         raise typer.BadParameter(f"--{next(iter(own))} is for --sketch landmark, not {kind}.")
     if dim is not None and kind in (SketchName.LANDMARK, SketchName.IDENTITY):
         raise typer.BadParameter(
             "The width of landmark rows follows from --dims and --residual."
-            if kind is SketchName.LANDMARK
+            if kind == SketchName.LANDMARK
             else "An identity keeps the whole gradient: it has no --dim."
         )
     from gradindex.sketch import from_json
 
-    return None if kind is None else from_json({"kind": kind.value, **own, **({} if dim is None else {"dim": dim})})
+    if kind is None:
+        return None
+    try:
+        return from_json({"kind": str(kind), **own, **({} if dim is None else {"dim": dim})})
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -1,7 +1,7 @@
 """The index as an object: explain, search, verify."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -257,7 +257,17 @@ class Index(Measured):
         scores, rows, _ = self.rows.nearest(normalise(vectors), k, select(self.store, where))
         return scores, cascade.ids_of(self.store, rows)
 
-    @pinned
+    @overload
+    def kneighbors(
+        self, X: Tree, n_neighbors: int = 5, return_distance: Literal[True] = True, *, y: Tree = None
+    ) -> tuple[NDArray[np.float64], Ids]: ...
+
+    @overload
+    def kneighbors(self, X: Tree, n_neighbors: int, return_distance: Literal[False], *, y: Tree = None) -> Ids: ...
+
+    @overload
+    def kneighbors(self, X: Tree, n_neighbors: int = 5, *, return_distance: Literal[False], y: Tree = None) -> Ids: ...
+
     def kneighbors(
         self, X: Tree, n_neighbors: int = 5, return_distance: bool = True, *, y: Tree = None
     ) -> tuple[NDArray[np.float64], Ids] | Ids:

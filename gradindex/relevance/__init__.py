@@ -8,14 +8,26 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradindex.metric_names import METRICS, check_growth, kernel_of, options, parse, title
+from gradindex.metric_names import METRICS, FeatureMap, check_growth, kernel_of, options, parse, title
 from gradindex.relevance.metric_rows import MetricRows
 
 if TYPE_CHECKING:
     from gradindex.job import Job
     from gradindex.relevance.base import Metric
 
-__all__ = ["METRICS", "check_growth", "kernel_of", "metric", "metrics", "options", "parse", "rows_of", "spec", "title"]
+__all__ = [
+    "METRICS",
+    "FeatureMap",
+    "check_growth",
+    "kernel_of",
+    "metric",
+    "metrics",
+    "options",
+    "parse",
+    "rows_of",
+    "spec",
+    "title",
+]
 
 
 def spec(name: str, given: Mapping[str, Any] | None = None) -> MetricRows:
@@ -34,10 +46,10 @@ def spec(name: str, given: Mapping[str, Any] | None = None) -> MetricRows:
 
     similarity, feature = parse(name)
     if similarity == "l2":
+        others = {"grad": "'GC' or ", name: ""}  # a plugin's feature has the metric's name
+        instead = others.get(feature, f"'cos-{feature}' or ")
         raise ValueError(
-            f"{name!r} is no inner product, so it makes no index. Use 'cos-{feature}' or gradindex.relevance.metric."
-            if feature != "grad"
-            else f"{name!r} is no inner product, so it makes no index. Use 'GC' or gradindex.relevance.metric."
+            f"{name!r} is no inner product, so it makes no index. Use {instead}gradindex.relevance.metric."
         )
     given = dict(given or {})
     if feature in ("IF", "FK"):

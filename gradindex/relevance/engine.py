@@ -20,7 +20,7 @@ from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.job import Job
 from gradindex.relevance.base import Options
-from gradindex.relevance.features import Space, flatten
+from gradindex.relevance.features import Space, forward_rows
 from gradindex.relevance.hidden import Hidden
 
 PATH = "feature map"
@@ -72,14 +72,14 @@ class FeatureEngine(Engine):
         return self._engine.bytes_per_sample + 3 * self.size * self.dtype.itemsize
 
     def _width(self) -> int:
-        if self._feature not in ("x", "last", "all"):
+        if metric_names.of_gradients(self._feature):
             return self._engine.size
         first = self._job.source.take(np.zeros(1, np.int64))
         return int(self._rows(first.x).shape[1])
 
     def _rows(self, x: Tree) -> Floats:
         """Return the rows (b, d) of metrics that need no gradient."""
-        return flatten(x) if self._feature == "x" else self._hidden(x, self._feature)
+        return forward_rows(self._job, self._hidden, x, self._feature)
 
     def outputs(self, x: Tree) -> Floats:
         """Return the model's outputs (b, …) in inference mode."""
@@ -104,7 +104,7 @@ class FeatureEngine(Engine):
             return joined(
                 [(np.arange(length(x))[one], self.gradients(take_rows(x, one), take_rows(y, one))) for one in ones]
             )
-        if self._feature not in ("x", "last", "all"):
+        if metric_names.of_gradients(self._feature):
             found = self._engine.gradients(x, y)
             return dataclasses.replace(found, gradients=self._transformed(found.gradients.astype(np.float64)))
         rows, outputs = self._rows(x), self._engine.outputs(x)
@@ -120,13 +120,13 @@ class FeatureEngine(Engine):
 
     def settle(self, x: Tree, y: Tree) -> None:
         """Choose the paths of the model's own gradients, where rows need them; costs no matrix."""
-        if self._feature not in ("x", "last", "all"):
+        if metric_names.of_gradients(self._feature):
             self._engine.settle(x, y)
             self.signals = self._engine.signals
 
     def lower(self) -> bool:
         """Compute gradients one rung lower, and other rows sample by sample; False if that is so already."""
-        if self._feature not in ("x", "last", "all"):
+        if metric_names.of_gradients(self._feature):
             return self._engine.lower()
         before, self._alone = self._alone, True
         return not before
@@ -152,7 +152,7 @@ class FeatureEngine(Engine):
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
         """Return the rows of a batch of ONE sample; those made of gradients, from one training step's."""
-        if self._feature in ("x", "last", "all"):
+        if not metric_names.of_gradients(self._feature):
             return self.gradients(x, y)
         found = self._engine.sample_gradient(x, y)
         return dataclasses.replace(found, gradients=self._transformed(found.gradients.astype(np.float64)))

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from gradindex.compute import exact, queries
 from gradindex.data.names import Tree
-from gradindex.data.source import leaves
+from gradindex.data.source import leaves, length
 from gradindex.job import Job
+from gradindex.metric_names import feature_map
 from gradindex.relevance import curvature
 from gradindex.relevance.base import Options, Rows
 from gradindex.relevance.hidden import Hidden
@@ -73,14 +74,12 @@ class Space:
     def _of(self, feature: str, X: Tree, y: Tree) -> Rows:
         engine = self.job.engine
         x, labels = queries.match_shapes(X, y, self._example)
-        if feature == "x":
-            return flatten(x)
         if feature == "grad":
             task = Task(self.job.task)
             asked = queries.with_labels(engine, task, x, labels, self._label_like())
             parts = [rows for _, rows, _ in queries.gradient_chunks(engine, asked)]
             return np.concatenate(parts).astype(np.float64)
-        return Hidden(self.job, self.options.layers)(x, feature)
+        return forward_rows(self.job, Hidden(self.job, self.options.layers), x, feature)
 
     def inverse(self, matrix: str) -> Inverse:
         """Return the inverse of the Hessian (``"IF"``) or of the Fisher information matrix (``"FK"``)."""
@@ -95,16 +94,37 @@ class Space:
         source = self.job.source
         if feature == "grad":
             parts = [found.gradients for _, found in exact.gradient_blocks(self.job.engine, source)]
-        elif feature == "x":
-            parts = [flatten(batch.x) for batch in source.blocks(_BATCH)]
         else:
             hidden = Hidden(self.job, self.options.layers)
-            parts = [hidden(batch.x, feature) for batch in source.blocks(_BATCH)]
+            parts = [forward_rows(self.job, hidden, batch.x, feature) for batch in source.blocks(_BATCH)]
         return np.concatenate(parts).astype(np.float64, copy=False)
 
     def _label_like(self) -> Tree:
         source = self.job.source
         return source.take(np.arange(min(len(source), 10_000), dtype=np.int64)).y
+
+
+def forward_rows(job: Job, hidden: Hidden, x: Tree, feature: str) -> Rows:
+    """Return the rows (b, d) float64 of a feature that is no gradient: inputs, hidden layers, or a plugin's.
+
+    Raises
+    ------
+    ValueError
+        If a plugin returns something else than a row of finite numbers for each sample.
+    """
+    if feature == "x":
+        return flatten(x)
+    plugin = None if feature in ("last", "all") else feature_map(feature)
+    if plugin is None:
+        return hidden(x, feature)
+    rows = np.asarray(plugin.rows(job, x))
+    count = length(x)
+    if rows.ndim != 2 or len(rows) != count or rows.dtype.kind not in "biuf" or not np.isfinite(rows).all():
+        raise ValueError(
+            f"The plugin of the metric {feature!r} returned {rows.dtype} values of shape {rows.shape} "
+            f"for {count} samples; expected finite numbers ({count}, d)."
+        )
+    return rows.astype(np.float64)
 
 
 def flatten(x: Tree) -> NDArray[np.float64]:

@@ -245,6 +245,13 @@ class Facts:
         names = {name: self.name(value) for name, value in known.items()}
         return {"id": i, "shown": self._shown(self.render(i)), **names, **more}
 
+    def held_out(self, x: Tree, row: int, known: dict[str, object]) -> dict[str, object]:
+        """Return a sample that is not in the dataset, a row of inputs `x`, as `sample` does."""
+        return {
+            "shown": self._shown(self.render.query(x, row)),
+            **{name: self.name(one) for name, one in known.items()},
+        }
+
     def _shown(self, shown: Rendered | None) -> dict[str, object] | None:
         if shown is None:
             return None

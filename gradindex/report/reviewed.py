@@ -16,7 +16,7 @@ def sections(index: Index, found: Review) -> list[dict[str, object]]:
             "title": TITLES[kind],
             "meaning": MEANING[kind],
             "precision": precisions(lines),
-            "lines": [_line(facts, one) for one in lines],
+            "lines": [_line(facts, one, found) for one in lines],
         }
         for kind in Kind
         if (lines := found.of(kind))
@@ -36,17 +36,20 @@ def _percent(share: float | None) -> str:
     return "" if share is None else "< 1%" if share < 0.01 else f"{share:.0%}"
 
 
-def _line(facts: Facts, one: Finding) -> dict[str, object]:
+def _line(facts: Facts, one: Finding, found: Review) -> dict[str, object]:
     known: dict[str, object] = {"label": one.label, "prediction": one.prediction}
     labels = one.neighbour_labels or (None,) * len(one.neighbours)
     cards = [
         facts.sample(i, {"label": label, "prediction": None}, score="", exact=True, same=_same(label, one.label))
         for i, label in zip(one.neighbours, labels, strict=True)
     ]
-    pair = f"{facts.name(one.label)} and {facts.name(one.prediction)}"
-    sample = None if one.id is None else facts.sample(one.id, known, score="", exact=True, same=None)
+    title, sample = f"{facts.name(one.label)} and {facts.name(one.prediction)}", None
+    if one.id is not None:
+        title, sample = f"Sample {one.id}", facts.sample(one.id, known, score="", exact=True, same=None)
+    elif one.held_out is not None:
+        title, sample = f"Held-out sample {one.held_out}", facts.held_out(found.held_out, one.held_out, known)
     return {
-        "title": pair if one.id is None else f"Sample {one.id}",
+        "title": title,
         "sample": sample,
         "score": short_number(one.score),
         "proposed": facts.name(one.proposed),

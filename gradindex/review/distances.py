@@ -28,14 +28,22 @@ def pairs(near: Near) -> tuple[NDArray[np.int64], Floats, float]:
     tuple
         Places (p, 2), smaller first, each pair once; that quotient, (p,); and the cosine at the fence.
     """
-    logs = log_distances(near)
-    low, spread = _quartiles(logs[:, 0], 25)
-    fence = low - NEARER * spread
-    rows, columns = np.nonzero(logs <= fence)
+    scores, fence = nearness(near, near)
+    rows, columns = np.nonzero(scores >= NEARER)
     found = np.sort(np.stack([rows, near.places[rows, columns]], axis=1), axis=1)
     unique, first = np.unique(found, axis=0, return_index=True)
-    scores = (low - logs[rows, columns][first]) / spread
-    return unique.astype(np.int64), np.asarray(scores), float(1 - np.exp(fence))
+    return unique.astype(np.int64), scores[rows, columns][first], fence
+
+
+def nearness(near: Near, usual: Near) -> tuple[Floats, float]:
+    """Return how much nearer than usual the k neighbours of each sample are, and the cosine at the outer fence.
+
+    Of the log distances of `usual`'s nearest, q₁ and q₃ are the quartiles; of a neighbour with the log distance d it is
+    (q₁ − d) / (q₃ − q₁), (n, k), −inf where there is none.
+    """
+    low, spread = _quartiles(log_distances(usual)[:, 0], 25)
+    logs = log_distances(near)
+    return np.where(np.isnan(logs), -np.inf, (low - logs) / spread), float(1 - np.exp(low - NEARER * spread))
 
 
 def outliers(near: Near) -> Floats:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradindex import relevance
 from gradindex.ann.vectors import nearest_others, without_own
+from gradindex.data.names import Tree
 from gradindex.data.source import Ids
 from gradindex.defaults import NEIGHBOURS, SEED
 from gradindex.kernels import Kernel
@@ -21,6 +22,7 @@ from gradindex.words import Task
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
+    from gradindex.job import Job
 
 Floats = NDArray[np.float64]
 _BATCH = 256
@@ -124,10 +126,13 @@ class Evidence:
             self.left_out.append(f"No vectors of {name}: {' '.join(str(error).split())}")
 
     def _hidden(self) -> NDArray[np.float32]:
-        store, plain = self.index.store, self.index.job.with_metric(None)
         if self.turn is at_once:
-            return self.index.made.hidden(store, plain)[self.rows]
-        return Pooled(plain).of_samples(self.ids, self.turn)  # `made` would keep others out meanwhile
+            return self.index.made.hidden(self.index.store, self._plain)[self.rows]
+        return Pooled(self._plain).of_samples(self.ids, self.turn)  # `made` would keep others out meanwhile
+
+    @property
+    def _plain(self) -> "Job":
+        return self.index.job.with_metric(None)
 
     def _inputs(self) -> NDArray[np.float32]:
         source = self.index.job.source
@@ -137,7 +142,17 @@ class Evidence:
             parts.append(flatten(batch.x).astype(np.float32))
             if parts[0].shape[1] * len(self.ids) > _NUMBERS:
                 raise ValueError(f"{len(self.ids):,} inputs of {parts[0].shape[1]:,} numbers are more than are held.")
-        return out_of_sample.standardised(np.concatenate(parts)).astype(np.float32)
+        every = np.concatenate(parts)
+        self.standard = out_of_sample.Standard.of(every)
+        return self.standard(every).astype(np.float32)
+
+    def vectors_of(self, x: Tree, y: Tree) -> dict[str, NDArray[np.float32]]:
+        """Return the vectors (m, d) of samples that are not in the dataset, in the spaces that `vectors` has."""
+        made = {
+            "hidden": lambda: Pooled(self._plain)(x, y),
+            "inputs": lambda: self.standard(flatten(x).astype(np.float32)).astype(np.float32),
+        }
+        return {name: self.turn(made[name]) for name in self.vectors}
 
     @cached_property
     def near(self) -> dict[str, Near]:

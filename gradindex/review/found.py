@@ -3,13 +3,14 @@
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import Tree
 from gradindex.review.decisions import COLUMNS
 from gradindex.store.location import Location, locate, save
 
@@ -25,14 +26,18 @@ class Kind(StrEnum):
     OUTLIER = "outlier"
     OPPONENT = "opponent"
     CONFUSION = "confusion"
+    LEAK = "leak"
 
 
+OF_TRAINING = tuple(kind for kind in Kind if kind is not Kind.LEAK)
+"""Kinds that are found without held-out samples."""
 TITLES = {
     Kind.LABEL: "Labels that are likely wrong",
     Kind.DUPLICATE: "Near-duplicates",
     Kind.OUTLIER: "Outliers",
     Kind.OPPONENT: "Opponents of correct predictions",
     Kind.CONFUSION: "Classes that confuse each other",
+    Kind.LEAK: "Held-out samples that are in the training set",
 }
 """Headings of the kinds."""
 MEANING = {
@@ -45,6 +50,8 @@ MEANING = {
     "that have it among their opponents, by stored gradients.",
     Kind.CONFUSION: "Pairs of classes that oppose each other. The score is the geometric mean of two shares: of the "
     "opponents of one class, those of the other.",
+    Kind.LEAK: "Held-out samples with near-duplicates among the training samples. The score is near-duplicates', "
+    "with the held-out sample in the place of one of the pair.",
 }
 """What the scores of each kind are."""
 
@@ -58,20 +65,23 @@ class Finding:
     kind
         Why it is there.
     id
-        Dataset position; None for a pair of classes.
+        Dataset position; None for a pair of classes, and for a held-out sample.
     score
         See `MEANING`; larger is first.
     label, prediction, proposed
         Classes as the store has them; None where there is none. Of a pair of classes, `label` and `prediction` are the
-        two.
+        two; of a held-out sample, `label` is its own.
     neighbours
-        Dataset positions of the evidence: nearest samples, the other one of a pair, samples that are opposed.
+        Dataset positions of the evidence: nearest samples, the other one of a pair, samples that are opposed, training
+        samples that a held-out sample is nearly a copy of.
     neighbour_labels
         Their classes; empty where there are none.
     note
         The evidence in words.
     precision
         Of labels alone: the share of wrong labels to expect among this line and those before it. An estimate.
+    held_out
+        Of leaks alone: the row of the held-out sample, from 0.
     """
 
     kind: Kind
@@ -84,6 +94,7 @@ class Finding:
     neighbour_labels: tuple[int, ...]
     note: str
     precision: float | None = None
+    held_out: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,8 @@ class Review:
         `gradindex.review.combine.score`; None without classes.
     ids
         Dataset positions (n,) of all samples that were looked at.
+    held_out
+        Inputs of the held-out samples (m, …), for pages to show; None where there were none.
     """
 
     findings: tuple[Finding, ...]
@@ -110,6 +123,7 @@ class Review:
     about: dict[str, object]
     label_scores: NDArray[np.float64] | None
     ids: NDArray[np.int64]
+    held_out: Tree = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.findings)
@@ -131,7 +145,7 @@ class Review:
             )
 
     def to_json(self) -> dict[str, object]:
-        """Return everything but `label_scores` as JSON-ready values."""
+        """Return everything but `label_scores` and the held-out inputs as JSON-ready values."""
         return {"about": self.about, "left_out": list(self.left_out), "findings": list(self.lines())}
 
     def to_arrow(self) -> "pa.Table":
@@ -141,8 +155,8 @@ class Review:
         whole, text = pa.int64(), pa.string()
         types = {
             "kind": text, "rank": whole, "id": whole, "score": pa.float64(), "label": whole, "prediction": whole,
-            "proposed": whole, "precision": pa.float64(), "note": text, "neighbours": pa.list_(whole),
-            "neighbour_labels": pa.list_(whole),
+            "proposed": whole, "precision": pa.float64(), "note": text, "held_out": whole,
+            "neighbours": pa.list_(whole), "neighbour_labels": pa.list_(whole),
         }  # fmt: skip
         decided = {name: text if name == "decision" else whole for name in COLUMNS if name != "id"}
         schema = pa.schema([*types.items(), *decided.items()])

@@ -69,13 +69,13 @@ class Kept:
             return []
         groups = range(first // _GROUP, (last - 1) // _GROUP + 1)
         table = self._file.read_row_groups(list(groups)).slice(first - groups.start * _GROUP, last - first)
-        names = ("id", "score", "label", "prediction", "proposed", "note", "precision")
+        names = ("id", "score", "label", "prediction", "proposed", "note", "precision", "held_out")
         return [
             Finding(
                 kind,
                 neighbours=tuple(line["neighbours"]),
                 neighbour_labels=tuple(line["neighbour_labels"]),
-                **{name: line[name] for name in names},
+                **{name: line.get(name) for name in names},
             )
             for line in table.to_pylist()
         ]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gradindex.data.names import Tree
 from gradindex.defaults import NEIGHBOURS, REVIEWED, SEED
-from gradindex.review import combine, distances, planting
+from gradindex.review import combine, distances, leaks, planting
 from gradindex.review.evidence import Evidence
 from gradindex.review.found import Finding, Kind, Review
 from gradindex.runtime.turns import Turn, at_once
@@ -31,8 +32,12 @@ def review(
     seed: int = SEED,
     turn: Turn = at_once,
     say: Callable[[str], None] = lambda stage: None,
+    held_out: Tree = None,
+    held_out_labels: Tree = None,
 ) -> Review:
     """Look for samples that a person should look at: wrong labels, duplicates, outliers, opponents, confused classes.
+
+    With held-out samples, also for leaks: those that are near-duplicates of training samples.
 
     Labels are ranked by one score, see `gradindex.review.combine`. It combines the loss, the labels of gradient
     neighbours and opponents, those of the nearest hidden vectors and inputs, and a cross-validated classifier of the
@@ -56,6 +61,12 @@ def review(
         Runs each piece of what uses the model or the dataset, a batch at a time: where others use them, too.
     say
         Called with each of `STAGES` as it begins.
+    held_out
+        Inputs of m held-out samples (m, …), in the form of the dataset's. A leak is one that is as near to a training
+        sample, in hidden vectors or inputs, as near-duplicates in the training set are; see
+        `gradindex.review.leaks.find`.
+    held_out_labels
+        Their labels (m, …), to be shown; may be left out.
 
     Returns
     -------
@@ -68,13 +79,15 @@ def review(
     ------
     ValueError
         If the index was opened without a job, holds fewer than 3 samples, or top or k is less than 1 or k larger than
-        the index.
+        the index; if the held-out samples are shaped otherwise than the dataset's, or are not as many as their labels.
     ImportError
         If the samples have classes and scikit-learn is not installed; says what to type.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}.")
     check_k(k, len(index))
+    if held_out is not None:
+        held_out, held_out_labels = leaks.checked(index, held_out, held_out_labels)
     evidence = Evidence(index, k, seed, turn)
     say(STAGES[0])
     _ = evidence.vectors
@@ -94,7 +107,9 @@ def review(
     if evidence.labels is not None and evidence.by_gradient:
         findings += _opponents(evidence, top)
         findings += _confusions(evidence, top)
-    return Review(tuple(findings), tuple(evidence.left_out), about, scores, evidence.ids)
+    if held_out is not None:
+        findings += leaks.find(evidence, held_out, held_out_labels, top, about)
+    return Review(tuple(findings), tuple(evidence.left_out), about, scores, evidence.ids, held_out)
 
 
 def _labels(evidence: Evidence, scores: NDArray[np.float64], top: int, about: dict[str, object]) -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """What a classifier says of samples that it was not trained on: kernel logistic regression, cross-validated."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,12 +13,29 @@ _FITTED = 20_000  # samples that a classifier is fitted to, so that a large data
 _CLIPPED = 3.0  # standard deviations: a pixel that is rarely lit is not to outweigh all others
 
 
+@dataclass(frozen=True)
+class Standard:
+    """Mean and standard deviation (d,) of each column of some rows."""
+
+    mean: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, x: NDArray[np.generic]) -> "Standard":
+        """Return those of rows (n, d)."""
+        rows = np.asarray(x, np.float64)
+        return cls(rows.mean(axis=0), rows.std(axis=0))
+
+    def __call__(self, x: NDArray[np.generic]) -> NDArray[np.float64]:
+        """Return rows (m, d) less the mean, in standard deviations, cut at three; constant columns are 0."""
+        centred = np.asarray(x, np.float64) - self.mean
+        scaled = np.divide(centred, self.spread, out=np.zeros_like(centred), where=self.spread > 0)
+        return np.asarray(np.clip(scaled, -_CLIPPED, _CLIPPED))
+
+
 def standardised(x: NDArray[np.generic]) -> NDArray[np.float64]:
     """Return columns (n, d) with mean 0 and variance 1, cut at three standard deviations; constant ones are 0."""
-    x = np.asarray(x, np.float64)
-    spread = x.std(axis=0)
-    scaled = np.divide(x - x.mean(axis=0), spread, out=np.zeros_like(x), where=spread > 0)
-    return np.asarray(np.clip(scaled, -_CLIPPED, _CLIPPED))
+    return Standard.of(x)(x)
 
 
 def probabilities(x: NDArray[np.generic], labels: NDArray[np.int64], classes: int, seed: int) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from gradindex.defaults import NEIGHBOURS, SEED
 from gradindex.plots.read import class_name
 from gradindex.review import Decision, Finding, Kind, beside
 from gradindex.review.decision_log import DecisionLog, Entry, as_csv, as_json_lines
-from gradindex.review.found import MEANING, TITLES
+from gradindex.review.found import MEANING, OF_TRAINING, TITLES
 from gradindex.review.kept import Kept, as_parquet, undecided
 from gradindex.review.making import STAGES, review
 from gradindex.review.projection import Projection, project
@@ -144,7 +144,7 @@ class Reviewing:
         if kept is None:
             return found
         decided = np.fromiter(standing, np.int64, len(standing))
-        for kind in Kind:
+        for kind in OF_TRAINING:
             ids = kept.ids(kind)
             left = undecided(ids, decided)
             found.kinds.append(

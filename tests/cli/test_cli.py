@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,24 @@ def cli(capsys, *arguments):
     code = run([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(("typed", "wanted"), [("gradindex rev", "review"), ("gradindex info --js", "--json")])
+def test_a_shell_completes_commands_and_options(typed, wanted):
+    words = {"_GRADINDEX_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-m", "gradindex"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **words, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.split() == [wanted]
+
+
+def test_completion_can_be_installed(capsys):
+    code, text, _ = cli(capsys, "--help")
+    assert code == 0 and "--install-completion" in text and "--show-completion" in text
 
 
 def test_an_index_within_a_memory_budget(tmp_path, capsys):

@@ -1,0 +1,100 @@
+"""Pictures moved by a pixel: near-duplicates that no number of the input tells."""
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradindex.ann.vectors import nearest_to, without_own
+from gradindex.data.labels import as_array
+from gradindex.data.names import Tree
+from gradindex.plots.rendering import Renderer, as_picture
+from gradindex.relevance.features import flatten
+from gradindex.review.evidence import Evidence, Near, unit
+from gradindex.review.out_of_sample import Standard
+
+_SMALLEST = 6  # pixels a side: of less hardly anything is left without the border
+_DRAWN = 1000  # training samples that say how near others usually are
+_BATCH = 256
+
+
+class Moved:
+    """Compares pictures, moved by a pixel in each of the eight directions or not at all, with training samples.
+
+    What is compared is the training picture without the pixels of its border, and each window of that size in the
+    other picture, so that it does not matter what has come in at the edge. Numbers are standardised as `inputs` are.
+
+    Parameters
+    ----------
+    evidence
+        Of the training samples; it has vectors of inputs.
+    columns
+        Which number of an input is which pixel, (h, w) or (h, w, 3).
+    """
+
+    def __init__(self, evidence: Evidence, columns: NDArray[np.int64]) -> None:
+        height, width = columns.shape[0] - 2, columns.shape[1] - 2
+        self._windows = [columns[a : a + height, b : b + width].ravel() for a in range(3) for b in range(3)]
+        centre, standard = self._windows[4], evidence.standard
+        self._evidence = evidence
+        self._standard = Standard(standard.mean[centre], standard.spread[centre])
+        self._rows = unit(evidence.vectors["inputs"][:, centre])
+
+    def near(self, x: Tree) -> Near:
+        """Return the k nearest training samples of each of m inputs, by the best of the nine windows."""
+        return self._near(flatten(x).astype(np.float32), self._evidence.k)
+
+    def usual(self) -> Near:
+        """Return the nearest other of 1,000 drawn training samples, found in the same way."""
+        ids, count = self._evidence.ids, min(_DRAWN, len(self._evidence.ids))
+        drawn = np.sort(np.random.default_rng(self._evidence.seed).choice(len(ids), count, replace=False))
+        batch = self._evidence.turn(partial(self._evidence.index.job.source.take, ids[drawn]))
+        found = self._near(flatten(batch.x).astype(np.float32), 2)
+        return Near(*without_own(found.cosines, found.places, drawn[:, None], 1))
+
+    def _near(self, inputs: NDArray[np.float32], k: int) -> Near:
+        cosines, places = [], []
+        for begin in range(0, len(inputs), _BATCH):
+            some = inputs[begin : begin + _BATCH]
+            found = [
+                nearest_to(unit(self._standard(some[:, window]).astype(np.float32)), self._rows, k)
+                for window in self._windows
+            ]
+            best, named = _each_once(np.hstack([one for one, _ in found]), np.hstack([one for _, one in found]), k)
+            cosines.append(best)
+            places.append(named)
+        return Near(np.concatenate(cosines), np.concatenate(places))
+
+
+def _each_once(
+    cosines: NDArray[np.float64], places: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the k largest cosines (m, k) and their places, each place of a row once; −inf and −1 for none left."""
+    order = np.argsort(-cosines, axis=1, kind="stable")
+    cosines, places = np.take_along_axis(cosines, order, 1), np.take_along_axis(places, order, 1)
+    by_place = np.argsort(places, axis=1, kind="stable")  # the largest of each place first
+    sorted_places = np.take_along_axis(places, by_place, 1)
+    again = np.zeros(places.shape, bool)
+    np.put_along_axis(again, by_place[:, 1:], sorted_places[:, 1:] == sorted_places[:, :-1], 1)
+    best = np.where(again, -np.inf, cosines)
+    order = np.argsort(-best, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(best, order, 1)
+    return best, np.where(np.isfinite(best), np.take_along_axis(places, order, 1), np.int64(-1))
+
+
+def pixels(evidence: Evidence) -> NDArray[np.int64] | None:
+    """Return which number of an input is which pixel, (h, w) or (h, w, 3); None where inputs are no pictures.
+
+    Flat inputs are pictures where `Job.render` makes pictures of as many numbers.
+    """
+    x = evidence.index.example.x
+    if "inputs" not in evidence.vectors or isinstance(x, dict | tuple | list):
+        return None
+    shape = as_array(x).shape[1:]
+    numbers = int(np.prod(shape))
+    if len(shape) < 2:
+        shape = Renderer(evidence.index.job).picture_shape or ()
+    if int(np.prod(shape)) != numbers:
+        return None
+    columns = as_picture(np.arange(numbers).reshape(shape))
+    return None if columns is None or min(columns.shape[:2]) < _SMALLEST else columns.astype(np.int64)
