@@ -80,7 +80,7 @@ def test_sigterm_leaves_published_shards_and_no_temporary_file(tmp_path, whole):
 
 def test_a_full_disk_is_named_and_the_build_continues(tmp_path, whole):
     """A limit on the size of a file stands in for the disk: a write fails part of the way through."""
-    limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))"
+    limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))"
     build = start(tmp_path / "i", before=limit)
     _, said = build.communicate(timeout=120)
     assert build.returncode == 1
