@@ -35,7 +35,7 @@ REVIEWED = 50
 REVIEWED_SERVED = 10_000
 """Lines of each kind that the service's page pages through."""
 MAPPED = 3000
-"""Samples on a map: more than fit side by side on a screen, few enough for t-SNE in half a minute."""
+"""Samples on a map: more than fit side by side on a screen, few enough to wait for t-SNE."""
 PERSISTENCE = 0.9
 """Of rank-biased overlap: the first ten places have 86 % of the weight (Webber, Moffat and Zobel 2010, eq. 21)."""
 REPEATS = 10

@@ -66,17 +66,20 @@ def build(
     from gradindex.lifecycle.options import BuildOptions
     from gradindex.loading import load
 
-    options = BuildOptions(
-        sketch=sketches.sketch_of(sketch, dim, landmarks, dims, residual),
-        index=index,
-        index_memory=index_memory,
-        seed=seed,
-        batch_size=batch_size,
-        shard_rows=shard_rows,
-        row_type=row_type,
-        overwrite=overwrite,
-        whiten=whiten,
-    )
+    try:
+        options = BuildOptions(
+            sketch=sketches.sketch_of(sketch, dim, landmarks, dims, residual),
+            index=index,
+            index_memory=index_memory,
+            seed=seed,
+            batch_size=batch_size,
+            shard_rows=shard_rows,
+            row_type=row_type,
+            overwrite=overwrite,
+            whiten=whiten,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     made = inputs.job_of(job, device)
     try:
         index_ = opening.build(

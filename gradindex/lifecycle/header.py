@@ -31,7 +31,7 @@ def header(job: Job, options: BuildOptions, before: Header | None = None) -> Hea
     dim = sketch.bind(engine.parameters, seed).width
     return Header(
         rows=len(job.source),
-        shard_rows=shard_rows or max(1, SHARD_BYTES // (kind.dtype.itemsize * kind.stored(dim))),
+        shard_rows=shard_rows or max(1, SHARD_BYTES // kind.row_bytes(dim)),
         dim=dim,
         sketch=sketch.to_json(),
         seed=seed,

@@ -33,9 +33,9 @@ class BuildOptions:
         Rows of a shard; None: as many as 128 MiB hold.
     row_type
         How the numbers of a row are kept: ``'int8'``, 8 bits and a scale of each row; ``'float16'``; or ``'int4'``, 4
-        bits, which cost some recall. None: 8 bits of rows that are random projections, whose own error is some fifty
-        times that of the rounding, and float16 of all others: of landmarks, since every proof bounds what was rounded,
-        and of rows that nothing was projected away of.
+        bits, which cost some recall. None: 8 bits of rows that are random projections, whose own error is far above
+        that of the rounding, and float16 of all others: of landmarks, since every proof bounds what was rounded, and of
+        rows that nothing was projected away of.
     overwrite
         Replace an index that is already there. The new one is built beside it (in ``.<name>.building``) and takes
         its place when finished, so that a build that fails or is killed leaves the old one as it was.

@@ -61,5 +61,5 @@ def _described(entry: EntryPoint) -> str:
 
 @cache
 def _entries(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return the entry points of packages on a path of modules: reading it takes some milliseconds."""
+    """Return the entry points of packages on a path of modules, read once."""
     return tuple(entry_points(group=group))

@@ -34,6 +34,10 @@ class RowType(StrEnum):
         """Return how many of these hold a row of `dim` numbers."""
         return -(-dim // 2) if self is RowType.NIBBLE else dim
 
+    def row_bytes(self, dim: int) -> int:
+        """Return how many bytes a row of `dim` numbers takes."""
+        return self.stored(dim) * self.dtype.itemsize
+
     def quantize(self, rows: NDArray[np.float32]) -> NDArray[Any]:
         """Return unit-norm rows (n, dim) as they are kept, (n, `stored(dim)`); zero rows stay zero."""
         if self is RowType.HALF:
@@ -51,7 +55,7 @@ class RowType(StrEnum):
         if self is not RowType.HALF:
             lengths = np.sqrt(np.einsum("ij,ij->i", out, out))
             scales = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-            out *= scales[:, None]  # 2.5 times as fast as dividing where it is not 0
+            out *= scales[:, None]
         return out
 
 

@@ -101,8 +101,7 @@ class Header:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row's numbers."""
-        kind = RowType(self.row_type)
-        return kind.stored(self.dim) * kind.dtype.itemsize
+        return RowType(self.row_type).row_bytes(self.dim)
 
     @property
     def shards(self) -> int:

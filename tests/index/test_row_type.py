@@ -125,8 +125,8 @@ def test_what_is_added_mended_and_compacted_is_kept_alike(tmp_path, kind):
     whole = gradindex.build(longer_job(ROWS), tmp_path / "whole", sketch=gradindex.CountSketch(DIM), row_type=kind)
     rows = np.arange(ROWS)
     # Batches differ, and with them the last bits of what is rounded.
-    most = 0.1 if kind == "int4" else 3e-3
-    np.testing.assert_allclose(index.store.gather(rows), whole.store.gather(rows), atol=most)
+    cosines = np.einsum("ij,ij->i", index.store.gather(rows), whole.store.gather(rows))
+    assert cosines[whole.store.norms > 0].min() > 0.999  # rows of float16 are not quite of unit norm
     assert {part.header.row_type for part in map(index.store.part, index.store.state.parts)} == {kind}
     before = index.store.kept(rows)
     for damaged in path.glob("parts/*/shards/000000*sketch.npy"):

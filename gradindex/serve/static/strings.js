@@ -68,7 +68,7 @@ export const TEXT = {
   mapTitle: "Map of the samples · gradindex",
   mapAbout: "Samples whose gradients are alike lie near each other.",
   mapMissing: "There is no map of this index yet.",
-  mapMissingHint: "{points} samples are drawn and laid out in two dimensions, in about half a minute.",
+  mapMissingHint: "{points} samples are drawn and laid out in two dimensions; it takes a while.",
   drawMap: "Draw the map",
   colours: "Colours", mapOptions: "Colours and how to choose",
   byClass: "Class", byNorm: "Self-influence", byState: "Decision",
