@@ -1,10 +1,12 @@
 """Requests a second and latency of `gradindex serve`, batches of concurrent requests against one at a time.
 
-    python benchmarks/serve.py [--data mnist] [--rows 10000] [--seconds 5] [--clients 1,8,32] [--modes 012] [--out FILE]
+    python benchmarks/serve.py [--data fashion] [--rows 8000] [--seconds 5] [--clients 1,8,32] [--modes 0123] [--out FILE]
 
 A server is started on a free port of this machine and loaded by that many clients, each asking one query after the
 other over its own connection, from another process; both stop by themselves. MNIST (an MLP 784-128-10) and
 Fashion-MNIST (a CNN of 421,642 parameters) are read from GRADINDEX_DATA; digits (an MLP 64-128-10) are scikit-learn's.
+Queries are held out; so are those that the calibrated recall of the last mode rests on. `checked` is the median of the
+exact checks that its answers took, of both sides.
 """
 
 import argparse
@@ -31,14 +33,26 @@ sys.path.insert(0, str(HERE.parents[1] / "examples"))
 import data as images  # noqa: E402
 
 SEARCH, ESTIMATE, EXPLAIN = "search", "explain, estimates", "explain, 100 exact checks a side"
+PROMISED = "explain, calibrated recall .99"
+MODES = (SEARCH, ESTIMATE, EXPLAIN, PROMISED)
+CALIBRATED = 300  # queries
+ASKED = 256
 
 
 def data(rows):
     """Return inputs (n, 784) float32 (fashion: (n, 1, 28, 28); digits: (n, 64)) and labels (n,) int64."""
-    name = os.environ["SERVE_DATA"]
-    found = images.load(name)
-    x, y = (np.concatenate([getattr(found, f"{kind}_{part}") for part in ("train", "test")])[:rows] for kind in "xy")
-    return (x[:, None] if name == "fashion" else x.reshape(len(x), -1)), y
+    found = images.load(os.environ["SERVE_DATA"])
+    return shaped(found.x_train[:rows]), found.y_train[:rows]
+
+
+def held_out():
+    """Return inputs that are calibrated with, and inputs that are asked."""
+    x = shaped(images.load(os.environ["SERVE_DATA"]).x_test[: CALIBRATED + ASKED])
+    return x[:-ASKED], x[-ASKED:]
+
+
+def shaped(x):
+    return x[:, None] if os.environ["SERVE_DATA"] == "fashion" else x.reshape(len(x), -1)
 
 
 def network(name, width):
@@ -99,16 +113,14 @@ def bodies(mode, rows, dim):
     if mode == SEARCH:
         vectors = rng.standard_normal((64, dim)).astype(np.float32)
         return "/v1/search", [json.dumps({"vectors": [v.round(4).tolist()], "k": 10}) for v in vectors]
-    x, _ = data(rows)
-    some = x[rng.choice(len(x), 256)]
-    rerank = 100 if mode == EXPLAIN else 0
-    return "/v1/explain", [json.dumps({"inputs": [one.round(4).tolist()], "k": 10, "rerank": rerank}) for one in some]
+    how = {EXPLAIN: {"rerank": 100}, ESTIMATE: {"rerank": 0}, PROMISED: {"recall": 0.99}}[mode]
+    return "/v1/explain", [json.dumps({"inputs": [one.round(4).tolist()], "k": 10, **how}) for one in held_out()[1]]
 
 
 def load(host, port, mode, clients, seconds, rows, dim, out):
     """Run in a process of its own: send (latencies, codes other than 200) of all clients."""
     path, asked = bodies(mode, rows, dim)
-    latencies, refused = [], []
+    latencies, refused, checked = [], [], []
     begin = time.perf_counter()
 
     def client(number):
@@ -117,8 +129,11 @@ def load(host, port, mode, clients, seconds, rows, dim, out):
         while (sent := time.perf_counter()) < begin + seconds:
             connection.request("POST", path, asked[i % len(asked)], {"content-type": "application/json"})
             answer = connection.getresponse()
-            answer.read()
+            body = answer.read()
             i += clients
+            if answer.status == 200 and mode != SEARCH:
+                (one,) = json.loads(body)["answers"]
+                checked.append(one["checked"])
             (latencies if answer.status == 200 else refused).append(time.perf_counter() - sent)
         connection.close()
 
@@ -127,7 +142,7 @@ def load(host, port, mode, clients, seconds, rows, dim, out):
         thread.start()
     for thread in threads:
         thread.join()
-    out.put((latencies, len(refused), time.perf_counter() - begin))
+    out.put((latencies, len(refused), time.perf_counter() - begin, float(np.median(checked)) if checked else None))
 
 
 def measure(address, mode, clients, seconds, rows, dim):
@@ -135,19 +150,19 @@ def measure(address, mode, clients, seconds, rows, dim):
     out = context.Queue()
     process = context.Process(target=load, args=(*address, mode, clients, seconds, rows, dim, out))
     process.start()
-    latencies, refused, took = out.get(timeout=seconds + 180)
+    latencies, refused, took, checked = out.get(timeout=seconds + 180)
     process.join()
     p50, p99 = np.percentile(latencies, [50, 99]) * 1000
-    return {"rate": len(latencies) / took, "p50": p50, "p99": p99, "refused": refused}
+    return {"rate": len(latencies) / took, "p50": p50, "p99": p99, "refused": refused, "checked": checked}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="mnist", choices=("mnist", "fashion", "digits"))
-    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--data", default="fashion", choices=("mnist", "fashion", "digits"))
+    parser.add_argument("--rows", type=int, default=8_000)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--clients", default="1,8,32")
-    parser.add_argument("--modes", default="012", help="digits: 0 search, 1 estimates, 2 exact checks")
+    parser.add_argument("--modes", default="0123", help="digits: 0 search, 1 estimates, 2 exact checks, 3 recall=.99")
     record.add_out(parser)
     options = parser.parse_args()
     import gradindex
@@ -158,11 +173,12 @@ def main():
     results = []
     with tempfile.TemporaryDirectory() as folder:
         index = gradindex.build(job(), Path(folder) / "index", progress=False)
+        index.calibrate(held_out()[0], progress=False)
         dim = index.store.header.dim
         found = {}
         for batch in (1, 64):
             with server(Path(folder) / "index", batch) as address:
-                for mode in [(SEARCH, ESTIMATE, EXPLAIN)[int(one)] for one in options.modes]:
+                for mode in [MODES[int(one)] for one in options.modes]:
                     measure(address, mode, 1, 0.5, rows, dim)
                     for clients in map(int, options.clients.split(",")):
                         found[mode, clients, batch] = measure(address, mode, clients, options.seconds, rows, dim)

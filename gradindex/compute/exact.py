@@ -1,6 +1,7 @@
 """Exact kernel values from unprojected gradients: all pairs by blocks, or a few candidates a query."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,13 @@ from gradindex.runtime.log import log
 from gradindex.runtime.stages import stage
 
 FORWARD_PAIRS = 1.5
-"""Up to so many pairs for a distinct candidate, each of several queries has passes of its own, unless all weight
-matrices of the model are kept as factors (`HeldQueries.slim`)."""
+"""Up to so many pairs for a distinct candidate, each of several queries has passes of its own, until it is known what
+the ways cost; unless all weight matrices of the model are kept as factors (`HeldQueries.slim`)."""
 _FORWARD_BATCH = 64  # candidates in one forward-mode pass
 Along = Callable[[Any, Any, Floats], tuple[Floats, Floats]]
 _SMALL = 1 << 16  # parameters; to form fewer costs little beside the pass of a layer with many positions
+_TRIED = 1 << 22  # parameters; of a larger model, to try another way may take long
+_KEEP = "queries as factors"  # one of the prices
 
 
 def gradient_blocks(
@@ -136,10 +139,11 @@ def candidate_dots(
 ) -> Evaluated:
     """Return exact inner products of each query's gradient with its own candidates'.
 
-    A query of its own takes one forward-mode pass over its candidates, or double backward where the model has an
-    operation without forward mode. Several are kept as factors, and all candidates pass once, where that is cheap (see
-    `HeldQueries.slim`) or they share candidates. What fails, or disagrees with training steps (see
-    `gradindex.gradients.ways`), falls back to forming gradients, which ends with the loop: training steps themselves.
+    Each query takes a forward-mode pass over its candidates, or double backward where the model has an operation
+    without forward mode; or queries are kept as factors, and all candidates pass once. Both are timed, and the cheaper
+    one is taken; until that is known, the second where several queries share candidates. What fails, or disagrees with
+    training steps (see `gradindex.gradients.ways`), falls back to forming gradients, which ends with the loop: training
+    steps themselves.
 
     Parameters
     ----------
@@ -156,16 +160,17 @@ def candidate_dots(
     if not len(wanted):
         return Evaluated(np.full(candidates.shape, -np.inf), {}, "none")
     _settle(engine, source)
-    shared = int((candidates >= 0).sum()) > FORWARD_PAIRS * len(wanted)
-    several = queries if len(gradients) > 1 and _has_factors(engine) else None
-    # One query tells: keeping all of them may take as many numbers as their gradients.
-    slim = several is not None and HeldQueries(engine, several.select(slice(0, 1))).slim
-    if not shared and not slim:
+    kept = _kept(engine, queries)
+    if not _pays_together(engine, kept, candidates, len(wanted)):
         for method, along in ((FORWARD, engine.directional), (BACKWARD, engine.directional_twice)):
             if not engine.ways.usable(method):
                 continue
             try:
+                began = time.perf_counter()
                 found = Evaluated(*_along(along, source, gradients, candidates), method)
+                engine.ways.prices.note(
+                    method, time.perf_counter() - began, int((candidates >= 0).sum()), candidates.shape[1]
+                )
                 _check(engine, source, queries, gradients, candidates, found, along)
                 return found
             except WayDiffers as error:
@@ -175,17 +180,56 @@ def candidate_dots(
                     raise
                 log.warning("no %s for this model, trying the next way: %s", method, error)
     size = batch_size or default_batch_size(engine)
-    keep = several if (slim or engine.size > _SMALL) and engine.ways.usable(FACTORS) else None
-    if keep is not None:
+    if kept is not None:
         try:
-            found = _shared(
-                engine, source, HeldQueries(engine, keep, together=True), gradients, candidates, wanted, size
-            )
+            began = time.perf_counter()
+            held = HeldQueries(engine, kept, together=True)
+            engine.ways.prices.note(_KEEP, time.perf_counter() - began, held.count, held.count)
+            began = time.perf_counter()
+            found = _shared(engine, source, held, gradients, candidates, wanted, size)
+            engine.ways.prices.note(FACTORS, time.perf_counter() - began, len(wanted), len(wanted))
             _check(engine, source, queries, gradients, candidates, found)
             return found
         except WayDiffers as error:
             log.warning("%s, trying the next way", error)
     return _shared(engine, source, None, gradients, candidates, wanted, size)
+
+
+def _kept(engine: Engine, queries: Batch | None) -> Batch | None:
+    """Return the queries if they may be kept as factors, rather than candidates' gradients be formed; else None."""
+    if queries is None or not _has_factors(engine) or not engine.ways.usable(FACTORS):
+        return None
+    return queries if engine.size > _SMALL or (len(queries) > 1 and _slim(engine, queries)) else None
+
+
+def _slim(engine: Engine, queries: Batch) -> bool:
+    """Whether queries are kept as little more than factors: one tells, and all may take as much as their gradients."""
+    return HeldQueries(engine, queries.select(slice(0, 1))).slim
+
+
+def _pays_together(engine: Engine, kept: Batch | None, candidates: Ids, distinct: int) -> bool:
+    """Whether queries had better be compared in one pass of each candidate than have passes of their own.
+
+    Parameters
+    ----------
+    engine
+        The model.
+    kept
+        The queries, if they may be kept as factors; else candidates' gradients would be formed.
+    candidates, distinct
+        Candidates of each query (m, c), −1 for none, and how many different ones there are.
+    """
+    ways, count = engine.ways, int((candidates >= 0).sum())
+    share = count > FORWARD_PAIRS * distinct
+    if kept is None:
+        return share
+    alone = ways.prices.of(FORWARD if ways.usable(FORWARD) else BACKWARD, candidates.shape[1])
+    keep, once = ways.prices.of(_KEEP, len(kept)), ways.prices.of(FACTORS, distinct)
+    if keep is None or once is None:
+        few = engine.size <= _SMALL  # so that they are slim, see `_kept`
+        tried = alone is not None and engine.size <= _TRIED
+        return share or few or tried or (len(kept) > 1 and _slim(engine, kept))
+    return share if alone is None else len(kept) * keep + distinct * once < count * alone
 
 
 def _check(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gradindex.data.source import Batch
 from gradindex.gradients import paths
 from gradindex.gradients.parameter import Floats
+from gradindex.gradients.prices import Prices
 
 if TYPE_CHECKING:
     from gradindex.gradients.engine import Engine
@@ -69,6 +70,8 @@ class Ways:
         self._saved, self._cost = 0.0, math.inf  # seconds that may be spent, and what a step takes
         self._largest = 0.0  # norm that was seen
         self._rows = 0  # of formed gradients, since the last that was compared
+        self.prices = Prices()
+        """What ways were seen to cost."""
         self.compared = 0
         """Products and rows that were compared with training steps."""
         self.distrusted = False
