@@ -1,6 +1,6 @@
 """Requests a second and latency of `gradindex serve`, batches of concurrent requests against one at a time.
 
-    python benchmarks/serve.py [--data fashion] [--rows 8000] [--seconds 5] [--clients 1,8,32] [--modes 0123] [--out FILE]
+    python benchmarks/serve.py [--data fashion] [--rows 8000] [--seconds 5] [--clients 1,8] [--modes 0123] [--out FILE]
 
 A server is started on a free port of this machine and loaded by that many clients, each asking one query after the
 other over its own connection, from another process; both stop by themselves. MNIST (an MLP 784-128-10) and

@@ -5,9 +5,9 @@
 A forward-mode pass serves one query, so that each (query, candidate) pair costs a `forward` pass of the candidate.
 Queries that are kept as the factors of their layers cost a little each (`keep`), and all are compared with a candidate
 in one pass of it (`pass`). So together is cheaper where pairs × forward > queries × keep + candidates × pass; `even` is
-the number of pairs for a candidate where both cost the same, of 32 queries with 24 candidates each. Where a model has an
-operation without forward mode, its loss is differentiated twice. Milliseconds of the
-processor, the least of the repeats, which are taken in turns; one thread.
+the number of pairs for a candidate where both cost the same, of 32 queries with 24 candidates each. Where a model has
+an operation without forward mode, its loss is differentiated twice. Milliseconds of the processor, the least of the
+repeats, which are taken in turns; one thread.
 """
 
 import argparse
