@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from gradindex.review.evidence import Near
 
 Floats = NDArray[np.float64]
-NEARER, FARTHER = 3.0, 1.5  # interquartile ranges: Tukey's outer fence for pairs, his inner one for outliers
+NEARER, NEAR, FARTHER = 3.0, 1.5, 1.5  # interquartile ranges: Tukey's outer and inner fence
+APART = 5.0  # times as far as the nearest is the second nearest to one that is a copy
 _SMALLEST = 1e-7  # of a distance: what float32 tells from none
 
 
@@ -17,22 +18,37 @@ def log_distances(near: Near) -> Floats:
     return np.where(near.places >= 0, np.log(distances), np.nan)
 
 
-def pairs(near: Near) -> tuple[NDArray[np.int64], Floats, float]:
-    """Return the pairs that are far nearer than samples and their nearest others are.
-
-    Of log distances of the nearest, q₁ and q₃ are the quartiles; a pair with the log distance d is given if
-    (q₁ − d) / (q₃ − q₁) is at least 3: beyond the outer fence of Tukey (1977, "Exploratory Data Analysis").
+def pairs(near: Near, usual: Near) -> tuple[NDArray[np.int64], Floats, float]:
+    """Return the pairs that are far nearer than samples and their nearest others usually are, see `alike`.
 
     Returns
     -------
     tuple
-        Places (p, 2), smaller first, each pair once; that quotient, (p,); and the cosine at the fence.
+        Places (p, 2), smaller first, each pair once; how much nearer they are, (p,), see `nearness`; and the cosine at
+        the outer fence.
     """
-    scores, fence = nearness(near, near)
-    rows, columns = np.nonzero(scores >= NEARER)
+    scores, fence = nearness(near, usual)
+    rows, columns = np.nonzero(alike(near, usual))
+    scores = scores[rows, columns]
     found = np.sort(np.stack([rows, near.places[rows, columns]], axis=1), axis=1)
-    unique, first = np.unique(found, axis=0, return_index=True)
-    return unique.astype(np.int64), scores[rows, columns][first], fence
+    order = np.argsort(-scores, kind="stable")  # of a pair that is seen from both sides the nearer one
+    unique, first = np.unique(found[order], axis=0, return_index=True)
+    return unique.astype(np.int64), scores[order][first], fence
+
+
+def alike(near: Near, usual: Near) -> NDArray[np.bool_]:
+    """Return which neighbours (n, k) are so near that one may be a copy of the other.
+
+    Those beyond the outer fence of Tukey (1977, "Exploratory Data Analysis"), where `nearness` is at least 3. And the
+    nearest one beyond the inner fence, 1.5, if the second nearest is at least five times as far: the ratio by which
+    Lowe (2004, "Distinctive Image Features from Scale-Invariant Keypoints") tells matches.
+    """
+    scores, _ = nearness(near, usual)
+    logs, found = log_distances(near), scores >= NEARER
+    if logs.shape[1] > 1:
+        with np.errstate(invalid="ignore"):
+            found[:, 0] |= (scores[:, 0] >= NEAR) & (logs[:, 1] - logs[:, 0] >= np.log(APART))
+    return np.asarray(found)
 
 
 def nearness(near: Near, usual: Near) -> tuple[Floats, float]:

@@ -33,15 +33,15 @@ def checked(index: "Index", x: Tree, y: Tree) -> tuple[Tree, Tree]:
 def find(evidence: Evidence, x: Tree, y: Tree, top: int, about: dict[str, object]) -> list[Finding]:
     """Return the held-out samples with a near-duplicate in the training set, those with the nearest first.
 
-    A held-out sample leaks if its cosine with a training sample, of hidden vectors or of inputs, is beyond the outer
-    fence of near-duplicates: that of training samples and their nearest others, as in `distances.pairs`. Pictures are
-    also compared moved by a pixel, with a fence of their own, see `Moved`. `about` is told how many leak, of how many,
-    whatever `top` is.
+    A held-out sample leaks if it is as near to a training sample, in hidden vectors or in inputs, as near-duplicates
+    are, see `distances.alike`; what is usual is the distance of training samples and their nearest others. Pictures are
+    also compared moved by a pixel, and what is usual then is the distance of pictures compared so, see `Moved`. `about`
+    is told how many leak, of how many, whatever `top` is.
     """
-    best: dict[int, dict[int, tuple[float, str]]] = {}  # of a row and a place: score, and the cosines beyond fences
+    best: dict[int, dict[int, tuple[float, str]]] = {}  # of a row and a place: score, and the cosines
     for space, near, usual in _compared(evidence, x, y):
         scores, _ = distances.nearness(near, usual)
-        for row, column in np.argwhere(scores >= distances.NEARER).tolist():
+        for row, column in np.argwhere(distances.alike(near, usual)).tolist():
             of_row, place = best.setdefault(row, {}), int(near.places[row, column])
             score, cosines = of_row.get(place, (0.0, "cosines: "))
             cosines += f"{', ' if score else ''}{space} {float(near.cosines[row, column]):.4f}"

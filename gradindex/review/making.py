@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from gradindex.data.names import Tree
 from gradindex.defaults import NEIGHBOURS, REVIEWED, SEED
 from gradindex.review import combine, distances, leaks, planting
-from gradindex.review.evidence import Evidence
+from gradindex.review.evidence import Evidence, Near
 from gradindex.review.found import Finding, Kind, Review
+from gradindex.review.moved import Moved, pixels
 from gradindex.runtime.turns import Turn, at_once
 from gradindex.search.answer import check_k
 
@@ -41,11 +42,13 @@ def review(
 
     Labels are ranked by one score, see `gradindex.review.combine`. It combines the loss, the labels of gradient
     neighbours and opponents, those of the nearest hidden vectors and inputs, and a cross-validated classifier of the
-    inputs. It reads the data once and trains small classifiers; the model is not trained again. Neighbours by gradient
-    are those of the stored rows: estimates.
+    inputs. It reads the data once, pictures twice, and trains small classifiers; the model is not trained again.
+    Neighbours by gradient are those of the stored rows: estimates.
 
     Near-duplicates are pairs whose hidden vectors or inputs are nearer than Tukey's outer fence of the distances of
-    nearest samples; outliers are beyond his inner fence above; see `gradindex.review.distances`.
+    nearest samples, or nearer than his inner one and five times as near as the second nearest; pictures are also
+    compared when moved by a pixel, with all others where there are up to 10,000, and with those neighbours else.
+    Outliers are beyond the inner fence above; see `gradindex.review.distances`.
 
     Parameters
     ----------
@@ -139,11 +142,11 @@ def _labels(evidence: Evidence, scores: NDArray[np.float64], top: int, about: di
 
 
 def _duplicates(evidence: Evidence, top: int, about: dict[str, object]) -> list[Finding]:
-    """Return the pairs that are nearer than the outer fence in some space, the most unlike others first."""
+    """Return the pairs that are alike in some space, the most unlike others first."""
     best: dict[tuple[int, int], tuple[float, str]] = {}
     fences: dict[str, float] = {}
-    for space in evidence.vectors:
-        places, scores, fences[space] = distances.pairs(evidence.near[space])
+    for space, near, usual in _alike(evidence):
+        places, scores, fences[space] = distances.pairs(near, usual)
         for (one, other), score in zip(places.tolist(), scores.tolist(), strict=True):
             best[one, other] = max(best.get((one, other), (0.0, "")), (score, space))
     about["duplicate_cosines"] = fences
@@ -152,6 +155,15 @@ def _duplicates(evidence: Evidence, top: int, about: dict[str, object]) -> list[
         _finding(evidence, Kind.DUPLICATE, one, score, np.array([other]), evidence.cosines(one, other))
         for (one, other), (score, _) in first
     ]
+
+
+def _alike(evidence: Evidence) -> Iterator[tuple[str, Near, Near]]:
+    """Yield a name, the samples near to each one, and what is usual: in each space, and of pictures that are moved."""
+    for space in evidence.vectors:
+        yield space, evidence.near[space], evidence.near[space]
+    if (columns := pixels(evidence)) is not None:
+        moved = Moved(evidence, columns)
+        yield "inputs moved by a pixel", moved.of_training(), moved.usual()
 
 
 def _outliers(evidence: Evidence, top: int) -> list[Finding]:

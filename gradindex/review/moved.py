@@ -8,21 +8,24 @@ from numpy.typing import NDArray
 from gradindex.ann.vectors import nearest_to, without_own
 from gradindex.data.labels import as_array
 from gradindex.data.names import Tree
+from gradindex.data.source import Ids
 from gradindex.plots.rendering import Renderer, as_picture
 from gradindex.relevance.features import flatten
 from gradindex.review.evidence import Evidence, Near, unit
-from gradindex.review.out_of_sample import Standard
 
 _SMALLEST = 6  # pixels a side: of less hardly anything is left without the border
 _DRAWN = 1000  # training samples that say how near others usually are
 _BATCH = 256
+_EVERYWHERE = 10_000  # samples of which all pairs are compared
 
 
 class Moved:
     """Compares pictures, moved by a pixel in each of the eight directions or not at all, with training samples.
 
     What is compared is the training picture without the pixels of its border, and each window of that size in the
-    other picture, so that it does not matter what has come in at the edge. Numbers are standardised as `inputs` are.
+    other picture, so that it does not matter what has come in at the edge. Of all the mean training picture is taken;
+    pixels keep their scale, unlike `inputs`, where a little noise in a pixel that is nearly always dark counts as much
+    as a stroke.
 
     Parameters
     ----------
@@ -35,10 +38,11 @@ class Moved:
     def __init__(self, evidence: Evidence, columns: NDArray[np.int64]) -> None:
         height, width = columns.shape[0] - 2, columns.shape[1] - 2
         self._windows = [columns[a : a + height, b : b + width].ravel() for a in range(3) for b in range(3)]
-        centre, standard = self._windows[4], evidence.standard
-        self._evidence = evidence
-        self._standard = Standard(standard.mean[centre], standard.spread[centre])
-        self._rows = unit(evidence.vectors["inputs"][:, centre])
+        self._evidence, centre = evidence, self._windows[4]
+        starts = range(0, len(evidence.ids), _BATCH)
+        rows = np.concatenate([self._inputs(evidence.ids[i : i + _BATCH])[:, centre] for i in starts])
+        self._mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._rows = unit(rows - self._mean)
 
     def near(self, x: Tree) -> Near:
         """Return the k nearest training samples of each of m inputs, by the best of the nine windows."""
@@ -48,18 +52,42 @@ class Moved:
         """Return the nearest other of 1,000 drawn training samples, found in the same way."""
         ids, count = self._evidence.ids, min(_DRAWN, len(self._evidence.ids))
         drawn = np.sort(np.random.default_rng(self._evidence.seed).choice(len(ids), count, replace=False))
-        batch = self._evidence.turn(partial(self._evidence.index.job.source.take, ids[drawn]))
-        found = self._near(flatten(batch.x).astype(np.float32), 2)
+        found = self._near(self._inputs(ids[drawn]), 2)
         return Near(*without_own(found.cosines, found.places, drawn[:, None], 1))
+
+    def of_training(self) -> Near:
+        """Return the k nearest others of each training sample, compared as `near` does.
+
+        Of more than 10,000 samples only the neighbours in hidden vectors and inputs are compared.
+        """
+        if len(self._evidence.ids) > _EVERYWHERE:
+            return self._of_neighbours()
+        found = self._near(self._inputs(self._evidence.ids), self._evidence.k + 1)
+        own = np.arange(len(found.places))[:, None]
+        return Near(*without_own(found.cosines, found.places, own, self._evidence.k))
+
+    def _of_neighbours(self) -> Near:
+        evidence = self._evidence
+        candidates = np.concatenate([evidence.near[space].places for space in evidence.vectors], axis=1)
+        windows, cosines = np.stack(self._windows), np.full(candidates.shape, -np.inf)
+        for begin in range(0, len(candidates), _BATCH):
+            some = slice(begin, begin + _BATCH)
+            shown = self._inputs(evidence.ids[some])[:, windows]  # (b, 9, d)
+            moved = shown.reshape(-1, windows.shape[1]) - self._mean
+            others = self._rows[np.maximum(candidates[some], 0)]  # (b, c, d)
+            products = unit(moved).reshape(shown.shape) @ others.transpose(0, 2, 1)
+            cosines[some] = np.where(candidates[some] >= 0, products.max(axis=1), -np.inf)
+        return Near(*_each_once(cosines, candidates, candidates.shape[1]))
+
+    def _inputs(self, ids: Ids) -> NDArray[np.float32]:
+        batch = self._evidence.turn(partial(self._evidence.index.job.source.take, ids))
+        return flatten(batch.x).astype(np.float32)
 
     def _near(self, inputs: NDArray[np.float32], k: int) -> Near:
         cosines, places = [], []
         for begin in range(0, len(inputs), _BATCH):
             some = inputs[begin : begin + _BATCH]
-            found = [
-                nearest_to(unit(self._standard(some[:, window]).astype(np.float32)), self._rows, k)
-                for window in self._windows
-            ]
+            found = [nearest_to(unit(some[:, window] - self._mean), self._rows, k) for window in self._windows]
             best, named = _each_once(np.hstack([one for one, _ in found]), np.hstack([one for _, one in found]), k)
             cosines.append(best)
             places.append(named)

@@ -105,9 +105,33 @@ def test_each_pair_is_there_once():
     cosines = np.stack([1 - np.exp(logs), np.zeros(40)], axis=1)
     places = np.stack([np.arange(40) ^ 1, np.full(40, -1)], axis=1)
     cosines[[6, 7], 0] = 1 - 1e-6
-    pairs, scores, fence = distances.pairs(evidence.Near(cosines, places))
+    near = evidence.Near(cosines, places)
+    pairs, scores, fence = distances.pairs(near, near)
     assert pairs.tolist() == [[6, 7]] and scores[0] > distances.NEARER
-    assert distances.pairs(evidence.Near(cosines.clip(max=fence - 1e-3), places))[0].size == 0
+    farther = evidence.Near(cosines.clip(max=fence - 1e-3), places)
+    assert distances.pairs(farther, farther)[0].size == 0
+
+
+@pytest.mark.parametrize(("second", "named"), [(6.0, True), (4.0, False)])
+def test_beyond_the_inner_fence_a_pair_is_alike_if_the_next_is_five_times_as_far(second, named):
+    logs = np.linspace(-2, 0, 40)  # the quartiles −1.5 and −.5
+    usual = evidence.Near(1 - np.exp(logs)[:, None], np.arange(40)[:, None] ^ 1)
+    nearest = np.exp(-1.5 - 1.7)
+    near = evidence.Near(1 - np.array([[nearest, second * nearest]]), np.array([[7, 8]]))
+    assert 1.5 < distances.nearness(near, usual)[0][0, 0] < 3
+    assert distances.alike(near, usual).tolist() == [[named, False]]
+    assert not distances.alike(evidence.Near(near.cosines[:, :1], near.places[:, :1]), usual).any()
+
+
+def test_of_a_pair_that_is_seen_from_both_sides_the_nearer_one_counts():
+    logs = np.linspace(-2, 0, 40)
+    places = np.arange(40)[:, None] ^ 1
+    usual = evidence.Near(1 - np.exp(logs)[:, None], places)
+    cosines = usual.cosines.copy()
+    cosines[6], cosines[7] = 1 - 1e-5, 1 - 1e-6
+    pairs, scores, _ = distances.pairs(evidence.Near(cosines, places), usual)
+    expected, _ = distances.nearness(evidence.Near(cosines, places), usual)
+    assert pairs.tolist() == [[6, 7]] and scores.tolist() == [expected[7, 0]] and expected[7, 0] > expected[6, 0]
 
 
 def test_confused_classes_are_symmetric_and_sorted(found):
