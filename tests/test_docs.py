@@ -73,6 +73,7 @@ ELSEWHERE = {
     ("cluster.md", "build"): "tests/distributed/test_docs_cluster.py",
     ("cluster.md", "export"): "tests/distributed/test_docs_cluster.py",
     ("serving.md", "serve"): "tests/serve/test_server.py",
+    ("operating.md", "serve"): "tests/serve/test_limits.py",
     ("review.md", "serve"): "tests/serve/test_review_page.py",
 }
 

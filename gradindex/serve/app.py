@@ -1,5 +1,6 @@
 """The routes."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from gradindex._version import __version__
 from gradindex.index.index import Index
 from gradindex.serve import models
+from gradindex.serve.asgi import Identified
 from gradindex.serve.guard import Guard
 from gradindex.serve.lookup import Search
 from gradindex.serve.metrics import Measured
@@ -28,6 +30,7 @@ from gradindex.store.layout import AUDIT
 from gradindex.store.location import exists
 from gradindex.store.manifest import read_json
 
+log = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 PAGES = {"/": "index.html", "/review": "review.html", "/map": "map.html"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -40,7 +43,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         408: "The body took too long",
         413: "The body is too large",
         422: "The request makes no sense; says why",
-        429: "Too much is waiting",
+        429: "Too much is waiting, or the client asks too often",
         503: "The service is stopping",
         504: "The answer took too long",
         507: "The disk does not take it",
@@ -67,8 +70,9 @@ def make(index: Index, settings: Settings) -> FastAPI:
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics)
     app.add_middleware(Measured, metrics=service.metrics)
+    app.add_middleware(Identified)
     return app
 
 
@@ -193,7 +197,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return problem(500, "The service failed; its log says why.")
+    name = str(request.scope.get("state", {}).get("request_id", ""))
+    log.error("request %s failed: %s", name, type(error).__name__)
+    return problem(500, "The service failed; its log says why.", {"x-request-id": name})
 
 
 def problem(status: int, detail: str, headers: Any = None) -> Response:

@@ -29,6 +29,7 @@ def run(index: Index, settings: Settings, host: str, port: int, ready: Callable[
         make(index, settings),
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # whom to believe, and how far, is a setting of ours: see `clients.Clients`
         lifespan="on",
         timeout_graceful_shutdown=_GRACE,
         server_header=False,
@@ -97,7 +98,7 @@ def check_access(settings: Settings, host: str) -> Settings:
     """Return settings whose hosts fit `host`; raises ValueError if other machines could ask without a token."""
     if is_loopback(host):
         return settings
-    if settings.token is None:
+    if not settings.need_token:
         raise ValueError(f"{host} is reached by other machines: give a token (--token-file), or listen on 127.0.0.1.")
     return replace(settings, hosts=("*",)) if settings.hosts == Settings().hosts else settings
 
