@@ -46,6 +46,9 @@ def serve(
         int, typer.Option(min=1, help="Queries that may wait; more are refused.")
     ] = Settings.max_waiting,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer.")] = Settings.timeout,
+    reload_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds between two looks for a replaced index; 0: only at SIGHUP.")
+    ] = Settings.reload_seconds,
     read_only: Annotated[bool, typer.Option("--read-only", help="Take no decisions on samples.")] = Settings.read_only,
     review_dir: Annotated[
         Path | None,
@@ -78,6 +81,7 @@ def serve(
         max_batch=max_batch,
         max_waiting=max(max_waiting, max_queries),
         timeout=timeout,
+        reload_seconds=reload_seconds,
         read_only=read_only,
         review_dir=None if review_dir is None else review_dir.absolute(),
         review_top=review_top,

@@ -12,6 +12,7 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from numpy.typing import NDArray
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -20,7 +21,7 @@ from gradindex.index.index import Index
 from gradindex.serve import models
 from gradindex.serve.asgi import Identified
 from gradindex.serve.guard import Guard
-from gradindex.serve.lookup import Search
+from gradindex.serve.lookup import Lookup, Search, Vectors
 from gradindex.serve.metrics import Measured
 from gradindex.serve.models import reply
 from gradindex.serve.review_routes import review_routes
@@ -86,7 +87,7 @@ def _page(name: str) -> Callable[[], Awaitable[FileResponse]]:
 def routes(service: Service) -> APIRouter:
     """Return everything that is served but the page's files."""
     router = APIRouter(responses=_ERRORS)
-    lookup, settings = service.lookup, service.settings
+    settings = service.settings
 
     @router.post("/v1/explain", response_model=models.ExplainResponse, tags=["lookup"])
     async def explain(asked: models.ExplainRequest) -> Response:
@@ -95,8 +96,7 @@ def routes(service: Service) -> APIRouter:
         Concurrent requests with the same options share one forward pass, except with `certify`.
         """
         began = time.perf_counter()
-        options, queries, size = service.explain_task(asked)
-        found = await service.ask("model", options, queries, size)
+        found = await service.answer("model", lambda lookup: service.explain_task(asked, lookup))
         waited, stages, batch = (found.pop(name) for name in ("waited", "stages", "batch"))
         timing = models.Timing(waited=waited, total=time.perf_counter() - began, stages=stages, batch=batch)
         return reply(models.ExplainResponse(k=asked.k, timing=timing, **found))
@@ -106,15 +106,13 @@ def routes(service: Service) -> APIRouter:
         """Search with embeddings made elsewhere, by cosine; no model is needed."""
         began = time.perf_counter()
         service.check_sizes(len(asked.vectors), asked.k)
-        width = lookup.store.header.dim
-        if any(len(vector) != width for vector in asked.vectors):
-            raise HTTPException(422, f"vectors: expected {width} numbers each.")
-        with np.errstate(over="ignore"):
-            vectors = np.asarray(asked.vectors, np.float32)
-        if not np.isfinite(vectors).all():
-            raise HTTPException(422, "vectors: NaN, infinity, or a number too large for float32.")
-        options = Search(asked.k, as_where(asked.where))
-        found = await service.ask("search", options, vectors, len(vectors))
+        where = as_where(asked.where)
+
+        def task(lookup: Lookup) -> tuple[Search, Vectors, int]:
+            vectors = _vectors(asked.vectors, lookup.store.header.dim)
+            return Search(lookup.number, asked.k, where), Vectors(lookup, vectors), len(vectors)
+
+        found = await service.answer("search", task)
         waited, stages, batch = (found.pop(name) for name in ("waited", "stages", "batch"))
         timing = models.Timing(waited=waited, total=time.perf_counter() - began, stages=stages, batch=batch)
         return reply(models.SearchResponse(k=asked.k, timing=timing, **found))
@@ -122,7 +120,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/v1/items/{id}", response_model=models.Item, tags=["samples"])
     async def item(id: Annotated[int, InPath(ge=0, lt=2**63)]) -> Response:
         """Return a training sample: label, columns, and what it looks like."""
-        return reply((await service.call(lambda: lookup.items([id])))[0])
+        return reply((await service.call(lambda lookup: lookup.items([id])))[0])
 
     @router.get("/v1/items", response_model=models.Items, tags=["samples"])
     async def items(
@@ -137,7 +135,7 @@ def routes(service: Service) -> APIRouter:
         named = [] if ids is None else [int(one) for one in ids.split(",")]
         service.check_sizes(len(named), 1)
 
-        def some() -> tuple[int, list[models.Item]]:
+        def some(lookup: Lookup) -> tuple[int, list[models.Item]]:
             if named:
                 return len(named), lookup.items(named)
             total, listed = lookup.listing(offset, limit, label)
@@ -149,7 +147,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/v1/index", response_model=models.IndexInfo, tags=["index"])
     async def info() -> Response:
         """Return what is served: sizes, columns, classes, the form of an input."""
-        found: models.IndexInfo = await service.call(lambda: lookup.info)
+        found: models.IndexInfo = await service.call(lambda lookup: lookup.info)
         limits = {"max_k": min(settings.max_k, found.samples), "max_queries": settings.max_queries}
         return reply(found.model_copy(update=limits))
 
@@ -164,14 +162,14 @@ def routes(service: Service) -> APIRouter:
     @router.get("/healthz", response_model=models.Health, tags=["operation"])
     async def health() -> models.Health:
         """Say that the service is up; needs no token."""
-        return models.Health(status="ok", rows=len(lookup.store))
+        return models.Health(status="ok", rows=len(service.lookup.store))
 
-    @router.get("/readyz", response_model=models.Health, tags=["operation"])
-    async def ready() -> models.Health:
+    @router.get("/readyz", response_model=models.Ready, tags=["operation"])
+    async def ready() -> models.Ready:
         """Say whether lookups are taken now, or answer 503 while too many wait or the service stops; needs no token."""
         if not service.is_ready:
             raise HTTPException(503, "No more lookups are taken at the moment.")
-        return models.Health(status="ok", rows=len(lookup.store))
+        return models.Ready(status="ok", rows=len(service.lookup.store), stale=service.reloading.stale)
 
     @router.get("/metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:
@@ -182,6 +180,17 @@ def routes(service: Service) -> APIRouter:
         router.add_api_route(path, _page(name), include_in_schema=False)
 
     return router
+
+
+def _vectors(given: list[list[float]], width: int) -> NDArray[np.float32]:
+    """Return embeddings as an array (m, width); raises HTTPException for what is none."""
+    if any(len(vector) != width for vector in given):
+        raise HTTPException(422, f"vectors: expected {width} numbers each.")
+    with np.errstate(over="ignore"):
+        vectors = np.asarray(given, np.float32)
+    if not np.isfinite(vectors).all():
+        raise HTTPException(422, "vectors: NaN, infinity, or a number too large for float32.")
+    return vectors
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

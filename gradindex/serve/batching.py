@@ -105,12 +105,16 @@ class Worker:
 
     def _loop(self) -> None:
         while batch := self._next():
-            live = [task for task in batch if task.future.set_running_or_notify_cancel()]
-            now = time.perf_counter()
-            for task in live:
-                task.waited = now - task.since
-            if live:
-                self._answer(live)
+            self._begin(batch)
+            del batch  # or it would hold its index until the next request
+
+    def _begin(self, batch: list[Task]) -> None:
+        live = [task for task in batch if task.future.set_running_or_notify_cancel()]
+        now = time.perf_counter()
+        for task in live:
+            task.waited = now - task.since
+        if live:
+            self._answer(live)
 
     def _next(self) -> list[Task]:
         """Return the oldest task and those that may run with it; [] when closed and empty."""

@@ -1,5 +1,6 @@
 """The work behind the routes: batches of tasks to answers, by the public interface of the index."""
 
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from gradindex.store import Store
 log = logging.getLogger(__name__)
 _CACHED = 2048  # rendered samples
 _CLASSES = 1000
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,12 @@ class Where:
 
 @dataclass(frozen=True)
 class Explain:
-    """Options that queries of one batch have in common; `given` is how they came, `alone` keeps others away."""
+    """Options that queries of one batch have in common: `lookup` is the number of the index that they are put to.
 
+    `given` is how they came, `alone` keeps others away.
+    """
+
+    lookup: int
     search: SearchOptions
     where: Where
     given: str
@@ -51,27 +57,37 @@ class Explain:
 
 @dataclass(frozen=True)
 class Search:
-    """Options that vectors of one batch have in common."""
+    """Options that vectors of one batch have in common; `lookup` as in `Explain`."""
 
+    lookup: int
     k: int
     where: Where
 
 
 @dataclass(frozen=True)
 class Queries:
-    """A request's queries: `ids` or inputs `x`, with labels `y` or without."""
+    """A request's queries, put to `lookup`: `ids` or inputs `x`, with labels `y` or without."""
 
+    lookup: "Lookup"
     ids: NDArray[np.int64] | None = None
     x: Any = None
     y: Any = None
     render: bool = False
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """A request's embeddings (m, dim) float32, put to `lookup`."""
+
+    lookup: "Lookup"
+    rows: NDArray[np.float32]
+
+
 class Lookup:
     """Answers batches; every method runs in the one thread that may use the model and the dataset."""
 
     def __init__(self, index: Index) -> None:
-        self.index = index
+        self.index, self.number = index, next(_NUMBERS)
         self._renderer = Renderer(index.job)
         self._info: tuple[Store, bool, models.IndexInfo] | None = None
         self._rendered: OrderedDict[int, models.Rendered | None] = OrderedDict()
@@ -131,7 +147,7 @@ class Lookup:
         """Return ids and scores a task, from a single call of `Index.search`."""
         with runtime_stages.recorded() as stages, runtime_stages.stage("search"):
             scores, ids = self.index.search(
-                np.concatenate([task.payload for task in tasks]), options.k, where=options.where.value
+                np.concatenate([task.payload.rows for task in tasks]), options.k, where=options.where.value
             )
         out, begin = [], 0
         for task in tasks:

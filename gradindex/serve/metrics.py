@@ -34,6 +34,18 @@ class Metrics:
             registry=registry,
         )
         self.waiting = Gauge("gradindex_waiting_queries", "Queries that wait.", registry=registry)
+        self.reloads = Counter(
+            "gradindex_index_reloads",
+            "Times that a replaced index was opened, or could not be.",
+            ["result"],
+            registry=registry,
+        )
+        self.stale = Gauge(
+            "gradindex_index_stale", "Whether the index on the disk is another one than answers.", registry=registry
+        )
+        self.loaded = Gauge(
+            "gradindex_index_loaded_timestamp_seconds", "When the index that answers was opened.", registry=registry
+        )
         self.rows = Gauge("gradindex_rows", "Rows of the index.", registry=registry)
 
     def text(self) -> bytes:

@@ -221,6 +221,14 @@ class Health(BaseModel):
     rows: int
 
 
+class Ready(Health):
+    """Whether lookups are taken, and by which index."""
+
+    stale: str = Field(
+        "", description="Why an index that took its place on the disk does not answer; empty if it does."
+    )
+
+
 class Error(BaseModel):
     """Why there is no answer."""
 

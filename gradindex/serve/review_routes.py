@@ -50,7 +50,7 @@ def review_routes(service: Service) -> APIRouter:
         kept = await beside(reviewing.find_review)
         if kept is None:
             raise HTTPException(404, "There is no review of this index yet: POST /v1/review makes one.")
-        found: BaseModel = await service.call(lambda: reviewing.rows(kept, kind, offset, limit))
+        found: BaseModel = await service.call(lambda _: reviewing.rows(kept, kind, offset, limit))
         return reply(found)
 
     @router.get("/v1/review/decisions", response_model=models.DecisionsPage)

@@ -10,7 +10,7 @@ from gradindex.defaults import MAPPED, REVIEWED_SERVED
 
 HOST = "127.0.0.1"
 """Where the service listens: this machine's programs alone reach it."""
-_MAY_BE_ZERO = {"linger", "rate_limit"}
+_MAY_BE_ZERO = {"linger", "rate_limit", "reload_seconds"}
 _NAME, _HEADER = re.compile(r"[\w.@-]{1,64}", re.ASCII), re.compile(r"[a-z0-9-]+")
 
 
@@ -49,6 +49,9 @@ class Settings:
         Seconds to wait for requests that are likely to come, when the last batch held several.
     timeout
         Seconds until a request is answered with 504, and until a body must have arrived.
+    reload_seconds
+        Seconds between two looks at whether the index on the disk was replaced or changed; the service then opens it,
+        and answers new requests by it. 0: only at SIGHUP.
     read_only
         Refuse decisions with 403; the page then offers none.
     review_dir
@@ -75,6 +78,7 @@ class Settings:
     max_waiting: int = 1024
     linger: float = 0.01
     timeout: float = 60.0
+    reload_seconds: float = 5.0
     read_only: bool = False
     review_dir: Path | None = None
     review_top: int = REVIEWED_SERVED
