@@ -138,6 +138,8 @@ def test_the_commands_run_as_printed(page, tmp_path, monkeypatch, capsys):
     Path("decisions.csv").write_text("id,decision,new_label\n3,remove,\n14,relabel,9\n")
     if page == "whitening.md":
         assert run(["build", "my_model.py:job", "runs/digits"]) == 0
+    if page == "operating.md":
+        assert run(["build", "my_model.py:job", "runs/digits"]) == 0
     if page == "serving.md":
         assert run(["build", "my_model.py:job", "runs/pictures"]) == 0
     for words in commands(page):

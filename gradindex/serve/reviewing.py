@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -243,7 +244,7 @@ class Reviewing:
 
     def shown(self, entry: Entry) -> models.DecisionEntry:
         """Return a line of the file of decisions with the name of its label."""
-        return models.DecisionEntry(**vars(entry), label_name=self.name(entry.label))
+        return models.DecisionEntry(**asdict(entry), label_name=self.name(entry.label))
 
     def export(self, form: str) -> str:
         """Return the decisions that stand, as `gradindex remove --decisions` reads them: CSV or JSON lines."""
