@@ -27,6 +27,7 @@ from gradindex.serve.models import reply
 from gradindex.serve.review_routes import review_routes
 from gradindex.serve.service import Service, as_where
 from gradindex.serve.settings import Settings
+from gradindex.serve.tracing import telemetry
 from gradindex.store.layout import AUDIT
 from gradindex.store.location import exists
 from gradindex.store.manifest import read_json
@@ -62,6 +63,7 @@ def make(index: Index, settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=service.lifespan,
+        telemetry=telemetry(),
     )
     app.state.service = service
     app.include_router(routes(service))

@@ -22,11 +22,15 @@ class Closed(RuntimeError):
 
 @dataclass
 class Task:
-    """A request's share of a batch: `size` queries that may be run with others of the same `key`."""
+    """A request's share of a batch: `size` queries that may be run with others of the same `key`.
+
+    `context` is where spans of its work belong, see `tracing`.
+    """
 
     key: Hashable
     payload: Any
     size: int
+    context: object = None
     future: "Future[Any]" = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
     waited: float = 0.0

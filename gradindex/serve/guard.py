@@ -8,6 +8,7 @@ from gradindex.serve.clients import Clients
 from gradindex.serve.limits import RateLimit
 from gradindex.serve.metrics import Metrics
 from gradindex.serve.settings import Settings
+from gradindex.serve.tracing import describe
 
 HEADERS = [
     (
@@ -54,6 +55,7 @@ class Guard:
 
         client = self._clients.of(scope)
         scope.setdefault("state", {})["client"] = client.name or None
+        describe(client=client.name or None, request_id=scope["state"].get("request_id"))
         if scope["path"].startswith(_OPEN):
             if wait := self._limit.wait(client.key):
                 self._metrics.limited.labels(client.key.partition(" ")[0]).inc()

@@ -19,6 +19,7 @@ from gradindex.plots.read import class_name
 from gradindex.plots.rendering import Rendered as Shown
 from gradindex.plots.rendering import Renderer, data_uri, printable
 from gradindex.runtime import stages as runtime_stages
+from gradindex.runtime.stages import Interval
 from gradindex.search.answer import Found, expected_recalls, found_sides
 from gradindex.search.options import SearchOptions
 from gradindex.serve import models
@@ -114,11 +115,16 @@ class Lookup:
         self.index.search(np.eye(1, self.store.header.dim, dtype=np.float32), 1)
         _ = self.info, self.renderer.shades
 
-    def explain(self, options: Explain, tasks: Sequence[Task]) -> list[dict[str, Any]]:
-        """Return one dict of answers and timing a task, from a single call of `Index.explain`."""
+    def explain(
+        self, options: Explain, tasks: Sequence[Task], intervals: list[Interval] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return one dict of answers and timing a task, from a single call of `Index.explain`.
+
+        `intervals` gets when its stages began and ended.
+        """
         asked: list[Queries] = [task.payload for task in tasks]
         how: dict[str, Any] = {"options": options.search, "where": options.where.value}
-        with runtime_stages.recorded() as stages:
+        with runtime_stages.recorded(intervals) as stages:
             if asked[0].ids is not None:
                 found = self.index.explain(ids=np.concatenate([one.ids for one in asked if one.ids is not None]), **how)
             else:
@@ -143,9 +149,11 @@ class Lookup:
             for task, answer in zip(tasks, answers, strict=True)
         ]
 
-    def search(self, options: Search, tasks: Sequence[Task]) -> list[dict[str, Any]]:
-        """Return ids and scores a task, from a single call of `Index.search`."""
-        with runtime_stages.recorded() as stages, runtime_stages.stage("search"):
+    def search(
+        self, options: Search, tasks: Sequence[Task], intervals: list[Interval] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return ids and scores a task, from a single call of `Index.search`; `intervals` as in `explain`."""
+        with runtime_stages.recorded(intervals) as stages, runtime_stages.stage("search"):
             scores, ids = self.index.search(
                 np.concatenate([task.payload.rows for task in tasks]), options.k, where=options.where.value
             )

@@ -14,8 +14,9 @@ from fastapi import FastAPI, HTTPException
 
 from gradindex.errors import DamagedIndexError, MismatchError
 from gradindex.index.index import Index
+from gradindex.runtime.stages import Interval
 from gradindex.search.options import SearchOptions
-from gradindex.serve import models
+from gradindex.serve import models, tracing
 from gradindex.serve.batching import Closed, Full, Task, Worker
 from gradindex.serve.inputs import BadInput, parse_inputs, parse_labels
 from gradindex.serve.lookup import Explain, Lookup, Queries, Search, Where
@@ -65,15 +66,20 @@ class Service:
         log.info("stopped after answering %d accepted lookups", self.accepted)
 
     def _model(self, key: object, tasks: Sequence[Task]) -> list[Any]:
-        if isinstance(key, Explain):
-            results: list[dict[str, Any]] = tasks[0].payload.lookup.explain(key, tasks)
-            self._count(results[0])
-            return results
-        return [task.payload() for task in tasks]
+        if not isinstance(key, Explain):
+            return [task.payload() for task in tasks]
+        intervals: list[Interval] = []
+        results: list[dict[str, Any]] = tasks[0].payload.lookup.explain(key, tasks, intervals)
+        self._count(results[0])
+        known = {name: results[0][name] for name in ("kernel", "rerank", "rows", "batch")}
+        tracing.answered(tasks, intervals, {"k": key.search.k, **known})
+        return results
 
     def _search(self, key: Search, tasks: Sequence[Task]) -> list[Any]:
-        results: list[dict[str, Any]] = tasks[0].payload.lookup.search(key, tasks)
+        intervals: list[Interval] = []
+        results: list[dict[str, Any]] = tasks[0].payload.lookup.search(key, tasks, intervals)
         self._count(results[0])
+        tracing.answered(tasks, intervals, {"k": key.k, "batch": results[0]["batch"]})
         return results
 
     def _count(self, result: dict[str, Any]) -> None:
@@ -97,7 +103,7 @@ class Service:
 
     async def _ask(self, worker: str, key: Any, payload: object, size: int) -> Any:
         try:
-            future = self._workers[worker].submit(Task(key, payload, size))
+            future = self._workers[worker].submit(Task(key, payload, size, tracing.begun()))
         except Full as error:
             raise HTTPException(429, str(error), {"retry-after": "1"}) from None
         except Closed as error:
