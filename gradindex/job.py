@@ -90,6 +90,11 @@ class Job:
     render
         ``render(i)`` returns sample i as people see it, for pictures, reports and the served page: an image (array or
         PIL), a string, or a dict of names to values. None: inputs are shown as they are.
+    prepare
+        ``prepare(pixels)`` returns the input of a picture from elsewhere, in the form of one sample: what the dataset's
+        own preprocessing does, without what is random. ``pixels`` is (h, w, 3) uint8, or (h, w) of a grey picture, of
+        any size. The served page then takes pictures as queries. None: it takes them where the inputs are shown as
+        they are, and scales them to these.
     metric
         What `gradindex.relevance.spec` returns, to have the rows of a metric in the place of gradients; usually set
         by ``gradindex.build(job, out, metric=…)``. None: gradients.
@@ -105,7 +110,8 @@ class Job:
     ValueError
         For an unknown task, backend or metric, or checkpoints with a metric.
     TypeError
-        If the model is of neither framework, `loss_fn` or `render` is not callable, or `metric` is no metric.
+        If the model is of neither framework, `loss_fn`, `render` or `prepare` is not callable, or `metric` is no
+        metric.
     """
 
     model: Any
@@ -120,6 +126,7 @@ class Job:
     columns: Any = None
     checkpoints: Sequence[tuple[Any, ...]] | None = field(default=None, repr=False)
     render: Callable[[int], Any] | None = field(default=None, repr=False)
+    prepare: Callable[[Any], Any] | None = field(default=None, repr=False)
     metric: RowMaker | None = None
     texts: TextReader | None = field(default=None, repr=False, compare=False)
     reference: str | None = field(default=None, repr=False, compare=False)
@@ -129,6 +136,8 @@ class Job:
             raise TypeError(f"loss_fn must be callable, got {type(self.loss_fn).__name__}.")
         if self.render is not None and not callable(self.render):
             raise TypeError(f"render must be callable, render(i), got {type(self.render).__name__}.")
+        if self.prepare is not None and not callable(self.prepare):
+            raise TypeError(f"prepare must be callable, prepare(pixels), got {type(self.prepare).__name__}.")
         if self.metric is not None and self.checkpoints is not None:
             raise ValueError("A metric is one of a single model: give a job either checkpoints or a metric.")
         if self.metric is not None and not isinstance(self.metric, RowMaker):

@@ -35,6 +35,7 @@ from gradindex.store.manifest import read_json
 log = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 PAGES = {"/": "index.html", "/review": "review.html", "/map": "map.html"}
+_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.Error, "description": text}
     for status, text in {
@@ -119,6 +120,15 @@ def routes(service: Service) -> APIRouter:
         timing = models.Timing(waited=waited, total=time.perf_counter() - began, stages=stages, batch=batch)
         return reply(models.SearchResponse(k=asked.k, timing=timing, **found))
 
+    @router.post(
+        "/v1/inputs", response_model=models.OwnInput, tags=["lookup"], openapi_extra={"requestBody": {"content": _FILE}}
+    )
+    async def own_input(request: Request) -> Response:
+        """Return a file (PNG, JPEG or .npy, by its contents) as a query in the form of a training sample."""
+        data = await request.body()
+        found: models.OwnInput = await service.call(lambda lookup: lookup.read(data))
+        return reply(found)
+
     @router.get("/v1/items/{id}", response_model=models.Item, tags=["samples"])
     async def item(id: Annotated[int, InPath(ge=0, lt=2**63)]) -> Response:
         """Return a training sample: label, columns, and what it looks like."""
@@ -150,7 +160,11 @@ def routes(service: Service) -> APIRouter:
     async def info() -> Response:
         """Return what is served: sizes, columns, classes, the form of an input."""
         found: models.IndexInfo = await service.call(lambda lookup: lookup.info)
-        limits = {"max_k": min(settings.max_k, found.samples), "max_queries": settings.max_queries}
+        limits = {
+            "max_k": min(settings.max_k, found.samples),
+            "max_queries": settings.max_queries,
+            "max_body": settings.max_body,
+        }
         return reply(found.model_copy(update=limits))
 
     @router.get("/v1/audit", response_model=models.Audit, tags=["index"])

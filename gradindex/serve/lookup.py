@@ -22,7 +22,7 @@ from gradindex.runtime import stages as runtime_stages
 from gradindex.runtime.stages import Interval
 from gradindex.search.answer import Found, expected_recalls, found_sides
 from gradindex.search.options import SearchOptions
-from gradindex.serve import models
+from gradindex.serve import models, uploads
 from gradindex.serve.batching import Task
 from gradindex.serve.inputs import concatenate
 from gradindex.sketch import bounds_cosine
@@ -67,12 +67,13 @@ class Search:
 
 @dataclass(frozen=True)
 class Queries:
-    """A request's queries, put to `lookup`: `ids` or inputs `x`, with labels `y` or without."""
+    """A request's queries, put to `lookup`: `ids`, `texts`, or inputs `x`, with labels `y` or without."""
 
     lookup: "Lookup"
     ids: NDArray[np.int64] | None = None
     x: Any = None
     y: Any = None
+    texts: tuple[str, ...] = ()
     render: bool = False
 
 
@@ -90,6 +91,7 @@ class Lookup:
     def __init__(self, index: Index) -> None:
         self.index, self.number = index, next(_NUMBERS)
         self._renderer = Renderer(index.job)
+        self._form: tuple[uploads.PictureForm | None] | None = None
         self._info: tuple[Store, bool, models.IndexInfo] | None = None
         self._rendered: OrderedDict[int, models.Rendered | None] = OrderedDict()
 
@@ -127,6 +129,8 @@ class Lookup:
         with runtime_stages.recorded(intervals) as stages:
             if asked[0].ids is not None:
                 found = self.index.explain(ids=np.concatenate([one.ids for one in asked if one.ids is not None]), **how)
+            elif asked[0].texts:
+                found = self.index.explain(text=[text for one in asked for text in one.texts], **how)
             else:
                 y = None if asked[0].y is None else concatenate([one.y for one in asked])
                 found = self.index.explain(concatenate([one.x for one in asked]), y, **how)
@@ -234,23 +238,38 @@ class Lookup:
             certifiable=bounds_cosine(header.sketch),
             max_k=0,
             max_queries=0,
+            max_body=0,
             version=__version__,
         )
 
+    @property
+    def form(self) -> uploads.PictureForm | None:
+        """How pictures become inputs."""
+        if self._form is None:
+            self._form = (uploads.picture_form(self.renderer, self.index.example.x),)
+        return self._form[0]
+
     def _input(self) -> dict[str, Any]:
-        x = self.index.example.x
+        x, job = self.index.example.x, self.index.job
+        takes = {"prepares": job.prepare is not None, "tokenizer": job.texts is not None}
         if isinstance(x, dict | tuple):
             parts = x.items() if isinstance(x, dict) else enumerate(x)
-            return {"kind": "parts", "parts": [printable(str(name)) for name, _ in parts]}
+            return takes | {"kind": "parts", "parts": [printable(str(name)) for name, _ in parts]}
         if is_ragged(x):
-            return {"kind": "array", "shape": [None, *as_array(x[0]).shape[1:]]}
+            return takes | {"kind": "array", "shape": [None, *as_array(x[0]).shape[1:]]}
         if isinstance(x, list):
-            return {"kind": "text" if isinstance(x[0], str) else "object"}
-        array = as_array(x)
-        picture = self.renderer.query(x, 0)
-        shape = list(picture.value.shape) if picture is not None and picture.kind == "image" else None
-        low, high = self.renderer.shades
-        return {"kind": "array", "shape": list(array.shape[1:]), "picture": shape, "low": low, "high": high}
+            return takes | {"kind": "text" if isinstance(x[0], str) else "object"}
+        found = takes | {"kind": "array", "shape": list(as_array(x).shape[1:])}
+        form = self.form
+        if form is None:
+            return found | {"picture": None, "low": self.renderer.shades[0], "high": self.renderer.shades[1]}
+        picture = {"picture": list(form.shape), "low": form.low, "high": form.high}
+        return found | picture | {"why_no_picture": form.why_not}
+
+    def read(self, data: bytes) -> models.OwnInput:
+        """Return what a file holds as a query; raises BadInput."""
+        found = uploads.read(data, self.index.job, self.index.example.x, self.form)
+        return models.OwnInput(pixels=uploads.base64_of(found.pixels), input=found.sample, note=found.note)
 
     def _answer(self, data: dict[str, Any], row: int, asked: Queries, place: int) -> models.Answer:
         known: dict[str, Any] = {
@@ -260,7 +279,10 @@ class Lookup:
         one = None if asked.ids is None else int(asked.ids[place])
         shown = None
         if asked.render:
-            shown = self.rendered(one) if one is not None else self._show(self.renderer.query(asked.x, place))
+            if asked.texts:
+                shown = models.Rendered(kind="text", data=asked.texts[place], shape=None)
+            else:
+                shown = self.rendered(one) if one is not None else self._show(self.renderer.query(asked.x, place))
         return models.Answer(
             query=models.Sample(id=one, rendered=shown, **self._named(known)),
             proponents=self._side(proponents, row, asked.render),

@@ -137,11 +137,13 @@ class Service:
 
     def explain_task(self, asked: models.ExplainRequest, lookup: Lookup) -> tuple[Explain, Queries, int]:
         """Return options, queries and their number; raises HTTPException for what makes no sense."""
-        if (asked.inputs is None) == (asked.ids is None):
-            raise HTTPException(422, "Give either inputs or ids.")
+        if sum(given is not None for given in (asked.inputs, asked.ids, asked.texts)) != 1:
+            raise HTTPException(422, "Give either inputs or ids, or texts.")
+        if asked.texts is not None and lookup.index.job.texts is None:
+            raise HTTPException(422, "texts: this job has no tokenizer, so its queries are inputs.")
         if asked.labels is not None and asked.inputs is None:
             raise HTTPException(422, "labels belong to inputs; ids have their own.")
-        size = len(asked.inputs or asked.ids or ())
+        size = len(asked.inputs or asked.ids or asked.texts or ())
         self.check_sizes(size, asked.k)
         if max(asked.rerank, asked.max_checks or 0) > self.settings.max_rerank:
             raise HTTPException(422, f"rerank and max_checks may be at most {self.settings.max_rerank} here.")
@@ -162,7 +164,7 @@ class Service:
             if asked.ids is not None:
                 ids = np.asarray(asked.ids, np.int64)
                 lookup.store.rows_of(ids)
-            else:
+            elif asked.texts is None:
                 x = parse_inputs(asked.inputs or [], example.x)
                 y = None if asked.labels is None else parse_labels(asked.labels, example.y)
         except IndexError as error:
@@ -173,7 +175,7 @@ class Service:
             raise HTTPException(422, f"There are {size} inputs but {len(asked.labels)} labels.")
         if y is not None and len(y) != size:
             y = parse_labels((asked.labels or []) * size, example.y)
-        given = "ids" if ids is not None else "inputs" if y is None else "labelled inputs"
+        given = "ids" if ids is not None else "texts" if asked.texts else "inputs" if y is None else "labelled inputs"
         options = Explain(
             lookup=lookup.number,
             search=search,
@@ -182,7 +184,7 @@ class Service:
             # With certify, rows are checked for all queries of a batch: answers that are not proved would depend on it.
             alone=next(_ALONE) if asked.certify else 0,
         )
-        return options, Queries(lookup, ids, x, y, asked.render), size
+        return options, Queries(lookup, ids, x, y, tuple(asked.texts or ()), asked.render), size
 
     def check_sizes(self, queries: int, k: int) -> None:
         """Raise HTTPException for too many queries or neighbours."""

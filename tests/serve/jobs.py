@@ -76,3 +76,12 @@ def texts_job():
 def grown_job():
     """As many digits as the file says that $GRADINDEX_TEST_ROWS names, as a data set that grows."""
     return longer_job(int(Path(os.environ["GRADINDEX_TEST_ROWS"]).read_text()))
+
+
+def words_job():
+    """A small language model with its tokenizer."""
+    from gradindex import hugging_face
+    from tests.language.kit import TEXTS, causal, tokenizer
+
+    words = tokenizer()
+    return hugging_face.causal_lm(causal("llama", len(words)), words, TEXTS)
