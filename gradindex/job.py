@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from gradindex.data.chain import Chain
 from gradindex.data.dataset_types import as_source
+from gradindex.data.names import Model
 from gradindex.data.source import Source
 from gradindex.data.text import TextReader
 from gradindex.gradients import backend_of, make_engine
@@ -145,6 +146,52 @@ class Job:
         object.__setattr__(self, "task", choose_word(Task, self.task, "task"))
         backend = backend_of(self.model) if self.backend is None else self.backend
         object.__setattr__(self, "backend", choose_word(Backend, backend, "backend"))
+
+    @classmethod
+    def from_table(
+        cls,
+        model: Model,
+        loss_fn: Callable[[Any, Any], Any],
+        table: object,
+        *,
+        x: str | Sequence[str],
+        y: str | None = None,
+        columns: Sequence[str] | None = None,
+        **options: Any,
+    ) -> "Job":
+        """Return a job over the rows of a data frame.
+
+        Parameters
+        ----------
+        model, loss_fn
+            As ever.
+        table
+            Of pandas, polars or Arrow, anything that has Arrow's C stream interface, or a ``datasets.Dataset``, which
+            is read as `gradindex.hugging_face.source` does. All others are held in memory as NumPy arrays: floats in
+            single precision, truth values as integers.
+        x
+            The column of the inputs: numbers, lists of numbers, or texts. Or several of numbers, which become one array
+            (n, columns) in this order.
+        y
+            The column of the labels: numbers, or texts or categories, which become classes from 0 (texts in their
+            order, categories in theirs), with `class_names`. None: samples have no labels.
+        columns
+            The columns that come back with results. None: all others.
+        **options
+            Of the job: `parameters`, `task`, `render`, …
+
+        Raises
+        ------
+        TypeError
+            If `table` is none, or a column holds what cannot be an input or label.
+        ValueError
+            If there is no such column, or one of them has gaps; names the rows.
+        """
+        from gradindex.data.frames import samples
+
+        found = samples(table, x, y, columns)
+        options.setdefault("class_names", found.class_names)
+        return cls(model, loss_fn, found.dataset, columns=found.columns, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what was given, and nothing that was computed from it."""

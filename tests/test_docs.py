@@ -32,7 +32,7 @@ OF_PAGES = {"language.md": "from tests.language.kit import TEXTS as texts, save\
 PRINTED = {
     "alibi.md": (2, [r"\(3, 200\) \(3, 5, 64\)", r"\(3, 5\) True"]),
     "attribution.md": (3, [r"\(3, 5\)", r"\(3, 5\) \(3, 5\) \(3, 5\)", r"\(5, 3\) \(5, 3\)"]),
-    "files.md": (2, [r"\d\d+", "0"]),
+    "files.md": (3, [r"\d\d+", r"\['(scan|photo)', '(scan|photo)', '(scan|photo)'\]", "0"]),
     "language.md": (5, [r"(1\.0|0\.\d)\d+  .*", r"\[.*\] \(1, \d+, 3\)", r"\[.*\] \[.*", r"\['<\|start\|>', .*\]"]),
     "metrics.md": (
         2,

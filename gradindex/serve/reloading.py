@@ -57,7 +57,7 @@ class Reloading:
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._stopping = False
         self._stamp: Stamp | None = None  # none yet, so that the first look compares what is served
-        self._opened = _identity(lookup.index, stamp_of(lookup.store.path))
+        self._header = stamp_of(lookup.store.path)[0]
         self._failures, self._again, self._since = 0, 0.0, ""
         self._thread: threading.Thread | None = None
         metrics.loaded.set_to_current_time()
@@ -117,7 +117,7 @@ class Reloading:
             self._metrics.stale.set(0)
             if new is None:
                 return
-            self._lookup, self._opened = new, _identity(new.index, stamp)
+            self._lookup, self._header = new, stamp[0]
             self._take(new)
             self._metrics.reloads.labels("ok").inc()
             self._metrics.loaded.set_to_current_time()
@@ -137,7 +137,7 @@ class Reloading:
         """Return what lies on the disk, ready to answer; None if that is what is served."""
         served = self._lookup.index
         new = Index.open(served.store.path, served.job)
-        if _identity(new, stamp) == self._opened:
+        if (stamp[0], _identity(new)) == (self._header, _identity(served)):
             return None
         job = served.job
         try:
@@ -158,10 +158,10 @@ class Reloading:
         return lookup
 
 
-def _identity(index: Index, stamp: Stamp) -> tuple[object, ...]:
-    """Return what tells indexes apart: which was built, how it was changed, and the file of its FAISS index."""
+def _identity(index: Index) -> tuple[object, ...]:
+    """Return what tells states apart: which build, how it was changed since, and the file of the FAISS index."""
     store = index.store
-    return stamp[0], store.header.seal, store.state.number, store.state.last, index.searcher.file
+    return store.header.seal, store.state.number, store.state.last, index.searcher.file
 
 
 def stamp_of(store: Location) -> Stamp:

@@ -88,6 +88,23 @@ def test_nothing_is_opened_while_nothing_changes(path, monkeypatch):
         assert len(opened) == 1
 
 
+def test_what_is_changed_through_the_served_object_is_not_opened_again(path):
+    """As in a notebook: it is in the answers at once, and stays the object that answers."""
+    from starlette.testclient import TestClient
+
+    from gradindex.serve import Settings, create_app
+
+    index = gradindex.load(path, pictures_job())
+    with TestClient(create_app(index, Settings(hosts=("testserver",), reload_seconds=SOON))) as client:
+        index.remove([3, 4])
+        assert info(client) == (ROWS, 2)
+        client.app.state.service.reloading.look()
+        assert client.app.state.service.lookup.index is index
+        index.compact()
+        client.app.state.service.reloading.look()
+        assert client.app.state.service.lookup.index is index and info(client) == (ROWS - 2, 0)
+
+
 def test_what_was_accepted_is_answered_by_the_index_it_was_put_to(path):
     """Queries that wait keep their index, also beside later ones that are alike, whose index is the next one."""
     from gradindex.serve.lookup import Lookup
