@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import gradindex
-from tests.jobs import ROWS, longer_job, other_model_job
+from tests.jobs import ROWS, digits, longer_job, other_model_job
 from tests.serve.conftest import running
 from tests.serve.jobs import pictures_job
 from tests.serve.test_server import connect
@@ -76,7 +76,7 @@ def test_every_change_is_taken_up(path):
 def test_nothing_is_opened_while_nothing_changes(path, monkeypatch):
     from gradindex.index.index import Index
 
-    with serving(path, reload_seconds=0.01) as client:
+    with serving(path, reload_seconds=0) as client:
         look, opened, opening = client.app.state.service.reloading.look, [], Index.open
         look()
         monkeypatch.setattr(Index, "open", classmethod(lambda cls, *given: opened.append(given) or opening(*given)))
@@ -88,21 +88,24 @@ def test_nothing_is_opened_while_nothing_changes(path, monkeypatch):
         assert len(opened) == 1
 
 
-def test_what_is_changed_through_the_served_object_is_not_opened_again(path):
-    """As in a notebook: it is in the answers at once, and stays the object that answers."""
+def test_what_is_changed_through_the_served_object_is_there_at_once(path):
+    """As in a notebook, where the file state changes, too: added samples are not opened a second time."""
     from starlette.testclient import TestClient
 
     from gradindex.serve import Settings, create_app
 
     index = gradindex.load(path, pictures_job())
-    with TestClient(create_app(index, Settings(hosts=("testserver",), reload_seconds=SOON))) as client:
+    with TestClient(create_app(index, Settings(hosts=("testserver",), reload_seconds=0))) as client:
+        service = client.app.state.service
+        index.add((digits()[0][:5], digits()[1][:5]), columns={"writer": ["even"] * 5})
+        assert info(client) == (ROWS + 5, 0)
+        service.reloading.look()
+        assert service.lookup.index is index
         index.remove([3, 4])
-        assert info(client) == (ROWS, 2)
-        client.app.state.service.reloading.look()
-        assert client.app.state.service.lookup.index is index
-        index.compact()
-        client.app.state.service.reloading.look()
-        assert client.app.state.service.lookup.index is index and info(client) == (ROWS - 2, 0)
+        assert info(client) == (ROWS + 5, 2)
+        service.reloading.look()
+        assert info(client) == (ROWS + 5, 2)
+        assert client.post("/v1/explain", json={"ids": [ROWS + 2], "k": 3}).json()["selected"] == ROWS + 3
 
 
 def test_what_was_accepted_is_answered_by_the_index_it_was_put_to(path):
