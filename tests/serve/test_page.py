@@ -118,6 +118,7 @@ def test_a_file_that_is_dropped_or_pasted(page, address, index, kind):
     page.goto(address)
     settled(page)
     assert "A PNG or JPEG picture, scaled to 8 × 8" in page.locator("#own-hint").inner_text()
+    assert page.locator("#drop").evaluate("place => getComputedStyle(place).borderTopStyle") == "dashed"
     assert page.evaluate(GIVE, ["dragover", "#drop", "a.png", "image/png", []])  # the page takes it, not the browser
     assert page.locator("#own.over").count() == 1
     page.evaluate(GIVE, [kind, "#drop", "mine.png", "image/png", list(png.getvalue())])
