@@ -160,7 +160,7 @@ def test_the_file_button_stands_beside_the_place_to_drop_and_is_reached_by_keys(
     assert page.evaluate("document.activeElement.id") == "file"
     assert page.locator("#file").get_attribute("accept") == "image/png,image/jpeg,.npy,.json"
     with page.expect_file_chooser():
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
 
 
 def test_a_text_of_ones_own(browser, tmp_path):
