@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradindex.data.tabular import Tabular
 from gradindex.search.answer import Found, found_sides
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from gradindex.search.tokens import Grain, TokenScores
 
 
-class Explanation:
+class Explanation(Tabular):
     """Metadata and data of an explanation; every entry of `data` is an attribute too.
 
     Parameters
@@ -131,10 +132,6 @@ class Explanation:
 
         parts = [pa.table(_lines(side)) for side in found_sides(self.data)]
         return pa.concat_tables(parts, promote_options="permissive").sort_by([("query", "ascending")])
-
-    def to_pandas(self) -> Any:
-        """Return `to_arrow` as a ``pandas.DataFrame``; needs pandas."""
-        return self.to_arrow().to_pandas(use_threads=False)  # as in Shard.table
 
     @classmethod
     def from_json(cls, text: str) -> "Explanation":

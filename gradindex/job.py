@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from gradindex.data.chain import Chain
 from gradindex.data.dataset_types import as_source
+from gradindex.data.names import Model
 from gradindex.data.source import Source
 from gradindex.data.text import TextReader
 from gradindex.gradients import backend_of, make_engine
@@ -90,6 +91,11 @@ class Job:
     render
         ``render(i)`` returns sample i as people see it, for pictures, reports and the served page: an image (array or
         PIL), a string, or a dict of names to values. None: inputs are shown as they are.
+    prepare
+        ``prepare(pixels)`` returns the input of a picture from elsewhere, in the form of one sample: what the dataset's
+        own preprocessing does, without what is random. ``pixels`` is (h, w, 3) uint8, or (h, w) of a grey picture, of
+        any size. The served page then takes pictures as queries. None: it takes them where the inputs are shown as
+        they are, and scales them to these.
     metric
         What `gradindex.relevance.spec` returns, to have the rows of a metric in the place of gradients; usually set
         by ``gradindex.build(job, out, metric=…)``. None: gradients.
@@ -105,7 +111,8 @@ class Job:
     ValueError
         For an unknown task, backend or metric, or checkpoints with a metric.
     TypeError
-        If the model is of neither framework, `loss_fn` or `render` is not callable, or `metric` is no metric.
+        If the model is of neither framework, `loss_fn`, `render` or `prepare` is not callable, or `metric` is no
+        metric.
     """
 
     model: Any
@@ -120,6 +127,7 @@ class Job:
     columns: Any = None
     checkpoints: Sequence[tuple[Any, ...]] | None = field(default=None, repr=False)
     render: Callable[[int], Any] | None = field(default=None, repr=False)
+    prepare: Callable[[Any], Any] | None = field(default=None, repr=False)
     metric: RowMaker | None = None
     texts: TextReader | None = field(default=None, repr=False, compare=False)
     reference: str | None = field(default=None, repr=False, compare=False)
@@ -129,6 +137,8 @@ class Job:
             raise TypeError(f"loss_fn must be callable, got {type(self.loss_fn).__name__}.")
         if self.render is not None and not callable(self.render):
             raise TypeError(f"render must be callable, render(i), got {type(self.render).__name__}.")
+        if self.prepare is not None and not callable(self.prepare):
+            raise TypeError(f"prepare must be callable, prepare(pixels), got {type(self.prepare).__name__}.")
         if self.metric is not None and self.checkpoints is not None:
             raise ValueError("A metric is one of a single model: give a job either checkpoints or a metric.")
         if self.metric is not None and not isinstance(self.metric, RowMaker):
@@ -136,6 +146,52 @@ class Job:
         object.__setattr__(self, "task", choose_word(Task, self.task, "task"))
         backend = backend_of(self.model) if self.backend is None else self.backend
         object.__setattr__(self, "backend", choose_word(Backend, backend, "backend"))
+
+    @classmethod
+    def from_table(
+        cls,
+        model: Model,
+        loss_fn: Callable[[Any, Any], Any],
+        table: object,
+        *,
+        x: str | Sequence[str],
+        y: str | None = None,
+        columns: Sequence[str] | None = None,
+        **options: Any,
+    ) -> "Job":
+        """Return a job over the rows of a data frame.
+
+        Parameters
+        ----------
+        model, loss_fn
+            As ever.
+        table
+            Of pandas, polars or Arrow, anything that has Arrow's C stream interface, or a ``datasets.Dataset``, which
+            is read as `gradindex.hugging_face.source` does. All others are held in memory as NumPy arrays: floats in
+            single precision, truth values as integers.
+        x
+            The column of the inputs: numbers, lists of numbers, or texts. Or several of numbers, which become one array
+            (n, columns) in this order.
+        y
+            The column of the labels: numbers, or texts or categories, which become classes from 0 (texts in their
+            order, categories in theirs), with `class_names`. None: samples have no labels.
+        columns
+            The columns that come back with results. None: all others.
+        **options
+            Of the job: `parameters`, `task`, `render`, …
+
+        Raises
+        ------
+        TypeError
+            If `table` is none, or a column holds what cannot be an input or label.
+        ValueError
+            If there is no such column, or one of them has gaps; names the rows.
+        """
+        from gradindex.data.frames import samples
+
+        found = samples(table, x, y, columns)
+        options.setdefault("class_names", found.class_names)
+        return cls(model, loss_fn, found.dataset, columns=found.columns, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what was given, and nothing that was computed from it."""

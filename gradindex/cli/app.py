@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 from gradindex.cli.changes import add, compact, remove, whiten
 from gradindex.cli.compare import compare
 from gradindex.cli.console import err, out
+from gradindex.cli.decisions import decisions
 from gradindex.cli.doctor import doctor
 from gradindex.cli.evaluate import evaluate
 from gradindex.cli.export import export
@@ -47,6 +48,7 @@ app.command()(plan)
 app.command()(export)
 app.command()(report)
 app.command()(review)
+app.command()(decisions)
 app.command()(compare)
 app.command()(init)
 app.command()(doctor)

@@ -24,6 +24,18 @@ def serve(
         Path | None,
         typer.Option(help="File with the bearer token that clients must send.  [default: $GRADINDEX_TOKEN]", **FILE),
     ] = None,
+    tokens_file: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with tokens by the names of their clients.", show_default=False, **FILE),
+    ] = None,
+    rate_limit: Annotated[
+        float, typer.Option(min=0, help="Requests a second of one client; 0: no limit.")
+    ] = Settings.rate_limit,
+    rate_burst: Annotated[int, typer.Option(min=1, help="Requests at once, after a pause.")] = Settings.rate_burst,
+    trusted_proxy: Annotated[
+        list[str] | None, typer.Option(help="Address or network of a proxy that says whom it asks for.")
+    ] = None,
+    client_header: Annotated[str, typer.Option(help="Header where it says so.")] = Settings.client_header,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = Settings.max_body,
     max_queries: Annotated[int, typer.Option(min=1, help="Queries of a request.")] = Settings.max_queries,
     max_k: Annotated[int, typer.Option(min=1, help="Neighbours of each side.")] = Settings.max_k,
@@ -34,6 +46,9 @@ def serve(
         int, typer.Option(min=1, help="Queries that may wait; more are refused.")
     ] = Settings.max_waiting,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for an answer.")] = Settings.timeout,
+    reload_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds between two looks for a replaced index; 0: only at SIGHUP.")
+    ] = Settings.reload_seconds,
     read_only: Annotated[bool, typer.Option("--read-only", help="Take no decisions on samples.")] = Settings.read_only,
     review_dir: Annotated[
         Path | None,
@@ -55,12 +70,18 @@ def serve(
     token = os.environ.get("GRADINDEX_TOKEN") if token_file is None else token_file.read_text(encoding="utf-8").strip()
     settings = Settings(
         token=token or None,
+        named_tokens={} if tokens_file is None else _named_tokens(tokens_file),
+        rate_limit=rate_limit,
+        rate_burst=rate_burst,
+        trusted_proxies=tuple(trusted_proxy or ()),
+        client_header=client_header.lower(),
         max_body=max_body,
         max_queries=max_queries,
         max_k=max_k,
         max_batch=max_batch,
         max_waiting=max(max_waiting, max_queries),
         timeout=timeout,
+        reload_seconds=reload_seconds,
         read_only=read_only,
         review_dir=None if review_dir is None else review_dir.absolute(),
         review_top=review_top,
@@ -77,3 +98,14 @@ def serve(
             typer.echo(json.dumps({"address": address}))
 
     run(load(path, inputs.job_of(job)), settings, host=host, port=port, ready=ready)
+
+
+def _named_tokens(path: Path) -> dict[str, str]:
+    """Read the tokens of clients; raises BadParameter for anything else, without repeating what it is."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
+        raise typer.BadParameter(f'{path} must hold a JSON object of names and tokens: {{"ada": "TOKEN"}}.')
+    return found

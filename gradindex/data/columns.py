@@ -61,9 +61,9 @@ def to_arrow(values: Any) -> pa.Array:
         If Arrow has no type that holds all values as they are.
     """
     if isinstance(values, pa.Array | pa.ChunkedArray):
-        return one_chunk(values)
+        return _without_views(one_chunk(values))
     if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "__arrow_array__"):  # polars
-        return one_chunk(pa.chunked_array(values))
+        return _without_views(one_chunk(pa.chunked_array(values)))
     if isinstance(values, _NOT_SORTED):
         raise TypeError(f"expected a sequence with an entry a sample, got a {type(values).__name__}.")
     if hasattr(values, "detach"):
@@ -105,6 +105,16 @@ def one_chunk(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _without_views(array: pa.Array) -> pa.Array:
+    """Return texts and categories of polars in the layout that everything reads."""
+    if pa.types.is_string_view(array.type):
+        return array.cast(pa.large_string())
+    if isinstance(array, pa.DictionaryArray) and pa.types.is_string_view(array.type.value_type):
+        names = array.dictionary.cast(pa.string())
+        return pa.DictionaryArray.from_arrays(array.indices.cast(pa.int32()), names, ordered=array.type.ordered)
+    return array
 
 
 def _refuse_mixtures(values: Any, kind: pa.DataType) -> None:

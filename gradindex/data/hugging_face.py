@@ -17,9 +17,7 @@ class _Dataset(Source):
 
     def __init__(self, dataset: "datasets.Dataset", x: str | Sequence[str] | None = None, y: str | None = None) -> None:
         names = list(dataset.column_names)
-        self.y = y if y is not None else next((name for name in LABELS if name in names), None)
-        if self.y is None:
-            raise ValueError(f"Which column holds the labels? Give y, one of {names}.")
+        self.y = label_column(names, y)
         rest = [name for name in names if name != self.y]
         self.x = x if isinstance(x, str) else list(rest if x is None else x)
         if isinstance(self.x, list) and x is None and len(self.x) == 1:
@@ -62,6 +60,14 @@ def source(dataset: "datasets.Dataset", x: str | Sequence[str] | None = None, y:
         If there is no such column.
     """
     return _Dataset(dataset, x, y)
+
+
+def label_column(names: Sequence[str], y: str | None = None) -> str:
+    """Return the column of the labels: `y`, or what is called so; raises ValueError if there is none."""
+    found = y if y is not None else next((name for name in LABELS if name in names), None)
+    if found is None:
+        raise ValueError(f"Which column holds the labels? Give y, one of {list(names)}.")
+    return found
 
 
 def is_dataset(value: object) -> bool:

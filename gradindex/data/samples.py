@@ -219,7 +219,10 @@ def refuse_dataset(dataset: object) -> None:
     if isinstance(dataset, str | bytes | Set):
         raise unreadable(dataset)
     if type(dataset).__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
-        raise unreadable(dataset, " Give the inputs and the label of its rows apart: (table[inputs], table[label]).")
+        apart = "(table[inputs], table[label])"
+        raise unreadable(
+            dataset, f" Say what its columns are, Job.from_table(…, x=…, y=…), or give them apart: {apart}."
+        )
     keras = sys.modules.get("keras")
     if keras is not None and isinstance(dataset, keras.utils.PyDataset):
         raise unreadable(dataset, " Its entries are batches: give what they are made of.")

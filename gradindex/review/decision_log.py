@@ -1,8 +1,11 @@
-"""Decisions of several reviewers in one file that only ever grows: JSON lines, each on the disk before it counts.
+"""The audit log of decisions: one file of JSON lines that only ever grows, each on the disk before it counts.
 
-A line holds ``time`` (UTC), ``reviewer``, ``id``, ``decision`` and ``label`` (the new one of ``relabel``, else null).
-The last line of an id wins. An undoing is a line, too: ``undoes`` is the number of the line that it takes back, from 0,
-and its decision is what stands then, null for none. A line that a killed process left unfinished counts for nothing.
+A line holds ``time`` (UTC), ``reviewer``, ``id``, ``decision``, ``label`` (the new one of ``relabel``, else null),
+``before`` (the decision that stood until then, with its label; null for none), and how it came: ``client`` (the name
+of the token) and ``request`` (the id of the request), null where that is not known. The last line of an id wins. An
+undoing is a line, too: ``undoes`` is the number of the line that it takes back, from 0, and its decision is what stands
+then, null for none. No line is ever changed or taken away. A line that a killed process left unfinished counts for
+nothing.
 """
 
 import csv
@@ -26,6 +29,22 @@ _EXPORTED = *COLUMNS, "reviewer", "time"
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a decision came: the name of its client's token, and the id of its request; None: not known."""
+
+    client: str | None = None
+    request: str | None = None
+
+
+@dataclass(frozen=True)
+class Before:
+    """What stood on a sample until a decision."""
+
+    decision: Decision | None
+    label: int | None = None
+
+
+@dataclass(frozen=True)
 class Entry:
     """A line: what a reviewer decided on a sample.
 
@@ -45,6 +64,10 @@ class Entry:
         The new label of a relabelling.
     undoes
         Of an undoing: the number of the line that is taken back.
+    before
+        What stood on the sample until then; None for nothing, and in lines of earlier versions, which do not tell.
+    client, request
+        How it came, see `Origin`.
     """
 
     number: int
@@ -54,6 +77,9 @@ class Entry:
     decision: Decision | None
     label: int | None = None
     undoes: int | None = None
+    before: Before | None = None
+    client: str | None = None
+    request: str | None = None
 
     def says(self, other: "Entry") -> bool:
         """Whether both decide the same."""
@@ -79,7 +105,9 @@ class DecisionLog:
         self._standing: dict[int, list[Entry]] = {}
         self._undoable: dict[str, list[Entry]] = {}
 
-    def decide(self, reviewer: str, sample: int, decision: Decision, label: int | None = None) -> Entry:
+    def decide(
+        self, reviewer: str, sample: int, decision: Decision, label: int | None = None, origin: Origin | None = None
+    ) -> Entry:
         """Append a decision, and return it once it is on the disk.
 
         Raises
@@ -92,9 +120,9 @@ class DecisionLog:
         if (decision is Decision.RELABEL) != (label is not None):
             raise ValueError(f"relabel takes a label, others take none; got {decision} and {label}.")
         with self._writing():
-            return self._append(Entry(len(self._entries), _now(), reviewer, sample, decision, label))
+            return self._append(Entry(len(self._entries), _now(), reviewer, sample, decision, label), origin)
 
-    def undo(self, reviewer: str) -> Entry:
+    def undo(self, reviewer: str, origin: Origin | None = None) -> Entry:
         """Take back a reviewer's last decision that was not taken back yet; return the line that does.
 
         What stands then is the decision before it, of whomever. Later decisions of others on that sample stay.
@@ -113,7 +141,8 @@ class DecisionLog:
             last = mine[-1]
             rest = [one for one in self._standing[last.id] if one is not last]
             left, label = (rest[-1].decision, rest[-1].label) if rest else (None, None)
-            return self._append(Entry(len(self._entries), _now(), reviewer, last.id, left, label, last.number))
+            entry = Entry(len(self._entries), _now(), reviewer, last.id, left, label, last.number)
+            return self._append(entry, origin)
 
     def standing(self, sample: int) -> Entry | None:
         """Return the decision that stands on a sample."""
@@ -159,7 +188,10 @@ class DecisionLog:
             self._catch_up()
             yield
 
-    def _append(self, entry: Entry) -> Entry:
+    def _append(self, entry: Entry, origin: Origin | None) -> Entry:
+        every = self._standing.get(entry.id)
+        before = Before(every[-1].decision, every[-1].label) if every else None
+        entry = replace(entry, before=before, **asdict(origin or Origin()))
         value = asdict(entry)
         del value["number"]
         if entry.undoes is None:
@@ -231,11 +263,20 @@ def _parsed(line: bytes, number: int) -> Entry | None:
             None if decision is None else Decision(decision),
             None if label is None else int(label),
             None if undoes is None else int(undoes),
+            _before(value.get("before")),
+            *(None if value.get(name) is None else str(value[name]) for name in ("client", "request")),
         )
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
     whole = (entry.decision is Decision.RELABEL) == (label is not None)
     return entry if whole and (entry.undoes is not None or decision is not None) else None
+
+
+def _before(value: dict[str, str | int | None] | None) -> Before | None:
+    if value is None:
+        return None
+    label = value["label"]
+    return Before(Decision(str(value["decision"])), None if label is None else int(label))
 
 
 def _now() -> str:

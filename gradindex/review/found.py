@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradindex.data.names import Tree
+from gradindex.data.tabular import Tabular
 from gradindex.review.decisions import COLUMNS
 from gradindex.store.location import Location, locate, save
 
@@ -98,7 +99,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Review:
+class Review(Tabular):
     """What a review found, kind by kind, each with the most striking first.
 
     Parameters

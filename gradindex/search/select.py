@@ -20,6 +20,7 @@ from gradindex.ann.selection import select as selected_rows
 from gradindex.compute.queries import Queries
 from gradindex.data.names import Where
 from gradindex.data.source import Ids
+from gradindex.data.tabular import Tabular
 from gradindex.defaults import BLOCK_ROWS, BUDGET
 from gradindex.job import Job
 from gradindex.kernels import Kernel, WhiteKernel
@@ -78,7 +79,7 @@ def parse_budget(budget: str | int | float, rows: int) -> Budget:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Chosen(Tabular):
     """The samples that were chosen, best first.
 
     Parameters

@@ -43,6 +43,9 @@ def serve(
 ) -> None:
     """Serve an index until SIGINT or SIGTERM; requests that were accepted are answered first.
 
+    An index that takes its place on the disk is opened meanwhile, see `Settings.reload_seconds`, and at SIGHUP: with
+    the same job, or, if that does not fit, with what the function returns now that the job came from (`load_job`).
+
     In a notebook, it serves until the cell is interrupted.
 
     Parameters
@@ -68,9 +71,12 @@ def serve(
         If the port is taken.
     """
     _require()
-    from gradindex.serve.server import run
+    from gradindex.serve.app import make
+    from gradindex.serve.server import check_access, run
 
-    run(index, settings or Settings(), host, port, ready)
+    app = make(index, check_access(settings or Settings(), host))
+    del index  # the service alone holds it, and lets go of it when another one took its place
+    run(app, host, port, ready)
 
 
 def _require() -> None:

@@ -22,11 +22,15 @@ class Closed(RuntimeError):
 
 @dataclass
 class Task:
-    """A request's share of a batch: `size` queries that may be run with others of the same `key`."""
+    """A request's share of a batch: `size` queries that may be run with others of the same `key`.
+
+    `context` is where spans of its work belong, see `tracing`.
+    """
 
     key: Hashable
     payload: Any
     size: int
+    context: object = None
     future: "Future[Any]" = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
@@ -105,12 +109,16 @@ class Worker:
 
     def _loop(self) -> None:
         while batch := self._next():
-            live = [task for task in batch if task.future.set_running_or_notify_cancel()]
-            now = time.perf_counter()
-            for task in live:
-                task.waited = now - task.since
-            if live:
-                self._answer(live)
+            self._begin(batch)
+            del batch  # or it would hold its index until the next request
+
+    def _begin(self, batch: list[Task]) -> None:
+        live = [task for task in batch if task.future.set_running_or_notify_cancel()]
+        now = time.perf_counter()
+        for task in live:
+            task.waited = now - task.since
+        if live:
+            self._answer(live)
 
     def _next(self) -> list[Task]:
         """Return the oldest task and those that may run with it; [] when closed and empty."""

@@ -1,18 +1,14 @@
 """What stands before the routes: sizes, times, the token, and headers that keep the page to itself."""
 
 import asyncio
-import hmac
-import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import math
 
+from gradindex.serve.asgi import App, Message, Receive, Scope, Send, header, refuse
+from gradindex.serve.clients import Clients
+from gradindex.serve.limits import RateLimit
+from gradindex.serve.metrics import Metrics
 from gradindex.serve.settings import Settings
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from gradindex.serve.tracing import describe
 
 HEADERS = [
     (
@@ -25,15 +21,26 @@ HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-_OPEN = ("/v1/", "/metrics")  # beginnings of the paths that need the token
+_OPEN = ("/v1/", "/metrics")  # beginnings of the paths that need the token, and whose requests are limited
 
 
 class Guard:
-    """ASGI middleware: reads a body up to the limit before anything parses it, and asks for the token."""
+    """ASGI middleware: reads a body up to the limit before anything parses it, limits clients, and asks for the token.
 
-    def __init__(self, app: App, settings: Settings) -> None:
-        self._app, self._settings = app, settings
-        self._token = None if settings.token is None else settings.token.encode()
+    Parameters
+    ----------
+    app
+        What comes behind.
+    settings
+        Those of the service.
+    metrics
+        Counts the requests of clients that send too many.
+    """
+
+    def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+        self._clients = Clients(settings)
+        self._limit = RateLimit(settings.rate_limit, settings.rate_burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -46,9 +53,20 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
-        if self._token is not None and scope["path"].startswith(_OPEN) and not self._known(scope):
-            await refuse(sending, 401, "A bearer token is needed: Authorization: Bearer TOKEN.", b"Bearer")
-            return
+        client = self._clients.of(scope)
+        scope.setdefault("state", {})["client"] = client.name or None
+        describe(client=client.name or None, request_id=scope["state"].get("request_id"))
+        if scope["path"].startswith(_OPEN):
+            if wait := self._limit.wait(client.key):
+                self._metrics.limited.labels(client.key.partition(" ")[0]).inc()
+                seconds = str(math.ceil(wait))
+                said = f"At most {self._settings.rate_limit:g} requests a second: ask again in {seconds} s."
+                await refuse(sending, 429, said, [(b"retry-after", seconds.encode())])
+                return
+            if self._settings.need_token and client.name is None:
+                said = "A bearer token is needed: Authorization: Bearer TOKEN."
+                await refuse(sending, 401, said, [(b"www-authenticate", b"Bearer")])
+                return
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_from_elsewhere(scope):
             await refuse(sending, 403, "Pages from elsewhere may not ask for this.")
             return
@@ -63,14 +81,9 @@ class Guard:
             return
         await self._app(scope, _replay(body, receive), sending)
 
-    def _known(self, scope: Scope) -> bool:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        kind, _, token = given.partition(b" ")
-        return kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token or b"")
-
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Return the whole body; None if it is too large."""
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        declared = header(scope, b"content-length") or b"0"
         if not declared.isdigit() or int(declared) > self._settings.max_body:
             return None
         parts: list[bytes] = []
@@ -107,13 +120,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-async def refuse(send: Send, status: int, detail: str, challenge: bytes | None = None) -> None:
-    """Answer with an error."""
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if challenge is not None:
-        headers.append((b"www-authenticate", challenge))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -1,5 +1,6 @@
 """The work behind the routes: batches of tasks to answers, by the public interface of the index."""
 
+import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ from gradindex.plots.read import class_name
 from gradindex.plots.rendering import Rendered as Shown
 from gradindex.plots.rendering import Renderer, data_uri, printable
 from gradindex.runtime import stages as runtime_stages
+from gradindex.runtime.stages import Interval
 from gradindex.search.answer import Found, expected_recalls, found_sides
 from gradindex.search.options import SearchOptions
-from gradindex.serve import models
+from gradindex.serve import models, uploads
 from gradindex.serve.batching import Task
 from gradindex.serve.inputs import concatenate
 from gradindex.sketch import bounds_cosine
@@ -29,6 +31,7 @@ from gradindex.store import Store
 log = logging.getLogger(__name__)
 _CACHED = 2048  # rendered samples
 _CLASSES = 1000
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,12 @@ class Where:
 
 @dataclass(frozen=True)
 class Explain:
-    """Options that queries of one batch have in common; `given` is how they came, `alone` keeps others away."""
+    """Options that queries of one batch have in common: `lookup` is the number of the index that they are put to.
 
+    `given` is how they came, `alone` keeps others away.
+    """
+
+    lookup: int
     search: SearchOptions
     where: Where
     given: str
@@ -51,28 +58,40 @@ class Explain:
 
 @dataclass(frozen=True)
 class Search:
-    """Options that vectors of one batch have in common."""
+    """Options that vectors of one batch have in common; `lookup` as in `Explain`."""
 
+    lookup: int
     k: int
     where: Where
 
 
 @dataclass(frozen=True)
 class Queries:
-    """A request's queries: `ids` or inputs `x`, with labels `y` or without."""
+    """A request's queries, put to `lookup`: `ids`, `texts`, or inputs `x`, with labels `y` or without."""
 
+    lookup: "Lookup"
     ids: NDArray[np.int64] | None = None
     x: Any = None
     y: Any = None
+    texts: tuple[str, ...] = ()
     render: bool = False
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A request's embeddings (m, dim) float32, put to `lookup`."""
+
+    lookup: "Lookup"
+    rows: NDArray[np.float32]
 
 
 class Lookup:
     """Answers batches; every method runs in the one thread that may use the model and the dataset."""
 
     def __init__(self, index: Index) -> None:
-        self.index = index
+        self.index, self.number = index, next(_NUMBERS)
         self._renderer = Renderer(index.job)
+        self._form: tuple[uploads.PictureForm | None] | None = None
         self._info: tuple[Store, bool, models.IndexInfo] | None = None
         self._rendered: OrderedDict[int, models.Rendered | None] = OrderedDict()
 
@@ -98,13 +117,20 @@ class Lookup:
         self.index.search(np.eye(1, self.store.header.dim, dtype=np.float32), 1)
         _ = self.info, self.renderer.shades
 
-    def explain(self, options: Explain, tasks: Sequence[Task]) -> list[dict[str, Any]]:
-        """Return one dict of answers and timing a task, from a single call of `Index.explain`."""
+    def explain(
+        self, options: Explain, tasks: Sequence[Task], intervals: list[Interval] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return one dict of answers and timing a task, from a single call of `Index.explain`.
+
+        `intervals` gets when its stages began and ended.
+        """
         asked: list[Queries] = [task.payload for task in tasks]
         how: dict[str, Any] = {"options": options.search, "where": options.where.value}
-        with runtime_stages.recorded() as stages:
+        with runtime_stages.recorded(intervals) as stages:
             if asked[0].ids is not None:
                 found = self.index.explain(ids=np.concatenate([one.ids for one in asked if one.ids is not None]), **how)
+            elif asked[0].texts:
+                found = self.index.explain(text=[text for one in asked for text in one.texts], **how)
             else:
                 y = None if asked[0].y is None else concatenate([one.y for one in asked])
                 found = self.index.explain(concatenate([one.x for one in asked]), y, **how)
@@ -127,11 +153,13 @@ class Lookup:
             for task, answer in zip(tasks, answers, strict=True)
         ]
 
-    def search(self, options: Search, tasks: Sequence[Task]) -> list[dict[str, Any]]:
-        """Return ids and scores a task, from a single call of `Index.search`."""
-        with runtime_stages.recorded() as stages, runtime_stages.stage("search"):
+    def search(
+        self, options: Search, tasks: Sequence[Task], intervals: list[Interval] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return ids and scores a task, from a single call of `Index.search`; `intervals` as in `explain`."""
+        with runtime_stages.recorded(intervals) as stages, runtime_stages.stage("search"):
             scores, ids = self.index.search(
-                np.concatenate([task.payload for task in tasks]), options.k, where=options.where.value
+                np.concatenate([task.payload.rows for task in tasks]), options.k, where=options.where.value
             )
         out, begin = [], 0
         for task in tasks:
@@ -210,23 +238,38 @@ class Lookup:
             certifiable=bounds_cosine(header.sketch),
             max_k=0,
             max_queries=0,
+            max_body=0,
             version=__version__,
         )
 
+    @property
+    def form(self) -> uploads.PictureForm | None:
+        """How pictures become inputs."""
+        if self._form is None:
+            self._form = (uploads.picture_form(self.renderer, self.index.example.x),)
+        return self._form[0]
+
     def _input(self) -> dict[str, Any]:
-        x = self.index.example.x
+        x, job = self.index.example.x, self.index.job
+        takes = {"prepares": job.prepare is not None, "tokenizer": job.texts is not None}
         if isinstance(x, dict | tuple):
             parts = x.items() if isinstance(x, dict) else enumerate(x)
-            return {"kind": "parts", "parts": [printable(str(name)) for name, _ in parts]}
+            return takes | {"kind": "parts", "parts": [printable(str(name)) for name, _ in parts]}
         if is_ragged(x):
-            return {"kind": "array", "shape": [None, *as_array(x[0]).shape[1:]]}
+            return takes | {"kind": "array", "shape": [None, *as_array(x[0]).shape[1:]]}
         if isinstance(x, list):
-            return {"kind": "text" if isinstance(x[0], str) else "object"}
-        array = as_array(x)
-        picture = self.renderer.query(x, 0)
-        shape = list(picture.value.shape) if picture is not None and picture.kind == "image" else None
-        low, high = self.renderer.shades
-        return {"kind": "array", "shape": list(array.shape[1:]), "picture": shape, "low": low, "high": high}
+            return takes | {"kind": "text" if isinstance(x[0], str) else "object"}
+        found = takes | {"kind": "array", "shape": list(as_array(x).shape[1:])}
+        form = self.form
+        if form is None:
+            return found | {"picture": None, "low": self.renderer.shades[0], "high": self.renderer.shades[1]}
+        picture = {"picture": list(form.shape), "low": form.low, "high": form.high}
+        return found | picture | {"why_no_picture": form.why_not}
+
+    def read(self, data: bytes) -> models.OwnInput:
+        """Return what a file holds as a query; raises BadInput."""
+        found = uploads.read(data, self.index.job, self.index.example.x, self.form)
+        return models.OwnInput(pixels=uploads.base64_of(found.pixels), input=found.sample, note=found.note)
 
     def _answer(self, data: dict[str, Any], row: int, asked: Queries, place: int) -> models.Answer:
         known: dict[str, Any] = {
@@ -236,7 +279,10 @@ class Lookup:
         one = None if asked.ids is None else int(asked.ids[place])
         shown = None
         if asked.render:
-            shown = self.rendered(one) if one is not None else self._show(self.renderer.query(asked.x, place))
+            if asked.texts:
+                shown = models.Rendered(kind="text", data=asked.texts[place], shape=None)
+            else:
+                shown = self.rendered(one) if one is not None else self._show(self.renderer.query(asked.x, place))
         return models.Answer(
             query=models.Sample(id=one, rendered=shown, **self._named(known)),
             proponents=self._side(proponents, row, asked.render),

@@ -1,11 +1,10 @@
 """What Prometheus reads."""
 
 import time
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from gradindex.serve.guard import Message, Receive, Scope, Send
+from gradindex.serve.asgi import App, Message, Receive, Scope, Send
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -21,6 +20,12 @@ class Metrics:
         self.seconds = Histogram(
             "gradindex_request_seconds", "From arrival to answer.", ["route"], buckets=_SECONDS, registry=registry
         )
+        self.limited = Counter(
+            "gradindex_rate_limited",
+            "Requests refused because their client sent too many.",
+            ["client"],
+            registry=registry,
+        )
         self.stages = Counter("gradindex_stage_seconds", "Spent in each stage.", ["stage"], registry=registry)
         self.batch = Histogram(
             "gradindex_batch_queries",
@@ -29,6 +34,18 @@ class Metrics:
             registry=registry,
         )
         self.waiting = Gauge("gradindex_waiting_queries", "Queries that wait.", registry=registry)
+        self.reloads = Counter(
+            "gradindex_index_reloads",
+            "Times that a replaced index was opened, or could not be.",
+            ["result"],
+            registry=registry,
+        )
+        self.stale = Gauge(
+            "gradindex_index_stale", "Whether the index on the disk is another one than answers.", registry=registry
+        )
+        self.loaded = Gauge(
+            "gradindex_index_loaded_timestamp_seconds", "When the index that answers was opened.", registry=registry
+        )
         self.rows = Gauge("gradindex_rows", "Rows of the index.", registry=registry)
 
     def text(self) -> bytes:
@@ -39,7 +56,7 @@ class Metrics:
 class Measured:
     """ASGI middleware: counts answers and times them by route."""
 
-    def __init__(self, app: Any, metrics: Metrics) -> None:
+    def __init__(self, app: App, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -24,13 +24,16 @@ class _Request(BaseModel):
 
 
 class ExplainRequest(_Request):
-    """Queries, and how to search: give either `inputs` or `ids`."""
+    """Queries, and how to search: give either `inputs`, `ids` or `texts`."""
 
     inputs: list[Any] | None = Field(None, min_length=1, description="Raw samples, each in the form of a training one.")
     labels: list[Any] | None = Field(
         None, description="Of `inputs`; without them the model's predictions are explained."
     )
     ids: list[Id] | None = Field(None, min_length=1, description="Training samples as queries, with their own labels.")
+    texts: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=1, description="Queries in words, of a job with a tokenizer: all of their tokens have a loss."
+    )
     k: K = NEIGHBOURS
     kernel: KernelName | None = Field(
         None, description="grad_cos, or the index's own metric, where none is given; white_… of whitened rows."
@@ -184,7 +187,16 @@ class IndexInfo(BaseModel):
     certifiable: bool = Field(description="Whether `certify` can prove a cosine.")
     max_k: int
     max_queries: int
+    max_body: int
     version: str
+
+
+class OwnInput(BaseModel):
+    """A file as a query."""
+
+    input: Any = Field(None, description="For `inputs` of a question; null for a picture whose pixels say it all.")
+    pixels: str | None = Field(None, description="Of the size of the training pictures, in base64 for addresses.")
+    note: str = Field("", description="What was done to it, in a sentence.")
 
 
 class Audit(BaseModel):
@@ -219,6 +231,14 @@ class Health(BaseModel):
 
     status: Literal["ok"]
     rows: int
+
+
+class Ready(Health):
+    """Whether lookups are taken, and by which index."""
+
+    stale: str = Field(
+        "", description="Why an index that took its place on the disk does not answer; empty if it does."
+    )
 
 
 class Error(BaseModel):

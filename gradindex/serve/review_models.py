@@ -55,6 +55,13 @@ class ReviewStatus(BaseModel):
     damaged: int = Field(description="Lines of the file of decisions that cannot be read.")
 
 
+class BeforeEntry(BaseModel):
+    """What stood on a sample until a decision."""
+
+    decision: Decision | None
+    label: int | None
+
+
 class DecisionEntry(BaseModel):
     """A line of the file of decisions; see `gradindex.review.decision_log`."""
 
@@ -66,6 +73,9 @@ class DecisionEntry(BaseModel):
     label: int | None
     label_name: str | None = None
     undoes: int | None
+    before: BeforeEntry | None = Field(None, description="Null where nothing stood.")
+    client: str | None = Field(None, description="The name of the token with which it was sent.")
+    request: str | None = Field(None, description="The id of the request.")
 
 
 class Decided(BaseModel):

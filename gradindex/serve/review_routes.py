@@ -5,11 +5,12 @@ import logging
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
 from gradindex.review import Kind
+from gradindex.review.decision_log import Origin
 from gradindex.serve import review_models as models
 from gradindex.serve.models import reply
 from gradindex.serve.service import Service
@@ -50,7 +51,7 @@ def review_routes(service: Service) -> APIRouter:
         kept = await beside(reviewing.find_review)
         if kept is None:
             raise HTTPException(404, "There is no review of this index yet: POST /v1/review makes one.")
-        found: BaseModel = await service.call(lambda: reviewing.rows(kept, kind, offset, limit))
+        found: BaseModel = await service.call(lambda _: reviewing.rows(kept, kind, offset, limit))
         return reply(found)
 
     @router.get("/v1/review/decisions", response_model=models.DecisionsPage)
@@ -68,7 +69,7 @@ def review_routes(service: Service) -> APIRouter:
         return reply(await beside(lambda: reviewing.decided(id)))
 
     @router.post("/v1/review/decisions", response_model=models.Decided)
-    async def decide(asked: models.DecideRequest) -> Response:
+    async def decide(asked: models.DecideRequest, request: Request) -> Response:
         """Decide on a sample. It is on the server's disk when this answers; the last decision on a sample counts."""
         refuse_if_read_only()
         try:
@@ -77,15 +78,17 @@ def review_routes(service: Service) -> APIRouter:
             raise HTTPException(404, str(error)) from None
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        entry = await written(lambda: reviewing.decisions.decide(asked.reviewer, asked.id, asked.decision, asked.label))
+        entry = await written(
+            lambda: reviewing.decisions.decide(asked.reviewer, asked.id, asked.decision, asked.label, origin(request))
+        )
         return reply(await beside(lambda: reviewing.decided(entry.id, entry)))
 
     @router.post("/v1/review/undo", response_model=models.Decided)
-    async def undo(asked: models.UndoRequest) -> Response:
+    async def undo(asked: models.UndoRequest, request: Request) -> Response:
         """Take back the last decision of a reviewer that was not taken back yet."""
         refuse_if_read_only()
         try:
-            entry = await written(lambda: reviewing.decisions.undo(asked.reviewer))
+            entry = await written(lambda: reviewing.decisions.undo(asked.reviewer, origin(request)))
         except LookupError as error:
             raise HTTPException(404, str(error.args[0])) from None
         return reply(await beside(lambda: reviewing.decided(entry.id, entry)))
@@ -130,3 +133,8 @@ def review_routes(service: Service) -> APIRouter:
             raise HTTPException(507, f"The decision could not be kept: {error.strerror or error}.") from None
 
     return router
+
+
+def origin(request: Request) -> Origin:
+    """Return how a decision came."""
+    return Origin(request.state.client, request.state.request_id)

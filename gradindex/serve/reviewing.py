@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -45,18 +46,18 @@ class Reviewing:
     Parameters
     ----------
     lookup
-        The index, and what its samples look like.
+        Returns the index that answers at present, and what its samples look like.
     settings
         Those of the service.
     submit
         Queues work for the thread that may use the model and the dataset.
     """
 
-    def __init__(self, lookup: Lookup, settings: Settings, submit: "Submit") -> None:
-        self.lookup, self.settings, self._submit = lookup, settings, submit
+    def __init__(self, lookup: Callable[[], Lookup], settings: Settings, submit: "Submit") -> None:
+        self._served, self.settings, self._submit = lookup, settings, submit
         self.review: Background[Kept] = Background("review", STAGES)
         self.map: Background[Projection] = Background("map", ["projection"])
-        store = lookup.store
+        store = self.store
         self.folder = settings.review_dir
         self.why_read_only = "This service was started with --read-only." if settings.read_only else ""
         if self.folder is None:
@@ -66,7 +67,20 @@ class Reviewing:
                 self.why_read_only = self.why_read_only or (
                     "Decisions on an index behind a URL are kept on this machine: start the service with --review-dir."
                 )
-        self.decisions = DecisionLog(beside.decisions_path(self.folder or Path(), store))
+        self._decisions = DecisionLog(beside.decisions_path(self.folder or Path(), store))
+
+    @property
+    def lookup(self) -> Lookup:
+        """The index in its present state, and what its samples look like."""
+        return self._served()
+
+    @property
+    def decisions(self) -> DecisionLog:
+        """The decisions on the samples of the present index: another build has others."""
+        path = beside.decisions_path(self.folder or Path(), self.store)
+        if self._decisions.path != path:
+            self._decisions = DecisionLog(path)
+        return self._decisions
 
     @property
     def store(self) -> Store:
@@ -230,7 +244,7 @@ class Reviewing:
 
     def shown(self, entry: Entry) -> models.DecisionEntry:
         """Return a line of the file of decisions with the name of its label."""
-        return models.DecisionEntry(**vars(entry), label_name=self.name(entry.label))
+        return models.DecisionEntry(**asdict(entry), label_name=self.name(entry.label))
 
     def export(self, form: str) -> str:
         """Return the decisions that stand, as `gradindex remove --decisions` reads them: CSV or JSON lines."""

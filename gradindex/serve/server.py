@@ -3,15 +3,16 @@
 import asyncio
 import ipaddress
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import uvicorn
+from fastapi import FastAPI
 
-from gradindex.index.index import Index
-from gradindex.serve.app import make
 from gradindex.serve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -19,22 +20,22 @@ _TICK = 0.5  # seconds
 _GRACE = 60  # seconds for what was accepted, once asked to stop
 
 
-def run(index: Index, settings: Settings, host: str, port: int, ready: Callable[[str], None] | None = None) -> None:
-    """Serve until a signal comes; see `gradindex.serve.serve`."""
-    settings = check_access(settings, host)
+def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None] | None = None) -> None:
+    """Serve an application until a signal comes; see `gradindex.serve.serve`."""
     listening = listen(host, port)
     address = listening.getsockname()
     name = f"[{address[0]}]" if ":" in address[0] else address[0]
     config = uvicorn.Config(
-        make(index, settings),
+        app,
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # whom to believe, and how far, is a setting of ours: see `clients.Clients`
         lifespan="on",
         timeout_graceful_shutdown=_GRACE,
         server_header=False,
         h11_max_incomplete_event_size=64 << 10,
     )
-    server = Server(config, f"http://{name}:{address[1]}", ready)
+    server = Server(config, f"http://{name}:{address[1]}", ready, app.state.service.reloading.ask)
     try:
         _run(server, listening)
     finally:
@@ -61,16 +62,24 @@ def _run(server: "Server", listening: socket.socket) -> None:
 
 
 class Server(uvicorn.Server):
-    """Says where it listens once it does."""
+    """Says where it listens once it does, and calls `reload` at SIGHUP."""
 
-    def __init__(self, config: uvicorn.Config, address: str, ready: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        address: str,
+        ready: Callable[[str], None] | None = None,
+        reload: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(config)
-        self.address, self._ready = address, ready
+        self.address, self._ready, self._reload = address, ready, reload
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, log the address, and hand it on."""
         await super().startup(sockets)
         if self.started:
+            if self._reload is not None and threading.current_thread() is threading.main_thread():
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
             log.warning("Serving on %s (Ctrl+C stops)", self.address)
             if self._ready is not None:
                 self._ready(self.address)
@@ -97,7 +106,7 @@ def check_access(settings: Settings, host: str) -> Settings:
     """Return settings whose hosts fit `host`; raises ValueError if other machines could ask without a token."""
     if is_loopback(host):
         return settings
-    if settings.token is None:
+    if not settings.need_token:
         raise ValueError(f"{host} is reached by other machines: give a token (--token-file), or listen on 127.0.0.1.")
     return replace(settings, hosts=("*",)) if settings.hosts == Settings().hosts else settings
 

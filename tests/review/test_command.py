@@ -10,8 +10,10 @@ import gradindex
 from gradindex.cli import compare as compare_command
 from gradindex.cli import review as review_command
 from gradindex.cli.app import run
-from gradindex.review import Review, review
+from gradindex.review import Decision, Review, beside, review
+from gradindex.review.decision_log import DecisionLog, Origin
 from gradindex.search import compare
+from gradindex.store import Store
 from tests.jobs import digits, digits_job, trained
 from tests.test_defaults import agree
 
@@ -159,3 +161,26 @@ def test_what_init_cannot_do_says_what_comes_next(tmp_path, capsys, monkeypatch)
     np.savez("three.npz", a=np.zeros(3), b=np.zeros(3), y=np.zeros(3))
     code, _, said = cli(capsys, "init", "o.py", "--model", "broken.pt", "--data", "three.npz")
     assert code == 1 and "holds the arrays a, b, y; expected inputs x and labels y. Next: save it by" in said
+
+
+def test_the_audit_log_is_printed(path, tmp_path, capsys):
+    log = DecisionLog(beside.decisions_path(tmp_path, Store.open(path)))
+    log.decide("Ada", 3, Decision.RELABEL, 7, Origin("laptop", "request-7"))
+    log.decide("[red]Ben", 3, Decision.REMOVE)
+    log.undo("[red]Ben")
+    log.decide("Ada", 5, Decision.KEEP)
+    code, text, _ = cli(capsys, "decisions", path, "--review-dir", tmp_path)
+    assert code == 0 and "[red]Ben" in text and "relabel 7" in text
+    said = json.loads(cli(capsys, "decisions", path, "--review-dir", tmp_path, "--json")[1])
+    assert [(one["number"], one["id"], one["decision"], one["undoes"]) for one in said] == [
+        (0, 3, "relabel", None), (1, 3, "remove", None), (2, 3, "relabel", 1), (3, 5, "keep", None),
+    ]  # fmt: skip
+    assert (said[0]["client"], said[0]["request"]) == ("laptop", "request-7")
+    assert said[1]["before"] == {"decision": "relabel", "label": 7}
+    for option, value, count in (("--id", 3, 3), ("--id", 4, 0), ("--reviewer", "Ada", 2)):
+        found = cli(capsys, "decisions", path, "--review-dir", tmp_path, "--json", option, value)[1]
+        assert len(json.loads(found)) == count
+    with log.path.open("a") as file:
+        file.write("nonsense\n")
+    assert "1 lines of" in cli(capsys, "decisions", path, "--review-dir", tmp_path)[2]
+    assert "There are none in" in cli(capsys, "decisions", path)[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gradindex.review import Decision, read_decisions
-from gradindex.review.decision_log import DecisionLog, as_csv, as_json_lines
+from gradindex.review.decision_log import Before, DecisionLog, Origin, as_csv, as_json_lines
 
 ROOT = Path(__file__).parents[2]
 KEEP, RELABEL, REMOVE, LATER = Decision.KEEP, Decision.RELABEL, Decision.REMOVE, Decision.LATER
@@ -36,12 +36,57 @@ def test_the_last_decision_counts_and_the_file_says_all(path):
     assert [said(one) for one in log.differing(3)] == [("Ada", REMOVE, None)]
     assert log.differing(5) == [] and log.differing(4) == []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [list(line) for line in lines] == [["time", "reviewer", "id", "decision", "label"]] * 3
+    names = ["time", "reviewer", "id", "decision", "label", "before", "client", "request"]
+    assert [list(line) for line in lines] == [names] * 3
     assert [line["label"] for line in lines] == [None, 7, None]
     assert {i: said(one) for i, one in DecisionLog(path).all_standing().items()} == {
         3: ("Ben", RELABEL, 7),
         5: ("Ada", LATER, None),
     }
+
+
+def test_each_line_tells_what_stood_before_and_how_it_came(path):
+    log, origin = DecisionLog(path), Origin("laptop", "request-7")
+    assert log.decide("Ada", 3, RELABEL, 7, origin).before is None
+    log.decide("Ben", 3, REMOVE)
+    log.undo("Ben", origin)
+    log.undo("Ada")
+    log.decide("Ada", 3, KEEP)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    seven, remove = {"decision": "relabel", "label": 7}, {"decision": "remove", "label": None}
+    assert [line["before"] for line in lines] == [None, seven, remove, seven, None]
+    assert [(line["client"], line["request"]) for line in lines] == [
+        ("laptop", "request-7"), (None, None), ("laptop", "request-7"), (None, None), (None, None),
+    ]  # fmt: skip
+    assert DecisionLog(path).since(0, 9)[1] == log.since(0, 9)[1]
+    assert log.since(2, 1)[1][0].before == Before(REMOVE)
+
+
+def test_no_line_is_ever_changed(path):
+    """Whatever is decided or undone, and whoever opens the file: it begins with all that it held."""
+    log, before = DecisionLog(path), b""
+    steps = [
+        lambda: log.decide("Ada", 3, REMOVE),
+        lambda: log.decide("Ada", 3, REMOVE),
+        lambda: log.undo("Ada"),
+        lambda: DecisionLog(path).undo("Ada"),
+        lambda: DecisionLog(path).decide("Ben", 3, RELABEL, 7),
+        lambda: log.undo("Ben"),
+    ]
+    for number, step in enumerate(steps, 1):
+        step()
+        now = path.read_bytes()
+        assert now.startswith(before) and now.count(b"\n") == number and now.endswith(b"\n")
+        before = now
+
+
+def test_lines_of_earlier_versions_are_read(path):
+    path.parent.mkdir()
+    path.write_text('{"time": "", "reviewer": "Ada", "id": 3, "decision": "remove", "label": null}\n')
+    log = DecisionLog(path)
+    (entry,) = log.since(0, 9)[1]
+    assert (entry.before, entry.client, entry.request, log.damaged) == (None, None, None, 0)
+    assert log.decide("Ben", 3, KEEP).before == Before(REMOVE)
 
 
 def test_two_that_agree_do_not_differ(path):

@@ -1,11 +1,14 @@
 """Jobs that a served index is opened with."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 
 import gradindex
-from tests.jobs import digits, digits_job
+from tests.jobs import digits, digits_job, longer_job
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -68,3 +71,17 @@ def texts_job():
     torch.manual_seed(0)
     words = ["".join(chr(97 + token) for token in one) for one in x]
     return gradindex.Job(Letters(), nn.CrossEntropyLoss(), (words, y))
+
+
+def grown_job():
+    """As many digits as the file says that $GRADINDEX_TEST_ROWS names, as a data set that grows."""
+    return longer_job(int(Path(os.environ["GRADINDEX_TEST_ROWS"]).read_text()))
+
+
+def words_job():
+    """A small language model with its tokenizer."""
+    from gradindex import hugging_face
+    from tests.language.kit import TEXTS, causal, tokenizer
+
+    words = tokenizer()
+    return hugging_face.causal_lm(causal("llama", len(words)), words, TEXTS)

@@ -17,7 +17,7 @@ def test_no_request_breaks_the_service(index):
     with TestClient(app):
         schema = schemathesis.openapi.from_asgi("/openapi.json", app)
         operations = [one.ok() for one in schema.get_all_operations()]
-        assert len(operations) == 20
+        assert len(operations) == 21
         for operation in operations:
 
             @given(case=operation.as_strategy())

@@ -95,6 +95,96 @@ def test_a_picture_of_ones_own(page, address, tmp_path, index):
     assert ids(page, "proponents") == labelled.ordered_indices[0].tolist()
 
 
+# Makes the browser's own event, with a file in it, as a drop from the desktop or a paste does.
+GIVE = """([kind, place, name, type, data]) => {
+  const file = new File([Uint8Array.from(data)], name, { type });
+  const transfer = new DataTransfer();
+  transfer.items.add(file);
+  const options = { bubbles: true, cancelable: true, dataTransfer: transfer, clipboardData: transfer };
+  const event = kind === "paste" ? new ClipboardEvent(kind, options) : new DragEvent(kind, options);
+  return !(document.querySelector(place) ?? document.body).dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_a_file_that_is_dropped_or_pasted(page, address, index, kind):
+    import io
+
+    from PIL import Image
+
+    pixels, png, array = (X[12].reshape(8, 8) * 255).round().astype(np.uint8), io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.kron(pixels, np.ones((4, 4), np.uint8))).save(png, "PNG")
+    np.save(array, X[12])
+    page.goto(address)
+    settled(page)
+    assert "A PNG or JPEG picture, scaled to 8 × 8" in page.locator("#own-hint").inner_text()
+    assert page.locator("#drop").evaluate("place => getComputedStyle(place).borderTopStyle") == "dashed"
+    assert page.evaluate(GIVE, ["dragover", "#drop", "a.png", "image/png", []])  # the page takes it, not the browser
+    assert page.locator("#own.over").count() == 1
+    page.evaluate(GIVE, [kind, "#drop", "mine.png", "image/png", list(png.getvalue())])
+    until(page, "location.hash.includes('input=p')")
+    settled(page)
+    assert page.locator("#own-note").inner_text() == "Scaled from 32 × 32 pixels."
+    page.evaluate(GIVE, [kind, "#drop", "mine.npy", "", list(array.getvalue())])
+    until(page, "location.hash.includes('input=j')")
+    settled(page)
+    want = index.explain(X[12:13], k=10)
+    assert ids(page, "proponents") == want.ordered_indices[0].tolist()
+    for data, said in (([1, 2, 3], "expected a PNG or JPEG picture or an array"), (array.getvalue()[:-8], "damaged")):
+        page.evaluate(GIVE, [kind, "#drop", "bad.png", "image/png", list(data)])
+        page.locator("#error").wait_for()
+        until(page, f"document.querySelector('#error-text').innerText.includes('{said}')")
+    assert page.evaluate(GIVE, ["drop", "main", "a.png", "image/png", []])  # beside the place nothing happens
+    assert page.url.startswith(address)
+
+
+def test_a_file_that_is_too_large_is_not_sent(page, served_path, browser):
+    with running(served_path, "--max-body", 1000) as (address, _):
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(address)
+        settled(page)
+        sent = []
+        page.on("request", lambda request: sent.append(request.url))
+        page.evaluate(GIVE, ["drop", "#drop", "a.png", "image/png", [0] * 2000])
+        until(page, "document.querySelector('#error-text').innerText.includes('2,000 bytes; at most 1,000 are taken')")
+        assert not any("/v1/inputs" in url for url in sent)
+        page.close()
+
+
+def test_the_file_button_stands_beside_the_place_to_drop_and_is_reached_by_keys(page, address):
+    page.goto(address)
+    settled(page)
+    page.locator("#random").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    assert page.locator("#file").get_attribute("accept") == "image/png,image/jpeg,.npy,.json"
+    with page.expect_file_chooser():
+        page.keyboard.press("Space")
+
+
+def test_a_text_of_ones_own(browser, tmp_path):
+    pytest.importorskip("transformers")
+    import gradindex
+    from tests.serve.jobs import words_job
+
+    index = gradindex.build(words_job(), tmp_path / "index")
+    with running(tmp_path / "index", job="tests.serve.jobs:words_job") as (address, _):
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(address)
+        settled(page)
+        page.locator("#text").fill("the cat sings a book")
+        page.locator("#k").fill("3")
+        page.locator("#send-text").click()
+        until(page, "document.querySelectorAll('#proponents button').length === 3")
+        settled(page)
+        want = index.explain(text="the cat sings a book", k=3)
+        assert ids(page, "proponents") == want.ordered_indices[0].tolist()
+        assert "the cat sings a book" in page.locator("#query").inner_text()
+        page.close()
+
+
 def test_by_keyboard_alone(page, address):
     page.goto(address)
     settled(page)

@@ -298,6 +298,26 @@ def test_a_directory_of_ones_own_and_one_that_cannot_be_written(path, tmp_path):
         assert len(client.get("/v1/review/rows?kind=label").json()["rows"]) == 20
 
 
+def test_the_audit_log_tells_who_when_by_which_request_and_what_was_before(path):
+    with serving(path, named_tokens={"laptop-7": "correct horse"}) as client:
+        client.headers |= {"authorization": "Bearer correct horse", "x-request-id": "first"}
+        decide(client, 3, "relabel", 7)
+        client.headers["x-request-id"] = "second"
+        client.post("/v1/review/undo", json={"reviewer": "Ada"})
+        entries = client.get("/v1/review/decisions").json()["entries"]
+    (file,) = path.with_name("index.review").glob("decisions.*.jsonl")
+    for lines in (entries, [json.loads(line) for line in file.read_text().splitlines()]):
+        assert [(one["reviewer"], one["client"], one["request"]) for one in lines] == [
+            ("Ada", "laptop-7", "first"),
+            ("Ada", "laptop-7", "second"),
+        ]
+        assert [one["before"] for one in lines] == [None, {"decision": "relabel", "label": 7}]
+        assert all(one["time"].endswith("Z") for one in lines)
+    with serving(path) as client:  # who is not known is not made up
+        entry = decide(client, 4, "keep").json()["entry"]
+        assert entry["client"] is None and len(entry["request"]) == 32
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_the_export_is_carried_out_by_remove(path, tmp_path, capsys, form):
     with serving(path) as client:

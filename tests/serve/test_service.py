@@ -144,7 +144,8 @@ def test_audit_index_health_and_metrics(client, index):
     assert audit == {name: value for name, value in saved.items() if name != "seal"}
     info = client.get("/v1/index").json()
     assert (info["samples"], info["version"], info["class_names"]) == (ROWS, __version__, NAMES)
-    assert info["input"] == {"kind": "array", "shape": [64], "picture": [8, 8], "low": 0.0, "high": 1.0}
+    form = {"kind": "array", "shape": [64], "picture": [8, 8], "low": 0.0, "high": 1.0, "why_no_picture": ""}
+    assert info["input"] == form | {"prepares": False, "tokenizer": False}
     assert client.get("/healthz").json() == {"status": "ok", "rows": ROWS}
     text = client.get("/metrics").text
     assert f"gradindex_rows {ROWS}.0" in text

@@ -7,7 +7,7 @@ export class Problem extends Error {}
 function headers(body) {
   const token = sessionStorage.getItem("gradindex-token");
   return {
-    ...(body === undefined ? {} : { "content-type": "application/json" }),
+    ...(body === undefined ? {} : { "content-type": body instanceof Blob ? "application/octet-stream" : "application/json" }),
     ...(token ? { authorization: `Bearer ${token}` } : {}),
   };
 }
@@ -32,7 +32,7 @@ export async function ask(path, body, signal) {
       answer = await fetch(path, {
         method: body === undefined ? "GET" : "POST",
         headers: headers(body),
-        body: body === undefined ? undefined : JSON.stringify(body),
+        body: body === undefined || body instanceof Blob ? body : JSON.stringify(body),
         signal,
       });
     } catch (error) {

@@ -2,7 +2,7 @@
 
 import { ask, askLatest } from "./api.js";
 import { asked, cards, element, ghosts, marks, name, queryCard, timing } from "./view.js";
-import { decode, encode, readFile } from "./upload.js";
+import { accepted, decode, encode, readFile, takesPictures } from "./upload.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 24;
@@ -88,10 +88,13 @@ function fillControls() {
 
 // What a query of one's own must be.
 function hint(form) {
-  if (form.kind !== "array") return "";
-  if (form.picture) return `Pictures are scaled to ${form.picture.slice(0, 2).join(" × ")}, black to white as ${form.low} to ${form.high}.`;
-  if (form.shape.length === 1 && form.shape[0] === null) return "A list of numbers of any length.";
-  return `A list of numbers of shape (${form.shape.map((n) => n ?? "any").join(", ")}).`;
+  if (form.tokenizer || form.kind === "text") return "";
+  const array = form.kind !== "array" ? "" : form.shape.length === 1 && form.shape[0] === null ? "numbers of any length"
+    : `numbers of shape (${form.shape.map((n) => n ?? "any").join(", ")})`;
+  const files = array ? `${array} (.npy, .json)` : "a .json file";
+  if (form.prepares) return `A PNG or JPEG picture, which the job prepares itself, or ${files}.`;
+  if (takesPictures(form)) return `A PNG or JPEG picture, scaled to ${form.picture.slice(0, 2).join(" × ")}, black to white as ${form.low} to ${form.high}, or ${files}.`;
+  return `${form.why_no_picture ? `${form.why_no_picture} Until then: ` : "Expected: "}${files}.`;
 }
 
 function start() {
@@ -109,11 +112,12 @@ function start() {
   $("label").replaceChildren(element("option", { value: "" }, "what the model predicts"),
     ...info.classes.map((one) => element("option", { value: String(one) }, named(one))));
   const form = info.input;
-  const picture = form.kind === "array" && form.picture;
-  $("own").hidden = !(form.kind === "array" || form.kind === "text");
-  $("text-part").hidden = form.kind !== "text";
-  $("file").accept = picture ? "image/*,.json" : form.kind === "text" ? ".txt,text/plain" : ".json";
-  $("file-label").textContent = picture ? "Or a picture of your own" : form.kind === "text" ? "Or a text file" : "Or a sample in JSON";
+  const words = form.kind === "text" || form.tokenizer;
+  $("own").hidden = !(form.kind === "array" || words || form.prepares);
+  $("text-part").hidden = !words;
+  $("file").accept = accepted(form);
+  $("file-label").textContent = takesPictures(form) ? "Or a picture of your own" : words ? "Or a text file" : "Or a sample of your own";
+  $("drop").textContent = words ? "Drop a text file here" : "Drop or paste a file here";
   $("own-hint").textContent = hint(form);
 }
 
@@ -123,8 +127,10 @@ function request(one) {
   if (state.exact && state.certify && info.certifiable && !estimated(one)) body.certify = true;
   if (state.classes.length) body.where = { label: state.classes.map(Number) };
   if (state.input !== null) {
-    body.inputs = [decode(state.input, info.input)];
-    if (state.label !== "") body.labels = [Number(state.label)];
+    const own = decode(state.input, info.input);
+    if (info.input.tokenizer && typeof own === "string") body.texts = [own];
+    else body.inputs = [own];
+    if (body.inputs && state.label !== "") body.labels = [Number(state.label)];
   } else body.ids = [state.id];
   return body;
 }
@@ -151,7 +157,7 @@ async function show() {
       start();
       fillControls();
     }
-    $("label-part").hidden = state.input === null || !info.classes.length;
+    $("label-part").hidden = state.input === null || !info.classes.length || info.input.tokenizer;
     if (state.id === null && state.input === null) await browse();
     else await explain();
   } catch (error) {
@@ -247,6 +253,20 @@ async function browse() {
   $("status").textContent = `${found.items.length} samples to pick from.`;
 }
 
+// A file as the query: chosen, dropped or pasted.
+async function take(files) {
+  if (!info || $("own").hidden || !files.length) return;
+  $("own-note").textContent = "";
+  try {
+    if (files.length > 1) throw new Error("Give one file at a time.");
+    const query = await readFile(files[0], info.input, info.max_body);
+    go({ id: null, input: encode(query), label: "" });
+    $("own-note").textContent = query.note ?? "";
+  } catch (error) {
+    fail(error);
+  }
+}
+
 function listen() {
   $("controls").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -270,14 +290,27 @@ function listen() {
   $("classes").addEventListener("change", () => go({ classes: [...document.querySelectorAll("#classes :checked")].map((box) => box.value), offset: 0 }));
   $("all-classes").addEventListener("click", () => go({ classes: [], offset: 0 }));
   $("file").addEventListener("change", async () => {
-    const [file] = $("file").files;
-    if (!file) return;
-    try {
-      go({ id: null, input: encode(await readFile(file, info.input)), label: "" });
-    } catch (error) {
-      fail(error);
-    }
+    await take($("file").files);
     $("file").value = "";
+  });
+  const own = $("own");
+  for (const kind of ["dragenter", "dragover"]) {
+    own.addEventListener(kind, (event) => {
+      event.preventDefault();
+      own.classList.add("over");
+    });
+  }
+  own.addEventListener("dragleave", (event) => own.contains(event.relatedTarget) || own.classList.remove("over"));
+  own.addEventListener("drop", (event) => {
+    event.preventDefault();
+    own.classList.remove("over");
+    take(event.dataTransfer.files);
+  });
+  for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());  // beside it a file would replace the page
+  addEventListener("paste", (event) => {
+    if (!event.clipboardData.files.length) return;
+    event.preventDefault();
+    take(event.clipboardData.files);
   });
   $("send-text").addEventListener("click", () => $("text").value.trim() && go({ id: null, input: encode({ text: $("text").value }), label: "" }));
   $("previous").addEventListener("click", () => go({ offset: Math.max(0, state.offset - PAGE) }));

@@ -1,19 +1,28 @@
 // A query of one's own: read from a file, and short enough to stand in the address.
 
-const LONGEST = 60000;
+import { ask, Problem } from "./api.js";
 
-const toBase64 = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join("")).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+const LONGEST = 60000;
+// What is too long for an address, until the page is left.
+const held = new Map();
+
 const fromBase64 = (text) => Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (one) => one.charCodeAt(0));
 
-// {pixels: bytes}, {text} or {json} as one string.
+// {pixels: base64}, {text} or {json} as one string.
 export function encode(query) {
-  const text = query.pixels ? `p${toBase64(query.pixels)}` : query.text !== undefined ? `t${query.text}` : `j${JSON.stringify(query.json)}`;
-  if (text.length > LONGEST) throw new Error("This is too large for a link; send it to /v1/explain instead.");
-  return text;
+  const text = query.pixels ? `p${query.pixels}` : query.text !== undefined ? `t${query.text}` : `j${JSON.stringify(query.json)}`;
+  if (text.length <= LONGEST) return text;
+  const key = `h${held.size + 1}`;
+  held.set(key, text);
+  return key;
 }
 
 // The raw input that the service takes.
 export function decode(text, form) {
+  if (text[0] === "h") {
+    if (!held.has(text)) throw new Error("This query is too long for a link: give the file again.");
+    return decode(held.get(text), form);
+  }
   if (text[0] === "t") return text.slice(1);
   try {
     if (text[0] === "j") return JSON.parse(text.slice(1));
@@ -42,34 +51,25 @@ function nest(values, shape) {
   return Array.from({ length: shape[0] }, (_, i) => nest(values.slice(i * size, (i + 1) * size), shape.slice(1)));
 }
 
-export async function readFile(file, form) {
-  if (form.kind === "text") return { text: await file.text() };
+// Which files are taken, for the file button.
+export function accepted(form) {
+  if (form.kind === "text" || form.tokenizer) return ".txt,text/plain";
+  return takesPictures(form) ? "image/png,image/jpeg,.npy,.json" : ".npy,.json";
+}
+
+export const takesPictures = (form) => form.prepares || Boolean(form.picture && !form.why_no_picture);
+
+// A file as a query, and a note on what was done to it. Pictures and arrays are read by the service, which knows the job.
+export async function readFile(file, form, limit) {
+  if (form.kind === "text" || form.tokenizer) return { text: await file.text() };
   if (file.type === "application/json" || file.name.endsWith(".json")) {
     try {
       return { json: JSON.parse(await file.text()) };
     } catch {
-      throw new Error(`${file.name} is not JSON.`);
+      throw new Problem(`${file.name} is not JSON.`);
     }
   }
-  if (!form.picture) throw new Error("Give a .json file with a list of numbers.");
-  const [height, width, channels = 1] = form.picture;
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(file);
-  } catch {
-    throw new Error(`${file.name} is not a picture that this browser can read.`);
-  }
-  const canvas = document.createElement("canvas");
-  canvas.width = width;
-  canvas.height = height;
-  const context = canvas.getContext("2d");
-  context.drawImage(bitmap, 0, 0, width, height);
-  const { data } = context.getImageData(0, 0, width, height);
-  const pixels = [];
-  for (let i = 0; i < data.length; i += 4) {
-    const [red, green, blue] = data.slice(i, i + 3);
-    if (channels === 3) pixels.push(red, green, blue);
-    else pixels.push(Math.round(0.299 * red + 0.587 * green + 0.114 * blue));
-  }
-  return { pixels };
+  if (file.size > limit) throw new Problem(`${file.name} has ${file.size.toLocaleString("en")} bytes; at most ${limit.toLocaleString("en")} are taken.`);
+  const { pixels, input, note } = await ask("/v1/inputs", new Blob([file]));
+  return { ...(pixels ? { pixels } : { json: input }), note };
 }
