@@ -31,7 +31,16 @@ OF_PAGES = {"language.md": "from tests.language.kit import TEXTS as texts, save\
 # Of the pages with Python: how many blocks there are, and what they print, as patterns of lines in this order.
 PRINTED = {
     "alibi.md": (2, [r"\(3, 200\) \(3, 5, 64\)", r"\(3, 5\) True"]),
-    "attribution.md": (3, [r"\(3, 5\)", r"\(3, 5\) \(3, 5\) \(3, 5\)", r"\(5, 3\) \(5, 3\)"]),
+    "attribution.md": (
+        5,
+        [
+            r"\(3, 5\)",
+            r"\(3, 200\)",
+            r"\(3, 5\) \(3, 5\) \(3, 5\)",
+            r"\(10,\) \['rank', 'id', 'score'.*\]",
+            r"\(5, 3\) \(5, 3\)",
+        ],
+    ),
     "files.md": (3, [r"\d\d+", r"\['(scan|photo)', '(scan|photo)', '(scan|photo)'\]", "0"]),
     "language.md": (5, [r"(1\.0|0\.\d)\d+  .*", r"\[.*\] \(1, \d+, 3\)", r"\[.*\] \[.*", r"\['<\|start\|>', .*\]"]),
     "metrics.md": (
