@@ -18,17 +18,18 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
-FOR_ALL = ("sklearn.datasets", "sklearn.manifold", "scipy.stats", "matplotlib.pyplot", "numba", "llvmlite.binding", "rich.table")
+FOR_ALL = ("sklearn.datasets", "sklearn.manifold", "scipy.stats", "matplotlib.pyplot", "numba", "typer")
 FRAMEWORKS = {
-    "torch": ("torch", "torch._dynamo", "transformers", "typer"),
-    "tensorflow": ("tensorflow", "keras", "typer"),
+    "torch": ("torch", "torch._dynamo", "transformers"),
+    "tensorflow": ("tensorflow", "keras"),
 }
 
 
 def run(
-    arguments: list[object],
+    arguments: Iterable[object],
     *,
     framework: str = "torch",
     cwd: Path | str | None = None,
@@ -65,7 +66,11 @@ class _Server:
     def __init__(self, framework: str) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, framework], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
+            [sys.executable, __file__, framework],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=environment,
         )
         atexit.register(self._close)
 
@@ -119,9 +124,14 @@ def _serve(framework: str) -> dict[str, object]:
         child = os.fork()
         if not child:
             return json.loads(line)
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        _say(child)
+        _say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     sys.exit()
+
+
+def _say(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
 
 
 def _become(given: dict) -> None:

@@ -3,13 +3,13 @@
 import ast
 import json
 import os
-import subprocess
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
@@ -77,8 +77,7 @@ def run(tmp_path, script, *options):
     if "GRADINDEX_DATA" not in os.environ:
         pytest.skip("GRADINDEX_DATA names no folder of data")
     out = tmp_path / "found.json"
-    command = [sys.executable, ROOT / "benchmarks" / script, *options, "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    done = programs.run([ROOT / "benchmarks" / script, *options, "--out", out], cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text(encoding="utf-8"))["results"]
 
