@@ -1,5 +1,4 @@
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 
 import gradindex
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
+from tests import programs
 from tests.jobs import digits_job
 from tests.test_builder import files
 
@@ -37,22 +37,19 @@ gradindex.build(job, sys.argv[1], shard_rows=20, batch_size=8)
 """
 
 
-def start(out, pause=0.0, before=""):
-    code = BUILD.format(root=str(ROOT), pause=pause, before=before)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def command(out, pause=0.0, before=""):
+    return ["-c", BUILD.format(root=str(ROOT), pause=pause, before=before), str(out)]
+
+
+def start(out, pause):
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
+        [sys.executable, *command(out, pause)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def finish(out):
-    build = start(out)
-    said = build.communicate(timeout=120)[1]
-    assert build.returncode == 0, said
+    build = programs.run(command(out))
+    assert build.returncode == 0, build.stderr
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +78,9 @@ def test_sigterm_leaves_published_shards_and_no_temporary_file(tmp_path, whole):
 def test_a_full_disk_is_named_and_the_build_continues(tmp_path, whole):
     """A limit on the size of a file stands in for the disk: a write fails part of the way through."""
     limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))"
-    build = start(tmp_path / "i", before=limit)
-    _, said = build.communicate(timeout=120)
+    build = programs.run(command(tmp_path / "i", before=limit))
     assert build.returncode == 1
+    said = build.stderr
     assert "OSError" in said and "The disk is full (0 of 12 shards are published)" in said
     assert "run the same build again" in said
     assert not list((tmp_path / "i").rglob(".tmp-*"))
