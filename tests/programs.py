@@ -14,12 +14,13 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 FOR_ALL = ("sklearn.datasets", "sklearn.manifold", "scipy.stats", "matplotlib.pyplot", "numba", "typer")
 FRAMEWORKS = {
@@ -28,15 +29,49 @@ FRAMEWORKS = {
 }
 
 
-def run(
+class Program:
+    """A program at work."""
+
+    def __init__(self, server: "_Server", arguments: list[str], given: dict[str, object]) -> None:
+        self._server, self._arguments = server, arguments
+        self._files = os.memfd_create("output"), os.memfd_create("errors")
+        given["files"] = [f"/proc/{os.getpid()}/fd/{file}" for file in self._files]
+        self.pid = int(server.ask(given))
+
+    @property
+    def said(self) -> tuple[str, str]:
+        """What it has written so far, to its output and to its errors."""
+        out, err = (os.pread(file, os.fstat(file).st_size, 0).decode() for file in self._files)
+        return out, err
+
+    def finish(self, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
+        """Wait for its end.
+
+        Raises
+        ------
+        subprocess.TimeoutExpired
+            If that takes more seconds; the program is killed.
+        """
+        code = self._server.ask({"end": self.pid}, timeout)
+        if code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self._server.line()
+        out, err = self.said
+        for file in self._files:
+            os.close(file)
+        if code is None:
+            raise subprocess.TimeoutExpired(self._arguments, timeout, out, err)
+        return subprocess.CompletedProcess(self._arguments, int(code), out, err)
+
+
+def start(
     arguments: Iterable[object],
     *,
     framework: str = "torch",
     cwd: Path | str | None = None,
-    env: dict[str, str] | None = None,
-    timeout: float = 300,
-) -> "subprocess.CompletedProcess[str]":
-    """Run what follows ``python`` in a command line, as `subprocess.run` does with captured text.
+    env: Mapping[str, str] | None = None,
+) -> Program:
+    """Start what follows ``python`` in a command line.
 
     Parameters
     ----------
@@ -46,15 +81,14 @@ def run(
         "torch" or "tensorflow": what has been imported.
     cwd, env
         Working folder and variables; this process's where they are None.
-    timeout
-        Seconds.
-
-    Raises
-    ------
-    subprocess.TimeoutExpired
-        If the program takes longer; it is killed.
     """
-    return _server(framework).run(list(map(str, arguments)), cwd, env, timeout)
+    given = {"arguments": list(map(str, arguments)), "cwd": str(cwd or Path.cwd())}
+    return Program(_server(framework), given["arguments"], {**given, "env": dict(os.environ if env is None else env)})
+
+
+def run(arguments: Iterable[object], *, timeout: float = 300, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end, as `subprocess.run` does with captured text; `options` are those of `start`."""
+    return start(arguments, **options).finish(timeout)
 
 
 @functools.cache
@@ -72,13 +106,14 @@ class _Server:
             bufsize=0,
             env=environment,
         )
-        atexit.register(self._close)
+        atexit.register(self._process.communicate)
 
-    def _close(self) -> None:
-        self._process.communicate()
+    def ask(self, given: dict[str, object], timeout: float | None = None) -> str | None:
+        """Return the answer, or None if there is none for some seconds."""
+        self._process.stdin.write(json.dumps(given).encode() + b"\n")
+        return self.line(timeout)
 
-    def _line(self, timeout: float | None = None) -> str | None:
-        """Return a line of the server, or None if there is none for some seconds."""
+    def line(self, timeout: float | None = None) -> str | None:
         if not select.select([self._process.stdout], [], [], timeout)[0]:
             return None
         line = self._process.stdout.readline()
@@ -86,33 +121,9 @@ class _Server:
             raise RuntimeError(f"The process that starts programs ended: {self._process.wait()}.")
         return line.decode().strip()
 
-    def run(
-        self, arguments: list[str], cwd: Path | str | None, env: dict[str, str] | None, timeout: float
-    ) -> "subprocess.CompletedProcess[str]":
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            given = {
-                "arguments": arguments,
-                "cwd": str(cwd or Path.cwd()),
-                "env": {**(os.environ if env is None else env)},
-                "files": [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (out, err)],
-            }
-            self._process.stdin.write(json.dumps(given).encode() + b"\n")
-            child = int(self._line())
-            code = self._line(timeout)
-            if code is None:
-                os.kill(child, 9)
-                self._line()
-            said = []
-            for file in (out, err):
-                file.seek(0)
-                said.append(file.read().decode())
-            if code is None:
-                raise subprocess.TimeoutExpired(arguments, timeout, *said)
-            return subprocess.CompletedProcess(arguments, int(code), *said)
-
 
 def _serve(framework: str) -> dict[str, object]:
-    """Fork a process for each line of the standard input, and return there what the line says."""
+    """Fork a process for each program that the standard input names, and return there what it says of it."""
     for name in (*FRAMEWORKS[framework], *FOR_ALL):
         try:
             importlib.import_module(name)
@@ -121,11 +132,13 @@ def _serve(framework: str) -> dict[str, object]:
     gc.collect()
     gc.freeze()
     while line := sys.stdin.readline():
-        child = os.fork()
-        if not child:
-            return json.loads(line)
-        _say(child)
-        _say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        given = json.loads(line)
+        if "end" in given:
+            _say(os.waitstatus_to_exitcode(os.waitpid(given["end"], 0)[1]))
+        elif child := os.fork():
+            _say(child)
+        else:
+            return given
     sys.exit()
 
 

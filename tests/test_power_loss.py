@@ -14,7 +14,6 @@ from gradindex.store import disk, location
 from tests.crashes import Recorder
 from tests.power import replay
 
-
 MEMORY = Path("/dev/shm")
 
 
