@@ -62,7 +62,7 @@ def run(backend, epochs, m):
     if backend is Backend.TORCH:
         import torch
 
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)  # more only wait for each other: the model is small
         model, fit, loop, loss = demo._torch_model(0), demo._fit_torch, torch_gradients, torch.nn.CrossEntropyLoss()
     else:
         import keras

@@ -3,13 +3,13 @@
 import ast
 import json
 import os
-import subprocess
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
@@ -72,19 +72,18 @@ def test_a_name_that_moved_away_is_seen():
     ) == ["norm_scan.gone"]
 
 
-def run(tmp_path, script, *options):
+def run(tmp_path, script, *options, framework="torch"):
     """Run a benchmark; return what it measured."""
     if "GRADINDEX_DATA" not in os.environ:
         pytest.skip("GRADINDEX_DATA names no folder of data")
     out = tmp_path / "found.json"
-    command = [sys.executable, ROOT / "benchmarks" / script, *options, "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    done = programs.run([ROOT / "benchmarks" / script, *options, "--out", out], framework=framework, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text(encoding="utf-8"))["results"]
 
 
 def test_scores_agree_with_a_loop(tmp_path):
-    found = run(tmp_path, "agreement.py", "--epochs", "1", "--queries", "10")
+    found = run(tmp_path, "agreement.py", "--epochs", "1", "--queries", "10", framework="tensorflow")
     kernels = ("grad_dot", "grad_cos", "grad_asym_dot")
     assert [(one["backend"], one["kernel"]) for one in found] == [
         (backend, kernel) for backend in ("torch", "tensorflow") for kernel in kernels

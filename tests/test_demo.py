@@ -1,7 +1,5 @@
 import json
 import re
-import subprocess
-import sys
 
 import matplotlib.image
 import numpy as np
@@ -11,14 +9,15 @@ import gradindex
 from gradindex.cli import demo
 from gradindex.cli.app import run
 from gradindex.kernels import WORDING, KernelName
+from tests import programs
 
 
 @pytest.fixture(scope="module", params=["torch", "tensorflow"])
 def shown(request, tmp_path_factory):
     pytest.importorskip(request.param)
     path = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "gradindex", "demo", "--backend", request.param]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=path, timeout=300)
+    command = ["-m", "gradindex", "demo", "--backend", request.param]
+    done = programs.run(command, framework=request.param, cwd=path)
     assert done.returncode == 0, done.stderr
     return request.param, path, done.stdout
 
@@ -94,11 +93,9 @@ def test_most_neighbours_have_the_predicted_class(shown):
 
 
 def test_what_it_suggests_works(shown):
-    _, path, text = shown
+    backend, path, text = shown
     command = re.search(r"Ask more: gradindex (.*)$", text, re.M).group(1).split()
-    done = subprocess.run(
-        [sys.executable, "-m", "gradindex", *command], capture_output=True, text=True, cwd=path, timeout=120
-    )
+    done = programs.run(["-m", "gradindex", *command], framework=backend, cwd=path)
     assert done.returncode == 0, done.stderr
     assert "sample 14, label" in done.stdout
 

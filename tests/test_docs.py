@@ -4,8 +4,6 @@ import importlib.util
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 
 import gradindex
 from gradindex.cli.app import app, run
+from tests import programs
 from tests.jobs import digits
 
 ROOT = Path(__file__).parents[1]
@@ -100,9 +99,7 @@ def commands(page):
 
 def python(*command, cwd):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, cwd=cwd, timeout=300, env=environment
-    )
+    return programs.run(command, cwd=cwd, env=environment)
 
 
 def test_every_page_with_python_is_run():

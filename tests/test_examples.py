@@ -4,12 +4,12 @@ import importlib
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests import programs
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -19,13 +19,8 @@ STUDIES = ["01_mnist_study_torch.py", "02_mnist_study_keras.py"]
 def run(script, *options, **variables):
     environment = {name: value for name, value in os.environ.items() if name != "GRADINDEX_DATA"}
     environment.update(PYTHONPATH=os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]), **variables)
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *map(str, options)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    framework = "tensorflow" if "import keras" in (EXAMPLES / script).read_text(encoding="utf-8") else "torch"
+    return programs.run([EXAMPLES / script, *options], framework=framework, env=environment)
 
 
 def run_transformers(*arguments):
@@ -37,10 +32,16 @@ def run_transformers(*arguments):
     return done
 
 
-@pytest.mark.parametrize("script", STUDIES)
-def test_a_study_prints_its_table_and_draws_its_pictures(script, tmp_path):
-    pytest.importorskip("torch" if "torch" in script else "tensorflow")
-    done = run(script, "--quick", "--out", tmp_path)
+@pytest.fixture(scope="module", params=STUDIES)
+def study(request, tmp_path_factory):
+    """A study's script, the folder that it left something in, and how it ended."""
+    pytest.importorskip("torch" if "torch" in request.param else "tensorflow")
+    folder = tmp_path_factory.mktemp("study")
+    return request.param, folder, run(request.param, "--quick", "--out", folder)
+
+
+def test_a_study_prints_its_table_and_draws_its_pictures(study):
+    _, folder, done = study
     assert done.returncode == 0, done.stderr
     instead = "in the place of MNIST: GRADINDEX_DATA is not set"
     assert done.stdout.startswith(f"data: digits, 1400 training and 397 test images of 8×8, {instead}\n")
@@ -53,13 +54,12 @@ def test_a_study_prints_its_table_and_draws_its_pictures(script, tmp_path):
     assert f"share of neighbours with the query's class: {sum(shares) / 5:.0f}%" in done.stdout
     assert sum(shares) / 5 >= 90
     for name in ("similar.png", "distributions.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("script", STUDIES)
-def test_a_study_is_repeated_with_the_model_it_saved(script, tmp_path):
-    pytest.importorskip("torch" if "torch" in script else "tensorflow")
-    trained, loaded = (run(script, "--quick", "--out", tmp_path, *more) for more in ((), ("--load",)))
+def test_a_study_is_repeated_with_the_model_it_saved(study, tmp_path):
+    script, folder, trained = study
+    loaded = run(script, "--quick", "--out", folder, "--load")
     assert loaded.returncode == 0, loaded.stderr
 
     def told(done, how):
@@ -68,7 +68,7 @@ def test_a_study_is_repeated_with_the_model_it_saved(script, tmp_path):
     assert ", trained in " in trained.stdout and ", loaded in " in loaded.stdout
     assert told(loaded, "loaded").splitlines()[:2] == told(trained, "trained").splitlines()[:2]  # the same accuracy
     assert len(re.findall(r"^\d +\d +\d +\d+%", loaded.stdout, re.M)) == 5
-    lost = run(script, "--quick", "--load", "--out", tmp_path / "elsewhere")
+    lost = run(script, "--quick", "--load", "--out", tmp_path)
     assert lost.returncode != 0 and "model." in lost.stderr
 
 
@@ -140,8 +140,15 @@ def test_metrics_are_compared_on_texts(tmp_path):
         assert summary["class"]["GC"]["mean"] > 0.95
 
 
-def test_density_estimators_are_explained(tmp_path):
-    done = run("05_density_influence.py", "--quick", "--out", tmp_path)
+@pytest.fixture(scope="module")
+def densities(tmp_path_factory):
+    """The folder of the study of density estimators, and how it ended."""
+    folder = tmp_path_factory.mktemp("densities")
+    return folder, run("05_density_influence.py", "--quick", "--out", folder)
+
+
+def test_density_estimators_are_explained(densities):
+    folder, done = densities
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("data: 580 points in the plane, 6 clusters of 150, 150, 100, 100, 60, 20\n")
     table = {
@@ -151,14 +158,14 @@ def test_density_estimators_are_explained(tmp_path):
     assert table["20 nearest neighbours"] == ["20", "0", "20"]
     assert table["kernel density"][:2] == ["20", "0"]
     assert int(table["Gaussian mixture"][1]) > 0
-    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
     nearest, mixture = figures["20 nearest neighbours"], figures["Gaussian mixture"]
     assert nearest["proponents among the nearest"] == 20
     assert nearest["distance of proponents"] <= mixture["distance of proponents"] < 1 < mixture["distance of opponents"]
     assert mixture["self-influence and distance to the mean"] > 0.5
     for name in ("density.png", "influence.png", "self-influence.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert run("05_density_influence.py", "--load", "--out", tmp_path).stdout == done.stdout
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert run("05_density_influence.py", "--load", "--out", folder).stdout == done.stdout
 
 
 def test_changed_labels_are_found(tmp_path):
@@ -324,9 +331,10 @@ def test_quanda_agrees(tmp_path):
     assert {"GC", "GD", "cos-last", "dot-x", "GC (index)"} == set(figures["class detection"])
 
 
-def test_the_seed_is_that_of_all_that_is_drawn(tmp_path):
-    tables = [run("05_density_influence.py", "--seed", seed, "--out", tmp_path).stdout for seed in (0, 0, 5)]
-    assert tables[0] == tables[1] != tables[2]
+def test_the_seed_is_that_of_all_that_is_drawn(densities, tmp_path):
+    again, other = (run("05_density_influence.py", "--seed", seed, "--out", tmp_path) for seed in (0, 5))
+    first, again, other = (done.stdout.splitlines()[:-1] for done in (densities[1], again, other))  # without the folder
+    assert first == again != other
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("[0-9]*.py")))

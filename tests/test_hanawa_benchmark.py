@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from gradindex.evaluation import Result, evaluate
 from gradindex.relevance import curvature
+from tests import programs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -77,8 +77,7 @@ def test_gauss_newton_is_the_hessian_of_a_linear_model(models):
 
 
 def run(*options):
-    command = [sys.executable, BENCHMARKS / "hanawa.py", *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = programs.run([BENCHMARKS / "hanawa.py", *options])
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,23 +1,18 @@
 """The short form of benchmarks/idioms.py: every model takes the factored path."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "idioms.py"
 
 
 def test_every_model_is_factored(tmp_path):
     pytest.importorskip("transformers")
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--quick", "--json", tmp_path / "found.json"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = programs.run([SCRIPT, "--quick", "--json", tmp_path / "found.json"])
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["quick"] is True

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "lookup.py"
 
@@ -14,12 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "lookup.py"
 @pytest.mark.skipif("GRADINDEX_DATA" not in os.environ, reason="Fashion-MNIST is not at hand")
 def test_recall_and_proofs_on_real_gradients(tmp_path):
     options = ["--rows", "3000", "--queries", "60", "--proofs", "10", "--epochs", "1", "--parts", "index", "proofs"]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *options, "--folder", tmp_path, "--out", tmp_path / "found.json"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = programs.run([SCRIPT, *options, "--folder", tmp_path, "--out", tmp_path / "found.json"])
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())["results"]
     assert found["index"]["index_bytes_per_row"] <= 300

@@ -2,25 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import programs
 from tests.parsing import KINDS
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each kind of file has a process of its own")
 def test_whatever_is_in_a_file():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.parsing", "25"],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = programs.run(["-m", "tests.parsing", "25"], cwd=Path(__file__).parents[1], timeout=400)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found.keys() == KINDS.keys()

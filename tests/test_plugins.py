@@ -1,6 +1,5 @@
 """Sketches and metrics of another package: found by their names, loaded when asked for, named in errors."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ from gradindex import relevance
 from gradindex.cli.app import run
 from gradindex.runtime import plugins
 from gradindex.sketch import base, from_json
+from tests import programs
 from tests.jobs import ROWS, digits, digits_job
 
 MODULE = '''
@@ -113,9 +113,9 @@ def test_a_store_opens_in_another_process_and_says_who_is_missing(acme, tmp_path
         f"index = gradindex.load({str(tmp_path / 'i')!r}, digits_job())\n"
         "print(index.explain(digits()[0][:1], k=1).ordered_indices.shape)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = programs.run(["-c", code])
     assert done.stdout.splitlines() == ["(240,)", "(1, 1)"], done.stderr
-    lost = subprocess.run([sys.executable, "-c", code.split("\n", 1)[1]], capture_output=True, text=True, timeout=300)
+    lost = programs.run(["-c", code.split("\n", 1)[1]])
     assert lost.stdout == "(240,)\n" and "Unknown sketch 'acme-first'" in lost.stderr
 
 

@@ -4,12 +4,25 @@ The long form is `python benchmarks/faults.py --states 200000`.
 """
 
 import logging
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from gradindex.store import disk, location
 from tests.crashes import Recorder
 from tests.power import replay
+
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def tmp_path():
+    """A folder in memory where there is room: thousands of trees of files are laid and removed."""
+    room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 1 << 30
+    with tempfile.TemporaryDirectory(dir=MEMORY if room else None) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,11 @@
 """The README: short, its code runs as printed, its first screen holds the two lines, and its links lead somewhere."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -18,18 +18,14 @@ def test_the_python_runs_as_printed(tmp_path):
     """As a reader would paste it: a model is trained, indexed, explained and audited."""
     (block,) = blocks("python")
     assert len(block.splitlines()) <= 25
-    done = subprocess.run(
+    done = programs.run(
         [
-            sys.executable,
             "-W",
             "error::UserWarning",
             "-c",
             f"{block}\nprint(result.exact.all())\nprint(float((model(x[1500:]).argmax(1) == y[1500:]).float().mean()))",
         ],
-        capture_output=True,
-        text=True,
         cwd=tmp_path,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     *_, exact, accuracy = done.stdout.splitlines()

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import programs
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "recall.py"
 
@@ -14,12 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "recall.py"
 @pytest.mark.skipif("GRADINDEX_DATA" not in os.environ, reason="the vehicles are not at hand")
 def test_calibrated_recall_on_real_gradients(tmp_path):
     options = ["--cases", "vehicle", "--queries", "400", "--epochs", "2"]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *options, "--out", tmp_path / "found.json"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = programs.run([SCRIPT, *options, "--out", tmp_path / "found.json"])
     assert "Traceback" not in done.stderr, done.stderr  # the exit code says whether 200 queries were lucky
     (split,) = json.loads((tmp_path / "found.json").read_text())["results"]["vehicle"]["splits"]
     assert split["queries"] == [200, 200]

@@ -1,8 +1,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 
 import gradindex
 from gradindex.runtime.interrupts import explain_full_disk, stop_on_sigterm
+from tests import programs
 from tests.jobs import digits_job
 from tests.test_builder import files
 
@@ -37,22 +36,13 @@ gradindex.build(job, sys.argv[1], shard_rows=20, batch_size=8)
 """
 
 
-def start(out, pause=0.0, before=""):
-    code = BUILD.format(root=str(ROOT), pause=pause, before=before)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+def command(out, pause=0.0, before=""):
+    return ["-c", BUILD.format(root=str(ROOT), pause=pause, before=before), str(out)]
 
 
 def finish(out):
-    build = start(out)
-    said = build.communicate(timeout=120)[1]
-    assert build.returncode == 0, said
+    build = programs.run(command(out))
+    assert build.returncode == 0, build.stderr
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +54,16 @@ def whole(tmp_path_factory):
 
 
 def test_sigterm_leaves_published_shards_and_no_temporary_file(tmp_path, whole):
-    build = start(tmp_path / "i", pause=0.01)
-    build.stdout.readline()
+    build = programs.start(command(tmp_path / "i", pause=0.01))
+    for _ in range(6000):  # a minute
+        if build.said[0]:
+            break
+        time.sleep(0.01)
     time.sleep(0.05)
-    build.send_signal(signal.SIGTERM)
-    _, said = build.communicate(timeout=60)
-    assert build.returncode == 143
-    assert "published shards are kept" in said
+    os.kill(build.pid, signal.SIGTERM)
+    done = build.finish(timeout=60)
+    assert done.returncode == 143
+    assert "published shards are kept" in done.stderr
     names = [path.name for path in (tmp_path / "i").rglob("*")]
     assert not [name for name in names if name.startswith(".tmp-")]
     assert len([name for name in names if name[0] == "0" and name.endswith(".json")]) >= 4
@@ -81,9 +74,9 @@ def test_sigterm_leaves_published_shards_and_no_temporary_file(tmp_path, whole):
 def test_a_full_disk_is_named_and_the_build_continues(tmp_path, whole):
     """A limit on the size of a file stands in for the disk: a write fails part of the way through."""
     limit = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))"
-    build = start(tmp_path / "i", before=limit)
-    _, said = build.communicate(timeout=120)
+    build = programs.run(command(tmp_path / "i", before=limit))
     assert build.returncode == 1
+    said = build.stderr
     assert "OSError" in said and "The disk is full (0 of 12 shards are published)" in said
     assert "run the same build again" in said
     assert not list((tmp_path / "i").rglob(".tmp-*"))
@@ -116,11 +109,11 @@ def test_a_programs_own_handler_is_left_alone():
 
 
 def test_two_builders_share_a_directory(tmp_path, whole):
-    builders = [start(tmp_path / "i", pause=0.002) for _ in range(2)]
+    builders = [programs.start(command(tmp_path / "i", pause=0.002)) for _ in range(2)]
     for build in builders:
-        said = build.communicate(timeout=120)[1]
+        done = build.finish()
         # The slower one may find the index finished when it starts.
-        assert build.returncode == 0 or "already holds an index of 240" in said
+        assert done.returncode == 0 or "already holds an index of 240" in done.stderr
     found = {name: data for name, data in files(tmp_path / "i").items() if not name.name.startswith(".tmp-")}
     assert found == whole
     assert len(gradindex.load(tmp_path / "i", digits_job())) == 240

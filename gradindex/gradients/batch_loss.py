@@ -1,11 +1,37 @@
 """Whether the loss of a batch is made of its samples' losses: if not, the gradient of ONE sample has no meaning."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradindex.data.source import Tree, take_rows
+from gradindex.runtime.log import log
+
+if TYPE_CHECKING:
+    from gradindex.gradients.engine import Engine
+
 _SAMPLES = 4
+
+
+def of(engine: "Engine", x: Tree, y: Tree) -> Callable[[Sequence[int]], float | None]:
+    """Return what gives the loss of some samples of a batch together, by their rows, for `check`.
+
+    The model is called with one sample at a time, and once with each. The loss is None if it is no single number, or
+    fails.
+    """
+    output = cache(lambda row: engine.output_of_one(take_rows(x, slice(row, row + 1))))
+
+    def loss(rows: Sequence[int]) -> float | None:
+        try:
+            return engine.loss_of(list(map(output, rows)), None if y is None else take_rows(y, np.array(rows)))
+        except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
+            log.debug("the loss of a batch cannot be told: %s", error)
+            return None
+
+    return loss
 
 
 def check(loss_of: Callable[[Sequence[int]], float | None], samples: int, tolerance: float = 1e-3) -> None:

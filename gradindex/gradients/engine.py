@@ -237,12 +237,16 @@ class Engine(ByToken, ABC):
         """Return what a batch of ONE sample shows that some way of computing misses."""
         return ()
 
-    def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
-        """Return the loss of some samples of a batch as the user's loss sees them together.
+    def output_of_one(self, x: Tree) -> Tree:
+        """Return the model's output, as it gives it, for a batch of ONE sample."""
+        raise NotImplementedError(f"{type(self).__name__} has no outputs of single samples.")
 
-        Their outputs are computed one by one. None if that gives no single number, or fails.
+    def loss_of(self, outputs: Sequence[Tree], y: Tree) -> float | None:
+        """Return the loss of samples as the user's loss sees them together, of outputs that were computed one by one.
+
+        None if it is no single number.
         """
-        return None
+        raise NotImplementedError(f"{type(self).__name__} has no loss of samples together.")
 
     def lower(self) -> bool:
         """Go one rung down: what takes the fastest path takes the next; False if all takes the loop already."""
@@ -350,7 +354,7 @@ class Engine(ByToken, ABC):
         except TypeError:
             if not any(isinstance(leaf, list) for leaf in leaves(x)):  # objects are in no graph, and take the loop
                 raise
-        batch_loss.check(lambda rows: self.batch_loss(x, y, rows), length(x), paths.tolerances(self)[0])
+        batch_loss.check(batch_loss.of(self, x, y), length(x), paths.tolerances(self)[0])
         self.signals = found  # last: what was refused is refused again
         for signal in found:
             log.log(logging.WARNING if signal.remark else logging.INFO, "%s", signal)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class Header:
             del values["row_type"]
         return {"format": FORMAT, "version": VERSION, **values}
 
-    @property
+    @cached_property
     def seal(self) -> str:
         """Hash of the header, by which shards and index name the store they belong to."""
         return seal(self.to_json())

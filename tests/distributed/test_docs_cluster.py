@@ -3,8 +3,6 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import faiss
@@ -14,6 +12,7 @@ import pyarrow.parquet as pq
 import gradindex
 from gradindex.cli.app import run
 from gradindex.job import load_job
+from tests import programs
 from tests.distributed.test_build import files
 from tests.jobs import ROWS, digits
 
@@ -31,9 +30,7 @@ def block(language, shared):
 def follow(nodes, folder, *command):
     """Run Python in a folder as on a machine of the cluster; return what it prints."""
     environment = {**os.environ, "RAY_ADDRESS": nodes.address, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = programs.run(command, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import gradindex
 from gradindex.gradients import batch_loss
 
 Z = np.array([0.3, 1.7, -0.4, 2.2, 0.9])
@@ -48,3 +49,16 @@ def test_losses_in_half_precision_pass():
 def test_what_cannot_be_told_passes():
     batch_loss.check(lambda rows: None, 5)
     batch_loss.check(of(np.std), 2)
+
+
+def test_the_model_is_called_once_with_each_sample(kit, monkeypatch):
+    engine = gradindex.Job(kit.mlp(), kit.loss, (np.ones((5, 4), np.float32), np.arange(5) % 3)).engine
+    x, y = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32), np.arange(5) % 3
+    asked, outputs = [], engine.output_of_one
+    monkeypatch.setattr(engine, "output_of_one", lambda one: asked.append(one) or outputs(one))
+    loss = batch_loss.of(engine, x, y)
+    each = [loss([row]) for row in range(4)]
+    for a, b in [(0, 1), (0, 3), (2, 1)]:
+        assert loss([a, b]) == pytest.approx((each[a] + each[b]) / 2, rel=1e-5)
+    np.testing.assert_array_equal(np.concatenate(asked), x[:4])
+    assert batch_loss.of(engine, x, y[:1])([0, 1]) is None  # there is no such label

@@ -9,6 +9,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
 
+from gradindex.gradients import batch_loss  # noqa: E402
 from gradindex.gradients.engine import PathFailed  # noqa: E402
 from gradindex.gradients.tensorflow.engine import TensorFlowEngine  # noqa: E402
 from gradindex.sketch import CountSketch, Identity  # noqa: E402
@@ -505,10 +506,10 @@ def test_the_reason_for_a_slower_way_is_logged_once(caplog):
 def test_the_loss_of_samples_together():
     engine = TensorFlowEngine(lifted(lambda self, x: {"out": self.out(self.hidden(x)), "in": x}), CE)
     engine.loss_fn = lambda y, out: CE(y, out["out"])
-    each = [engine.batch_loss(X, Y, [i]) for i in (1, 4)]
-    assert engine.batch_loss(X, Y, [1, 4]) == pytest.approx(np.mean(each), rel=1e-5)
+    each = [batch_loss.of(engine, X, Y)([i]) for i in (1, 4)]
+    assert batch_loss.of(engine, X, Y)([1, 4]) == pytest.approx(np.mean(each), rel=1e-5)
     engine.loss_fn = lambda y, out: CE(y, out["other"])
-    assert engine.batch_loss(X, Y, [1, 4]) is None
+    assert batch_loss.of(engine, X, Y)([1, 4]) is None
     numbers = TensorFlowEngine(lifted(lambda self, x: {"out": self.out(self.hidden(x)), "n": tf.constant(2.0)}), CE)
     numbers.loss_fn = lambda y, out: CE(y, out["out"])  # and might read n, of which there would be two
-    assert numbers.batch_loss(X, Y, [1, 4]) is None
+    assert batch_loss.of(numbers, X, Y)([1, 4]) is None

@@ -1,6 +1,5 @@
 """An index on an object store is the one on the local disk, file for file."""
 
-import multiprocessing
 import re
 import shutil
 import threading
@@ -16,11 +15,13 @@ from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.store import Store, cache, location, remote
 from gradindex.store.location import locate
 from gradindex.store.remote import RemotePath
+from tests import programs
 from tests.jobs import ROWS, digits, digits_job, longer_job, other_model_job
 from tests.store.remote import s3  # noqa: F401
 from tests.test_builder import files
 
 QUERIES = [1, 5, 8]
+ROOT = Path(__file__).parents[2]
 
 
 def build(out, **options):
@@ -256,27 +257,20 @@ def test_a_file_system_that_overwrites_is_refused(monkeypatch):
         location.create(locate("memory://careless/a"), b"x")
 
 
-def _build_in_process(out, settings):
-    import os
-
-    os.environ.update(settings)
-    try:
-        build(out)
-    except IndexExistsError:
-        return
+BUILD = """
+import contextlib, sys
+from gradindex.errors import IndexExistsError
+from tests.store.test_remote import build
+with contextlib.suppress(IndexExistsError):
+    build(sys.argv[1])
+"""
 
 
 def test_two_builders_share_the_shards(s3, disk):  # noqa: F811
-    import os
-
-    settings = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GRADINDEX_"))}
-    context = multiprocessing.get_context("spawn")
-    builders = [context.Process(target=_build_in_process, args=(f"{s3}/two", settings)) for _ in range(2)]
+    builders = [programs.start(["-c", BUILD, f"{s3}/two"], cwd=ROOT) for _ in range(2)]
     for one in builders:
-        one.start()
-    for one in builders:
-        one.join()
-    assert [one.exitcode for one in builders] == [0, 0]
+        done = one.finish()
+        assert done.returncode == 0, done.stderr
     assert keys(f"{s3}/two") == files(disk)
 
 

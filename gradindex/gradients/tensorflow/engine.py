@@ -205,21 +205,17 @@ class TensorFlowEngine(Engine):
             self._ready(x, y)
         return self._looks.signals
 
-    def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
-        """Return the loss of some samples of a batch together, of outputs that are computed one by one."""
-        try:
-            outputs = []
-            for row in rows:
-                with self._on_device(), state_kept(self.model, self._unknown):  # each has the state that is there now
-                    outputs.append(self._call({}, as_tensors(take_rows(x, slice(row, row + 1)))))
-            with self._on_device(), state_kept(self.model, self._unknown):
-                output = joined_outputs(outputs)
-                target = None if y is None else as_tensors(take_rows(y, np.array(rows)))
-                loss = self.loss_fn(LABEL_FORMS[self._label_form or "as given"](output, target), output)
-                return float(loss) if loss.shape.rank == 0 else None
-        except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
-            log.debug("the loss of a batch cannot be told: %s", error)
-            return None
+    def output_of_one(self, x: Tree) -> Tree:
+        """Return the model's output for a batch of ONE sample."""
+        with self._on_device(), state_kept(self.model, self._unknown):  # each has the state that is there now
+            return self._call({}, as_tensors(x))
+
+    def loss_of(self, outputs: Sequence[Tree], y: Tree) -> float | None:
+        """Return the loss of samples together, given their outputs one by one; None if it is no single number."""
+        with self._on_device(), state_kept(self.model, self._unknown):
+            output, target = joined_outputs(outputs), None if y is None else as_tensors(y)
+            loss = self.loss_fn(LABEL_FORMS[self._label_form or "as given"](output, target), output)
+            return float(loss) if loss.shape.rank == 0 else None
 
     def sample_gradient(self, x: Tree, y: Tree) -> PerSample:
         """Return the gradient (1, P) of one sample by one training step: the oracle's."""

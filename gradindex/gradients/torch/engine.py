@@ -291,20 +291,15 @@ class TorchEngine(Engine):
             forward, loss = partial(self._call, {}, inputs), partial(self._losses.one, target=target)
             return (*found, *signals.of_pass(forward, loss, selected, inputs))
 
-    def batch_loss(self, x: Tree, y: Tree, rows: Sequence[int]) -> float | None:
-        """Return the loss of some samples of a batch together, of outputs that are computed one by one."""
-        inputs, targets, outputs = self._tensors(x), self._targets(y), []
-        try:
-            for row in rows:
-                with self._inference(fused=True):
-                    outputs.append(self._call({}, take_rows(inputs, slice(row, row + 1))))
-            with torch.no_grad():
-                return self._losses.together(
-                    outputs, targets if targets is None else take_rows(targets, np.array(rows))
-                )
-        except Exception as error:  # outputs that cannot be joined, a loss that takes batches of one alone
-            log.debug("the loss of a batch cannot be told: %s", error)
-            return None
+    def output_of_one(self, x: Tree) -> Tree:
+        """Return the model's output for a batch of ONE sample."""
+        with self._inference(fused=True):
+            return self._call({}, self._tensors(x))
+
+    def loss_of(self, outputs: Sequence[Tree], y: Tree) -> float | None:
+        """Return the loss of samples together, given their outputs one by one; None if it is no single number."""
+        with torch.no_grad():
+            return self._losses.together(outputs, self._targets(y))
 
     def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
         """Return ⟨direction, g_i⟩ (b,) and losses (b,) by one forward-mode pass over the batch."""
