@@ -2,6 +2,7 @@
 
 import ast
 import re
+import symtable
 from pathlib import Path
 
 import grimp
@@ -71,3 +72,31 @@ def test_few_signatures_say_any():
     assert sum(text.count("type: ignore") for text in texts) <= 24
     code = "def f(a: Any): ...\ndef g(*a: int) -> 'list[Any]': ...\ndef h(a: int, *, Any: str) -> Company: ..."
     assert [says_any(one) for one in ast.parse(code).body] == [True, True, False]
+
+
+INLINED = "listcomp", "setcomp", "dictcomp"
+
+
+def hidden(table):
+    """Names that a comprehension binds and that another place of its function takes from the function around it.
+
+    Python 3.12 and 3.13 lose the outer value of such a name (`cannot access local variable`).
+    """
+    found = []
+    for child in table.get_children():
+        found += hidden(child)
+    if table.get_type() == "function":
+        inner = [child for child in table.get_children() if child.get_name() in INLINED]
+        bound = {name for child in inner for name in child.get_locals()}
+        free = {*table.get_frees(), *(name for child in table.get_children() for name in child.get_frees())}
+        found += [(table.get_name(), name) for name in sorted(bound & (free - {*table.get_locals()}))]
+    return found
+
+
+def test_no_comprehension_hides_a_name_of_the_function_around():
+    wrong = "def f(one):\n  def g(rows):\n    a = [one for one in rows]\n    return [(one, row) for row in rows]"
+    assert hidden(symtable.symtable(wrong, "wrong", "exec")) == [("g", "one")]
+    tables = {
+        path: symtable.symtable(path.read_text(encoding="utf-8"), str(path), "exec") for path in PACKAGE.rglob("*.py")
+    }
+    assert {path: found for path, table in tables.items() if (found := hidden(table))} == {}

@@ -148,7 +148,7 @@ def of_query(engine: Engine, source: Source, one: Batch, gradient: Floats, ids: 
             if method == STEPS:
                 continue
             truths = [Truth(row, float(loss)) for row, loss in zip(formed.gradients, formed.losses, strict=True)]
-            lengths = np.array([one.norm for one in truths])
+            lengths = np.array([true.norm for true in truths])
             engine.ways.check_sums(TOKENS, part.sum(axis=1), whole[here], query.norm, lengths)
             places = [(i, int(j)) for i in range(len(block)) for j in labelled]
             _compare(engine, 1, [(one, 0, j, truths[i], float(part[i, j])) for i, j in places])

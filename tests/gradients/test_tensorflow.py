@@ -401,7 +401,8 @@ def test_what_cannot_be_vectorised_goes_through_the_loop(caplog, monkeypatch):
     engine = TensorFlowEngine(model, keras.losses.SparseCategoricalCrossentropy())
     with caplog.at_level(logging.WARNING):
         got = engine.gradients(words, y)
-    assert [record.name for record in caplog.records] == ["gradindex"]
+    # TensorFlow has warnings of its own on newer Pythons.
+    assert [record.name for record in caplog.records if record.name != "tensorflow"] == ["gradindex"]
     assert set(engine.paths.values()) == {"loop"}
     dots, _ = engine.directional(words, y, way(engine))
     assert_close(dots, got.gradients @ way(engine), 1e-4)
