@@ -39,6 +39,14 @@ _DOORS = {  # by the end of the architecture's name: the class that loads it, th
     "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", "seq2seq"),
 }
 _CAUSAL = "AutoModelForCausalLM", "causal_lm"
+_WHOLE_MODEL = """\
+    # Loading a whole model runs its code, so take files you trust.
+    model = torch.load(HERE / MODEL, weights_only=False, map_location="cpu").eval()"""
+_WEIGHTS = """\
+    model = MyModel()  # EDIT: import the class whose weights these are, and make it as for training
+    model.load_state_dict(torch.load(HERE / MODEL, weights_only=True, map_location="cpu")$key)
+    model.eval()"""
+_WEIGHTS_OF = "model_state_dict", "state_dict", "model"  # as checkpoints name them
 _LABELS = "y", "labels", "label", "targets", "y_train"
 _SAMPLES = 8  # whose gradients are compared with training steps
 
@@ -69,9 +77,10 @@ def init(
             f"{path} is there already. Next: gradindex doctor {path}:job, or gradindex init OTHER.py, or --overwrite."
         )
     chosen = framework or _found(model)
-    save(path, _filled(chosen, path, model, data).encode())
+    weights = _weights(model) if chosen is Framework.TORCH and model is not None else None
+    save(path, _filled(chosen, path, model, data, weights).encode())
     reference, found = f"{path}:job", None
-    if model is not None and data is not None:
+    if model is not None and data is not None and weights is None:
         try:
             found = doctor.examine(inputs.job_of(reference), _SAMPLES)
         except Exception as error:
@@ -85,6 +94,8 @@ def init(
         typer.echo(json.dumps({"file": str(path), "framework": chosen.value, "next": command, "job": found}))
         return
     out.print(f"Wrote {path}, for {chosen}.", highlight=False)
+    if weights is not None:
+        out.print(f"{model.name if model else ''} holds weights without their model.", highlight=False)
     if found is None:
         out.print(f"Edit its lines that say EDIT. Next: {command}", highlight=False, soft_wrap=True)
         return
@@ -118,7 +129,20 @@ def _found(model: Path | None) -> Framework:
     )
 
 
-def _filled(framework: Framework, path: Path, model: Path | None, data: Path | None) -> str:
+def _weights(model: Path) -> str | None:
+    """Return how a file of weights without a model is read on, such as '["state_dict"]'; None for a whole model."""
+    import torch
+
+    try:
+        found = torch.load(model, weights_only=True, map_location="meta")
+    except Exception:  # a whole model, or no file of torch's, of which the test of the job tells more
+        return None
+    if not isinstance(found, dict):
+        return None
+    return next((f"[{json.dumps(key)}]" for key in _WEIGHTS_OF if isinstance(found.get(key), dict)), "")
+
+
+def _filled(framework: Framework, path: Path, model: Path | None, data: Path | None, weights: str | None) -> str:
     """Return the text of a job's module."""
     example_model, example_data = _EXAMPLES[framework]
     x, y = ("x", "y") if data is None or data.suffix != ".npz" else _arrays(data)
@@ -132,6 +156,7 @@ def _filled(framework: Framework, path: Path, model: Path | None, data: Path | N
         y=json.dumps(y),
         loader=loader,
         door=door,
+        load=_WHOLE_MODEL if weights is None else Template(_WEIGHTS).substitute(key=weights),
     )
 
 

@@ -136,6 +136,11 @@ def _lines(path: Path) -> list[dict[str, object]]:
                 raise ValueError(f"{path.name}, line {number} is no JSON: {error}") from None
             if not isinstance(line, dict):
                 raise ValueError(f"{path.name}, line {number} is no JSON object.")
+            if {"reviewer", "time", "label"} <= line.keys() and "new_label" not in line:
+                raise ValueError(
+                    f"{path.name} is an audit log, in which a later line may take a decision back. Next: gradindex "
+                    "decisions OUT -o decisions.csv, which writes those that stand."
+                )
             _check_columns(path, [*line, "decision"])
             found.append(line)
         return found

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import gradindex
 from gradindex.cli import compare as compare_command
@@ -12,6 +13,7 @@ from gradindex.cli import review as review_command
 from gradindex.cli.app import run
 from gradindex.review import Decision, Review, beside, review
 from gradindex.review.decision_log import DecisionLog, Origin
+from gradindex.review.decisions import read
 from gradindex.search import compare
 from gradindex.store import Store
 from tests.jobs import digits, digits_job, trained
@@ -44,12 +46,16 @@ def test_the_command_prints_what_the_function_finds(path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "following"),
-    [("r.csv", "gradindex remove {} --decisions"), ("r.html", "-o review.csv"), ("r.parquet", "--decisions")],
+    [
+        ("r.csv", "gradindex remove {} --decisions"),
+        ("r.html", "To decide: gradindex serve {} " + JOB + ", page /review, or gradindex review {}"),
+        ("r.parquet", "--decisions"),
+    ],
 )
 def test_every_file_says_what_comes_next(path, tmp_path, capsys, name, following):
     code, text, _ = cli(capsys, "review", path, JOB, "--top", 3, "-o", tmp_path / name)
     assert code == 0 and (tmp_path / name).stat().st_size > 0
-    assert following.format(path) in text and "label: the first 3 of 3" in text
+    assert following.format(path, path) in text and "label: the first 3 of 3" in text
 
 
 def test_without_a_file_it_says_how_to_get_one(path, capsys):
@@ -86,8 +92,6 @@ def save_digits(folder, **names):
 
 
 def test_init_for_torch_is_ready_to_build(tmp_path, capsys, monkeypatch):
-    import torch
-
     monkeypatch.chdir(tmp_path)
     torch.save(trained(), "model.pt")
     save_digits(tmp_path, x="images", y="labels")
@@ -101,9 +105,25 @@ def test_init_for_torch_is_ready_to_build(tmp_path, capsys, monkeypatch):
     assert cli(capsys, "init", "--framework", "torch", "--overwrite")[0] == 0
 
 
-def test_init_for_torch_takes_regressions(tmp_path, capsys, monkeypatch):
-    import torch
+@pytest.mark.parametrize(
+    ("wrapped", "read_on"),
+    [(lambda weights: weights, ""), (lambda weights: {"epoch": 3, "model": weights}, '["model"]')],
+)
+def test_init_for_weights_without_their_model_says_which_lines_to_edit(tmp_path, capsys, monkeypatch, wrapped, read_on):
+    monkeypatch.chdir(tmp_path)
+    torch.save(wrapped(torch.nn.Linear(64, 10).state_dict()), "weights.pt")
+    save_digits(tmp_path)
+    code, text, _ = cli(capsys, "init", "w.py", "--model", "weights.pt", "--data", "train.npz")
+    assert code == 0 and "weights.pt holds weights without their model." in text
+    assert "Edit its lines that say EDIT. Next: gradindex doctor w.py:job" in text
+    made = (tmp_path / "w.py").read_text()
+    assert "model = MyModel()  # EDIT" in made and f'map_location="cpu"){read_on})' in made
+    (tmp_path / "w.py").write_text(made.replace("MyModel()", "torch.nn.Linear(64, 10)"))
+    code, text, _ = cli(capsys, "doctor", "w.py:job")
+    assert code == 0 and text.endswith("Next: gradindex build w.py:job runs/index")
 
+
+def test_init_for_torch_takes_regressions(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(torch.nn.Sequential(torch.nn.Linear(4, 1)), "model.pt")
     x = np.random.default_rng(0).normal(size=(20, 4))
@@ -183,4 +203,43 @@ def test_the_audit_log_is_printed(path, tmp_path, capsys):
     with log.path.open("a") as file:
         file.write("nonsense\n")
     assert "1 lines of" in cli(capsys, "decisions", path, "--review-dir", tmp_path)[2]
-    assert "There are none in" in cli(capsys, "decisions", path)[1]
+    none = cli(capsys, "decisions", path)[1]
+    assert "There are none in" in none and f"Next: gradindex serve {path} MODULE:FUNCTION" not in none
+    assert f"To take some: gradindex serve {path} MODULE:FUNCTION, page /review" in none
+    chosen = cli(capsys, "decisions", path, "--review-dir", tmp_path, "--id", 4)[1]
+    assert f"There are none of these in {log.path}. All there are: gradindex decisions {path}" in chosen
+
+
+def test_the_audit_log_becomes_decisions_to_carry_out(path, tmp_path, capsys):
+    log = DecisionLog(beside.decisions_path(tmp_path, Store.open(path)))
+    log.decide("Ada", 3, Decision.REMOVE)
+    log.undo("Ada")
+    code, _, said = cli(capsys, "remove", path, "--decisions", log.path)  # it would remove what was taken back
+    assert code == 1 and "Next: gradindex decisions OUT -o decisions.csv" in said
+    assert Store.open(path).holds(np.arange(240)).all()
+    wanted = ["decisions", path, "--review-dir", tmp_path, "-o"]
+    assert "None of them stands any more" in cli(capsys, *wanted, tmp_path / "d.csv")[1]
+    assert not (tmp_path / "d.csv").exists()
+    log.decide("Ada", 5, Decision.RELABEL, 2)
+    log.decide("Ben", 7, Decision.REMOVE)
+    for name in ("d.csv", "d.jsonl"):
+        text = cli(capsys, *wanted, tmp_path / name)[1]
+        assert f"Wrote the 2 that stand. Next: gradindex remove {path} --decisions {tmp_path / name}" in text
+        assert read(tmp_path / name).by_id == {5: Decision.RELABEL, 7: Decision.REMOVE}
+    cli(capsys, *wanted, tmp_path / "ben.csv", "--reviewer", "Ben")
+    assert read(tmp_path / "ben.csv").by_id == {7: Decision.REMOVE}
+    code, _, said = cli(capsys, *wanted, tmp_path / "d.xlsx")
+    assert code == 2 and "-o takes FILE.csv or FILE.jsonl" in said
+
+
+def test_what_comes_after_a_removal(tmp_path, capsys):
+    gradindex.build(digits_job(), tmp_path / "index")
+    file = tmp_path / "d.csv"
+    file.write_text("id,decision,new_label\n3,remove,\n5,relabel,2\n")
+    text = cli(capsys, "remove", tmp_path / "index", "--decisions", file)[1]
+    assert "leave its rows in the job's dataset" in text and f"gradindex remove NEW --decisions {file}" in text
+    file.write_text("id,decision,new_label\n5,relabel,2\n")
+    text = cli(capsys, "remove", tmp_path / "index", "--decisions", file)[1]
+    assert "Train again, and build a new index" in text and "leave its rows" not in text
+    file.write_text("id,decision,new_label\n5,keep,\n")
+    assert cli(capsys, "remove", tmp_path / "index", "--decisions", file)[1].endswith("removed 0.")
