@@ -146,6 +146,7 @@ def test_info_as_json(path, capsys):
     ("arguments", "said"),
     [
         (["explain", "OUT", JOB], "Give either --rows FILE.npz or --ids"),
+        (["explain", "OUT", JOB, "--rows", "x.csv"], "expected FILE.npz. Next: numpy.savez("),
         (["explain", "OUT", JOB, "--ids", "3,x"], "--ids takes integers"),
         (["explain", "OUT", JOB, "--ids", "3", "--kernel", "cosine"], "'grad_cos'"),
         (["explain", "OUT", JOB, "--ids", "3", "-k", "0"], "-k"),

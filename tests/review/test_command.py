@@ -4,8 +4,10 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import csv, parquet
 
 import gradindex
 from gradindex.cli import compare as compare_command
@@ -143,6 +145,44 @@ def test_init_for_keras_is_ready_to_build(tmp_path, capsys, monkeypatch):
     assert code == 0 and "Next: gradindex build k.py:job" in text
     loss = gradindex.job.load_job("k.py:job").loss_fn
     assert loss.get_config()["from_logits"] is False
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_init_for_a_table_is_ready_to_build(tmp_path, capsys, monkeypatch, suffix):
+    """Of numbers, whole ones among them, texts, and a label of texts whose column has a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.nn.Linear(3, 2), "model.pt")
+    numbers = np.random.default_rng(0).normal(size=(3, 20))
+    table = pa.table({"a": numbers[0], "b": np.arange(20), "kind": ["van", "bus"] * 10, "c": numbers[2]})
+    table = table.append_column("note", pa.array([f"n{i}" for i in range(20)]))
+    csv.write_csv(table, "train.csv") if suffix == "csv" else parquet.write_table(table, "train.parquet")
+    given = ["init", "t.py", "--model", "model.pt", "--data", f"train.{suffix}"]
+    code, _, said = cli(capsys, *given)
+    assert code == 2 and f"Which column is the label? train.{suffix} has a, b, kind, c, note. Next:" in said
+    code, _, said = cli(capsys, *given, "--label", "sort")
+    assert code == 2 and "There is no column 'sort'" in said and not (tmp_path / "t.py").exists()
+    code, text, _ = cli(capsys, *given, "--label", "kind")
+    assert code == 0 and text.endswith("Next: gradindex build t.py:job runs/index")
+    job = gradindex.job.load_job("t.py:job")
+    x, y = job.dataset
+    assert (
+        x.dtype == np.float32 and (x == np.stack([numbers[0], np.arange(20), numbers[2]], 1).astype(np.float32)).all()
+    )
+    assert job.class_names == ["bus", "van"] and y.tolist() == [1, 0] * 10 and job.columns.column_names == ["note"]
+
+
+def test_init_for_a_table_finds_a_label_by_its_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.nn.Linear(1, 1), "model.pt")
+    (tmp_path / "train.csv").write_text("a,Target\n1,0.5\n2,1.5\n3,2.5\n")
+    code, text, _ = cli(capsys, "init", "t.py", "--model", "model.pt", "--data", "train.csv")
+    assert code == 0 and "Linear, 3 samples" in text
+    assert gradindex.job.load_job("t.py:job").task == "regression"
+    (tmp_path / "empty.csv").write_text("")
+    code, _, said = cli(capsys, "init", "e.py", "--model", "model.pt", "--data", "empty.csv")
+    assert code == 2 and "Cannot read empty.csv as a table" in said
+    code, _, said = cli(capsys, "init", "e.py", "--model", "model.pt", "--data", "model.pt")
+    assert code == 2 and "--data takes .npz, .csv, .parquet for torch, got model.pt" in said
 
 
 def test_init_for_transformers_is_ready_to_build(tmp_path, capsys, monkeypatch):
