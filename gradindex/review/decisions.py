@@ -81,10 +81,17 @@ def read(path: Path) -> Decisions:
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ValueError
-        For another kind of file, a missing column, an unknown decision, an id or label that is no whole number, a
-        relabelling without a new label or a new label without one, and decisions that contradict each other.
+        For another kind of file, an audit log, a missing column, an unknown decision, an id or label that is no whole
+        number, a relabelling without a new label or a new label without one, and decisions that contradict each other.
     """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no {path}. Next: gradindex decisions OUT -o {path.stem}.csv for what was decided on the page, "
+            f"or gradindex review OUT MODULE:FUNCTION -o {path.stem}.csv for a table to fill in."
+        )
     by_id: dict[int, Decision] = {}
     new_labels: dict[int, int] = {}
     conflicts: set[int] = set()

@@ -268,6 +268,8 @@ def test_the_audit_log_becomes_decisions_to_carry_out(path, tmp_path, capsys):
         assert read(tmp_path / name).by_id == {5: Decision.RELABEL, 7: Decision.REMOVE}
     cli(capsys, *wanted, tmp_path / "ben.csv", "--reviewer", "Ben")
     assert read(tmp_path / "ben.csv").by_id == {7: Decision.REMOVE}
+    code, _, said = cli(capsys, "remove", path, "--decisions", tmp_path / "nowhere.csv")
+    assert code == 1 and "nowhere.csv. Next: gradindex decisions OUT -o nowhere.csv for what was decided" in said
     code, _, said = cli(capsys, *wanted, tmp_path / "d.xlsx")
     assert code == 2 and "-o takes FILE.csv or FILE.jsonl" in said
 
