@@ -1,5 +1,6 @@
 """The commands `review`, `compare` and `init`: what they do, and which command they say comes next."""
 
+import dataclasses
 import json
 import re
 
@@ -29,6 +30,10 @@ def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("review") / "index"
     gradindex.build(digits_job(), path)
     return str(path)
+
+
+def named_job():
+    return dataclasses.replace(digits_job(), class_names=[f"class {i}" for i in range(10)])
 
 
 def cli(capsys, *arguments):
@@ -75,6 +80,8 @@ def test_compare_prints_a_table_and_json(path, capsys):
     asked = ["compare", path, path, JOB, JOB, "--ids", "3,14", "-k", 4]
     code, text, _ = cli(capsys, *asked)
     assert code == 0 and "Of the 4 proponents of a query 100% stay on average" in text and "sample 14" in text
+    named = cli(capsys, "compare", path, path, "tests.review.test_command:named_job", JOB, "--ids", "3,14", "-k", 4)[1]
+    assert "sample 3 class 3" in named and "class" not in text
     said = json.loads(cli(capsys, *asked, "--json")[1])
     assert said["mean"]["opponents"] == {"overlap": 1, "rank_biased_overlap": pytest.approx(1)}
     assert [one["query"] for one in said["by_query"]] == ["sample 3", "sample 14"]
