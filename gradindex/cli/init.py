@@ -62,7 +62,6 @@ _LOSSES = {
     Framework.TRANSFORMERS: "",
 }
 _SAVED = {Framework.TORCH: "torch.save(…)", Framework.KERAS: "model.save(…)", Framework.TRANSFORMERS: ""}
-_WEIGHTS_OF = "model_state_dict", "state_dict", "model"  # as checkpoints name them
 _LABELS = "y", "labels", "label", "targets", "y_train", "target", "class"
 _TABLES = ".csv", ".parquet"
 _SAMPLES = 8  # whose gradients are compared with training steps
@@ -154,15 +153,10 @@ def _found(model: Path | None) -> Framework:
 
 def _weights(model: Path) -> str | None:
     """Return how a file of weights without a model is read on, such as '["state_dict"]'; None for a whole model."""
-    import torch
+    from gradindex.gradients.torch.saved import weights_in
 
-    try:
-        found = torch.load(model, weights_only=True, map_location="meta")
-    except Exception:  # a whole model, or no file of torch's, of which the test of the job tells more
-        return None
-    if not isinstance(found, dict):
-        return None
-    return next((f"[{json.dumps(key)}]" for key in _WEIGHTS_OF if isinstance(found.get(key), dict)), "")
+    keys = weights_in(model)
+    return None if keys is None else "".join(f"[{json.dumps(key)}]" for key in keys)
 
 
 def _filled(
