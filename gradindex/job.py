@@ -171,7 +171,7 @@ class Job:
             single precision, truth values as integers.
         x
             The column of the inputs: numbers, lists of numbers, or texts. Or several of numbers, which become one array
-            (n, columns) in this order.
+            (n, columns) in this order; up to 64 are shown with their names, where there is no `render`.
         y
             The column of the labels: numbers, or texts or categories, which become classes from 0 (texts in their
             order, categories in theirs), with `class_names`. None: samples have no labels.
@@ -191,6 +191,7 @@ class Job:
 
         found = samples(table, x, y, columns)
         options.setdefault("class_names", found.class_names)
+        options.setdefault("render", found.named)
         return cls(model, loss_fn, found.dataset, columns=found.columns, **options)
 
     def __getstate__(self) -> dict[str, Any]:

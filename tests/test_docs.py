@@ -47,8 +47,8 @@ PRINTED = {
         [r"\{'skew': .*, 'won': .*\}", r"\[NeighbourLabels\(.*\)\]", r"\(3, \d+\)", r"\[\[(1\.|0\.9).*", r".*\]\]"],
     ),
     "retraining.md": (1, [r"Use .* for this model: its LDS is 0\.\d.*", r"-?0\.\d+ \(.* to .*\)"]),
-    "review.md": (1, [r"(\d+ \d (\d|None) 0\.\d+ \d\.\d+ \(.*\))", r"\['kind', 'rank', .*'decision', 'new_label'\]"]),
-    "serving.md": (1, []),
+    "review.md": (2, [r"(\d+ \d (\d|None) 0\.\d+ \d\.\d+ \(.*\))", r"\['kind', 'rank', .*'decision', 'new_label'\]"]),
+    "serving.md": (2, []),
     "sets.md": (
         3,
         [

@@ -8,6 +8,7 @@ from torch import nn
 import gradindex
 from gradindex.data.columns import as_columns
 from gradindex.data.frames import as_table, samples
+from gradindex.plots.rendering import Renderer
 from tests.jobs import ROWS, digits, trained
 
 pandas = pytest.importorskip("pandas")
@@ -142,6 +143,9 @@ def test_lists_of_several_lengths():
     [
         ({"a": [1.0]}, "b", None, ValueError, "There is no column 'b'; the table has 'a'"),
         ({"a": [1.0]}, [], None, ValueError, "x must name at least one column"),
+        ({"a": [1.0], "b": [1]}, [], "b", ValueError, "x must name at least one column"),
+        ({"a": [1.0], "b": [1]}, ["a", "a"], "b", ValueError, "Column 'a' is named twice"),
+        ({"a": [1.0], "b": [1]}, ["a", "b"], "b", ValueError, "Column 'b' is named twice"),
         ({"a": [1.0, None]}, "a", None, ValueError, r"Column 'a' has no value in rows \[1\]"),
         ({"a": [1.0, 2.0], "b": ["x", None]}, "a", "b", ValueError, r"Column 'b' has no value in rows \[1\]"),
         ({"a": [1.0], "b": ["x"]}, ["a", "b"], None, TypeError, "Column 'b' holds string: several inputs side by side"),
@@ -173,8 +177,26 @@ def test_what_is_no_table_is_refused(given):
 
 
 def test_two_columns_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="There is several columns 'a'"):
+    with pytest.raises(ValueError, match="There are several columns 'a'"):
         samples(pa.table([[1.0], [2.0]], ["a", "a"]), "a")
+    twice = pandas.DataFrame([[1.0, 2.0, 3.0]], columns=["a", "b", "b"])
+    with pytest.raises(ValueError, match="There are several columns 'b': rename them"):
+        samples(twice, "a")
+    with pytest.raises(TypeError, match=r"A column holds values of several kinds.*column b"):
+        samples(pandas.DataFrame({"a": [1.0, 2.0], "b": [1, "x"]}), "a")
+
+
+def test_rows_of_numbers_are_shown_by_name():
+    frame = pandas.DataFrame({"width": [1.5, 2.5], "count": [1, 2], "label": [0, 1]})
+    job = gradindex.Job.from_table(nn.Linear(2, 2), nn.CrossEntropyLoss(), frame, x=["count", "width"], y="label")
+    assert job.dataset[0].dtype == np.float32  # as models take them, though some numbers are whole
+    assert Renderer(job)(1).value == {"count": 2.0, "width": 2.5}
+    given = gradindex.Job.from_table(
+        nn.Linear(2, 2), nn.CrossEntropyLoss(), frame, x=["count", "width"], y="label", render=lambda i: f"row {i}"
+    )
+    assert Renderer(given)(1).value == "row 1"
+    wide = pandas.DataFrame(np.zeros((2, 65)), columns=[f"c{i}" for i in range(65)])
+    assert samples(wide, list(wide.columns)).named is None
 
 
 def test_results_go_out_to_all_of_them(tmp_path):

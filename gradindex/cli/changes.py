@@ -88,9 +88,21 @@ def _carry_out(path: str, file: Path, relabels: Path | None, as_json: bool) -> N
     elif changed:
         text += f" {changed} are to be relabelled: --relabels FILE writes their new labels."
     if changed:
-        text += " Put them into the dataset, train again, and build a new index: gradindex build MODULE:FUNCTION OUT"
+        text += " Put them into the dataset."
+    if changed or len(wanted):
+        text += f" {_again(file, bool(len(wanted)))}"
     found = {"removed": count, "decisions": counts, "relabels": None if relabels is None else str(relabels)}
     _say(text, found, as_json)
+
+
+def _again(file: Path, removed: bool) -> str:
+    """Return what comes after decisions: another model, and an index whose ids mean the same samples."""
+    if not removed:
+        return "Train again, and build a new index: gradindex build MODULE:FUNCTION NEW"
+    return (
+        "Train again without what was removed, leave its rows in the job's dataset, so that ids keep their meaning, "
+        f"and build a new index: gradindex build MODULE:FUNCTION NEW, then gradindex remove NEW --decisions {file}"
+    )
 
 
 def compact(path: Out, as_json: Json = False) -> None:

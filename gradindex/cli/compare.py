@@ -15,6 +15,8 @@ from gradindex.defaults import NEIGHBOURS, PERSISTENCE
 from gradindex.kernels import KernelName
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gradindex.search.compare import Comparison
 
 _SHOWN = 20  # queries of a table
@@ -51,7 +53,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         return
-    out.print(_table(found))
+    out.print(_table(found, first.class_names))
     for name, side in found.sides.items():
         out.print(
             f"Of the {found.k} {name} of a query {side.overlap.mean():.0%} stay on average; rank-biased overlap "
@@ -60,7 +62,9 @@ def compare(
         )
 
 
-def _table(found: "Comparison") -> Table:
+def _table(found: "Comparison", classes: "Sequence[str] | None") -> Table:
+    from gradindex.plots.read import class_name
+
     title = f"Neighbours by {found.kernel}: the first {min(len(found), _SHOWN)} of {len(found)} queries"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     table.add_column("query")
@@ -72,8 +76,8 @@ def _table(found: "Comparison") -> Table:
     for i in range(min(len(found), _SHOWN)):
         cells = [found.names[i]]
         if found.predictions_before is not None and found.predictions_after is not None:
-            a, b = found.predictions_before[i], found.predictions_after[i]
-            cells.append(str(a) if a == b else f"{a}, then {b}")
+            a, b = (class_name(classes, one[i]) for one in (found.predictions_before, found.predictions_after))
+            cells.append(a if a == b else f"{a}, then {b}")
         cells += [f"{side.overlap[i]:.0%}", f"{side.rank_biased[i]:.3f}", _named(side.came(i)), _named(side.gone(i))]
         table.add_row(*cells)
     return table

@@ -60,6 +60,8 @@ def doctor(
             out.print(_table("Job", {name: value for name, value in found["job"].items() if name not in tables}))
             out.print(_shares(found["job"]["modules"]))
             out.print(_table("Paths of the parameters", found["job"]["paths"]))
+            if found["job"]["gradients_agree"]:
+                out.print(f"Next: gradindex build {job} runs/index", highlight=False, soft_wrap=True)
     if job is not None and not found["job"]["gradients_agree"]:
         raise ValueError(
             f"The gradients differ from the plain loop's by {found['job']['largest_error']:.1e} of their length."

@@ -98,13 +98,20 @@ def build(
         return
     out.print(info_table(describe(index_)))
     out.print(str(index_.summary or "All of it was there already; nothing was left to do."), highlight=False)
+    out.print(f"Next: gradindex explain {out_path} {job} --ids 0", highlight=False, soft_wrap=True)
 
 
 def explain(
     path: Out,
     job: JobName,
     rows: Annotated[
-        Path | None, typer.Option("--rows", help="FILE.npz with inputs x and, optionally, labels y.", **FILE)
+        Path | None,
+        typer.Option(
+            "--rows",
+            "--queries",
+            help="FILE.npz with inputs x and, optionally, labels y; of texts, a .txt or .jsonl file.",
+            **FILE,
+        ),
     ] = None,
     ids: Annotated[str | None, typer.Option("--ids", help="Training rows as queries, such as 3,14.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many proponents and opponents.")] = NEIGHBOURS,
@@ -143,7 +150,7 @@ def explain(
     wanted = None if ids is None else inputs.ids_of(ids)
     loaded = inputs.job_of(job)
     index = load(path, loaded)
-    x, y = (None, None) if rows is None else inputs.read_rows(rows)
+    x, y = (None, None) if rows is None else inputs.read_queries(rows, loaded)
     chosen = selection.parse(index.store, where or [])
     options = SearchOptions(
         k=k,

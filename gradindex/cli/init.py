@@ -39,7 +39,31 @@ _DOORS = {  # by the end of the architecture's name: the class that loads it, th
     "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", "seq2seq"),
 }
 _CAUSAL = "AutoModelForCausalLM", "causal_lm"
-_LABELS = "y", "labels", "label", "targets", "y_train"
+_WHOLE_MODEL = """\
+    # Loading a whole model runs its code, so take files you trust.
+    model = torch.load(HERE / MODEL, weights_only=False, map_location="cpu").eval()"""
+_WEIGHTS = """\
+    model = MyModel()  # EDIT: import the class whose weights these are, and make it as for training
+    model.load_state_dict(torch.load(HERE / MODEL, weights_only=True, map_location="cpu")$key)
+    model.eval()"""
+_LOADED = {
+    Framework.TORCH: _WHOLE_MODEL,
+    Framework.KERAS: "    model = keras.saving.load_model(HERE / MODEL, compile=False)",
+    Framework.TRANSFORMERS: "",
+}
+_LOSSES = {
+    Framework.TORCH: "    loss = torch.nn.CrossEntropyLoss() if classes else torch.nn.MSELoss()",
+    Framework.KERAS: """\
+    # A model that ends with softmax returns probabilities, else they are logits.
+    logits = getattr(model.layers[-1], "activation", None) is not keras.activations.softmax
+    loss = (
+        keras.losses.SparseCategoricalCrossentropy(from_logits=logits) if classes else keras.losses.MeanSquaredError()
+    )""",
+    Framework.TRANSFORMERS: "",
+}
+_SAVED = {Framework.TORCH: "torch.save(…)", Framework.KERAS: "model.save(…)", Framework.TRANSFORMERS: ""}
+_LABELS = "y", "labels", "label", "targets", "y_train", "target", "class"
+_TABLES = ".csv", ".parquet"
 _SAMPLES = 8  # whose gradients are compared with training steps
 
 
@@ -53,8 +77,11 @@ def init(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Its training data: .npz with inputs x and labels y; texts: .txt, .jsonl.", **FILE),
+        typer.Option(
+            help="Its training data: .npz with inputs x and labels y; .csv, .parquet; texts: .txt, .jsonl.", **FILE
+        ),
     ] = None,
+    label: Annotated[str | None, typer.Option(help="The label's column of a table.  [default: by its name]")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -69,9 +96,13 @@ def init(
             f"{path} is there already. Next: gradindex doctor {path}:job, or gradindex init OTHER.py, or --overwrite."
         )
     chosen = framework or _found(model)
-    save(path, _filled(chosen, path, model, data).encode())
+    known = (".npz", *_TABLES) if chosen is not Framework.TRANSFORMERS else (".txt", ".jsonl")
+    if data is not None and data.suffix not in known:
+        raise typer.BadParameter(f"--data takes {', '.join(known)} for {chosen}, got {_short(data)}.")
+    weights = _weights(model) if chosen is Framework.TORCH and model is not None else None
+    save(path, _filled(chosen, path, model, data, weights, label).encode())
     reference, found = f"{path}:job", None
-    if model is not None and data is not None:
+    if model is not None and data is not None and weights is None:
         try:
             found = doctor.examine(inputs.job_of(reference), _SAMPLES)
         except Exception as error:
@@ -85,6 +116,8 @@ def init(
         typer.echo(json.dumps({"file": str(path), "framework": chosen.value, "next": command, "job": found}))
         return
     out.print(f"Wrote {path}, for {chosen}.", highlight=False)
+    if weights is not None:
+        out.print(f"{model.name if model else ''} holds weights without their model.", highlight=False)
     if found is None:
         out.print(f"Edit its lines that say EDIT. Next: {command}", highlight=False, soft_wrap=True)
         return
@@ -118,12 +151,25 @@ def _found(model: Path | None) -> Framework:
     )
 
 
-def _filled(framework: Framework, path: Path, model: Path | None, data: Path | None) -> str:
+def _weights(model: Path) -> str | None:
+    """Return how a file of weights without a model is read on, such as '["state_dict"]'; None for a whole model."""
+    from gradindex.gradients.torch.saved import weights_in
+
+    keys = weights_in(model)
+    return None if keys is None else "".join(f"[{json.dumps(key)}]" for key in keys)
+
+
+def _filled(
+    framework: Framework, path: Path, model: Path | None, data: Path | None, weights: str | None, label: str | None
+) -> str:
     """Return the text of a job's module."""
     example_model, example_data = _EXAMPLES[framework]
     x, y = ("x", "y") if data is None or data.suffix != ".npz" else _arrays(data)
     loader, door = _door(model)
-    template = resources.files("gradindex.cli").joinpath(f"job_{framework}.txt").read_text(encoding="utf-8")
+    table = data is not None and data.suffix in _TABLES and framework is not Framework.TRANSFORMERS
+    named = f"job_{'table' if table else framework}.txt"
+    template = resources.files("gradindex.cli").joinpath(named).read_text(encoding="utf-8")
+    kind = data.suffix[1:] if table and data is not None else ""
     return Template(template).substitute(
         file=path.name,
         model=_quoted(path, model, example_model),
@@ -132,6 +178,13 @@ def _filled(framework: Framework, path: Path, model: Path | None, data: Path | N
         y=json.dumps(y),
         loader=loader,
         door=door,
+        load=_LOADED[framework] if weights is None else Template(_WEIGHTS).substitute(key=weights),
+        loss=_LOSSES[framework],
+        framework=framework.value,
+        saved=_SAVED[framework],
+        kind=kind,
+        reads="table" if kind == "parquet" else kind,
+        label=json.dumps(_label(data, label) if table and data is not None else label, ensure_ascii=False),
     )
 
 
@@ -162,6 +215,39 @@ def _arrays(data: Path) -> tuple[str, str]:
             "numpy.savez(FILE, x=inputs, y=labels), or run gradindex init without --data and edit the file."
         )
     return inputs_[0], labels[0]
+
+
+def _label(data: Path, label: str | None) -> str:
+    """Return the column of a table's labels.
+
+    Raises
+    ------
+    typer.BadParameter
+        If there is no such column, or none has a usual name.
+    """
+    names = _columns(data)
+    usual = [name for name in names if name.lower() in _LABELS]
+    if label in names or (label is None and len(usual) == 1):
+        return label or usual[0]
+    wrong = "Which column is the label?" if label is None else f"There is no column {label!r}."
+    raise typer.BadParameter(f"{wrong} {_short(data)} has {', '.join(names)}. Next: gradindex init --label COLUMN …")
+
+
+def _columns(data: Path) -> list[str]:
+    """Return the names of a table's columns; raises BadParameter for a file that is none."""
+    import pyarrow as pa
+
+    try:
+        if data.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return list(pq.read_schema(data).names)
+        import pyarrow.csv
+
+        with pyarrow.csv.open_csv(data) as reader:
+            return list(reader.schema.names)
+    except (pa.ArrowException, OSError) as error:
+        raise typer.BadParameter(f"Cannot read {_short(data)} as a table: {error}") from None
 
 
 def _door(model: Path | None) -> tuple[str, str]:

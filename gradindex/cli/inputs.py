@@ -55,6 +55,11 @@ def ids_of(text: str) -> list[int]:
 
 def read_rows(path: Path) -> tuple[Tree, Tree]:
     """Read x and y; a file without an array x gives a dict of all its arrays but y."""
+    if path.suffix != ".npz":
+        raise typer.BadParameter(
+            f"Cannot read {path}: expected FILE.npz. Next: numpy.savez({path.stem + '.npz'!r}, x=inputs, "
+            "y=labels), with inputs in the form that the model takes."
+        )
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}

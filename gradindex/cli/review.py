@@ -74,7 +74,10 @@ def _next(path: str, job: str, found: "Review", written: str | None) -> str:
     if written is None:
         return f"{said} Next: gradindex review {path} {job} -o review.csv"
     if written.endswith(".html"):
-        return f"{said} Wrote {written}. To decide: gradindex review {path} {job} -o review.csv"
+        return (
+            f"{said} Wrote {written}. To decide: gradindex serve {path} {job}, page /review, or "
+            f"gradindex review {path} {job} -o review.csv"
+        )
     return (
         f"{said} Wrote {written}. Fill in its column decision (keep, relabel, remove, later; with relabel also "
         f"new_label), then: gradindex remove {path} --decisions {written}"

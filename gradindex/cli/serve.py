@@ -11,6 +11,8 @@ import typer
 from gradindex.cli.options import FILE, Json, Out
 from gradindex.serve.settings import HOST, Settings
 
+_NEW_TOKEN = "python -c 'import secrets; print(secrets.token_urlsafe())'"
+
 
 def serve(
     path: Out,
@@ -67,7 +69,7 @@ def serve(
     from gradindex.loading import load
     from gradindex.serve import serve as run
 
-    token = os.environ.get("GRADINDEX_TOKEN") if token_file is None else token_file.read_text(encoding="utf-8").strip()
+    token = os.environ.get("GRADINDEX_TOKEN") if token_file is None else _token(token_file)
     settings = Settings(
         token=token or None,
         named_tokens={} if tokens_file is None else _named_tokens(tokens_file),
@@ -100,12 +102,32 @@ def serve(
     run(load(path, inputs.job_of(job)), settings, host=host, port=port, ready=ready)
 
 
+def _text(path: Path) -> str:
+    """Read a file of tokens; raises BadParameter for one that cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise typer.BadParameter(f"Cannot read {path}: {why}. Next: {_NEW_TOKEN} > {path}") from None
+
+
+def _token(path: Path) -> str:
+    """Read the token of all clients; raises BadParameter where there is none, since anyone would be let in then."""
+    token = _text(path).strip()
+    if not token:
+        raise typer.BadParameter(f"{path} is empty: it must hold a token. Next: {_NEW_TOKEN} > {path}")
+    return token
+
+
 def _named_tokens(path: Path) -> dict[str, str]:
     """Read the tokens of clients; raises BadParameter for anything else, without repeating what it is."""
+    text = _text(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
-        raise typer.BadParameter(f'{path} must hold a JSON object of names and tokens: {{"ada": "TOKEN"}}.')
+    if not found or not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
+        raise typer.BadParameter(
+            f'{path} must hold a JSON object of names and tokens: {{"ada": "TOKEN"}}. A token: {_NEW_TOKEN}'
+        )
     return found

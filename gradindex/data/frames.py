@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from gradindex.data import hugging_face
 from gradindex.data.names import Leaf, Tree
 from gradindex.data.samples import column as as_column
+
+SHOWN = 64
+"""Numbers of a row of a table that are shown by name; of longer rows the first ones are shown by position."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,19 @@ class Samples:
     dataset: Tree
     columns: pa.Table | None
     class_names: list[str] | None
+    named: "NamedRows | None" = None
+
+
+@dataclass(frozen=True)
+class NamedRows:
+    """Rows of numbers (n, columns) with the names of their columns: what a sample of a table looks like."""
+
+    names: tuple[str, ...]
+    numbers: NDArray[np.generic]
+
+    def __call__(self, i: int) -> dict[str, float]:
+        """Return row i by name."""
+        return dict(zip(self.names, self.numbers[i].tolist(), strict=True))
 
 
 def samples(
@@ -36,13 +53,20 @@ def samples(
 ) -> Samples:
     """Return a table's rows as samples; see `gradindex.Job.from_table`."""
     wanted = [x] if isinstance(x, str) else list(x)
+    if not wanted:
+        raise ValueError("x must name at least one column.")
+    if twice := [name for name in [*wanted, y] if name is not None and [*wanted, y].count(name) > 1]:
+        raise ValueError(f"Column {twice[0]!r} is named twice: name each once, as an input or as the label.")
     if hugging_face.is_dataset(table):
         return _of_hugging_face(table, x, y, columns)
     found = as_table(table)
     kept = _others(found.column_names, [*wanted, *([] if y is None else [y])], columns)
     inputs = _input(found, x) if isinstance(x, str) else _matrix(found, wanted)
+    named = None
+    if not isinstance(x, str) and len(wanted) <= SHOWN:
+        named = NamedRows(tuple(wanted), np.asarray(inputs))
     labels, names = (None, None) if y is None else _labels(found.column(y), y)
-    return Samples((inputs,) if y is None else (inputs, labels), found.select(kept) if kept else None, names)
+    return Samples((inputs,) if y is None else (inputs, labels), found.select(kept) if kept else None, names, named)
 
 
 def as_table(frame: object) -> pa.Table:
@@ -52,7 +76,14 @@ def as_table(frame: object) -> pa.Table:
     if isinstance(frame, pa.RecordBatch):
         return pa.Table.from_batches([frame])
     if type(frame).__module__.partition(".")[0] == "pandas" and hasattr(frame, "iloc") and hasattr(frame, "columns"):
-        return pa.Table.from_pandas(frame, preserve_index=False)
+        names = [str(name) for name in frame.columns]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"There are several columns {twice[0]!r}: rename them, or leave some out.")
+        try:
+            return pa.Table.from_pandas(frame, preserve_index=False)
+        except pa.ArrowException as error:
+            said = ". ".join(map(str, error.args))
+            raise TypeError(f"A column holds values of several kinds, or of none that Arrow has: {said}.") from None
     if hasattr(frame, "__arrow_c_stream__"):
         with contextlib.suppress(TypeError, pa.ArrowException):  # of a column, which has the same interface
             return pa.table(frame)
@@ -67,10 +98,8 @@ def _others(names: Sequence[str], used: list[str], columns: Sequence[str] | None
         columns = [name for name in names if name not in used]
     for name in (*used, *columns):
         if list(names).count(name) != 1:
-            count = "no column" if name not in names else "several columns"
-            raise ValueError(f"There is {count} {name!r}; the table has {', '.join(map(repr, names))}.")
-    if not used[0:1]:
-        raise ValueError("x must name at least one column.")
+            there = "is no column" if name not in names else "are several columns"
+            raise ValueError(f"There {there} {name!r}; the table has {', '.join(map(repr, names))}.")
     return list(columns)
 
 
@@ -108,7 +137,7 @@ def _matrix(table: pa.Table, names: Sequence[str]) -> Leaf:
                 f"Column {name!r} holds {table.column(name).type}: several inputs side by side are numbers. Encode it, "
                 "or name it in columns."
             )
-    return np.stack([_numbers(table.column(name), name) for name in names], axis=1)
+    return _single(np.stack([_numbers(table.column(name), name) for name in names], axis=1))
 
 
 def _numbers(values: pa.ChunkedArray, name: str) -> Leaf:

@@ -54,7 +54,9 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     """Mend an index in place; see `gradindex.repair`."""
     path = locate(path)
     if not exists(path / HEADER):
-        raise FileNotFoundError(f"{path} holds no gradindex index ({HEADER} is missing).")
+        raise FileNotFoundError(
+            f"{path} holds no gradindex index ({HEADER} is missing). Next: gradindex build MODULE:FUNCTION {path}"
+        )
     header = Header.read(path / HEADER)
     dropped = changes.drop_invalid(path, header)
     store = Store(path, header)

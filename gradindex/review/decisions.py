@@ -81,10 +81,17 @@ def read(path: Path) -> Decisions:
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ValueError
-        For another kind of file, a missing column, an unknown decision, an id or label that is no whole number, a
-        relabelling without a new label or a new label without one, and decisions that contradict each other.
+        For another kind of file, an audit log, a missing column, an unknown decision, an id or label that is no whole
+        number, a relabelling without a new label or a new label without one, and decisions that contradict each other.
     """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no {path}. Next: gradindex decisions OUT -o {path.stem}.csv for what was decided on the page, "
+            f"or gradindex review OUT MODULE:FUNCTION -o {path.stem}.csv for a table to fill in."
+        )
     by_id: dict[int, Decision] = {}
     new_labels: dict[int, int] = {}
     conflicts: set[int] = set()
@@ -136,6 +143,11 @@ def _lines(path: Path) -> list[dict[str, object]]:
                 raise ValueError(f"{path.name}, line {number} is no JSON: {error}") from None
             if not isinstance(line, dict):
                 raise ValueError(f"{path.name}, line {number} is no JSON object.")
+            if {"reviewer", "time", "label"} <= line.keys() and "new_label" not in line:
+                raise ValueError(
+                    f"{path.name} is an audit log, in which a later line may take a decision back. Next: gradindex "
+                    "decisions OUT -o decisions.csv, which writes those that stand."
+                )
             _check_columns(path, [*line, "decision"])
             found.append(line)
         return found

@@ -145,7 +145,8 @@ def compare(
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"The jobs have {sizes[0]:,} and {sizes[1]:,} samples, so an id need not mean the same sample: compare "
-            "indexes of one dataset, and take samples out with `gradindex remove`."
+            "indexes of one dataset. Train without what was removed, but leave its rows in the dataset of the job; "
+            "then: gradindex remove OUT --decisions FILE for both indexes."
         )
     for index in (before, after):
         check_k(k, len(index))

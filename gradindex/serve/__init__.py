@@ -1,5 +1,6 @@
 """A lookup service over HTTP, and a page to explore an index; see `gradindex serve`."""
 
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -85,4 +86,10 @@ def _require() -> None:
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise missing(str(error.name), "gradindex[serve]", "The service") from error
+        if error.name not in ("fastapi", "prometheus_client", "uvicorn"):  # one of them is there, and fails
+            where = traceback.extract_tb(error.__traceback__)[-1].filename
+            raise ImportError(
+                f"The service cannot be loaded: {error}, in {where}. If that file is yours, rename it: it may hide a "
+                "package of its name. Else type: pip install --force-reinstall 'gradindex[serve]'"
+            ) from error
+        raise missing(error.name, "gradindex[serve]", "The service") from error

@@ -80,7 +80,7 @@ class Server(uvicorn.Server):
         if self.started:
             if self._reload is not None and threading.current_thread() is threading.main_thread():
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
-            log.warning("Serving on %s (Ctrl+C stops)", self.address)
+            log.warning("Serving on %s (Ctrl+C stops); samples to decide on: %s/review", self.address, self.address)
             if self._ready is not None:
                 self._ready(self.address)
 

@@ -94,6 +94,8 @@ def read(data: bytes, job: Job, example: Tree, form: PictureForm | None) -> Read
     BadInput
         If it is of another kind, damaged, too large, or no such input; the sentence says what is expected.
     """
+    if not data:
+        raise BadInput("The file is empty.")
     if data.startswith(_NPY):
         return Read(None, _as_json(parse_inputs([_npy(data, example)], example, "file")), "")
     if not data.startswith((_PNG, _JPEG)):
@@ -109,7 +111,10 @@ def read(data: bytes, job: Job, example: Tree, form: PictureForm | None) -> Read
             made = job.prepare(picture)
         except Exception as error:  # the user's function
             raise BadInput(f"The job's prepare failed: {type(error).__name__}: {error}") from None
-        return Read(None, _as_json(parse_inputs([_plain(made)], example, "prepare")), "")
+        try:
+            return Read(None, _as_json(parse_inputs([_plain(made)], example, "prepare")), "")
+        except BadInput as error:
+            raise BadInput(f"{error} Let it scale the picture, and convert its colours: {picture.shape}.") from None
     assert form is not None
     height, width = form.shape[:2]
     note = (
@@ -134,8 +139,8 @@ def _picture(data: bytes) -> NDArray[np.uint8]:
             return np.asarray(_eight_bits(upright).convert("L" if grey else "RGB"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadInput(f"The picture has too many pixels: at most {MOST_PIXELS:,} are read.") from None
-    except Exception as error:  # of a damaged file Pillow raises whatever its parts do
-        raise BadInput(f"The picture cannot be read: {type(error).__name__}.") from None
+    except Exception:  # of a damaged file Pillow raises whatever its parts do
+        raise BadInput("The picture cannot be read: its file is damaged or cut off.") from None
 
 
 def _eight_bits(image: "Image.Image") -> "Image.Image":

@@ -93,7 +93,9 @@ class Store:
         """
         given, path = path, locate(path)
         if not location.exists(path / HEADER):
-            raise FileNotFoundError(f"{given} holds no gradindex index ({HEADER} is missing).")
+            raise FileNotFoundError(
+                f"{given} holds no gradindex index ({HEADER} is missing). Next: gradindex build MODULE:FUNCTION {given}"
+            )
         while True:
             store = cls(path, Header.read(path / HEADER))
             try:

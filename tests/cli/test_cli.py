@@ -68,6 +68,7 @@ def test_build_explain_verify_info(tmp_path, capsys):
     assert "240 in 1 shard(s)" in text
     assert "countsketch, 128 numbers, seed 3" in text
     assert "IVF4,Flat on 128 numbers" in text
+    assert text.strip().endswith(f"Next: gradindex explain {out} {JOB} --ids 0")
     code, text, _ = cli(capsys, "explain", out, JOB, "--ids", "3,14", "-k", 2)
     assert code == 0
     assert "sample 14" in text
@@ -145,6 +146,7 @@ def test_info_as_json(path, capsys):
     ("arguments", "said"),
     [
         (["explain", "OUT", JOB], "Give either --rows FILE.npz or --ids"),
+        (["explain", "OUT", JOB, "--rows", "x.csv"], "expected FILE.npz. Next: numpy.savez("),
         (["explain", "OUT", JOB, "--ids", "3,x"], "--ids takes integers"),
         (["explain", "OUT", JOB, "--ids", "3", "--kernel", "cosine"], "'grad_cos'"),
         (["explain", "OUT", JOB, "--ids", "3", "-k", "0"], "-k"),
@@ -155,9 +157,19 @@ def test_info_as_json(path, capsys):
         (["explain", "OUT", "tests.jobs:not_a_job", "--ids", "3"], "gave int; expected a gradindex.Job"),
         (["build", JOB], "Missing argument"),
         (["nonsense"], "No such command"),
+        (
+            ["serve", "OUT", JOB, "--token-file", "/dev/null"],
+            "/dev/null is empty: it must hold a token. Next: python -c",
+        ),
+        (["serve", "OUT", JOB, "--token-file", "nowhere"], "nowhere: No such file or directory. Next: python -c"),
+        (["serve", "OUT", JOB, "--tokens-file", "nowhere"], "nowhere: No such file or directory. Next: python -c"),
+        (["serve", "OUT", JOB, "--tokens-file", "{}"], "must hold a JSON object of names and tokens"),
     ],
 )
-def test_bad_usage_exits_with_2(path, capsys, arguments, said):
+def test_bad_usage_exits_with_2(path, tmp_path, capsys, arguments, said):
+    if arguments[-1] == "{}":
+        (tmp_path / "tokens.json").write_text("{}")
+        arguments = [*arguments[:-1], str(tmp_path / "tokens.json")]
     code, _, text = cli(capsys, *[path if argument == "OUT" else argument for argument in arguments])
     assert code == 2
     assert said in " ".join(text.replace("│", " ").split())
@@ -172,7 +184,10 @@ def test_bad_usage_exits_with_2(path, capsys, arguments, said):
         (["explain", "OUT", "tests.jobs:other_model_job", "--ids", "1"], "parameter '0.weight' (and 3 more) has other"),
         (["build", JOB, "OUT", "--index", "SQ8"], "already holds an index of 240 samples"),
         (["build", JOB, "OUT", "--dim", "64"], "already holds an index of something else"),
-        (["info", "nowhere"], "Error: nowhere holds no gradindex index (store.json is missing)."),
+        (
+            ["info", "nowhere"],
+            "Error: nowhere holds no gradindex index (store.json is missing). Next: gradindex build M",
+        ),
     ],
 )
 def test_failures_exit_with_1_and_one_line(path, capsys, arguments, said):

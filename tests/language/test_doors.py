@@ -198,6 +198,7 @@ def test_forms_of_datasets(model, words):
         ([{"text": 3}], TypeError, "Row 0 has int in the column 'text': expected a text"),
         ([{"messages": "hello"}], TypeError, "Row 0 has str in the column 'messages': expected messages"),
         ([3], TypeError, "Row 0 is int: expected"),
+        ([{"text": "a"}, {"words": "b"}], ValueError, "Row 1 has no 'text'; it has 'words'"),
     ):
         with pytest.raises(error, match=match):
             hugging_face.causal_lm(model, words, data)

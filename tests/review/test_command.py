@@ -1,10 +1,14 @@
 """The commands `review`, `compare` and `init`: what they do, and which command they say comes next."""
 
+import dataclasses
 import json
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
+from pyarrow import csv, parquet
 
 import gradindex
 from gradindex.cli import compare as compare_command
@@ -12,6 +16,7 @@ from gradindex.cli import review as review_command
 from gradindex.cli.app import run
 from gradindex.review import Decision, Review, beside, review
 from gradindex.review.decision_log import DecisionLog, Origin
+from gradindex.review.decisions import read
 from gradindex.search import compare
 from gradindex.store import Store
 from tests.jobs import digits, digits_job, trained
@@ -25,6 +30,10 @@ def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("review") / "index"
     gradindex.build(digits_job(), path)
     return str(path)
+
+
+def named_job():
+    return dataclasses.replace(digits_job(), class_names=[f"class {i}" for i in range(10)])
 
 
 def cli(capsys, *arguments):
@@ -44,12 +53,16 @@ def test_the_command_prints_what_the_function_finds(path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "following"),
-    [("r.csv", "gradindex remove {} --decisions"), ("r.html", "-o review.csv"), ("r.parquet", "--decisions")],
+    [
+        ("r.csv", "gradindex remove {} --decisions"),
+        ("r.html", "To decide: gradindex serve {} " + JOB + ", page /review, or gradindex review {}"),
+        ("r.parquet", "--decisions"),
+    ],
 )
 def test_every_file_says_what_comes_next(path, tmp_path, capsys, name, following):
     code, text, _ = cli(capsys, "review", path, JOB, "--top", 3, "-o", tmp_path / name)
     assert code == 0 and (tmp_path / name).stat().st_size > 0
-    assert following.format(path) in text and "label: the first 3 of 3" in text
+    assert following.format(path, path) in text and "label: the first 3 of 3" in text
 
 
 def test_without_a_file_it_says_how_to_get_one(path, capsys):
@@ -67,6 +80,8 @@ def test_compare_prints_a_table_and_json(path, capsys):
     asked = ["compare", path, path, JOB, JOB, "--ids", "3,14", "-k", 4]
     code, text, _ = cli(capsys, *asked)
     assert code == 0 and "Of the 4 proponents of a query 100% stay on average" in text and "sample 14" in text
+    named = cli(capsys, "compare", path, path, "tests.review.test_command:named_job", JOB, "--ids", "3,14", "-k", 4)[1]
+    assert re.search(r"sample 3 class \d", named) and "class" not in text
     said = json.loads(cli(capsys, *asked, "--json")[1])
     assert said["mean"]["opponents"] == {"overlap": 1, "rank_biased_overlap": pytest.approx(1)}
     assert [one["query"] for one in said["by_query"]] == ["sample 3", "sample 14"]
@@ -86,8 +101,6 @@ def save_digits(folder, **names):
 
 
 def test_init_for_torch_is_ready_to_build(tmp_path, capsys, monkeypatch):
-    import torch
-
     monkeypatch.chdir(tmp_path)
     torch.save(trained(), "model.pt")
     save_digits(tmp_path, x="images", y="labels")
@@ -101,9 +114,25 @@ def test_init_for_torch_is_ready_to_build(tmp_path, capsys, monkeypatch):
     assert cli(capsys, "init", "--framework", "torch", "--overwrite")[0] == 0
 
 
-def test_init_for_torch_takes_regressions(tmp_path, capsys, monkeypatch):
-    import torch
+@pytest.mark.parametrize(
+    ("wrapped", "read_on"),
+    [(lambda weights: weights, ""), (lambda weights: {"epoch": 3, "model": weights}, '["model"]')],
+)
+def test_init_for_weights_without_their_model_says_which_lines_to_edit(tmp_path, capsys, monkeypatch, wrapped, read_on):
+    monkeypatch.chdir(tmp_path)
+    torch.save(wrapped(torch.nn.Linear(64, 10).state_dict()), "weights.pt")
+    save_digits(tmp_path)
+    code, text, _ = cli(capsys, "init", "w.py", "--model", "weights.pt", "--data", "train.npz")
+    assert code == 0 and "weights.pt holds weights without their model." in text
+    assert "Edit its lines that say EDIT. Next: gradindex doctor w.py:job" in text
+    made = (tmp_path / "w.py").read_text()
+    assert "model = MyModel()  # EDIT" in made and f'map_location="cpu"){read_on})' in made
+    (tmp_path / "w.py").write_text(made.replace("MyModel()", "torch.nn.Linear(64, 10)"))
+    code, text, _ = cli(capsys, "doctor", "w.py:job")
+    assert code == 0 and text.endswith("Next: gradindex build w.py:job runs/index")
 
+
+def test_init_for_torch_takes_regressions(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(torch.nn.Sequential(torch.nn.Linear(4, 1)), "model.pt")
     x = np.random.default_rng(0).normal(size=(20, 4))
@@ -123,6 +152,44 @@ def test_init_for_keras_is_ready_to_build(tmp_path, capsys, monkeypatch):
     assert code == 0 and "Next: gradindex build k.py:job" in text
     loss = gradindex.job.load_job("k.py:job").loss_fn
     assert loss.get_config()["from_logits"] is False
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_init_for_a_table_is_ready_to_build(tmp_path, capsys, monkeypatch, suffix):
+    """Of numbers, whole ones among them, texts, and a label of texts whose column has a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.nn.Linear(3, 2), "model.pt")
+    numbers = np.random.default_rng(0).normal(size=(3, 20))
+    table = pa.table({"a": numbers[0], "b": np.arange(20), "kind": ["van", "bus"] * 10, "c": numbers[2]})
+    table = table.append_column("note", pa.array([f"n{i}" for i in range(20)]))
+    csv.write_csv(table, "train.csv") if suffix == "csv" else parquet.write_table(table, "train.parquet")
+    given = ["init", "t.py", "--model", "model.pt", "--data", f"train.{suffix}"]
+    code, _, said = cli(capsys, *given)
+    assert code == 2 and f"Which column is the label? train.{suffix} has a, b, kind, c, note. Next:" in said
+    code, _, said = cli(capsys, *given, "--label", "sort")
+    assert code == 2 and "There is no column 'sort'" in said and not (tmp_path / "t.py").exists()
+    code, text, _ = cli(capsys, *given, "--label", "kind")
+    assert code == 0 and text.endswith("Next: gradindex build t.py:job runs/index")
+    job = gradindex.job.load_job("t.py:job")
+    x, y = job.dataset
+    assert (
+        x.dtype == np.float32 and (x == np.stack([numbers[0], np.arange(20), numbers[2]], 1).astype(np.float32)).all()
+    )
+    assert job.class_names == ["bus", "van"] and y.tolist() == [1, 0] * 10 and job.columns.column_names == ["note"]
+
+
+def test_init_for_a_table_finds_a_label_by_its_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.nn.Linear(1, 1), "model.pt")
+    (tmp_path / "train.csv").write_text("a,Target\n1,0.5\n2,1.5\n3,2.5\n")
+    code, text, _ = cli(capsys, "init", "t.py", "--model", "model.pt", "--data", "train.csv")
+    assert code == 0 and "Linear, 3 samples" in text
+    assert gradindex.job.load_job("t.py:job").task == "regression"
+    (tmp_path / "empty.csv").write_text("")
+    code, _, said = cli(capsys, "init", "e.py", "--model", "model.pt", "--data", "empty.csv")
+    assert code == 2 and "Cannot read empty.csv as a table" in said
+    code, _, said = cli(capsys, "init", "e.py", "--model", "model.pt", "--data", "model.pt")
+    assert code == 2 and "--data takes .npz, .csv, .parquet for torch, got model.pt" in said
 
 
 def test_init_for_transformers_is_ready_to_build(tmp_path, capsys, monkeypatch):
@@ -183,4 +250,45 @@ def test_the_audit_log_is_printed(path, tmp_path, capsys):
     with log.path.open("a") as file:
         file.write("nonsense\n")
     assert "1 lines of" in cli(capsys, "decisions", path, "--review-dir", tmp_path)[2]
-    assert "There are none in" in cli(capsys, "decisions", path)[1]
+    none = cli(capsys, "decisions", path)[1]
+    assert "There are none in" in none and f"Next: gradindex serve {path} MODULE:FUNCTION" not in none
+    assert f"To take some: gradindex serve {path} MODULE:FUNCTION, page /review" in none
+    chosen = cli(capsys, "decisions", path, "--review-dir", tmp_path, "--id", 4)[1]
+    assert f"There are none of these in {log.path}. All there are: gradindex decisions {path}" in chosen
+
+
+def test_the_audit_log_becomes_decisions_to_carry_out(path, tmp_path, capsys):
+    log = DecisionLog(beside.decisions_path(tmp_path, Store.open(path)))
+    log.decide("Ada", 3, Decision.REMOVE)
+    log.undo("Ada")
+    code, _, said = cli(capsys, "remove", path, "--decisions", log.path)  # it would remove what was taken back
+    assert code == 1 and "Next: gradindex decisions OUT -o decisions.csv" in said
+    assert Store.open(path).holds(np.arange(240)).all()
+    wanted = ["decisions", path, "--review-dir", tmp_path, "-o"]
+    assert "None of them stands any more" in cli(capsys, *wanted, tmp_path / "d.csv")[1]
+    assert not (tmp_path / "d.csv").exists()
+    log.decide("Ada", 5, Decision.RELABEL, 2)
+    log.decide("Ben", 7, Decision.REMOVE)
+    for name in ("d.csv", "d.jsonl"):
+        text = cli(capsys, *wanted, tmp_path / name)[1]
+        assert f"Wrote the 2 that stand. Next: gradindex remove {path} --decisions {tmp_path / name}" in text
+        assert read(tmp_path / name).by_id == {5: Decision.RELABEL, 7: Decision.REMOVE}
+    cli(capsys, *wanted, tmp_path / "ben.csv", "--reviewer", "Ben")
+    assert read(tmp_path / "ben.csv").by_id == {7: Decision.REMOVE}
+    code, _, said = cli(capsys, "remove", path, "--decisions", tmp_path / "nowhere.csv")
+    assert code == 1 and "nowhere.csv. Next: gradindex decisions OUT -o nowhere.csv for what was decided" in said
+    code, _, said = cli(capsys, *wanted, tmp_path / "d.xlsx")
+    assert code == 2 and "-o takes FILE.csv or FILE.jsonl" in said
+
+
+def test_what_comes_after_a_removal(tmp_path, capsys):
+    gradindex.build(digits_job(), tmp_path / "index")
+    file = tmp_path / "d.csv"
+    file.write_text("id,decision,new_label\n3,remove,\n5,relabel,2\n")
+    text = cli(capsys, "remove", tmp_path / "index", "--decisions", file)[1]
+    assert "leave its rows in the job's dataset" in text and f"gradindex remove NEW --decisions {file}" in text
+    file.write_text("id,decision,new_label\n5,relabel,2\n")
+    text = cli(capsys, "remove", tmp_path / "index", "--decisions", file)[1]
+    assert "Train again, and build a new index" in text and "leave its rows" not in text
+    file.write_text("id,decision,new_label\n5,keep,\n")
+    assert cli(capsys, "remove", tmp_path / "index", "--decisions", file)[1].endswith("removed 0.")

@@ -112,9 +112,9 @@ def claiming(shape, dtype="<f4", data=b""):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "expected a PNG or JPEG picture or an array (.npy)"),
+        (b"", "The file is empty."),
         (b"GIF89a" + b"\0" * 50, "expected a PNG or JPEG picture or an array (.npy)"),
-        (picture(grey())[:60], "The picture cannot be read"),
+        (picture(grey())[:60], "The picture cannot be read: its file is damaged or cut off."),
         (picture(grey(), "JPEG")[:100], "The picture cannot be read"),
         (b"\xff\xd8\xff" + b"\0" * 100, "The picture cannot be read"),
         (bomb(60_000, 60_000), "too many pixels: at most"),
@@ -206,6 +206,7 @@ def test_what_prepare_makes_must_be_an_input(tmp_path):
     with serving(standardised(prepare=lambda pixels: pixels), tmp_path) as client:
         answer = sent(client, picture(grey()))
         assert answer.status_code == 422 and "prepare: expected numbers of shape (64), got (8, 8)" in answer.text
+        assert "Let it scale the picture, and convert its colours: (8, 8)." in answer.text
 
 
 def test_prepare_must_be_callable():

@@ -57,7 +57,13 @@ def make(
     def samples() -> Iterator[Sample]:
         for number, row in enumerate(read()):
             own = {name: row[rows.column(row, name, what="columns=")] for name in names}
-            yield replace(encoder.sample(row, number), columns=own)
+            try:
+                sample = encoder.sample(row, number)
+            except KeyError as error:
+                if error.args and error.args[0] in row:
+                    raise
+                raise ValueError(f"Row {number} has no {error}; it has {', '.join(map(repr, row))}.") from error
+            yield replace(sample, columns=own)
 
     source = kept(samples(), cache, encoder.settings() | (more or {}) | {"own": names})
     report(source, encoder.max_length)

@@ -59,9 +59,22 @@ export function accepted(form) {
 
 export const takesPictures = (form) => form.prepares || Boolean(form.picture && !form.why_no_picture);
 
+async function readText(file) {
+  let text;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+  } catch {
+    throw new Problem(`${file.name} is no text in UTF-8.`);
+  }
+  if (!text.trim()) throw new Problem(`${file.name} holds no text.`);
+  return text;
+}
+
 // A file as a query, and a note on what was done to it. Pictures and arrays are read by the service, which knows the job.
 export async function readFile(file, form, limit) {
-  if (form.kind === "text" || form.tokenizer) return { text: await file.text() };
+  if (file.size === 0) throw new Problem(`${file.name} is empty.`);
+  if (file.size > limit) throw new Problem(`${file.name} has ${file.size.toLocaleString("en")} bytes; at most ${limit.toLocaleString("en")} are taken.`);
+  if (form.kind === "text" || form.tokenizer) return { text: await readText(file) };
   if (file.type === "application/json" || file.name.endsWith(".json")) {
     try {
       return { json: JSON.parse(await file.text()) };
@@ -69,7 +82,6 @@ export async function readFile(file, form, limit) {
       throw new Problem(`${file.name} is not JSON.`);
     }
   }
-  if (file.size > limit) throw new Problem(`${file.name} has ${file.size.toLocaleString("en")} bytes; at most ${limit.toLocaleString("en")} are taken.`);
   const { pixels, input, note } = await ask("/v1/inputs", new Blob([file]));
   return { ...(pixels ? { pixels } : { json: input }), note };
 }
