@@ -158,12 +158,21 @@ def test_info_as_json(path, capsys):
         (["build", JOB], "Missing argument"),
         (["nonsense"], "No such command"),
         (
-            ["serve", "OUT", JOB, "--token-file", "/dev/null"],
+            ["serve", "OUT", JOB, "--print-settings", "--token-file", "/dev/null"],
             "/dev/null is empty: it must hold a token. Next: python -c",
         ),
-        (["serve", "OUT", JOB, "--token-file", "nowhere"], "nowhere: No such file or directory. Next: python -c"),
-        (["serve", "OUT", JOB, "--tokens-file", "nowhere"], "nowhere: No such file or directory. Next: python -c"),
-        (["serve", "OUT", JOB, "--tokens-file", "{}"], "must hold a JSON object of names and tokens"),
+        (
+            ["serve", "OUT", JOB, "--print-settings", "--token-file", "nowhere"],
+            "nowhere: No such file or directory. Next: python -c",
+        ),
+        (
+            ["serve", "OUT", JOB, "--print-settings", "--tokens-file", "nowhere"],
+            "nowhere: No such file or directory. Next: python -c",
+        ),
+        (
+            ["serve", "OUT", JOB, "--print-settings", "--tokens-file", "{}"],
+            "must hold a JSON object of names and tokens",
+        ),
     ],
 )
 def test_bad_usage_exits_with_2(path, tmp_path, capsys, arguments, said):
