@@ -168,8 +168,8 @@ def bank_of(case: Case, folder: Path, workers: int = 1) -> Bank:
 
 
 def shortened(case: Case) -> Case:
-    """Return a case of the same data with a handful of models of one epoch, and rows of few landmarks."""
-    return dataclasses.replace(case, epochs=1, subsets=6, models=2, landmarks=64)
+    """Return a case of the same data with a handful of models of one epoch, and rows of fewer landmarks."""
+    return dataclasses.replace(case, epochs=1, subsets=6, models=2, landmarks=256)
 
 
 def removed(bench: Bench, scores: Mapping[str, Scores], share: float, queries: int, workers: int) -> Removal:

@@ -75,3 +75,18 @@ def test_queries_that_share_their_candidates_pass_together_until_it_is_known_to_
     assert method() == TOGETHER
     settled(job.engine, 1.0, 1.0, 7.0)  # 48 passes; or 6 queries and 8 passes: 62 s
     assert method() == ALONE
+
+
+def test_a_model_without_forward_mode_has_its_own_price(kit, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(exact, "_SMALL", 0)
+    job, batch, train, queries = case(kit)
+    gradients, one = job.engine.gradients(batch.x, batch.y).gradients[:1], batch.select(slice(0, 1))
+
+    def fails(*args):
+        raise NotImplementedError("no such derivative")
+
+    monkeypatch.setattr(type(job.engine), "directional", fails)
+    some = np.arange(12)[None]
+    found = [exact.candidate_dots(job.engine, job.source, one, gradients, some) for _ in range(6)]
+    assert [one.method for one in found] == ["double backward"] * 4 + [TOGETHER] * 2
+    assert np.abs(found[-1].dots - queries[:1] @ train[:12].T).max() <= 1e-5 * np.abs(queries @ train.T).max()

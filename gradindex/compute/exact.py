@@ -223,7 +223,9 @@ def _pays_together(engine: Engine, kept: Batch | None, candidates: Ids, distinct
     share = count > FORWARD_PAIRS * distinct
     if kept is None:
         return share
-    alone = ways.prices.of(FORWARD if ways.usable(FORWARD) else BACKWARD, candidates.shape[1])
+    # Of a model without forward mode, only the second is known.
+    known = (ways.prices.of(way, candidates.shape[1]) for way in (FORWARD, BACKWARD) if ways.usable(way))
+    alone = next((price for price in known if price is not None), None)
     keep, once = ways.prices.of(_KEEP, len(kept)), ways.prices.of(FACTORS, distinct)
     if keep is None or once is None:
         few = engine.size <= _SMALL  # so that they are slim, see `_kept`

@@ -14,7 +14,7 @@ from gradindex.data.source import length
 from gradindex.review import distances
 from gradindex.review.evidence import Evidence, Near, unit
 from gradindex.review.found import Finding, Kind
-from gradindex.review.moved import Moved, pixels
+from gradindex.review.moved import Moved
 
 if TYPE_CHECKING:
     from gradindex.index.index import Index
@@ -30,7 +30,9 @@ def checked(index: "Index", x: Tree, y: Tree) -> tuple[Tree, Tree]:
     return x, y
 
 
-def find(evidence: Evidence, x: Tree, y: Tree, top: int, about: dict[str, object]) -> list[Finding]:
+def find(
+    evidence: Evidence, moved: Moved | None, x: Tree, y: Tree, top: int, about: dict[str, object]
+) -> list[Finding]:
     """Return the held-out samples with a near-duplicate in the training set, those with the nearest first.
 
     A held-out sample leaks if it is as near to a training sample, in hidden vectors or in inputs, as near-duplicates
@@ -39,7 +41,7 @@ def find(evidence: Evidence, x: Tree, y: Tree, top: int, about: dict[str, object
     is told how many leak, of how many, whatever `top` is.
     """
     best: dict[int, dict[int, tuple[float, str]]] = {}  # of a row and a place: score, and the cosines
-    for space, near, usual in _compared(evidence, x, y):
+    for space, near, usual in _compared(evidence, moved, x, y):
         scores, _ = distances.nearness(near, usual)
         for row, column in np.argwhere(distances.alike(near, usual)).tolist():
             of_row, place = best.setdefault(row, {}), int(near.places[row, column])
@@ -72,14 +74,13 @@ def find(evidence: Evidence, x: Tree, y: Tree, top: int, about: dict[str, object
     return found
 
 
-def _compared(evidence: Evidence, x: Tree, y: Tree) -> Iterator[tuple[str, Near, Near]]:
+def _compared(evidence: Evidence, moved: Moved | None, x: Tree, y: Tree) -> Iterator[tuple[str, Near, Near]]:
     """Yield a name, the training samples near to each held-out one, and what is usual of training samples."""
     for space, rows in evidence.vectors_of(x, y).items():
         near = nearest_to(unit(rows), unit(evidence.vectors[space]), evidence.k)
         yield space, Near(*near), evidence.near[space]
-    if (columns := pixels(evidence)) is not None:
-        moved = Moved(evidence, columns)
-        yield "inputs moved by a pixel", moved.near(x), moved.usual()
+    if moved is not None:
+        yield "inputs moved by a pixel", moved.near(x), moved.usual
 
 
 def _classes(evidence: Evidence, y: Tree) -> NDArray[np.int64] | None:

@@ -11,7 +11,7 @@ from gradindex.defaults import NEIGHBOURS, REVIEWED, SEED
 from gradindex.review import combine, distances, leaks, planting
 from gradindex.review.evidence import Evidence, Near
 from gradindex.review.found import Finding, Kind, Review
-from gradindex.review.moved import Moved, pixels
+from gradindex.review.moved import Moved
 from gradindex.runtime.turns import Turn, at_once
 from gradindex.search.answer import check_k
 
@@ -105,13 +105,14 @@ def review(
     if evidence.labels is not None:
         scores = combine.score(evidence.signs)
         findings += _labels(evidence, scores, top, about)
-    findings += _duplicates(evidence, top, about)
+    moved = Moved.of(evidence)
+    findings += _duplicates(evidence, moved, top, about)
     findings += _outliers(evidence, top)
     if evidence.labels is not None and evidence.by_gradient:
         findings += _opponents(evidence, top)
         findings += _confusions(evidence, top)
     if held_out is not None:
-        findings += leaks.find(evidence, held_out, held_out_labels, top, about)
+        findings += leaks.find(evidence, moved, held_out, held_out_labels, top, about)
     return Review(tuple(findings), tuple(evidence.left_out), about, scores, evidence.ids, held_out)
 
 
@@ -141,11 +142,11 @@ def _labels(evidence: Evidence, scores: NDArray[np.float64], top: int, about: di
         )
 
 
-def _duplicates(evidence: Evidence, top: int, about: dict[str, object]) -> list[Finding]:
+def _duplicates(evidence: Evidence, moved: Moved | None, top: int, about: dict[str, object]) -> list[Finding]:
     """Return the pairs that are alike in some space, the most unlike others first."""
     best: dict[tuple[int, int], tuple[float, str]] = {}
     fences: dict[str, float] = {}
-    for space, near, usual in _alike(evidence):
+    for space, near, usual in _alike(evidence, moved):
         places, scores, fences[space] = distances.pairs(near, usual)
         for (one, other), score in zip(places.tolist(), scores.tolist(), strict=True):
             best[one, other] = max(best.get((one, other), (0.0, "")), (score, space))
@@ -157,13 +158,12 @@ def _duplicates(evidence: Evidence, top: int, about: dict[str, object]) -> list[
     ]
 
 
-def _alike(evidence: Evidence) -> Iterator[tuple[str, Near, Near]]:
+def _alike(evidence: Evidence, moved: Moved | None) -> Iterator[tuple[str, Near, Near]]:
     """Yield a name, the samples near to each one, and what is usual: in each space, and of pictures that are moved."""
     for space in evidence.vectors:
         yield space, evidence.near[space], evidence.near[space]
-    if (columns := pixels(evidence)) is not None:
-        moved = Moved(evidence, columns)
-        yield "inputs moved by a pixel", moved.of_training(), moved.usual()
+    if moved is not None:
+        yield "inputs moved by a pixel", moved.of_training(), moved.usual
 
 
 def _outliers(evidence: Evidence, top: int) -> list[Finding]:

@@ -1,6 +1,6 @@
 """Pictures moved by a pixel: near-duplicates that no number of the input tells."""
 
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from gradindex.ann.vectors import nearest_to, without_own
 from gradindex.data.labels import as_array
 from gradindex.data.names import Tree
-from gradindex.data.source import Ids
 from gradindex.plots.rendering import Renderer, as_picture
 from gradindex.relevance.features import flatten
 from gradindex.review.evidence import Evidence, Near, unit
@@ -16,6 +15,7 @@ from gradindex.review.evidence import Evidence, Near, unit
 _SMALLEST = 6  # pixels a side: of less hardly anything is left without the border
 _DRAWN = 1000  # training samples that say how near others usually are
 _BATCH = 256
+_NUMBERS = 1 << 25  # of windows that are compared at once: each search copies the training pictures into an index
 _EVERYWHERE = 10_000  # samples of which all pairs are compared
 
 
@@ -37,22 +37,33 @@ class Moved:
 
     def __init__(self, evidence: Evidence, columns: NDArray[np.int64]) -> None:
         height, width = columns.shape[0] - 2, columns.shape[1] - 2
-        self._windows = [columns[a : a + height, b : b + width].ravel() for a in range(3) for b in range(3)]
-        self._evidence, centre = evidence, self._windows[4]
-        starts = range(0, len(evidence.ids), _BATCH)
-        rows = np.concatenate([self._inputs(evidence.ids[i : i + _BATCH])[:, centre] for i in starts])
+        windows = [columns[a : a + height, b : b + width].ravel() for a in range(3) for b in range(3)]
+        self._windows = np.stack(windows)
+        self._evidence, ids = evidence, evidence.ids
+        take = evidence.index.job.source.take
+        batches = (evidence.turn(partial(take, ids[i : i + _BATCH])) for i in range(0, len(ids), _BATCH))
+        self._inputs = np.concatenate([flatten(batch.x).astype(np.float32) for batch in batches])
+        rows = self._inputs[:, self._windows[4]]
         self._mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._rows = unit(rows - self._mean)
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> "Moved | None":
+        """Return what compares the pictures of some evidence; None where inputs are no pictures."""
+        columns = pixels(evidence)
+        return None if columns is None else cls(evidence, columns)
 
     def near(self, x: Tree) -> Near:
         """Return the k nearest training samples of each of m inputs, by the best of the nine windows."""
         return self._near(flatten(x).astype(np.float32), self._evidence.k)
 
+    @cached_property
     def usual(self) -> Near:
-        """Return the nearest other of 1,000 drawn training samples, found in the same way."""
-        ids, count = self._evidence.ids, min(_DRAWN, len(self._evidence.ids))
-        drawn = np.sort(np.random.default_rng(self._evidence.seed).choice(len(ids), count, replace=False))
-        found = self._near(self._inputs(ids[drawn]), 2)
+        """The nearest other of 1,000 drawn training samples, found in the same way."""
+        rows = len(self._inputs)
+        drawn = np.random.default_rng(self._evidence.seed).choice(rows, min(_DRAWN, rows), replace=False)
+        drawn = np.sort(drawn)
+        found = self._near(self._inputs[drawn], 2)
         return Near(*without_own(found.cosines, found.places, drawn[:, None], 1))
 
     def of_training(self) -> Near:
@@ -60,38 +71,38 @@ class Moved:
 
         Of more than 10,000 samples only the neighbours in hidden vectors and inputs are compared.
         """
-        if len(self._evidence.ids) > _EVERYWHERE:
+        if len(self._inputs) > _EVERYWHERE:
             return self._of_neighbours()
-        found = self._near(self._inputs(self._evidence.ids), self._evidence.k + 1)
+        found = self._near(self._inputs, self._evidence.k + 1)
         own = np.arange(len(found.places))[:, None]
         return Near(*without_own(found.cosines, found.places, own, self._evidence.k))
 
     def _of_neighbours(self) -> Near:
         evidence = self._evidence
         candidates = np.concatenate([evidence.near[space].places for space in evidence.vectors], axis=1)
-        windows, cosines = np.stack(self._windows), np.full(candidates.shape, -np.inf)
+        cosines = np.full(candidates.shape, -np.inf)
         for begin in range(0, len(candidates), _BATCH):
             some = slice(begin, begin + _BATCH)
-            shown = self._inputs(evidence.ids[some])[:, windows]  # (b, 9, d)
-            moved = shown.reshape(-1, windows.shape[1]) - self._mean
             others = self._rows[np.maximum(candidates[some], 0)]  # (b, c, d)
-            products = unit(moved).reshape(shown.shape) @ others.transpose(0, 2, 1)
+            products = self._shown(self._inputs[some]) @ others.transpose(0, 2, 1)
             cosines[some] = np.where(candidates[some] >= 0, products.max(axis=1), -np.inf)
         return Near(*_each_once(cosines, candidates, candidates.shape[1]))
 
-    def _inputs(self, ids: Ids) -> NDArray[np.float32]:
-        batch = self._evidence.turn(partial(self._evidence.index.job.source.take, ids))
-        return flatten(batch.x).astype(np.float32)
-
     def _near(self, inputs: NDArray[np.float32], k: int) -> Near:
         cosines, places = [], []
-        for begin in range(0, len(inputs), _BATCH):
-            some = inputs[begin : begin + _BATCH]
-            found = [nearest_to(unit(some[:, window] - self._mean), self._rows, k) for window in self._windows]
-            best, named = _each_once(np.hstack([one for one, _ in found]), np.hstack([one for _, one in found]), k)
+        step = max(1, _NUMBERS // self._windows.size)
+        for begin in range(0, len(inputs), step):
+            windows = self._shown(inputs[begin : begin + step])
+            best, named = nearest_to(windows.reshape(-1, windows.shape[2]), self._rows, k)
+            best, named = _each_once(best.reshape(len(windows), -1), named.reshape(len(windows), -1), k)
             cosines.append(best)
             places.append(named)
         return Near(np.concatenate(cosines), np.concatenate(places))
+
+    def _shown(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the nine windows of some inputs, (b, 9, d), less the mean and of unit norm."""
+        windows = inputs[:, self._windows] - self._mean
+        return unit(windows.reshape(-1, windows.shape[2])).reshape(windows.shape)
 
 
 def _each_once(

@@ -15,7 +15,7 @@ import tensorflow as tf
 import gradindex
 
 L = keras.layers
-CLASSES, SAMPLES, WIDTH = 3, 12, 5
+CLASSES, SAMPLES, WIDTH = 3, 20, 5
 
 
 @tf.custom_gradient

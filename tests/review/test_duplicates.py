@@ -49,7 +49,7 @@ def test_pairs_are_compared_as_a_plain_loop_does(tmp_path, monkeypatch, everywhe
     monkeypatch.setattr(moved, "_EVERYWHERE", everywhere)
     index, _ = built(tmp_path, CHANGES["left"])
     seen = evidence.Evidence(index)
-    near = moved.Moved(seen, moved.pixels(seen)).of_training()
+    near = moved.Moved.of(seen).of_training()
     x = index.job.source.take(np.arange(ROWS)).x.reshape(-1, 8, 8)
     mean = x.mean(0)[1:7, 1:7]
 

@@ -126,7 +126,7 @@ def test_a_sample_that_several_windows_find_counts_once():
 
 def test_usual_distances_leave_out_the_sample_itself(index):
     seen = evidence.Evidence(index)
-    usual = moved.Moved(seen, moved.pixels(seen)).usual()
+    usual = moved.Moved.of(seen).usual
     assert usual.places.shape == (ROWS, 1) and not (usual.places[:, 0] == np.arange(ROWS)).any()
     assert (usual.cosines[:, 0] >= seen.near["inputs"].cosines[:, 0]).mean() > 0.5  # a move makes others nearer
     assert np.median(usual.cosines) < 0.999
