@@ -73,7 +73,7 @@ def run_demo(backend: Backend, path: Path, seed: int, out: "Console", err: "Cons
     index = opening.build(job, path / "index", seed=seed, overwrite=True)
     seconds = time.perf_counter() - began
     index.whiten()
-    _save_weights(path / WEIGHTS, backend, model, seed)
+    _save(path / WEIGHTS, backend, model, seed, x_train, y_train)
     accuracy = float((job.engine.outputs(x_test).argmax(axis=1) == y_test).mean())
     out.print(f"A CNN of {job.engine.size:,} parameters, test accuracy {accuracy:.3f}.")
     out.print(f"Indexed the gradients of {len(index):,} training digits in {seconds:.1f} s.\n")
@@ -150,6 +150,9 @@ def _saved_job(backend: Backend) -> Job:
             raise ValueError(f"{path} was written by the demo with --backend {saved['backend']}.")
         seed = int(saved["seed"])
         weights = [saved[name] for name in saved.files if name.startswith("weight")]
+        if "x" not in saved.files:
+            raise ValueError(f"{path} is an earlier version's: run 'gradindex demo --backend {backend.value}' again.")
+        data = saved["x"], saved["y"]  # read from here, since the import of scikit-learn takes a second
     if backend is Backend.TORCH:
         import torch
 
@@ -160,10 +163,10 @@ def _saved_job(backend: Backend) -> Job:
     else:
         model = _keras_model(seed)
         model.set_weights(weights)
-    return _job(backend, model, *digits(backend, seed)[:2])
+    return _job(backend, model, *data)
 
 
-def _save_weights(path: Path, backend: Backend, model: Model, seed: int) -> None:
+def _save(path: Path, backend: Backend, model: Model, seed: int, x: NDArray[Any], y: NDArray[Any]) -> None:
     if backend is Backend.TORCH:
         weights = [parameter.detach().numpy() for parameter in model.parameters()]
     else:
@@ -172,7 +175,7 @@ def _save_weights(path: Path, backend: Backend, model: Model, seed: int) -> None
     from gradindex.store import location
 
     file = io.BytesIO()
-    np.savez(file, backend=np.array(backend.value), seed=np.array(seed), **named)
+    np.savez(file, backend=np.array(backend.value), seed=np.array(seed), x=x, y=y, **named)
     location.save(path, file.getvalue())
 
 
