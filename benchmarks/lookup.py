@@ -1,16 +1,16 @@
 """Lookups against the exact kernel: recall, proofs and latency on real gradients, and peers on the same ones.
 
     GRADINDEX_DATA=… python benchmarks/lookup.py [--rows 60000] [--queries 500] [--folder FOLDER] [--out FILE]
-        [--million FOLDER/rows-1000000]
+        [--million FOLDER/rows-100000 FOLDER/rows-1000000]
         [--peers alibi=VENV captum=VENV trak=VENV] [--parts index proofs residual latency rows answers]
 
 Trains the CNN of the docs (412,778 parameters) on Fashion-MNIST, embeds the training pictures, and computes the exact
 inner products of test pictures' gradients with all training gradients by factors, blockwise. With ``--folder`` all of
 that is kept there for the next run. Timings alternate between the contenders, a round at a time.
 
-``--million`` takes an index that ``million.py --keep FOLDER`` left: search alone against ``IndexFlatIP`` on the same
-rows, whole explanations, memory. ``--peers`` takes the virtual environments described in peers/README.md; a peer
-that does not run is skipped with a message. Exits with 1 if recall is below its floor.
+``--million`` takes indexes that ``million.py --keep FOLDER`` left: search alone against ``IndexFlatIP`` on the same
+rows, whole explanations by ``recall=`` and by default, memory. ``--peers`` takes the virtual environments described in
+peers/README.md; a peer that does not run is skipped with a message. Exits with 1 if recall is below its floor.
 """
 
 import argparse
@@ -308,13 +308,14 @@ def million(path, args):
     _, wanted = flat.search(narrow, K)
     point = index.curve.pick(min(0.99, max(p.recall for p in index.curve.points)))
     settings = gradindex.ann.operating_point.parse(point.key)
-    times = {"index": [], "flat": [], "explain": []}
+    times = {"index": [], "flat": [], "explain": [], "default": []}
     shown = min(args.queries, 100)
     for i in range(shown):
         for name, work in (
             ("index", lambda i=i: index.searcher.search(sketches[i : i + 1], 400, point=settings)),
             ("flat", lambda i=i: flat.search(narrow[i : i + 1], K)),
             ("explain", lambda i=i: index.explain(x[i : i + 1], y[i : i + 1], k=K, recall=point.recall)),
+            ("default", lambda i=i: index.explain(x[i : i + 1], y[i : i + 1], k=K)),
         ):
             began = time.perf_counter()
             work()
@@ -332,6 +333,8 @@ def million(path, args):
         "flat_top_10_among_400_candidates": float(np.mean(hits)),
         "explain_p50_ms": 1e3 * float(np.median(times["explain"])),
         "explain_p99_ms": 1e3 * float(np.quantile(times["explain"], 0.99)),
+        "default_p50_ms": 1e3 * float(np.median(times["default"])),
+        "default_p99_ms": 1e3 * float(np.quantile(times["default"], 0.99)),
         "resident_before_flat_bytes": before,
     }
 
@@ -391,7 +394,7 @@ def main():
     parser.add_argument("--parts", nargs="*", default=["index", "proofs", "residual", "latency"])
     parser.add_argument("--asked", type=int, default=100, help="queries that are asked one by one")
     parser.add_argument("--calibrate", type=int, default=2000, help="test pictures that recall= is calibrated on")
-    parser.add_argument("--million", help="an index left by million.py --keep")
+    parser.add_argument("--million", nargs="*", default=[], help="indexes left by million.py --keep")
     parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=VENV")
     record.add_out(parser)
     args = parser.parse_args()
@@ -417,8 +420,10 @@ def main():
         if args.peers:
             results["peers"] = peers(args, folder, images, *known)
         if args.million:
-            results["million"] = million(args.million, args)
-            show("million", results["million"])
+            results["million"] = []
+            for path in args.million:
+                results["million"].append(million(path, args))
+                show("million", results["million"][-1])
     if args.out:
         record.write(args.out, results)
     if "index" in results and results["index"]["checked"]["recall@10"] < FLOOR:

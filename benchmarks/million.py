@@ -114,8 +114,8 @@ class Memory(threading.Thread):
             time.sleep(0.1)
 
     def peak(self, begin: float, end: float) -> int:
-        """Return the largest resident size between two times."""
-        return max(size for at, size in self.readings if begin <= at <= end)
+        """Return the largest resident size between two times; that of now where none was read between them."""
+        return max((size for at, size in self.readings if begin <= at <= end), default=resident())
 
 
 def resident() -> int:
