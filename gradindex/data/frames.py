@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradindex.data import hugging_face
+from gradindex.data.columns import read_stream
 from gradindex.data.names import Leaf, Tree
 from gradindex.data.samples import column as as_column
 
@@ -86,7 +87,7 @@ def as_table(frame: object) -> pa.Table:
             raise TypeError(f"A column holds values of several kinds, or of none that Arrow has: {said}.") from None
     if hasattr(frame, "__arrow_c_stream__"):
         with contextlib.suppress(TypeError, pa.ArrowException):  # of a column, which has the same interface
-            return pa.table(frame)
+            return read_stream(frame)
     raise TypeError(
         f"Expected a table (pandas, polars, Arrow, datasets.Dataset) with a row a sample, got {type(frame).__name__}."
     )

@@ -2,10 +2,10 @@
 
 import base64
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 def json_type(kind: pa.DataType) -> pa.DataType:
@@ -16,16 +16,21 @@ def json_type(kind: pa.DataType) -> pa.DataType:
         return pa.int64()
     if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
         return pa.string()
+    return _nested_type(kind, json_type)
+
+
+def _nested_type(kind: pa.DataType, of: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return a list, struct or map with other types in it; a type that is none of these as it is."""
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(json_type(kind.value_type), kind.list_size)
+        return pa.list_(of(kind.value_type), kind.list_size)
     if pa.types.is_list(kind):
-        return pa.list_(json_type(kind.value_type))
+        return pa.list_(of(kind.value_type))
     if pa.types.is_large_list(kind):
-        return pa.large_list(json_type(kind.value_type))
+        return pa.large_list(of(kind.value_type))
     if pa.types.is_map(kind):
-        return pa.map_(json_type(kind.key_type), json_type(kind.item_type))
+        return pa.map_(of(kind.key_type), of(kind.item_type))
     if pa.types.is_struct(kind):
-        return pa.struct([pa.field(field.name, json_type(field.type)) for field in kind])
+        return pa.struct([pa.field(field.name, of(field.type)) for field in kind])
     return kind
 
 
@@ -54,15 +59,43 @@ def from_json_values(values: list[Any], kind: pa.DataType) -> pa.Array:
     pyarrow.ArrowException, TypeError, ValueError
         If `values` are not of such a type.
     """
-    if is_bytes(kind):
-        return pa.array([None if value is None else base64.b64decode(value) for value in values], kind)
+    return pa.array([_given(value, kind) for value in values], _given_type(kind)).cast(kind)
+
+
+def _given_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of what `_given` makes: that of JSON's values, with bytes as they are and times as counts."""
     if pa.types.is_dictionary(kind):
-        kind = pa.dictionary(kind.index_type, kind.value_type)
-    array = pa.array(values, json_type(kind))
-    if pa.types.is_time(kind):  # Arrow reads times with their date only
-        dated = pc.binary_join_element_wise("1970-01-01", array, " ")
-        return dated.cast(pa.timestamp(kind.unit)).cast(kind)
-    return array.cast(kind)
+        return _given_type(kind.value_type)
+    if pa.types.is_time(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    return json_type(kind) if not pa.types.is_nested(kind) else _nested_type(kind, _given_type)
+
+
+def _given(value: Any, kind: pa.DataType) -> Any:
+    """Return a value of JSON as Arrow takes it for `_given_type`."""
+    types = pa.types
+    if value is None:
+        return None
+    if types.is_dictionary(kind):
+        return _given(value, kind.value_type)
+    if is_bytes(kind):
+        return base64.b64decode(value)
+    if types.is_time(kind):  # which Arrow does not read from texts
+        return _count(value, kind.unit)
+    if types.is_map(kind):
+        return [(_given(key, kind.key_type), _given(item, kind.item_type)) for key, item in value]
+    if types.is_struct(kind):
+        return {field.name: _given(value[field.name], field.type) for field in kind}
+    return [_given(entry, kind.value_type) for entry in value] if types.is_nested(kind) else value
+
+
+def _count(text: str, unit: str) -> int:
+    """Return a time of day, ``hh:mm:ss`` with any number of decimals, as a count of a unit since midnight."""
+    hours, minutes, seconds = text.split(":")
+    whole, _, decimals = seconds.partition(".")
+    digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}[unit]
+    seconds_of_day = (int(hours) * 60 + int(minutes)) * 60 + int(whole)
+    return seconds_of_day * 10**digits + int(decimals.ljust(digits, "0")[:digits] or 0)
 
 
 def is_bytes(kind: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
 """The index as an object: explain, search, verify."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,10 +45,6 @@ class Index(Measured):
         return (
             f"Index({str(self.store.path)!r}: {len(self)} samples, {self.searcher.factory}, {self.store.header.sketch})"
         )
-
-    def __reduce__(self) -> Any:
-        """Pickle the path and the job: what is unpickled is opened there, in the store's last state."""
-        return Index.open, (self.store.path, self._job)
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
