@@ -46,10 +46,9 @@ def locate(path: Any) -> Location:
         return path
     text = os.fsdecode(path)
     if not isinstance(path, Path):
-        protocol, found, rest = text.partition("://")
-        if text[:5].lower() == "file:" and (found or text[5:6] == "/"):
+        if text.lower().startswith("file:/"):
             text = _file_of_url(text)
-        elif found:
+        elif "://" in text:
             return RemotePath(text.rstrip("/"))
     if not text:
         raise ValueError("The path is empty: name a directory, such as 'runs/digits'.")
