@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from gradindex.job import Job
 
 
-WhereOption = Annotated[list[str] | None, typer.Option(help='Find only samples with COLUMN=VALUE[,VALUE]; one with a comma as "a,b".')]
+WhereOption = Annotated[
+    list[str] | None, typer.Option(help='Find only samples with COLUMN=VALUE[,VALUE]; one with a comma as "a,b".')
+]
 
 
 def job_of(reference: str, device: str | None = None) -> "Job":

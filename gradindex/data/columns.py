@@ -36,6 +36,8 @@ def as_columns(columns: Any, rows: int) -> dict[str, pa.Array]:
     """
     if columns is None:
         return {}
+    if isinstance(columns, pa.RecordBatchReader):
+        raise ValueError("A RecordBatchReader can be read only once: give the table of its .read_all().")
     if hugging_face.is_dataset(columns):
         columns = columns.with_format("arrow")[:]
     if hasattr(columns, "__arrow_c_stream__") and not hasattr(columns, "iloc"):  # of a pandas one, columns alone
@@ -65,18 +67,16 @@ def as_columns(columns: Any, rows: int) -> dict[str, pa.Array]:
     return found
 
 
-def read_stream(frame: Any) -> pa.Table:
+def read_stream(frame: object) -> pa.Table:
     """Return what has Arrow's C stream interface as a table.
 
     Raises
     ------
     ValueError
-        If it can be read only once, or holds polars' objects, which are addresses in memory to Arrow; names these.
+        If it holds polars' objects, which are addresses in memory to Arrow; names these.
     TypeError, pyarrow.ArrowException
         If it is no table.
     """
-    if isinstance(frame, pa.RecordBatchReader):
-        raise ValueError("A RecordBatchReader can be read only once: give the table of its .read_all().")
     schema = getattr(frame, "schema", None)
     for name, kind in schema.items() if isinstance(schema, Mapping) else ():
         _refuse_addresses(kind, f"Column {name!r}")

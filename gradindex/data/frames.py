@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradindex.data import hugging_face
 from gradindex.data.columns import read_stream
+from gradindex.data.layouts import plain_type
 from gradindex.data.names import Leaf, Tree
 from gradindex.data.samples import column as as_column
 
@@ -125,6 +126,7 @@ def _input(table: pa.Table, name: str) -> Leaf:
         return values.to_pylist()
     if _is_number(kind):
         return _numbers(values, name)
+    kind = plain_type(kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _single(as_column([np.array(one) for one in values.to_pylist()], name))
     raise TypeError(f"Column {name!r} holds {kind}: inputs are numbers, lists of numbers, or texts.")

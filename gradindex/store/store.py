@@ -61,8 +61,7 @@ class Store:
         path = locate(path)
         if location.exists(path) and not location.is_directory(path):
             raise IndexExistsError(f"{path} is a file; give a directory.")
-        strangers = any(not is_temporary(p) for p in listing(path))
-        if strangers and not location.exists(path / HEADER):
+        if any(not is_temporary(p) for p in listing(path)) and not location.exists(path / HEADER):
             raise IndexExistsError(f"{path} is not empty and holds no gradindex store; give another directory.")
         location.make_directory(path)
         try:
