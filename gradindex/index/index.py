@@ -240,8 +240,10 @@ class Index(Measured):
         Raises
         ------
         ValueError
-            For a wrong width, NaN, a bad k, or a `where` that matches nothing.
+            For a wrong width, NaN or complex numbers, a bad k, or a `where` that matches nothing.
         """
+        if np.iscomplexobj(vectors):
+            raise ValueError("The vectors are complex: expected real numbers.")
         vectors = np.asarray(vectors, np.float64)  # float32 takes 1e-50 for zero
         check_k(k, len(self))
         if vectors.ndim != 2 or vectors.shape[1] != self.store.header.dim:
