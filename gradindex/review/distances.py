@@ -66,7 +66,7 @@ def nearness(near: Near, usual: Near) -> tuple[Floats, float]:
 
 
 def all_are_copies(near: Near) -> bool:
-    """Whether hardly any sample has a neighbour that is no copy of it, so that nothing tells which distance is usual."""
+    """Whether hardly any sample has a neighbour that is no copy, so that nothing tells which distance is usual."""
     logs = log_distances(near)
     copies = logs <= np.log(_COPY)
     return bool((copies | np.isnan(logs)).all(axis=1).mean() > 0.9 and copies.any())
