@@ -13,7 +13,7 @@ import pyarrow as pa
 from gradindex.compute import watch
 from gradindex.data.plain import json_values
 from gradindex.data.source import Ids
-from gradindex.errors import DamagedIndexError, MismatchError
+from gradindex.errors import DamagedIndexError, OtherSamplesError
 from gradindex.gradients import paths
 from gradindex.gradients.projector import Projector
 from gradindex.job import Job
@@ -43,8 +43,8 @@ def check_shards(
 
     Raises
     ------
-    MismatchError
-        If they were made of other samples, or with another loss; names one of them.
+    OtherSamplesError
+        A `MismatchError`: if they were made of other samples, or with another loss; names one of them.
     """
     shards = list(_some(store, there))
     each = -(-_ROWS // max(len(shards), 1))
@@ -56,7 +56,7 @@ def check_shards(
         for name in columns:
             before = json_values(table.column(name)) if name in table.column_names else None
             if before != json_values(columns[name].take(pa.array(positions))):
-                raise MismatchError(
+                raise OtherSamplesError(
                     f"{store.path} was begun with other values of column {name!r}. Give those, or begin again "
                     "(overwrite=True, --overwrite)."
                 )
@@ -86,7 +86,7 @@ def _compare(job: Job, store: Store, projector: Projector, positions: Ids, kept:
     batch = job.source.take(positions)
     errors = watch.errors_of(job.engine, projector, batch, kept, norms, store.header.row_type)
     if not paths.agree(errors, job.engine):
-        raise MismatchError(
+        raise OtherSamplesError(
             f"The rows in {store.path} are not those of these samples: the gradient of sample "
             f"{positions[int(np.argmax(errors))]} is another. Are the data, their order and the loss those of the "
             "build? Give these, or begin again (overwrite=True, --overwrite)."

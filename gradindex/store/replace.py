@@ -78,6 +78,14 @@ def replacement(out: Path, header: Header) -> Iterator[Store]:
         _delete_old(place)
 
 
+def discard(out: Path) -> None:
+    """Delete an unfinished replacement of `out`; raises IndexExistsError if another process is building it."""
+    place, new = out.resolve(), aside(out)
+    with _only_builder(new):
+        _set_aside(new, place)
+    _delete_old(place)
+
+
 def aside(out: Location) -> Path:
     """Return where the index that is to replace `out` is built."""
     place = Path(out).resolve()
