@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradindex.compute import landmarks, same_samples, watch
@@ -54,7 +55,9 @@ def embed_missing(
     return embedded
 
 
-def check_begun(job: Job, store: Store, projector: Projector, extra: Mapping[str, Any], missing: list[int]) -> None:
+def check_begun(
+    job: Job, store: Store, projector: Projector, extra: Mapping[str, pa.Array], missing: list[int]
+) -> None:
     """Raise MismatchError if the shards that are not `missing` were made of other samples or with another loss."""
     there = sorted({*range(store.header.shards)} - {*missing})
     if there:
