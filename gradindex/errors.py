@@ -5,6 +5,10 @@ class MismatchError(ValueError):
     """An index was opened with a model, parameter set or dataset other than the one it was built from."""
 
 
+class OtherSamplesError(MismatchError):
+    """What is to be continued holds rows of other samples, or of another loss, than those of the job."""
+
+
 class DamagedIndexError(ValueError):
     """A file of an index is missing, truncated, or not what its manifest says; the message names it."""
 

@@ -1,5 +1,6 @@
 """Filters: which rows a search may find."""
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,10 +80,12 @@ def select(store: Store, where: Where | None) -> Selection | None:
 def parse(store: Store, conditions: Sequence[str]) -> dict[str, list[Any]] | None:
     """Return `where` of conditions written COLUMN=VALUE or COLUMN=VALUE,VALUE; None for none.
 
+    A value that holds a comma stands in double quotes, as in CSV files.
+
     Raises
     ------
     ValueError
-        If there is no ``=``, no such column, or a value is not of the column's type.
+        If there is no ``=``, no such column, two conditions on one, or a value that is not of the column's type.
     """
     found: dict[str, list[Any]] = {}
     for condition in conditions:
@@ -92,10 +95,18 @@ def parse(store: Store, conditions: Sequence[str]) -> dict[str, list[Any]] | Non
                 name, values = column, condition[len(column) + 1 :]
         if not equals:
             raise ValueError(f"Expected COLUMN=VALUE[,VALUE], got {condition!r}.")
+        if name in found:
+            raise ValueError(f"Column {name!r} is given twice: for either of two values type {name}=VALUE,VALUE.")
         kind = _column(store, name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        found[name] = [parse_text(name, text, kind) for text in values.split(",")]
+        found[name] = [parse_text(name, text, kind) for text in _split(values)]
     return found or None
+
+
+def _split(values: str) -> list[str]:
+    """Return the values of VALUE,VALUE; only what begins with a double quote is taken as quoted."""
+    quoted = values.startswith('"') or ',"' in values
+    return next(csv.reader([values])) if quoted else values.split(",")
 
 
 def _ids(where: Where | None) -> NDArray[Any]:

@@ -74,12 +74,14 @@ def _carry_out(path: str, file: Path, relabels: Path | None, as_json: bool) -> N
     from gradindex.store import Store
     from gradindex.store.location import save
 
+    if relabels is not None and relabels.resolve() == file.resolve():
+        raise typer.BadParameter(f"--relabels would overwrite the decisions in {file}: give another file.")
     decided, store = read(file), Store.open(path)
     decided.check(store)
     wanted = decided.ids(Decision.REMOVE)
-    count = store.remove(wanted) if len(wanted) else 0
     if relabels is not None:
-        save(relabels, decided.relabels().encode())
+        save(relabels, decided.relabels().encode())  # first: where that fails, nothing is removed
+    count = store.remove(wanted) if len(wanted) else 0
     counts = {one.value: len(decided.ids(one)) for one in Decision}
     changed = counts["relabel"]
     text = f"Decided on {len(decided.by_id)} samples; removed {count}."

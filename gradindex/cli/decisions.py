@@ -44,6 +44,8 @@ def decisions(
         raise typer.BadParameter(f"-o takes FILE.csv or FILE.jsonl, got {output.name}.")
     store = Store.open(path)
     file = beside.decisions_path(beside.directory(store.path) if review_dir is None else review_dir, store)
+    if output is not None and output.resolve() == file.resolve():
+        raise typer.BadParameter(f"-o would overwrite the audit log {file}: give another file.")
     log = DecisionLog(file)
     found = [
         one

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from gradindex.job import Job
 
 
-WhereOption = Annotated[list[str] | None, typer.Option(help="Find only samples with COLUMN=VALUE[,VALUE].")]
+WhereOption = Annotated[
+    list[str] | None, typer.Option(help='Find only samples with COLUMN=VALUE[,VALUE]; one with a comma as "a,b".')
+]
 
 
 def job_of(reference: str, device: str | None = None) -> "Job":
@@ -48,9 +51,12 @@ def metric_options(pairs: list[str]) -> dict[str, Any]:
 def ids_of(text: str) -> list[int]:
     """Return ``3,14`` as a list of integers."""
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise typer.BadParameter(f"--ids takes integers such as 3,14, got {text!r}.") from None
+        found = []
+    if not found:
+        raise typer.BadParameter(f"--ids takes integers such as 3,14, got {text!r}.")
+    return found
 
 
 def read_rows(path: Path) -> tuple[Tree, Tree]:
@@ -63,7 +69,7 @@ def read_rows(path: Path) -> tuple[Tree, Tree]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise typer.BadParameter(f"Cannot read {path}: {error}") from None
     y = found.pop("y", None)
     if not found:
@@ -83,7 +89,7 @@ def read_queries(path: Path, job: "Job") -> tuple[Tree, Tree]:
         return read_rows(path)
     if job.texts is None:
         raise typer.BadParameter(f"{path} holds texts, and the job has none: give FILE.npz with inputs x and labels y.")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if not lines:
         raise typer.BadParameter(f"{path} holds no text.")
     try:

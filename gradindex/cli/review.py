@@ -41,10 +41,14 @@ def review(
     from gradindex.report import write_review
     from gradindex.review import Kind
     from gradindex.review import review as look
+    from gradindex.review.decisions import refuse_to_overwrite
+    from gradindex.store.location import locate
 
     suffix = None if output is None else PurePosixPath(output).suffix.lower()
     if suffix not in (None, ".csv", ".parquet", ".html"):
         raise typer.BadParameter(f"-o takes a name that ends with .csv, .parquet or .html, got {output!r}.")
+    if output is not None and isinstance(place := locate(output), Path):
+        refuse_to_overwrite(place)  # before the work
     loaded = inputs.job_of(job)
     index = load(path, loaded)
     x, y = (None, None) if held_out is None else inputs.read_queries(held_out, loaded)

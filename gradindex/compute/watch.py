@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradindex.data.source import Batch, Ids
 from gradindex.gradients import paths
@@ -196,22 +197,49 @@ def compare_stored(store: Store, job: Job, projector: Projector) -> tuple[Compar
 
     For stores of versions that did not compare while they built.
     """
-    kind = RowType(store.header.row_type)
     there = np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
     rows = np.random.default_rng(store.header.seed).choice(there, min(_OF_A_BUILD, len(there)), replace=False)
-    engine, largest, errors = job.engine, float(store.norms.max()), []
-    for row in np.sort(rows):
-        one = job.source.take(store.ids[row : row + 1])
+    rows = rows[np.argsort(store.ids[rows])]
+    batch, engine = job.source.take(store.ids[rows]), job.engine
+    errors = errors_of(engine, projector, batch, store.kept(rows), store.norms[rows], store.header.row_type)
+    agree = paths.agree(errors, engine)
+    if not agree:
+        log.warning("rows of %s are off by up to %.2g from training steps; build it again", store.path, errors.max())
+    return Compared(len(errors), float(errors.max())), agree
+
+
+def errors_of(
+    engine: Engine,
+    projector: Projector,
+    batch: Batch,
+    kept: NDArray[np.generic],
+    norms: NDArray[np.float32],
+    row_type: str,
+) -> NDArray[np.float64]:
+    """Return how far stored rows are from training steps of their samples, relative, without what rounding does, (n,).
+
+    Parameters
+    ----------
+    engine, projector
+        Make the gradients, and sketches of these.
+    batch
+        The n samples.
+    kept, norms
+        Their stored sketches, see `gradindex.store.codes`, and norms (n,).
+    row_type
+        How the sketches are kept.
+    """
+    kind, largest, errors = RowType(row_type), float(norms.max()), np.empty(len(batch))
+    for place in range(len(batch)):
+        one = batch.select(np.array([place]))
         truth = engine.sample_gradient(one.x, one.y)
         norm = float(np.linalg.norm(truth.gradients[0].astype(np.float64)))
         sketch = projector.finish(projector(engine.parameters, truth.gradients), np.array([norm]))
         true = normalise(sketch)
-        turned = float(np.linalg.norm(true - store.gather(np.array([row]))))
+        stored = kind.dequantize(kept[place : place + 1], np.empty_like(true))
+        turned = float(np.linalg.norm(true - stored))
         turned -= float(np.linalg.norm(true - kind.dequantize(kind.quantize(true), np.empty_like(true))))
-        off = max(turned, abs(float(store.norms[row]) - norm) / max(norm, paths.ROUNDING))
-        rounding = paths.allowance(max(norm, 1e-30), largest, float(truth.losses[0]))
-        errors.append(max(0.0, off - rounding - _ROUNDED))
-    agree = paths.agree(np.array(errors), engine)
-    if not agree:
-        log.warning("rows of %s are off by up to %.2g from training steps; build it again", store.path, max(errors))
-    return Compared(len(errors), max(errors)), agree
+        off = max(turned, abs(float(norms[place]) - norm) / max(norm, paths.ROUNDING))
+        rounding = paths.allowance(max(norm, 1e-30), max(largest, norm), float(truth.losses[0]))
+        errors[place] = max(0.0, off - rounding - _ROUNDED)
+    return errors

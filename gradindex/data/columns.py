@@ -1,13 +1,15 @@
 """A user's own columns, which travel with the rows: any table to Arrow arrays that Parquet keeps as they are."""
 
 import datetime
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradindex.data import hugging_face
+from gradindex.data.layouts import plain, plain_type
 from gradindex.data.plain import json_values
 
 RESERVED = frozenset(
@@ -22,21 +24,34 @@ def as_columns(columns: Any, rows: int) -> dict[str, pa.Array]:
     Parameters
     ----------
     columns
-        None, a mapping of names to sequences, a pandas or polars DataFrame or an Arrow table.
+        None, a mapping of names to sequences, a pandas or polars DataFrame, an Arrow table or a ``datasets.Dataset``.
     rows
         How many entries each must have.
 
     Raises
     ------
     ValueError
-        If a name is reserved, a length differs, or Arrow or Parquet has no type for the values.
+        If they have no names, a name is reserved or there twice, a length differs, or Arrow or Parquet has no type for
+        the values.
     """
     if columns is None:
         return {}
+    if isinstance(columns, pa.RecordBatchReader):
+        raise ValueError("A RecordBatchReader can be read only once: give the table of its .read_all().")
+    if hugging_face.is_dataset(columns):
+        columns = columns.with_format("arrow")[:]
     if hasattr(columns, "__arrow_c_stream__") and not hasattr(columns, "iloc"):  # of a pandas one, columns alone
-        columns = pa.table(columns)
+        columns = read_stream(columns)
     if hasattr(columns, "column_names"):
+        if twice := sorted({name for name in columns.column_names if columns.column_names.count(name) > 1}):
+            raise ValueError(f"There are several columns {twice[0]!r}: rename them, or leave some out.")
         columns = {name: columns.column(name) for name in columns.column_names}
+    if not (isinstance(columns, Mapping) or hasattr(columns, "iloc")):
+        collected = " Give its .collect()." if hasattr(columns, "collect") else ""
+        raise ValueError(
+            "Expected columns by name, a mapping such as {'source': [...]} or a data frame, got a "
+            f"{type(columns).__name__}.{collected}"
+        )
     found = {}
     for name in columns:
         if not isinstance(name, str) or name in RESERVED:
@@ -52,6 +67,28 @@ def as_columns(columns: Any, rows: int) -> dict[str, pa.Array]:
     return found
 
 
+def read_stream(frame: object) -> pa.Table:
+    """Return what has Arrow's C stream interface as a table.
+
+    Raises
+    ------
+    ValueError
+        If it holds polars' objects, which are addresses in memory to Arrow; names these.
+    TypeError, pyarrow.ArrowException
+        If it is no table.
+    """
+    schema = getattr(frame, "schema", None)
+    for name, kind in schema.items() if isinstance(schema, Mapping) else ():
+        _refuse_addresses(kind, f"Column {name!r}")
+    return pa.table(frame)
+
+
+def _refuse_addresses(kind: object, what: str) -> None:
+    """Raise ValueError for polars' type of objects."""
+    if str(kind) == "Object":
+        raise ValueError(f"{what} holds Python's objects: give texts or numbers, or leave it out.")
+
+
 def to_arrow(values: Any) -> pa.Array:
     """Return a sequence, an array, a Series or a tensor as an Arrow array.
 
@@ -61,9 +98,12 @@ def to_arrow(values: Any) -> pa.Array:
         If Arrow has no type that holds all values as they are.
     """
     if isinstance(values, pa.Array | pa.ChunkedArray):
-        return _without_views(one_chunk(values))
+        return plain(one_chunk(values))
     if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "__arrow_array__"):  # polars
-        return _without_views(one_chunk(pa.chunked_array(values)))
+        _refuse_addresses(getattr(values, "dtype", None), "it")
+        return plain(one_chunk(pa.chunked_array(values)))
+    if isinstance(values, Iterator):
+        raise TypeError(f"a {type(values).__name__} can be read only once: give a list of it.")
     if isinstance(values, _NOT_SORTED):
         raise TypeError(f"expected a sequence with an entry a sample, got a {type(values).__name__}.")
     if hasattr(values, "detach"):
@@ -105,16 +145,6 @@ def one_chunk(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-
-
-def _without_views(array: pa.Array) -> pa.Array:
-    """Return texts and categories of polars in the layout that everything reads."""
-    if pa.types.is_string_view(array.type):
-        return array.cast(pa.large_string())
-    if isinstance(array, pa.DictionaryArray) and pa.types.is_string_view(array.type.value_type):
-        names = array.dictionary.cast(pa.string())
-        return pa.DictionaryArray.from_arrays(array.indices.cast(pa.int32()), names, ordered=array.type.ordered)
-    return array
 
 
 def _refuse_mixtures(values: Any, kind: pa.DataType) -> None:
@@ -163,7 +193,7 @@ def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 
 def _common_type(name: str, types: set[pa.DataType]) -> pa.DataType:
-    types = {kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind for kind in types}
+    types = {plain_type(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind) for kind in types}
     types = {_wide(kind) if pa.types.is_dictionary(kind) else kind for kind in types}
     if len(types) > 1:
         types = {kind.value_type if pa.types.is_dictionary(kind) else kind for kind in types}

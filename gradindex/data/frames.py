@@ -9,6 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradindex.data import hugging_face
+from gradindex.data.columns import read_stream
+from gradindex.data.layouts import plain_type
 from gradindex.data.names import Leaf, Tree
 from gradindex.data.samples import column as as_column
 
@@ -86,7 +88,7 @@ def as_table(frame: object) -> pa.Table:
             raise TypeError(f"A column holds values of several kinds, or of none that Arrow has: {said}.") from None
     if hasattr(frame, "__arrow_c_stream__"):
         with contextlib.suppress(TypeError, pa.ArrowException):  # of a column, which has the same interface
-            return pa.table(frame)
+            return read_stream(frame)
     raise TypeError(
         f"Expected a table (pandas, polars, Arrow, datasets.Dataset) with a row a sample, got {type(frame).__name__}."
     )
@@ -124,6 +126,7 @@ def _input(table: pa.Table, name: str) -> Leaf:
         return values.to_pylist()
     if _is_number(kind):
         return _numbers(values, name)
+    kind = plain_type(kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _single(as_column([np.array(one) for one in values.to_pylist()], name))
     raise TypeError(f"Column {name!r} holds {kind}: inputs are numbers, lists of numbers, or texts.")

@@ -105,6 +105,12 @@ def column(samples: Sequence[Tree], name: str = "The sample") -> Tree:
         return _ragged(samples)
     if stacked.dtype == object and stacked.size and all(isinstance(number, int) for number in stacked.flat):
         raise ValueError(f"{name} holds integers of more than 64 bits, such as {max(stacked.flat, key=abs)}.")
+    if stacked.dtype == object and stacked.ndim > 1:
+        gone = [i for i, sample in enumerate(stacked) if any(one is None for one in sample.flat)]
+        if gone:
+            raise ValueError(
+                f"{name} holds None within entries {gone[:10]}: expected numbers. Leave these samples out."
+            )
     return native(stacked) if stacked.dtype.kind in _NUMBERS else list(samples)
 
 

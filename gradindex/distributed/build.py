@@ -12,7 +12,7 @@ from gradindex.distributed.connection import Connection, reachable
 from gradindex.distributed.job_sender import recipe
 from gradindex.distributed.pool import Pool
 from gradindex.job import Job
-from gradindex.lifecycle.embed_shards import check_versions
+from gradindex.lifecycle.embed_shards import check_begun, check_versions
 from gradindex.lifecycle.executor import Advance
 from gradindex.runtime.log import log
 from gradindex.runtime.progress import progress_bar
@@ -55,8 +55,9 @@ class Workers:
         if not missing:
             return 0
         check_versions(store)
-        as_columns(self._job.columns, store.header.rows)  # raises here rather than on every worker
-        landmarks.bound(store, self._job, create=True)  # saved, for the workers to open
+        extra = as_columns(self._job.columns, store.header.rows)  # raises here rather than on every worker
+        projector = landmarks.bound(store, self._job, create=True)  # saved, for the workers to open
+        check_begun(self._job, store, projector, extra, missing)
         spans = {number: store.header.span(number) for number in missing}
         left = sum(stop - start for start, stop in spans.values())
         embedded = 0

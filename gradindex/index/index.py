@@ -1,7 +1,7 @@
 """The index as an object: explain, search, verify."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,10 +45,6 @@ class Index(Measured):
         return (
             f"Index({str(self.store.path)!r}: {len(self)} samples, {self.searcher.factory}, {self.store.header.sketch})"
         )
-
-    def __reduce__(self) -> Any:
-        """Pickle the path and the job: what is unpickled is opened there, in the store's last state."""
-        return Index.open, (self.store.path, self._job)
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
@@ -244,8 +240,10 @@ class Index(Measured):
         Raises
         ------
         ValueError
-            For a wrong width, NaN, a bad k, or a `where` that matches nothing.
+            For a wrong width, NaN or complex numbers, a bad k, or a `where` that matches nothing.
         """
+        if np.iscomplexobj(vectors):
+            raise ValueError("The vectors are complex: expected real numbers.")
         vectors = np.asarray(vectors, np.float64)  # float32 takes 1e-50 for zero
         check_k(k, len(self))
         if vectors.ndim != 2 or vectors.shape[1] != self.store.header.dim:

@@ -27,7 +27,7 @@ from gradindex.search.lexical import Made
 from gradindex.search.prepared import Prepared
 from gradindex.search.row_search import LocalRows, RowSearch
 from gradindex.search.whitened import Whitened, finished
-from gradindex.store import Store
+from gradindex.store import Store, changes
 from gradindex.store.location import Location
 
 P = ParamSpec("P")
@@ -78,6 +78,17 @@ class Opened:
         return self._there
 
 
+def open_same(kind: type[S], path: Location, seal: str, job: Job | None) -> S:
+    """Open the last state of the index whose header has this seal; raises MismatchError if another one is at `path`.
+
+    A job is not compared with the index then: it belongs to the one with the seal.
+    """
+    found = kind.open(path, job)
+    if found.store.header.seal != seal:
+        raise changes.another(path)
+    return found
+
+
 class Changing:
     """A state of a store with its FAISS index, and the ways to the next one."""
 
@@ -94,6 +105,10 @@ class Changing:
         self._job = job if job is None else job.with_metric(relevance.rows_of(store.header.metric))
         self._at_hand = None if self._job is None else Prepared(store, self._job)
         self.rows: RowSearch = LocalRows(store, self.searcher, self._at_hand)
+
+    def __reduce__(self) -> Any:
+        """Pickle the path and the job: what is unpickled is opened there, in the store's last state."""
+        return open_same, (type(self), self.store.path, self.store.header.seal, self._job)
 
     @classmethod
     def open(cls, path: str | Location, job: Job | None = None) -> Self:
@@ -157,19 +172,29 @@ class Changing:
             If another process added samples since this index was opened.
         """
         first = len(self.job.source)
+        self.check_in_place()
         job, summary = adding.add(self.store.path, self.job.extended(dataset, columns), progress=progress)
         whitening.follow(self.store.path, progress=progress)
-        longer = type(self).open(self.store.path, job)
+        longer = self._opened_again(job)
         longer.summary = summary
         self._take(longer)
         return np.arange(first, len(self.job.source), dtype=np.int64)
 
     def compact(self, *, progress: bool | None = None) -> int:
         """Rewrite the store without removed rows; return how many were left out. See `gradindex.compact`."""
+        self.check_in_place()
         left_out = compacting.compact(self.store.path, progress=progress)
         whitening.follow(self.store.path, progress=progress)
-        self._take(type(self).open(self.store.path, self._job))
+        self._take(self._opened_again(self._job))
         return left_out
+
+    def check_in_place(self) -> None:
+        """Raise MismatchError if another index was built at this one's path, which is not to be changed for it."""
+        with changes.in_place(self.store.path, self.store.header):
+            pass
+
+    def _opened_again(self, job: Job | None) -> Self:
+        return open_same(type(self), self.store.path, self.store.header.seal, job)
 
     def _take(self, other: "Changing") -> None:
         """Become another index, all at once: other threads see the one or the other."""

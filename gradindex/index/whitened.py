@@ -94,6 +94,7 @@ class Whitenable(Askable):
             no gradients.
         """
         whitening.refuse_metric(self.store)
+        self.check_in_place()
         found = whitening.whiten(
             self.store.path, damping=damping, dims=dims, bits=bits, index=index, sample=sample, progress=progress
         )

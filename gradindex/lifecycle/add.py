@@ -6,7 +6,7 @@ import time
 from gradindex import relevance
 from gradindex.ann import build as indexing
 from gradindex.ann import files as index_files
-from gradindex.compute import landmarks
+from gradindex.compute import landmarks, same_samples
 from gradindex.data.fingerprint import fingerprint
 from gradindex.errors import MismatchError
 from gradindex.job import Job
@@ -46,6 +46,8 @@ def add(
         settle(store)
         log.info("there is nothing to add: all %d samples of the dataset are in %s", first, store.path)
         return job, None
+    projector = landmarks.bound(store, job)
+    same_samples.check_rows(job, store, projector)
     part = _part(store, job, first, batch_size, shard_rows)
 
     def state() -> str:
@@ -53,7 +55,7 @@ def add(
 
     with stop_on_sigterm(), explain_full_disk(state):
         began = time.perf_counter()
-        embedded = embed_missing(job, part, progress, landmarks.bound(store, job))
+        embedded = embed_missing(job, part, progress, projector)
         middle = time.perf_counter()
         publish(store, part)
         settle(store)

@@ -6,7 +6,7 @@ from pathlib import Path
 from gradindex.ann import build as indexing
 from gradindex.ann import files as index_files
 from gradindex.ann import plan as index_plan
-from gradindex.errors import FinishedError, IndexExistsError
+from gradindex.errors import FinishedError, IndexExistsError, OtherSamplesError
 from gradindex.gradients import in_double
 from gradindex.job import Job
 from gradindex.lifecycle.executor import Cluster, ThisProcess
@@ -39,9 +39,12 @@ def build(
         wanted, options.index, memory=options.index_memory
     )  # a mistake here should not cost an embedding
     if replaced:
-        with store_replace.replacement(Path(out), wanted) as new:
-            summary = _fill(job, new, index, options.progress, engine)
-        return new.header, summary
+        try:
+            return _replace(job, Path(out), wanted, index, options, engine)
+        except OtherSamplesError as error:  # an unfinished replacement, which is to be replaced as well
+            log.info("%s What was begun is deleted.", error)
+            store_replace.discard(Path(out))
+        return _replace(job, Path(out), wanted, index, options, engine)
     store = Store.create(out, wanted)
     if not store.missing() and index_files.exists(store):
         same = not store.state.number and index_files.saved_factory(store) == index
@@ -50,6 +53,14 @@ def build(
             "directory, or overwrite it (overwrite=True, --overwrite)."
         )
     return store.header, _fill(job, store, index, options.progress, engine)
+
+
+def _replace(
+    job: Job, out: Path, wanted: Header, index: str, options: BuildOptions, engine: Cluster | None
+) -> tuple[Header, BuildSummary]:
+    with store_replace.replacement(out, wanted) as new:
+        summary = _fill(job, new, index, options.progress, engine)
+    return new.header, summary
 
 
 def _refuse_zeros(job: Job, store: Store) -> None:

@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradindex.compute import landmarks, watch
+from gradindex.compute import landmarks, same_samples, watch
 from gradindex.compute.blocks import Block, embed_rows
 from gradindex.data.columns import as_columns
 from gradindex.data.source import Ids
@@ -37,6 +38,7 @@ def embed_missing(
     check_versions(store)
     projector = projector or landmarks.bound(store, job, create=True)
     extra = as_columns(job.columns, len(job.source))
+    check_begun(job, store, projector, extra, missing)
     left = sum(header.span(number)[1] - header.span(number)[0] for number in missing)
     embedded = 0
     with (
@@ -51,6 +53,16 @@ def embed_missing(
             embed_shard(job, store, projector, extra, number, advance, ids)
             embedded += stop - start
     return embedded
+
+
+def check_begun(
+    job: Job, store: Store, projector: Projector, extra: Mapping[str, pa.Array], missing: list[int]
+) -> None:
+    """Raise MismatchError if the shards that are not `missing` were made of other samples or with another loss."""
+    there = sorted({*range(store.header.shards)} - {*missing})
+    if there:
+        with threads.using(store.header.backend, store.header.threads), job.engine.paths_kept():
+            same_samples.check_shards(job, store, projector, extra, there)
 
 
 def embed_shard(

@@ -21,7 +21,7 @@ from gradindex.runtime.log import log
 from gradindex.search import calibration
 from gradindex.store import Header, Store, changes, side_files
 from gradindex.store.changes import Part, State
-from gradindex.store.layout import AUDIT, KNOWN, PARTS, SHARDS, WATCH
+from gradindex.store.layout import AUDIT, KNOWN, PARTS, SHARDS, WATCH, strangers
 from gradindex.store.location import Location, exists, is_directory, listing, locate, remove_tree, unlink
 from gradindex.store.manifest import read_json
 from gradindex.store.shard import Shard, manifest_path
@@ -58,6 +58,8 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
             f"{path} holds no gradindex index ({HEADER} is missing). Next: gradindex build MODULE:FUNCTION {path}"
         )
     header = Header.read(path / HEADER)
+    if others := strangers(path):
+        raise ValueError(f"{others[0]} does not belong to the index, and may be yours: move it away.")
     dropped = changes.drop_invalid(path, header)
     store = Store(path, header)
     state = store.state  # nothing else says what was added or removed: if it is damaged, say so

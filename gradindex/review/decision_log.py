@@ -266,7 +266,7 @@ def _parsed(line: bytes, number: int) -> Entry | None:
             _before(value.get("before")),
             *(None if value.get(name) is None else str(value[name]) for name in ("client", "request")),
         )
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     whole = (entry.decision is Decision.RELABEL) == (label is not None)
     return entry if whole and (entry.undoes is not None or decision is not None) else None

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import sys
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 COLUMNS = "id", "decision", "new_label"
 """Of a file of decisions; others are left alone."""
+_END = 1 << 63  # of ids
 
 
 class Decision(StrEnum):
@@ -73,6 +76,19 @@ class Decisions:
         return sink.getvalue()
 
 
+def refuse_to_overwrite(path: Path) -> None:
+    """Raise ValueError if a file holds decisions, which a review written there would take away."""
+    try:
+        decided = len(read(path).by_id)
+    except (OSError, ValueError):
+        return
+    if decided:
+        raise ValueError(
+            f"{path} holds decisions on {decided} samples, which would be lost: write the review into another file, or "
+            "delete this one."
+        )
+
+
 def read(path: Path) -> Decisions:
     """Read decisions from a CSV, Parquet or JSON-lines file with the columns id, decision and new_label.
 
@@ -96,7 +112,8 @@ def read(path: Path) -> Decisions:
     new_labels: dict[int, int] = {}
     conflicts: set[int] = set()
     for number, line in enumerate(_lines(path), 1):
-        said = str(line.get("decision") or "").strip()
+        given = line.get("decision")
+        said = "" if given is None else str(given).strip()
         if not said:
             continue
         place = f"{path.name}, entry {number}"
@@ -104,6 +121,8 @@ def read(path: Path) -> Decisions:
         i, label = _whole(line.get("id"), f"id in {place}"), _whole(line.get("new_label"), f"new_label in {place}")
         if i is None:
             raise ValueError(f"{place} decides on no sample: its id is empty.")
+        if not 0 <= i < _END:
+            raise ValueError(f"The id in {place} is that of no sample: {i}.")
         if (decision is Decision.RELABEL) != (label is not None):
             what = "no new_label" if label is None else f"the new_label {label}"
             raise ValueError(f"{place} says {said!r} of sample {i}, with {what}: relabel takes one, others take none.")
@@ -128,18 +147,15 @@ def _lines(path: Path) -> list[dict[str, object]]:
         _check_columns(path, table.column_names)
         return list(table.select([name for name in COLUMNS if name in table.column_names]).to_pylist())
     if kind == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            _check_columns(path, list(reader.fieldnames or ()))
-            return [dict(line) for line in reader]
+        return _csv_lines(path)
     if kind in (".jsonl", ".ndjson"):
         found = []
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, text in enumerate(_text(path).split("\n"), 1):  # a text may hold what splitlines() takes for an end
             if not text.strip():
                 continue
             try:
-                line = json.loads(text)
-            except ValueError as error:
+                line = json.loads(text, object_pairs_hook=_named_once)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path.name}, line {number} is no JSON: {error}") from None
             if not isinstance(line, dict):
                 raise ValueError(f"{path.name}, line {number} is no JSON object.")
@@ -148,16 +164,45 @@ def _lines(path: Path) -> list[dict[str, object]]:
                     f"{path.name} is an audit log, in which a later line may take a decision back. Next: gradindex "
                     "decisions OUT -o decisions.csv, which writes those that stand."
                 )
-            _check_columns(path, [*line, "decision"])
+            _check_columns(path, [*dict.fromkeys([*line, "decision"])])
             found.append(line)
         return found
     raise ValueError(f"Decisions are read from .csv, .parquet or .jsonl files, got {path.name!r}.")
+
+
+def _csv_lines(path: Path) -> list[dict[str, object]]:
+    """Return the lines of a CSV file; raises ValueError where a quotation is not ended, which would swallow lines."""
+    limit = csv.field_size_limit(sys.maxsize)  # of all readers: notes may be of any length
+    try:
+        reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+        _check_columns(path, list(reader.fieldnames or ()))
+        return [dict(line) for line in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path.name} is no CSV file of UTF-8 with commas: {error}.") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8: {error}. Save it as UTF-8.") from None
+
+
+def _named_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
 
 
 def _check_columns(path: Path, names: list[str]) -> None:
     lost = [name for name in COLUMNS[:2] if name not in names]
     if lost:
         raise ValueError(f"{path.name} has no column {' and no column '.join(lost)}; it has {', '.join(names)}.")
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise ValueError(f"{path.name} has several columns {twice[0]}: leave one.")
 
 
 def _whole(value: object, what: str) -> int | None:
@@ -166,11 +211,11 @@ def _whole(value: object, what: str) -> int | None:
     if not text or text.lower() == "nan":
         return None
     try:
-        number = float(text)
+        number = Decimal(text)
         if number != int(number) or isinstance(value, bool):
             raise ValueError
-        return int(text) if text.lstrip("+-").isdigit() else int(number)
-    except (ValueError, OverflowError):
+        return int(number)
+    except (ArithmeticError, ValueError):
         raise ValueError(f"The {what} is no whole number: {text!r}.") from None
 
 

@@ -9,6 +9,7 @@ Floats = NDArray[np.float64]
 NEARER, NEAR, FARTHER = 3.0, 1.5, 1.5  # interquartile ranges: Tukey's outer and inner fence
 APART = 5.0  # times as far as the nearest is the second nearest to one that is a copy
 _SMALLEST = 1e-7  # of a distance: what float32 tells from none
+_COPY = 5e-7  # four roundings: what copies are apart
 
 
 def log_distances(near: Near) -> Floats:
@@ -54,12 +55,21 @@ def alike(near: Near, usual: Near) -> NDArray[np.bool_]:
 def nearness(near: Near, usual: Near) -> tuple[Floats, float]:
     """Return how much nearer than usual the k neighbours of each sample are, and the cosine at the outer fence.
 
-    Of the log distances of `usual`'s nearest, q₁ and q₃ are the quartiles; of a neighbour with the log distance d it is
-    (q₁ − d) / (q₃ − q₁), (n, k), −inf where there is none.
+    Of the log distances of `usual`'s nearest that is no copy, q₁ and q₃ are the quartiles; of a neighbour with the log
+    distance d it is (q₁ − d) / (q₃ − q₁), (n, k), −inf where there is none.
     """
-    low, spread = _quartiles(log_distances(usual)[:, 0], 25)
+    every = log_distances(usual)
+    others = ~(np.isnan(every) | (every <= np.log(_COPY)))  # or a dataset that is there twice would have no copies
+    low, spread = _quartiles(np.where(others, every, np.inf).min(axis=1), 25)
     logs = log_distances(near)
     return np.where(np.isnan(logs), -np.inf, (low - logs) / spread), float(1 - np.exp(low - NEARER * spread))
+
+
+def all_are_copies(near: Near) -> bool:
+    """Whether hardly any sample has a neighbour that is no copy, so that nothing tells which distance is usual."""
+    logs = log_distances(near)
+    copies = logs <= np.log(_COPY)
+    return bool((copies | np.isnan(logs)).all(axis=1).mean() > 0.9 and copies.any())
 
 
 def outliers(near: Near) -> Floats:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradindex.data.names import Tree
 from gradindex.data.tabular import Tabular
-from gradindex.review.decisions import COLUMNS
+from gradindex.review.decisions import COLUMNS, refuse_to_overwrite
 from gradindex.store.location import Location, locate, save
 
 if TYPE_CHECKING:
@@ -176,13 +177,15 @@ class Review(Tabular):
         Raises
         ------
         ValueError
-            If the name ends otherwise.
+            If the name ends otherwise, or the file is there and holds decisions.
         """
         import pyarrow as pa
         import pyarrow.csv as pc
         import pyarrow.parquet as pq
 
         place, table, sink = locate(path), self.to_arrow(), io.BytesIO()
+        if isinstance(place, Path):
+            refuse_to_overwrite(place)
         if place.name.endswith(".parquet"):
             pq.write_table(table, sink)
         elif place.name.endswith(".csv"):

@@ -148,6 +148,11 @@ def _duplicates(evidence: Evidence, moved: Moved | None, top: int, about: dict[s
     fences: dict[str, float] = {}
     for space, near, usual in _alike(evidence, moved):
         places, scores, fences[space] = distances.pairs(near, usual)
+        if distances.all_are_copies(near):
+            evidence.left_out.append(
+                f"By {space}, the {evidence.k} samples nearest to each are its copies, so near-duplicates are not told "
+                "from others: leave repeated samples out, or compare more neighbours (k)."
+            )
         for (one, other), score in zip(places.tolist(), scores.tolist(), strict=True):
             best[one, other] = max(best.get((one, other), (0.0, "")), (score, space))
     about["duplicate_cosines"] = fences

@@ -6,6 +6,7 @@ checked exactly. As a baseline the same is done with hidden vectors (`gradindex.
 comparisons find hard to beat.
 """
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from gradindex.kernels import Kernel, WhiteKernel
 from gradindex.relevance.pooled import Pooled
 from gradindex.search import norm_scan, sets
 from gradindex.search.sets import QuerySet
+from gradindex.store import location
 from gradindex.words import Rank, Reduce, choose_word
 
 if TYPE_CHECKING:
@@ -162,12 +164,13 @@ class Chosen(Tabular):
         return out
 
     def save(self, path: str) -> None:
-        """Write `to_arrow` as a Parquet file; its metadata say how the samples were chosen."""
+        """Write `to_arrow` as a Parquet file, whole or not at all; its metadata say how the samples were chosen."""
         import pyarrow.parquet as pq
 
-        table = self.to_arrow()
+        table, sink = self.to_arrow(), io.BytesIO()
         about = {"kernel": self.kernel, "by": self.by, "rows": str(self.rows), "overlap": str(self.overlap)}
-        pq.write_table(table.replace_schema_metadata({f"gradindex.{key}": value for key, value in about.items()}), path)
+        pq.write_table(table.replace_schema_metadata({f"gradindex.{key}": value for key, value in about.items()}), sink)
+        location.save(path, sink.getvalue())
 
 
 def select(

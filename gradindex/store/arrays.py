@@ -69,6 +69,8 @@ def _check_arrays(sketch: NDArray[Any], ids: NDArray[Any], norms: NDArray[Any]) 
             "Expected sketch (n, dim), ids (n,) and norms (n,) of at least one row, "
             f"got {sketch.shape}, {ids.shape} and {norms.shape}."
         )
+    if "c" in sketch.dtype.kind + norms.dtype.kind:
+        raise ValueError("sketch and norms are complex: give real numbers, such as the real and imaginary parts.")
     if ids.dtype.kind not in "iu" or (ids < 0).any() or len(np.unique(ids)) < len(ids):
         raise ValueError("ids must be distinct integers ≥ 0.")
     if ids.max() >= _END:

@@ -236,8 +236,13 @@ def in_place(store: Location, header: Header) -> Iterator[None]:
     """
     with locks.together(store) if isinstance(store, Path) else contextlib.nullcontext():
         if Header.read(store / HEADER).seal != header.seal:
-            raise MismatchError(f"Another index was built at {store} since this one was opened: open it again.")
+            raise another(store)
         yield
+
+
+def another(path: Location) -> MismatchError:
+    """Return the error for a path at which there is another index than the one that was opened."""
+    return MismatchError(f"Another index was built at {path} since this one was opened: open it again.")
 
 
 def count(store: Location, header: Header, state: State) -> None:

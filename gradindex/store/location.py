@@ -16,6 +16,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,25 +33,47 @@ Location = Path | RemotePath
 def locate(path: Any) -> Location:
     """Return where a path or URL leads: ``protocol://…`` to a `RemotePath`, except ``file://…``.
 
-    Paths are made absolute, so that they lead to the same place when the working directory is another one.
+    Paths are made absolute, so that they lead to the same place when the working directory is another one; one that
+    begins with ``~`` is in a home directory.
 
     Raises
     ------
     ValueError
-        If a URL was made a `pathlib.Path`, which takes one of its slashes.
+        If a URL has one slash, as `pathlib.Path` leaves it, or names a file of another machine; if a path is empty or
+        not UTF-8.
     """
     if isinstance(path, RemotePath):
         return path
-    if isinstance(path, Path):
-        first = path.parts[0] if path.parts else ""
-        if first.endswith(":") and len(first) > 2 and not Path(first).exists():
-            raise ValueError(f"{str(path)!r} was a URL before it became a pathlib.Path: give the URL as a string.")
-        return path.absolute()
-    text = os.fspath(path)
-    protocol, found, rest = text.partition("://")
-    if found and protocol != "file":
-        return RemotePath(text.rstrip("/"))
-    return Path(rest if found else text).absolute()
+    text = os.fsdecode(path)
+    if not isinstance(path, Path):
+        if text.lower().startswith("file:/"):
+            text = _file_of_url(text)
+        elif "://" in text:
+            return RemotePath(text.rstrip("/"))
+    if not text:
+        raise ValueError("The path is empty: name a directory, such as 'runs/digits'.")
+    first = text.partition("/")[0]
+    if "/" in text and first.endswith(":") and len(first) > 2 and not Path(first).exists():
+        if isinstance(path, Path):
+            raise ValueError(f"{text!r} was a URL before it became a pathlib.Path: give the URL as a string.")
+        raise ValueError(f"{text!r} is a URL with one slash too few: type {first}//{text[len(first) :].lstrip('/')}.")
+    found = Path(os.path.expanduser(text)).absolute()
+    try:
+        str(found).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The path {str(found)!r} is not UTF-8, which FAISS and Arrow need: rename it.") from None
+    return found
+
+
+def _file_of_url(url: str) -> str:
+    """Return the path that a URL ``file:///path`` or ``file:/path`` names, with its %20 as spaces."""
+    place = urllib.parse.urlsplit(url, allow_fragments=False)
+    path = place.path + (f"?{place.query}" if place.query else "")
+    if place.netloc not in ("", "localhost") or not path.startswith("/"):
+        raise ValueError(
+            f"{url!r} names a file of the machine {place.netloc!r}: type file:///PATH, with three slashes."
+        )
+    return urllib.parse.unquote(path)
 
 
 def on_disk(path: object, what: str) -> Path:
@@ -102,6 +125,11 @@ def make_directory(path: Location) -> None:
             disk.sync(path.parent)
             return
         except FileExistsError:
+            if path.is_symlink() and not exists(path):
+                there = path.readlink()
+                raise FileNotFoundError(
+                    errno.ENOENT, f"This is a link to {there}, which is not there. Make that directory first", str(path)
+                ) from None
             if exists(path) and not is_directory(path):  # else another process has just made it, or moved it away
                 raise
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from gradindex.errors import DamagedIndexError, IndexExistsError, MismatchError
 from gradindex.runtime.log import log
 from gradindex.store import Header, Store, disk, locks
+from gradindex.store.layout import strangers
 from gradindex.store.location import Location, exists, listing, make_directory, remove_tree
 from gradindex.store.manifest import read_json
 from gradindex.store.store import HEADER
@@ -23,6 +24,8 @@ def begin(out: Location) -> bool:
     ------
     ValueError
         If the index lies on an object store, where a directory cannot be renamed, or is a mount point.
+    IndexExistsError
+        If something else lies in its directory, which would be deleted with it.
     """
     if not isinstance(out, Path):
         if exists(out / HEADER):
@@ -35,7 +38,17 @@ def begin(out: Location) -> bool:
         return False
     if os.path.ismount(out):
         raise ValueError(f"{out} cannot be replaced: it is a mount point. Build into a directory within it.")
+    _refuse_strangers(out)
     return True
+
+
+def _refuse_strangers(out: Path) -> None:
+    if others := strangers(out):
+        names = ", ".join(one.name for one in others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        raise IndexExistsError(
+            f"{out} holds {names} besides the index, which would be deleted with it: move that elsewhere, and run this "
+            "again."
+        )
 
 
 @contextlib.contextmanager
@@ -65,6 +78,14 @@ def replacement(out: Path, header: Header) -> Iterator[Store]:
         _delete_old(place)
 
 
+def discard(out: Path) -> None:
+    """Delete an unfinished replacement of `out`; raises IndexExistsError if another process is building it."""
+    place, new = out.resolve(), aside(out)
+    with _only_builder(new):
+        _set_aside(new, place)
+    _delete_old(place)
+
+
 def aside(out: Location) -> Path:
     """Return where the index that is to replace `out` is built."""
     place = Path(out).resolve()
@@ -89,6 +110,7 @@ def _begun(new: Path, header: Header) -> Store | None:
 def _put(new: Path, place: Path) -> None:
     """Let a finished index change places with the old one, which is then set aside."""
     with locks.alone(place, wait=True):  # for as long as the old one is where others look for one that is being built
+        _refuse_strangers(place)  # that came meanwhile
         try:
             old = _exchange(new, place)
         except OSError as error:

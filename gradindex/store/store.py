@@ -18,7 +18,7 @@ from gradindex.store.arrays import as_rows, check_signed
 from gradindex.store.changes import Part, State
 from gradindex.store.codes import RowType
 from gradindex.store.differences import compare, model_differences
-from gradindex.store.layout import AUDIT, KNOWN, PARTS, SHARDS, WATCH
+from gradindex.store.layout import AUDIT, PARTS, SHARDS, WATCH, strangers
 from gradindex.store.location import Location, is_temporary, listing, locate
 from gradindex.store.manifest import HEADER, Header, publish, read_json, refuse_extra
 from gradindex.store.shard import Rows, Shard, manifest_path, write_shard
@@ -61,8 +61,7 @@ class Store:
         path = locate(path)
         if location.exists(path) and not location.is_directory(path):
             raise IndexExistsError(f"{path} is a file; give a directory.")
-        strangers = any(not is_temporary(p) for p in listing(path))
-        if strangers and not location.exists(path / HEADER):
+        if any(not is_temporary(p) for p in listing(path)) and not location.exists(path / HEADER):
             raise IndexExistsError(f"{path} is not empty and holds no gradindex store; give another directory.")
         location.make_directory(path)
         try:
@@ -350,7 +349,8 @@ class Store:
         side_files.check(self.path, self.header.seal)
         if location.exists(self.path / AUDIT):
             read_json(self.path / AUDIT)
-        refuse_extra(self.path, KNOWN)
+        if others := strangers(self.path):
+            raise DamagedIndexError(f"{others[0]} belongs to no manifest of this index: move it away.")
 
     def files(self) -> set[str]:
         """Names of all files in the directory of shards that belong there."""

@@ -112,3 +112,10 @@ def test_the_kernel_says_which_question_it_answers(capsys, tmp_path):
     assert "--kernel white_dot estimates whose removal would change the query most." in words["grad_dot"]
     assert "Its scores are estimates by whitened rows." in words["white_dot"]
     assert "--kernel" not in words["white_dot"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [("0", 80), ("1", 20), ("19", 20), ("20", None), ("200", None), ("", None)]
+)
+def test_a_terminal_without_columns_is_printed_to(columns, width):
+    assert console.width(columns) == width

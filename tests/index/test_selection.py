@@ -147,6 +147,10 @@ def test_conditions_of_the_command_line(built):
     store = built[0].store
     assert parse(store, []) is None
     assert parse(store, ["label=3,4", "word=odd"]) == {"label": [3, 4], "word": ["odd"]}
+    assert parse(store, ['word="a,b",odd,"say ""x"""']) == {"word": ["a,b", "odd", 'say "x"']}
+    assert parse(store, ['word=5",odd']) == {"word": ['5"', "odd"]}
+    with pytest.raises(ValueError, match="Column 'word' is given twice: for either of two values type word=VALUE"):
+        parse(store, ["word=odd", "label=3", "word=even"])
     with pytest.raises(ValueError, match="Expected COLUMN=VALUE"):
         parse(store, ["label"])
     with pytest.raises(ValueError, match="Column 'label' holds int64 numbers, got 'x'"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,8 +86,36 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_large_ids_stay_whole(tmp_path):
-    (tmp_path / "d.csv").write_text(f"id,decision\n{2**60 + 1},keep\n")
-    assert list(read_decisions(tmp_path / "d.csv").by_id) == [2**60 + 1]
+    (tmp_path / "d.csv").write_text(f"id,decision\n{2**60 + 1},keep\n{2**60 + 3}.0,keep\n")
+    assert list(read_decisions(tmp_path / "d.csv").by_id) == [2**60 + 1, 2**60 + 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("d.csv", 'id,decision,note\n3,remove,"open\n4,remove,x\n', "d.csv is no CSV file of UTF-8 with commas: "),
+        ("d.csv", "id,decision,decision\n3,keep,remove\n", "d.csv has several columns decision: leave one"),
+        ("d.csv", "id,decision\n-1,remove\n", "The id in d.csv, entry 1 is that of no sample: -1"),
+        ("d.csv", f"id,decision\n{2**63},remove\n", "is that of no sample"),
+        ("d.csv", "id,decision\n3,remove\n".encode("utf-16"), "d.csv is not UTF-8"),
+        ("d.jsonl", '{"id": 3, "decision": "keep", "decision": "remove"}', "a name stands there twice"),
+        ("d.jsonl", "[" * 100_000, "line 1 is no JSON"),
+        ("d.jsonl", '{"id": 3, "decision": false}', "Unknown decision in d.jsonl, entry 1: 'False'"),
+    ],
+)
+def test_decisions_that_could_be_misread_are_refused(tmp_path, name, text, said):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_decisions(tmp_path / name)
+
+
+def test_notes_of_any_kind_and_length(tmp_path):
+    note = "a\u2028b\u0085c\x0c" + "x" * 200_000
+    lines = [{"id": i, "decision": "remove", "note": note} for i in (3, 4)]
+    (tmp_path / "d.jsonl").write_text("\ufeff" + "\n".join(json.dumps(one, ensure_ascii=False) for one in lines))
+    written(tmp_path / "d.csv", lines)
+    for name in ("d.jsonl", "d.csv"):
+        assert read_decisions(tmp_path / name).ids(Decision.REMOVE).tolist() == [3, 4]
 
 
 def test_a_review_that_was_filled_in_is_carried_out(path, tmp_path, capsys):
@@ -124,6 +153,7 @@ def test_nothing_is_removed_where_a_sample_is_unknown(path, tmp_path, capsys):
     [
         ([], "Give either --ids 3,14 or --decisions FILE."),
         (["--ids", "3", "--decisions", "d.csv"], "Give either --ids 3,14 or --decisions FILE."),
+        (["--ids", ","], "--ids takes integers such as 3,14, got ','."),
         (["--ids", "3", "--relabels", "n.csv"], "--relabels writes the new labels of --decisions FILE"),
     ],
 )

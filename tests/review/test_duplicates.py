@@ -65,3 +65,16 @@ def test_pairs_are_compared_as_a_plain_loop_does(tmp_path, monkeypatch, everywhe
         order = sorted((-best[place], place) for place in allowed if place != row)[: seen.k]
         assert near.places[row][: seen.k].tolist() == [place for _, place in order]
         np.testing.assert_allclose(near.cosines[row][: seen.k], [-cosine for cosine, _ in order], atol=1e-4)
+
+
+@pytest.mark.parametrize(("times", "all_found"), [(2, True), (4, True), (20, False)])
+def test_data_that_are_there_several_times(tmp_path, times, all_found):
+    """As after a concatenation by mistake: every sample has copies, which say nothing of what is usual."""
+    x, *_ = samples()
+    rows = np.tile(np.arange(60), times)
+    model = wrong_job()
+    index = gradindex.build(gradindex.Job(model.model, model.loss_fn, (x[rows], samples()[1][rows])), tmp_path / "i")
+    found, told = named(index)
+    assert ({one for pair in found for one in pair} >= set(range(60 * times))) == all_found
+    assert all(one % 60 == other % 60 for one, other in found)
+    assert any("are its copies, so near-duplicates are not told" in one for one in told.left_out) != all_found

@@ -124,3 +124,36 @@ def test_a_url_that_was_made_a_path():
     assert locate(Path("a:b/c")) == Path("a:b/c").absolute() and on_disk("file:///x/y", "it") == Path("/x/y")
     with pytest.raises(ValueError, match="was a URL before"):
         gradindex.build(digits_job(), Path("s3://b/i"))
+
+
+def test_file_urls_are_read_as_they_are_written(tmp_path):
+    place = tmp_path / "a b%20?c#d"
+    assert locate(place.as_uri()) == place and locate(place.as_uri().replace("file://", "file://localhost")) == place
+    assert locate(place.as_uri().replace("file://", "FILE:")) == place
+    with pytest.raises(ValueError, match="names a file of the machine 'server': type file:///PATH"):
+        locate("file://server/share/i")
+
+
+def test_paths_that_would_lead_elsewhere(tmp_path, monkeypatch):
+    tmp_path = tmp_path / "here"
+    tmp_path.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for path in ("~/i", Path("~/i"), b"~/i"):
+        assert locate(path) == tmp_path / "home" / "i"
+    assert locate("a~/i") == tmp_path / "a~" / "i"
+    with pytest.raises(ValueError, match="The path is empty: name a directory"):
+        gradindex.build(digits_job(), "")
+    with pytest.raises(ValueError, match=r"'s3:/b/i' is a URL with one slash too few: type s3://b/i"):
+        gradindex.build(digits_job(), "s3:/b/i")
+    with pytest.raises(ValueError, match="is not UTF-8, which FAISS and Arrow need: rename it"):
+        locate(os.fsencode(tmp_path) + b"/\xff")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "s3:").mkdir()
+    assert locate("s3:/b") == tmp_path / "s3:" / "b"
+
+
+def test_a_link_to_nothing_is_said(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"link to .*nowhere, which is not there. Make that directory first"):
+        gradindex.build(digits_job(), tmp_path / "link")
