@@ -92,7 +92,7 @@ class TorchEngine(Engine):
         self._output_dtype: torch.dtype | None = None
         self._weighed = self._makes_leaves = False
         self._half = any(value.dtype in HALF for value in named.values())
-        self._conversion = Conversion(self.model, self.device)
+        self._conversion = Conversion(self.model, self.device, loss_fn)
         self.oracle = TorchOracle(self.model, loss_fn, chosen, self._conversion)
         self._losses = SampleLosses(loss_fn)
         self._plan: Plan | None = None
