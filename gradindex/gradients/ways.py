@@ -220,7 +220,9 @@ class Ways:
 
 
 def _dot(a: Floats, b: Floats) -> float:
-    return float(a @ b)  # in single precision that errs by 1e-6 of the norms' product
+    return float(
+        np.einsum("i,i->", a, b, dtype=np.float64)
+    )  # which single precision has no numbers for, if they are tiny
 
 
 def pairs(candidates: NDArray[Any], count: int, seed: int) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from gradindex.data.names import Leaf, LossFunction
 from gradindex.data.source import Tree, leaves, map_leaves, take_rows
 from gradindex.gradients.inputs import bind_inputs
+from gradindex.gradients.torch import beside
 from gradindex.gradients.torch.model import inference
 from gradindex.gradients.torch.outputs import map_tensors
 from gradindex.runtime.log import log
@@ -41,6 +43,7 @@ class Conversion:
 
     def __init__(self, model: nn.Module, device: torch.device, loss_fn: LossFunction) -> None:
         self._model, self._device, self._loss_fn = model, device, loss_fn
+        self._beside = beside.holders((*beside.of_model(model), *beside.of_loss(loss_fn)))
         types = {value.dtype for value in model.parameters() if value.is_floating_point()}
         self._types = sorted(types, key=lambda one: torch.finfo(one).eps)  # the most precise first
         self._label_type = torch.float64 if torch.float64 in types else torch.float32
@@ -85,7 +88,7 @@ class Conversion:
         first = slice(0, 1)
         label, inputs = take_rows(labels, first), take_rows(self._first, first)
         try:
-            with inference(self._model, self._device, fused=True), torch.enable_grad(), warnings.catch_warnings():
+            with self._alone(), warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)  # such as that of shapes that are broadcast
                 found: list[torch.Tensor] = []
                 output = map_tensors(lambda part: _leaf(part, found), self._run(inputs))
@@ -104,7 +107,7 @@ class Conversion:
             if way is not None and len(ways) == 1:
                 return way
             try:
-                with inference(self._model, self._device, fused=True), torch.enable_grad():
+                with self._alone():
                     self._run(one if way is None else map_leaves(way, one))
             except Exception as error:
                 log.debug("inputs as %s: %s", way or "given", error)
@@ -117,6 +120,11 @@ class Conversion:
         for kept in (self._types, ()) if len(self._types) > 1 else ((),):
             for dtype in self._types:
                 yield _Cast(tuple(kept), dtype)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with inference(self._model, self._device, fused=True, beside=self._beside), torch.enable_grad():
+            yield
 
     def _run(self, inputs: Tree) -> Tree:
         args, kwargs = bind_inputs(self._model.forward, map_leaves(_copy, inputs))

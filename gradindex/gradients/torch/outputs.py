@@ -32,7 +32,7 @@ def label_form(loss_fn: LossFunction, output: Tree, target: Tree) -> str:
                 warnings.simplefilter(action, UserWarning)
                 try:
                     probe = output.detach().clone().requires_grad_()
-                    torch.autograd.grad(loss_fn(probe, shape(probe, target)).sum(), probe)
+                    torch.autograd.grad(loss_fn(probe, shape(probe, target.clone())).sum(), probe)
                 except Exception as error:
                     log.debug("labels %s: %s", form, error)
                     continue

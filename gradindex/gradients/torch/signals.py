@@ -1,6 +1,7 @@
 """Signals of a torch model and loss, found by one plain pass of one sample that is watched."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, Signal
 from gradindex.gradients.torch.outputs import map_tensors
 
 _READS = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+_DRAWS = 8  # losses that are compared with the first, where random numbers are drawn: they may agree by chance
 _CHECKS = {"isnan", "isinf", "isfinite"}  # which are alike for all samples, or an error is near
 _WEIGHTED = {"cross_entropy", "nll_loss"}  # whose mean divides by the weights
 # Forward mode looks through hooks. Double backward runs them on gradients of size zero, which a hook that clips leaves.
@@ -60,6 +62,7 @@ def of_pass(
     loss_of: Callable[[Tree], torch.Tensor],
     named: Mapping[str, torch.Tensor],
     inputs: Tree = None,
+    kept: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Signal]:
     """Yield signals of one sample's forward pass and loss.
 
@@ -73,11 +76,13 @@ def of_pass(
         The selected parameters by name.
     inputs
         The tensors that `forward` calls the model with.
+    kept
+        Puts back, at the end, the state that calls within it change.
 
     Raises
     ------
     ValueError
-        If the output depends on random numbers.
+        If the output, or the loss of the same output, depends on random numbers.
     """
     with torch.enable_grad():
         before = torch.get_rng_state()
@@ -88,8 +93,21 @@ def of_pass(
         yield from seen.signals()
         yield from _of_graph(output)
         inside = map_tensors(_leaf, output)
-        with _Watch() as seen:
+        try:
+            with kept():
+                loss_of(inside)  # which may try forms of the label
+        except Exception as error:
+            inside = output
+            with kept():
+                loss_of(inside)  # or this says what is wrong with the loss
+            what = f"the loss takes derivatives, or reads how the output was computed ({' '.join(str(error).split())})"
+            yield Signal("loss reads graph", what, BATCHED)
+        before = torch.get_rng_state()
+        with kept(), _Watch() as seen:
             loss = loss_of(inside)
+        for _ in range(1 if torch.equal(before, torch.get_rng_state()) else _DRAWS):
+            with kept():
+                _check_same(loss, loss_of(inside))
         if seen.weighted:
             yield Signal(
                 "class weights cancel",
@@ -102,6 +120,16 @@ def of_pass(
             "loss reads weights",
             f"the loss depends on {_few(direct)} by another way than the model's output (a penalty?)",
             BATCHED,
+        )
+
+
+def _check_same(loss: torch.Tensor, again: torch.Tensor) -> None:
+    """Raise ValueError if a loss has two values for the same output and label."""
+    if not torch.allclose(loss, again, rtol=1e-5, atol=0, equal_nan=True):
+        raise ValueError(
+            f"The loss of one sample is {float(loss):.6g} at first, then {float(again):.6g}: it draws random numbers, or "
+            "remembers what it saw, so its gradients are others each time. Leave noise and dropout out (loss_fn.eval()), "
+            "and keep what it remembers in buffers or attributes of the loss, where it is put back."
         )
 
 
