@@ -144,7 +144,7 @@ class RowWatch:
         largest = max(self._largest, norm)
         if norm == 0 or not math.isfinite(norm):
             return 0.0 if off <= paths.ROUNDING * largest or not math.isfinite(norm) else math.inf
-        return max(0.0, off / norm - paths.allowance(norm, largest, float(truth.losses[0])))
+        return max(0.0, off / norm - paths.allowance(norm, largest, float(truth.losses[0]), self._engine.loss_unit))
 
 
 def lower(engine: Engine, why: RowsDiffer) -> None:
@@ -209,7 +209,7 @@ def compare_stored(store: Store, job: Job, projector: Projector) -> tuple[Compar
         turned = float(np.linalg.norm(true - store.gather(np.array([row]))))
         turned -= float(np.linalg.norm(true - kind.dequantize(kind.quantize(true), np.empty_like(true))))
         off = max(turned, abs(float(store.norms[row]) - norm) / max(norm, paths.ROUNDING))
-        rounding = paths.allowance(max(norm, 1e-30), largest, float(truth.losses[0]))
+        rounding = paths.allowance(max(norm, 1e-30), largest, float(truth.losses[0]), engine.loss_unit)
         errors.append(max(0.0, off - rounding - _ROUNDED))
     agree = paths.agree(np.array(errors), engine)
     if not agree:

@@ -15,7 +15,7 @@ from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import FACTORED, FORWARD, VMAP, Signal
-from gradindex.gradients.tensorflow import second_order, tokens
+from gradindex.gradients.tensorflow import outputs, second_order, tokens
 from gradindex.gradients.tensorflow.graph import BatchGraph
 from gradindex.gradients.tensorflow.inputs import as_tensors, each
 from gradindex.gradients.tensorflow.model import (
@@ -87,6 +87,7 @@ class TensorFlowEngine(Engine):
     hessian_product = second_order.hessian_product
     gauss_newton_product = second_order.gauss_newton_product
     token_products = tokens.token_products
+    loss_at_zero = outputs.loss_at_zero
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ class TorchEngine(Engine):
     hessian_product = second_order.hessian_product
     gauss_newton_product = second_order.gauss_newton_product
     token_products = tokens.token_products
+    loss_at_zero = outputs.loss_at_zero
 
     def __init__(
         self,

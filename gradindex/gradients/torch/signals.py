@@ -127,9 +127,9 @@ def _check_same(loss: torch.Tensor, again: torch.Tensor) -> None:
     """Raise ValueError if a loss has two values for the same output and label."""
     if not torch.allclose(loss, again, rtol=1e-5, atol=0, equal_nan=True):
         raise ValueError(
-            f"The loss of one sample is {float(loss):.6g} at first, then {float(again):.6g}: it draws random numbers, or "
-            "remembers what it saw, so its gradients are others each time. Leave noise and dropout out (loss_fn.eval()), "
-            "and keep what it remembers in buffers or attributes of the loss, where it is put back."
+            f"The loss of one sample is {float(loss):.6g} at first, then {float(again):.6g}: it draws random numbers, "
+            "or remembers what it saw, so its gradients are others each time. Leave noise and dropout out "
+            "(loss_fn.eval()), and keep what it remembers in buffers or attributes of the loss, which are put back."
         )
 
 
