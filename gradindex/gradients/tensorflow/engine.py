@@ -43,7 +43,7 @@ from gradindex.gradients.tensorflow.outputs import (
 )
 from gradindex.gradients.tensorflow.passes import FactoredGraph, Finish, Rows, Sketches
 from gradindex.gradients.tensorflow.signals import Looks
-from gradindex.gradients.tensorflow.state import state_kept, stateless, unknown_variables
+from gradindex.gradients.tensorflow.state import of_loss, state_kept, stateless, unknown_variables
 from gradindex.runtime.log import log
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class TensorFlowEngine(Engine):
         self._label_form: str | None = None
         self._eager_directional = False
         self._copied: list[Any] = []
-        self._unknown = unknown_variables(model)
+        self._unknown = unknown_variables(model) + of_loss(model, loss_fn)
         self._graph_gradients: dict[tuple[str, ...], BatchGraph] = {}
         self.oracle = TensorFlowOracle(model, loss_fn, chosen, as_tensors, self._device)
         self._looks = Looks(model, self._variables, self._run, self._loss)

@@ -81,6 +81,7 @@ class TorchEngine(Engine):
         if device is not None:
             self.model.to(device)
         named = dict(self.model.named_parameters())
+        torch_model.check_values(named)
         trainable = [name for name, value in named.items() if value.requires_grad]
         self.frozen = tuple(name for name, value in named.items() if not value.requires_grad)
         chosen = select(trainable, parameters)
@@ -97,7 +98,7 @@ class TorchEngine(Engine):
         self._conversion = Conversion(self.model, self.device, loss_fn)
         self.oracle = TorchOracle(self.model, loss_fn, chosen, self._conversion)
         self._losses = SampleLosses(loss_fn)
-        self._beside = beside.holders((*beside.of_model(self.model), *beside.of_loss(loss_fn)))
+        self._beside = beside.holders(beside.of_job(self.model, loss_fn))
         self._plan: Plan | None = None
         self._channels_last = self.device.type == "cpu" and any(
             isinstance(module, nn.Conv2d) for module in self.model.modules()

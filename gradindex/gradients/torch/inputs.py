@@ -43,7 +43,7 @@ class Conversion:
 
     def __init__(self, model: nn.Module, device: torch.device, loss_fn: LossFunction) -> None:
         self._model, self._device, self._loss_fn = model, device, loss_fn
-        self._beside = beside.holders((*beside.of_model(model), *beside.of_loss(loss_fn)))
+        self._beside = beside.holders(beside.of_job(model, loss_fn))
         types = {value.dtype for value in model.parameters() if value.is_floating_point()}
         self._types = sorted(types, key=lambda one: torch.finfo(one).eps)  # the most precise first
         self._label_type = torch.float64 if torch.float64 in types else torch.float32

@@ -188,6 +188,25 @@ def has_inputs_first(model: nn.Module, name: str) -> bool:
     return name.endswith("weight") and (re.match(r"(Lazy)?ConvTranspose\dd$", kind) is not None or kind == "Conv1D")
 
 
+def check_values(named: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError if parameters have no values yet, or values that no gradient passes."""
+    for name, value in named.items():
+        if isinstance(value, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"The parameter {name!r} has no shape yet: call the model once with a sample of the dataset."
+            )
+        if value.is_meta:
+            raise ValueError(
+                f"The parameter {name!r} is on the device 'meta', where it has no values: load the model's weights "
+                "(load_state_dict(..., assign=True), or from_pretrained without device_map)."
+            )
+        if value.is_inference():
+            raise ValueError(
+                f"The parameter {name!r} was made under torch.inference_mode(), where gradients end: make the model "
+                "outside of it, or use torch.no_grad() there."
+            )
+
+
 def check_real(named: Mapping[str, torch.Tensor]) -> None:
     """Raise TypeError naming the complex ones of some parameters."""
     complex_ones = [name for name, value in named.items() if value.is_complex()]

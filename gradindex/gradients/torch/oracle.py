@@ -44,8 +44,8 @@ class TorchOracle(Oracle):
     ) -> None:
         self._model, self._loss_fn, self._names, self._convert = model, loss_fn, tuple(names), convert
         self._label_form: str | None = None
-        things = (*beside.of_model(model), *beside.of_loss(loss_fn))
-        self._beside, self._others = beside.holders(things), tuple(beside.leaves(things))
+        things = beside.of_job(model, loss_fn)
+        self._beside, self._others = beside.holders(things), beside.leaves(things)
 
     def step(self, x: Tree, y: Tree) -> Step:
         """Return the training step of a batch of ONE sample."""

@@ -11,6 +11,7 @@ from torch.nn.modules import module as global_hooks
 from torch.overrides import TorchFunctionMode
 
 from gradindex.data.names import Tree
+from gradindex.gradients import batch_loss
 from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, Signal
 from gradindex.gradients.torch.outputs import map_tensors
 
@@ -107,7 +108,7 @@ def of_pass(
             loss = loss_of(inside)
         for _ in range(1 if torch.equal(before, torch.get_rng_state()) else _DRAWS):
             with kept():
-                _check_same(loss, loss_of(inside))
+                batch_loss.check_same(float(loss.detach()), float(loss_of(inside).detach()))
         if seen.weighted:
             yield Signal(
                 "class weights cancel",
@@ -120,16 +121,6 @@ def of_pass(
             "loss reads weights",
             f"the loss depends on {_few(direct)} by another way than the model's output (a penalty?)",
             BATCHED,
-        )
-
-
-def _check_same(loss: torch.Tensor, again: torch.Tensor) -> None:
-    """Raise ValueError if a loss has two values for the same output and label."""
-    if not torch.allclose(loss, again, rtol=1e-5, atol=0, equal_nan=True):
-        raise ValueError(
-            f"The loss of one sample is {float(loss):.6g} at first, then {float(again):.6g}: it draws random numbers, "
-            "or remembers what it saw, so its gradients are others each time. Leave noise and dropout out "
-            "(loss_fn.eval()), and keep what it remembers in buffers or attributes of the loss, which are put back."
         )
 
 

@@ -26,7 +26,7 @@ def linear(capture: Capture, function: Callable[..., Tensor], call: Call) -> Ten
     a = x.detach()
     return capture.tap(
         output,
-        {weight: lambda g, at: Outer(at.positions(g), at.positions(a)), bias: bias_gradient},
+        {weight: lambda g, at: Outer(at.positions(g), at.positions(a.conj())), bias: bias_gradient},
         [a],
     )
 
@@ -55,7 +55,9 @@ def matmul(capture: Capture, function: Callable[..., Tensor], call: Call) -> Ten
     if x in capture.shared or weight.dim() != 2 or x.dim() < 2:
         raise NoRule
     a = x.detach()
-    return capture.tap(function(x, plain(weight)), {weight: lambda g, at: Outer(at.positions(a), at.positions(g))}, [a])
+    return capture.tap(
+        function(x, plain(weight)), {weight: lambda g, at: Outer(at.positions(a.conj()), at.positions(g))}, [a]
+    )
 
 
 def bias_gradient(g: Tensor, at: Layout) -> Direct:
