@@ -30,9 +30,10 @@ def of_loss(loss_fn: LossFunction, has_state: Callable[[object], bool]) -> list[
 def _gather(value: object, has_state: Callable[[object], bool], found: dict[int, object], depth: int) -> None:
     if has_state(value):
         found[id(value)] = value
-    elif value is None or not depth or id(value) in found or isinstance(value, _NO_STATE):
         return
-    elif isinstance(value, FunctionType):
+    if value is None or not depth or id(value) in found or isinstance(value, _NO_STATE):
+        return
+    if isinstance(value, FunctionType):
         known = (value.__globals__.get(name) for name in _names(value.__code__))
         found.update((id(one), one) for one in known if has_state(one))
     elif hasattr(value, "__dict__") and not isinstance(value, partial | MethodType):

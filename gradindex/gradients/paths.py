@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradindex.data.source import Tree, length, take_rows
 from gradindex.gradients import loop
+from gradindex.gradients.parameter import Floats
 from gradindex.gradients.results import PerSample
 from gradindex.gradients.signals import FACTORED, VMAP
 from gradindex.runtime.log import log
@@ -123,7 +124,7 @@ def _differing(engine: "Engine", names: Sequence[str], found: PerSample, truth: 
         return names
     # Some gradients are zero but for rounding: that of attention's key bias, those of samples that a model is sure of.
     with np.errstate(invalid="ignore"):
-        lengths = np.linalg.norm(truth.gradients, axis=1).astype(np.float64)
+        lengths = norms(truth.gradients)
         largest = float(np.max(lengths, where=np.isfinite(lengths), initial=0))
         sure = [
             allowance(length, largest, loss, engine.loss_unit) if length else 0.0
@@ -139,11 +140,17 @@ def _differing(engine: "Engine", names: Sequence[str], found: PerSample, truth: 
         begin += parameter.size
         finite = np.isfinite(want).all(axis=1)  # others are refused when their block is checked
         want, got = want[finite], got[finite]
-        size = np.linalg.norm(want, axis=1)
-        error = np.maximum(np.linalg.norm(got - want, axis=1) - rounding[finite], 0) / np.where(size > 0, size, 1e-30)
+        size = norms(want)
+        error = np.maximum(norms(got - want) - rounding[finite], 0) / np.where(size > 0, size, 1e-30)
         if not agree(np.nan_to_num(error, nan=np.inf), engine):
             wrong.append(parameter.name)
     return wrong
+
+
+def norms(rows: Floats) -> NDArray[np.float64]:
+    """Return the norms (n,) of rows (n, P), in double precision: squares of tiny or huge numbers do not fit single."""
+    found: NDArray[np.float64] = np.sqrt(np.einsum("np,np->n", rows, rows, dtype=np.float64))
+    return found
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -188,7 +188,7 @@ class Ways:
         for place in places.tolist():
             began = time.perf_counter()
             true = self.truth(batch.select(np.array([place])))
-            off = float(np.linalg.norm(gradients[place] - true.gradient))
+            off = float(paths.norms((gradients[place] - true.gradient)[None])[0])
             self._largest = max(self._largest, true.norm)
             errors.append(self._relative(off, true) if true.norm else math.inf if off else 0.0)
             self._count(began)

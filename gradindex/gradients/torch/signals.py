@@ -94,13 +94,17 @@ def of_pass(
         yield from seen.signals()
         yield from _of_graph(output)
         inside = map_tensors(_leaf, output)
-        try:
+
+        def twice() -> torch.Tensor:
+            """Return the loss of the second call, with what the first one left; that may have tried forms of labels."""
             with kept():
-                loss_of(inside)  # which may try forms of the label
+                return (loss_of(inside), loss_of(inside))[1]
+
+        try:
+            second = twice()
         except Exception as error:
             inside = output
-            with kept():
-                loss_of(inside)  # or this says what is wrong with the loss
+            second = twice()  # or this says what is wrong with the loss
             what = f"the loss takes derivatives, or reads how the output was computed ({' '.join(str(error).split())})"
             yield Signal("loss reads graph", what, BATCHED)
         before = torch.get_rng_state()
@@ -109,6 +113,8 @@ def of_pass(
         for _ in range(1 if torch.equal(before, torch.get_rng_state()) else _DRAWS):
             with kept():
                 batch_loss.check_same(float(loss.detach()), float(loss_of(inside).detach()))
+        if not torch.allclose(loss, second, rtol=1e-4, atol=0, equal_nan=True):
+            yield Signal("loss remembers", "the loss is another one after it was called before", BATCHED)
         if seen.weighted:
             yield Signal(
                 "class weights cancel",

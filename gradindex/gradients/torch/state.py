@@ -4,6 +4,7 @@ Counters, running averages, caches and weights that are clamped must not drift f
 the same state.
 """
 
+import sys
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, MutableMapping, MutableSequence, Sequence
@@ -53,6 +54,7 @@ class _State:
     def __init__(self, known: _Written) -> None:
         self._known, self._looks = known, known.passes < _LOOKS
         self._tensors: list[_Kept] = []
+        self._weights: list[tuple[Name, Tensor, int, int]] = []
         self._attributes: list[tuple[dict[str, Any], dict[str, Any], set[str]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
@@ -62,13 +64,13 @@ class _State:
         if not isinstance(owner, nn.Module):
             self._keep_attributes(path, vars(owner))
             return
-        size = sum(value.nbytes for value in owner.parameters() if _is_plain_memory(value))
+        looks = self._looks and sum(value.nbytes for value in owner.parameters()) <= _LOOKED_AT
         for inside, module in owner.named_modules(prefix=path):
             if id(module) in self._seen:
                 continue
             self._seen.add(id(module))
             self._keep_all(inside, _owned(module, "_buffers"), _SMALL)
-            self._keep_all(inside, _owned(module, "_parameters"), 0, self._looks and size <= _LOOKED_AT)
+            self._keep_weights(inside, _owned(module, "_parameters"), looks)
             if not type(module).__module__.startswith("torch.nn."):
                 self._keep_attributes(inside, vars(module))
 
@@ -81,6 +83,20 @@ class _State:
             _put_back_entries(container, before)
         for one in self._tensors:
             self._put_back_tensor(one)
+        for name, weight, version, place in self._weights:
+            if weight._version != version or weight.data_ptr() != place:
+                self._missed(name)
+
+    def _keep_weights(self, path: str, weights: MutableMapping[str, Any], looks: bool) -> None:
+        """Remember weights: whole if that is looked at, or was seen to change; else whether they are the same."""
+        if looks:
+            self._keep_all(path, weights, sys.maxsize)
+            return
+        for name, weight in weights.items():
+            if (path, name) in self._known.names:
+                self._keep_all(path, {name: weight}, sys.maxsize, owner=weights)
+            elif type(weight) is nn.Parameter and weight.layout == torch.strided:
+                self._weights.append(((path, name), weight, weight._version, weight.data_ptr()))
 
     def _keep_attributes(self, path: str, attributes: dict[str, Any]) -> None:
         values = {name: value for name, value in attributes.items() if name not in _OWN and _is_value(value)}
@@ -99,14 +115,12 @@ class _State:
         path: str,
         values: MutableMapping[Any, Any],
         small: int,
-        looks: bool | None = None,
         owner: MutableMapping[Any, Any] | MutableSequence[Any] | None = None,
     ) -> None:
-        looks = self._looks if looks is None else looks
         for name, tensor in values.items():
             if not isinstance(tensor, Tensor) or not _is_plain_memory(tensor):
                 continue
-            copied = tensor.nbytes <= small or looks or (path, name) in self._known.names
+            copied = tensor.nbytes <= small or self._looks or (path, name) in self._known.names
             copy = tensor.detach().clone() if copied else None
             found = _Kept(
                 (path, name), values if owner is None else owner, tensor, tensor.detach(), tensor._version, copy
@@ -114,7 +128,7 @@ class _State:
             self._tensors.append(found)
 
     def _put_back_tensor(self, one: _Kept) -> None:
-        path, name = one.name
+        name = one.name[1]
         try:
             there = one.owner[name]
         except LookupError:
@@ -130,10 +144,14 @@ class _State:
         if moved or changed:
             self._known.names.add(one.name)
         if changed and one.copy is None:
-            log.warning("%s was changed by this pass for the first time, and keeps what it wrote", f"{path}.{name}")
+            self._missed(one.name)
         elif changed and one.copy is not None:
             with torch.no_grad():
                 one.place.copy_(one.copy)
+
+    def _missed(self, name: Name) -> None:
+        self._known.names.add(name)
+        log.warning("%s was changed by this pass for the first time, and keeps what it wrote", ".".join(map(str, name)))
 
 
 @contextmanager
@@ -161,8 +179,9 @@ def _owned(module: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _is_plain_memory(tensor: Tensor) -> bool:
-    strided = tensor.layout == torch.strided and not tensor.is_quantized
-    return strided and not tensor.is_inference() and not tensor.is_meta and not hasattr(tensor, "__tensor_flatten__")
+    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
+        return False
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_inference())
 
 
 def _is_value(value: Tree) -> bool:
