@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as global_hooks
 from torch.overrides import TorchFunctionMode
@@ -15,7 +15,12 @@ from gradindex.gradients import batch_loss
 from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, Signal
 from gradindex.gradients.torch.outputs import map_tensors
 
-_READS = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+_READS = {
+    *("__bool__", "__int__", "__float__", "__index__", "__contains__", "__format__", "__array__", "__dlpack__"),
+    *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+}
+_SELECTIONS = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"}  # as long as values have it
+_SIZES = {Tensor.shape.__get__: "shape", Tensor.size: "size", Tensor.numel: "numel", Tensor.__len__: "len"}
 _DRAWS = 8  # losses that are compared with the first, where random numbers are drawn: they may agree by chance
 _CHECKS = {"isnan", "isinf", "isfinite"}  # which are alike for all samples, or an error is near
 _WEIGHTED = {"cross_entropy", "nll_loss"}  # whose mean divides by the weights
@@ -156,6 +161,11 @@ def _named(inputs: Tree) -> list[tuple[str, Tree]]:
     return [(str(name), part) for name, part in inputs.items()] if isinstance(inputs, Mapping) else []
 
 
+def _picks(name: str, args: Tree) -> bool:
+    """Whether a call takes the entries of a tensor where a mask holds."""
+    return name == "__getitem__" and any(tensor.dtype == torch.bool for tensor in _tensors(args[0][1:]))
+
+
 def _leaf(tensor: torch.Tensor) -> torch.Tensor:
     found = tensor.detach()
     return found.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else found
@@ -176,6 +186,7 @@ class _Watch(TorchFunctionMode):
         self._used: set[int] = set()  # by anything else
         self._of_batch: dict[int, torch.Tensor] = {}  # the tensors are kept, so that ids stay theirs
         self._of_numbers: set[int] = set()
+        self._selected: set[int] = set()  # whose size depends on values
         masks = {id(one) for name, part in _named(inputs) if name.endswith("mask") for one in _tensors(part)}
         for tensor in _tensors(inputs):
             self._know(tensor)
@@ -186,11 +197,15 @@ class _Watch(TorchFunctionMode):
         if of_numbers or tensor.is_floating_point():
             self._of_numbers.add(id(tensor))
 
-    def _follow(self, name: str, args: Tree, result: Tree) -> None:
+    def _follow(self, func: Callable[..., Tree], name: str, args: Tree, result: Tree) -> None:
         """Know the result of a call as derived from the batch, if one of the arguments is."""
         ids = {id(tensor) for tensor in _tensors(args)}
         if not ids & self._of_batch.keys():
             return
+        if ids & self._selected and func in _SIZES:
+            self.reads = self.reads or f"{_SIZES[func]} of what is selected by value"
+        if name in _SELECTIONS or (name == "where" and isinstance(result, tuple)) or _picks(name, args):
+            self._selected |= {id(tensor) for tensor in _tensors(result)}
         of_numbers = bool(ids & self._of_numbers)
         if name in _READS and of_numbers:
             self.branches = self.branches or name
@@ -208,7 +223,7 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         result = func(*args, **kwargs)
-        self._follow(name, (args, tuple(kwargs.values())), result)
+        self._follow(func, name, (args, tuple(kwargs.values())), result)
         if name in ("embedding", "embedding_bag"):
             self._look_up(args, kwargs)
         elif name != "__get__":
