@@ -1,7 +1,5 @@
 """Models and losses that take derivatives; losses with random numbers, or of a tiny scale; complex numbers."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -190,11 +188,11 @@ def test_models_without_values():
         made = body()
     for model, message in (
         (nn.LazyLinear(3), "'weight' has no shape yet: call the model once"),
-        (copy.deepcopy(body()).to("meta"), "'0.weight' is on the device 'meta'"),
+        (body().to("meta"), "'0.weight', .* has no values, as it is on the device 'meta'"),
         (made, "'0.weight' was made under torch.inference_mode"),
     ):
         with pytest.raises(ValueError, match=message):
-            TorchEngine(model, F.mse_loss)
+            TorchEngine(model, F.mse_loss).gradients(np.zeros((3, 3), np.float32), np.zeros((3, 1), np.float32))
 
 
 def test_a_dict_for_an_argument_beside_others():

@@ -51,6 +51,7 @@ def test_what_may_branch_takes_training_steps(name):
     assert set(job.engine.paths.values()) == ({"loop"} if branches else {"factored"})
 
 
+@pytest.mark.filterwarnings("ignore:factored gradients")
 @pytest.mark.parametrize(
     "count",
     [

@@ -189,16 +189,11 @@ def has_inputs_first(model: nn.Module, name: str) -> bool:
 
 
 def check_values(named: Mapping[str, torch.Tensor]) -> None:
-    """Raise ValueError if parameters have no values yet, or values that no gradient passes."""
+    """Raise ValueError if parameters have no shape yet, or values that no gradient passes."""
     for name, value in named.items():
         if isinstance(value, nn.parameter.UninitializedParameter):
             raise ValueError(
                 f"The parameter {name!r} has no shape yet: call the model once with a sample of the dataset."
-            )
-        if value.is_meta:
-            raise ValueError(
-                f"The parameter {name!r} is on the device 'meta', where it has no values: load the model's weights "
-                "(load_state_dict(..., assign=True), or from_pretrained without device_map)."
             )
         if value.is_inference():
             raise ValueError(

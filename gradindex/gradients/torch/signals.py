@@ -34,8 +34,14 @@ def of_hooks(model: nn.Module, named: Mapping[str, torch.Tensor]) -> Iterator[Si
     Raises
     ------
     ValueError
-        If a layer normalises by the statistics of the batch.
+        If a layer normalises by the statistics of the batch, or a parameter has no values.
     """
+    empty = [name for name, value in named.items() if value.is_meta]
+    if empty:
+        raise ValueError(
+            f"{_few(empty)} has no values, as it is on the device 'meta': load the model's weights "
+            "(load_state_dict(..., assign=True), or from_pretrained without device_map)."
+        )
     of_batch = [
         name
         for name, module in model.named_modules()

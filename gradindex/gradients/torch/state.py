@@ -7,7 +7,7 @@ the same state.
 import sys
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator, MutableMapping, MutableSequence, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,6 +25,9 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque)
 _OWN = {*vars(nn.Module()), "training"}  # attributes of every module that are torch's
 _written: "weakref.WeakKeyDictionary[nn.Module, _Written]" = weakref.WeakKeyDictionary()
 
+Attributes: TypeAlias = dict[str, Any]
+Owner: TypeAlias = Any
+"""What tensors are kept in: a module's parameters, buffers or attributes, or a container among these."""
 Name: TypeAlias = tuple[str, object]
 """The owner's name, and the key of what it owns."""
 
@@ -41,7 +44,7 @@ class _Kept(NamedTuple):
     """A tensor as it was: where it lay in memory, its version there, and a copy if one was made."""
 
     name: Name
-    owner: Any
+    owner: Owner
     tensor: Tensor
     place: Tensor
     version: int
@@ -55,7 +58,7 @@ class _State:
         self._known, self._looks = known, known.passes < _LOOKS
         self._tensors: list[_Kept] = []
         self._weights: list[tuple[Name, Tensor, int, int]] = []
-        self._attributes: list[tuple[dict[str, Any], dict[str, Any], set[str]]] = []
+        self._attributes: list[tuple[Attributes, Attributes, set[str]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
 
@@ -87,7 +90,7 @@ class _State:
             if weight._version != version or weight.data_ptr() != place:
                 self._missed(name)
 
-    def _keep_weights(self, path: str, weights: MutableMapping[str, Any], looks: bool) -> None:
+    def _keep_weights(self, path: str, weights: Attributes, looks: bool) -> None:
         """Remember weights: whole if that is looked at, or was seen to change; else whether they are the same."""
         if looks:
             self._keep_all(path, weights, sys.maxsize)
@@ -98,7 +101,7 @@ class _State:
             elif type(weight) is nn.Parameter and weight.layout == torch.strided:
                 self._weights.append(((path, name), weight, weight._version, weight.data_ptr()))
 
-    def _keep_attributes(self, path: str, attributes: dict[str, Any]) -> None:
+    def _keep_attributes(self, path: str, attributes: Attributes) -> None:
         values = {name: value for name, value in attributes.items() if name not in _OWN and _is_value(value)}
         self._keep_all(path, values, _SMALL, owner=attributes)
         self._attributes.append((attributes, values, set(attributes)))
@@ -113,9 +116,9 @@ class _State:
     def _keep_all(
         self,
         path: str,
-        values: MutableMapping[Any, Any],
+        values: Attributes | dict[int, Tree],
         small: int,
-        owner: MutableMapping[Any, Any] | MutableSequence[Any] | None = None,
+        owner: Owner | None = None,
     ) -> None:
         for name, tensor in values.items():
             if not isinstance(tensor, Tensor) or not _is_plain_memory(tensor):
@@ -171,7 +174,7 @@ def kept(model: nn.Module, beside: Sequence[object] = ()) -> Iterator[None]:
         state.put_back()
 
 
-def _owned(module: nn.Module, name: str) -> dict[str, Any]:
+def _owned(module: nn.Module, name: str) -> Attributes:
     """Return the module's dict of buffers or parameters; a copy of what there is of scripted modules."""
     found = getattr(module, name)
     named = module.named_buffers if name == "_buffers" else module.named_parameters
@@ -188,7 +191,7 @@ def _is_value(value: Tree) -> bool:
     return value is None or isinstance(value, bool | int | float | Tensor)
 
 
-def _put_back_attributes(values: dict[str, Any], before: dict[str, Any], names: set[str]) -> None:
+def _put_back_attributes(values: Attributes, before: Attributes, names: set[str]) -> None:
     for name, value in before.items():
         if name in values and values[name] is not value and _is_value(values[name]):
             values[name] = value
@@ -197,7 +200,7 @@ def _put_back_attributes(values: dict[str, Any], before: dict[str, Any], names: 
             del values[name]
 
 
-def _put_back_entries(container: Any, before: Any) -> None:
+def _put_back_entries(container: Tree, before: Tree) -> None:
     if isinstance(container, dict):
         same = len(container) == len(before) and all(container.get(key, container) is before[key] for key in before)
     else:
