@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradindex.data.names import Leaf, LossFunction
-from gradindex.data.source import Tree, leaves, map_leaves, take_rows
+from gradindex.data.source import Tree, leaves, length, map_leaves, take_rows
 from gradindex.gradients.inputs import bind_inputs
 from gradindex.gradients.torch import beside
 from gradindex.gradients.torch.model import inference
@@ -55,13 +55,12 @@ class Conversion:
         """Return inputs as tensors; lists of objects stay as they are."""
         tensors = map_leaves(self._tensor, x)
         given, usual = _types_of(tensors), (*_WHOLE, *(self._types if len(self._types) == 1 else ()))
-        self._first = tensors
-        if not self._types or all(one in usual or one.is_complex for one in given):
-            return tensors
-        if given not in self._chosen:
-            self._chosen[given] = self._find(tensors)
-        cast = self._chosen[given]
-        self._first = tensors = tensors if cast is None else map_leaves(cast, tensors)
+        if self._types and length(tensors) and not all(one in usual or one.is_complex for one in given):
+            if given not in self._chosen:
+                self._chosen[given] = self._find(tensors)
+            cast = self._chosen[given]
+            tensors = tensors if cast is None else map_leaves(cast, tensors)
+        self._first = map_leaves(_copy, take_rows(tensors, slice(0, 1)))  # a copy, which does not hold the batch
         return tensors
 
     def labels(self, y: Tree) -> Tree:
@@ -72,7 +71,7 @@ class Conversion:
         given, usual = _types_of(tensors), (*_WHOLE, *self._types, self._label_type)
         if all(one in usual or one.is_complex for one in given):
             return tensors
-        if given not in self._takes and self._first is not None:
+        if given not in self._takes and self._first is not None and length(tensors) and length(self._first):
             self._takes[given] = self._is_taken(tensors)
         return tensors if self._takes.get(given) else map_leaves(self._cast_label, tensors)
 
@@ -86,12 +85,12 @@ class Conversion:
     def _is_taken(self, labels: Tree) -> bool:
         """Whether the loss takes the first label as it is, and has a derivative there."""
         first = slice(0, 1)
-        label, inputs = take_rows(labels, first), take_rows(self._first, first)
+        label = take_rows(labels, first)
         try:
             with self._alone(), warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)  # such as that of shapes that are broadcast
                 found: list[torch.Tensor] = []
-                output = map_tensors(lambda part: _leaf(part, found), self._run(inputs))
+                output = map_tensors(lambda part: _leaf(part, found), self._run(self._first))
                 loss = self._loss_fn(output, label).sum()
                 if loss.requires_grad and found:
                     torch.autograd.grad(loss, found, allow_unused=True)
