@@ -244,3 +244,14 @@ def test_lists_and_dicts_of_a_model():
     assert_right(model, F.cross_entropy, x, want)
     assert not model.seen and not model.last and not model.kinds
     assert model.counts["calls"] == 0 and model.counts["sum"] == 0
+
+
+def test_a_loss_that_reads_what_a_hook_keeps():
+    """It is that of the model's last call, and no loss that remembers."""
+    x, model, kept = samples(), network(), {}
+    model[0].register_forward_hook(lambda module, args, out: kept.update(hidden=out))
+
+    def loss(out, y):
+        return F.cross_entropy(out, y) + kept["hidden"].square().mean()
+
+    assert_right(model, loss, x, steps(model, loss, x))
