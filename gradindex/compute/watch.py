@@ -145,7 +145,7 @@ class RowWatch:
         largest = max(self._largest, norm)
         if norm == 0 or not math.isfinite(norm):
             return 0.0 if off <= paths.ROUNDING * largest or not math.isfinite(norm) else math.inf
-        return max(0.0, off / norm - paths.allowance(norm, largest, float(truth.losses[0])))
+        return max(0.0, off / norm - paths.allowance(norm, largest, float(truth.losses[0]), self._engine.loss_unit))
 
 
 def lower(engine: Engine, why: RowsDiffer) -> None:
@@ -240,6 +240,6 @@ def errors_of(
         turned = float(np.linalg.norm(true - stored))
         turned -= float(np.linalg.norm(true - kind.dequantize(kind.quantize(true), np.empty_like(true))))
         off = max(turned, abs(float(norms[place]) - norm) / max(norm, paths.ROUNDING))
-        rounding = paths.allowance(max(norm, 1e-30), max(largest, norm), float(truth.losses[0]))
+        rounding = paths.allowance(max(norm, 1e-30), max(largest, norm), float(truth.losses[0]), engine.loss_unit)
         errors[place] = max(0.0, off - rounding - _ROUNDED)
     return errors

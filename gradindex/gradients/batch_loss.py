@@ -34,6 +34,22 @@ def of(engine: "Engine", x: Tree, y: Tree) -> Callable[[Sequence[int]], float | 
     return loss
 
 
+def check_same(first: float, again: float) -> None:
+    """Refuse a loss that has two values for the same output and label.
+
+    Raises
+    ------
+    ValueError
+        If they differ by more than rounding.
+    """
+    if not np.isclose(first, again, rtol=1e-4, atol=0, equal_nan=True):
+        raise ValueError(
+            f"The loss of one sample is {first:.6g} at first, then {again:.6g}: it draws random numbers, or remembers "
+            "what it saw, so its gradients are others each time. Leave noise and dropout out of it (in torch "
+            "loss_fn.eval()), and keep what it remembers in variables or attributes of the loss, which are put back."
+        )
+
+
 def check(loss_of: Callable[[Sequence[int]], float | None], samples: int, tolerance: float = 1e-3) -> None:
     """Refuse a loss that compares samples with each other, such as a contrastive one.
 
@@ -55,7 +71,12 @@ def check(loss_of: Callable[[Sequence[int]], float | None], samples: int, tolera
     ValueError
         If the loss of pairs is neither.
     """
-    alone = [loss_of([i]) for i in range(min(samples, _SAMPLES))]
+    alone = []
+    for i in range(min(samples, _SAMPLES)):
+        first, again = loss_of([i]), loss_of([i])  # at once: it may read what hooks keep of the model's last call
+        if first is not None and again is not None:
+            check_same(first, again)
+        alone.append(first)
     if len(alone) < 3 or any(loss is None or not np.isfinite(loss) for loss in alone):
         return
     pairs = list(combinations(range(len(alone)), 2))

@@ -58,6 +58,8 @@ class Engine(ByToken, ABC):
     _half: bool = False
     plain_outputs: bool = False
     """Whether the model's output is one array, and no object that holds it; known once a sample was seen."""
+    loss_unit: float = 1.0
+    """The loss beside which one counts as small; known once a sample was seen."""
     captured: int = 0
     """Numbers of a sample's layer outputs that the factored path holds on to; known once the paths are."""
 
@@ -248,6 +250,10 @@ class Engine(ByToken, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no loss of samples together.")
 
+    def loss_at_zero(self, x: Tree, y: Tree) -> float:
+        """Return the loss of a batch of ONE sample, with zeros in the place of the model's outputs."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss of other outputs.")
+
     def lower(self) -> bool:
         """Go one rung down: what takes the fastest path takes the next; False if all takes the loop already."""
         for path, lower in ((FACTORED, self.fast_path), (self.fast_path, LOOP)):
@@ -355,6 +361,7 @@ class Engine(ByToken, ABC):
             if not any(isinstance(leaf, list) for leaf in leaves(x)):  # objects are in no graph, and take the loop
                 raise
         batch_loss.check(batch_loss.of(self, x, y), length(x), paths.tolerances(self)[0])
+        self.loss_unit = paths.loss_unit(self, x, y)
         self.signals = found  # last: what was refused is refused again
         for signal in found:
             log.log(logging.WARNING if signal.remark else logging.INFO, "%s", signal)

@@ -29,8 +29,8 @@ def bind_inputs(forward: Callable[..., Tree], x: Tree) -> tuple[tuple[Tree, ...]
     kinds = [argument.kind for argument in arguments.values()]
     if isinstance(x, dict):
         spread = inspect.Parameter.VAR_KEYWORD in kinds and all(isinstance(key, str) for key in x)
-        named = spread or set(x) <= set(arguments)
         required = [name for name, one in arguments.items() if one.default is one.empty and one.kind in _BY_NAME]
+        named = (spread and set(required) <= set(x)) or set(x) <= set(arguments)
         if not named and len(required) > 1:
             raise TypeError(
                 f"The model takes {', '.join(required)}, but the input is {describe(x)}. Give its parts these names."

@@ -1,5 +1,6 @@
 """Which path each parameter's gradient takes: factored, else batched, else the loop (the oracle's). Never silently."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradindex.data.source import Tree, length, take_rows
 from gradindex.gradients import loop
+from gradindex.gradients.parameter import Floats
 from gradindex.gradients.results import PerSample
 from gradindex.gradients.signals import FACTORED, VMAP
 from gradindex.runtime.log import log
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 LOOP = "loop"
 SAMPLES = 8  # compared with the oracle, where their gradients fit the memory; more than one, as models may mix samples
+_KNOWN = 3  # samples whose loss is taken with outputs that are zeros
 _MEMORY = 1 << 30  # bytes of the gradients that are compared
 # Relative errors. A unit within rounding of ReLU's kink may go either way: so one sample in a few may be off by more.
 ALL, ONE = 1e-3, 5e-2
@@ -41,14 +44,30 @@ def agree(errors: NDArray[np.float64], engine: "Engine", least: int = 1) -> bool
     return bool((errors > every).sum() <= excused and (errors <= one).all())
 
 
-def allowance(norm: float, largest: float, loss: float) -> float:
+def loss_unit(engine: "Engine", x: Tree, y: Tree) -> float:
+    """Return the loss of a model that says nothing, whose outputs are zeros, if that is below 1; else 1.
+
+    Beside it a loss is small, whatever the user multiplies the loss by.
+    """
+    found = []
+    for begin in range(min(_KNOWN, length(x))):
+        row = slice(begin, begin + 1)
+        try:
+            found.append(abs(engine.loss_at_zero(take_rows(x, row), None if y is None else take_rows(y, row))))
+        except Exception as error:  # a loss that is not defined there
+            log.debug("the loss of outputs that are zeros cannot be told: %s", error)
+    return min(1.0, max((loss for loss in found if 0 < loss < math.inf), default=1.0))
+
+
+def allowance(norm: float, largest: float, loss: float, unit: float = 1.0) -> float:
     """Return what rounding alone may do to a gradient, relative to its norm, in single precision.
 
     Where numbers of order one cancel (p − 1 of a softmax that is sure), what is left has their rounding: that of the
     largest gradients, which do not cancel, beside this one's norm; or, in a model that is sure of all samples, that
-    of one beside a loss of nearly 0. See `gradindex.gradients.in_double`.
+    of a loss of one `unit` (see `loss_unit`) beside one of nearly 0. See `gradindex.gradients.in_double`.
     """
-    share = max(largest / norm, 1 / max(abs(loss), 1e-30) if abs(loss) < 1e-3 else 0.0)
+    small = abs(loss) / unit
+    share = max(largest / norm, 1 / max(small, 1e-30) if small < 1e-3 else 0.0)
     return ROUNDING * share
 
 
@@ -105,10 +124,10 @@ def _differing(engine: "Engine", names: Sequence[str], found: PerSample, truth: 
         return names
     # Some gradients are zero but for rounding: that of attention's key bias, those of samples that a model is sure of.
     with np.errstate(invalid="ignore"):
-        lengths = np.linalg.norm(truth.gradients, axis=1).astype(np.float64)
+        lengths = norms(truth.gradients)
         largest = float(np.max(lengths, where=np.isfinite(lengths), initial=0))
         sure = [
-            allowance(length, largest, loss) if length else 0.0
+            allowance(length, largest, loss, engine.loss_unit) if length else 0.0
             for length, loss in zip(lengths, truth.losses, strict=True)
         ]
         rounding = np.maximum(1e-6, sure) * lengths
@@ -121,11 +140,17 @@ def _differing(engine: "Engine", names: Sequence[str], found: PerSample, truth: 
         begin += parameter.size
         finite = np.isfinite(want).all(axis=1)  # others are refused when their block is checked
         want, got = want[finite], got[finite]
-        size = np.linalg.norm(want, axis=1)
-        error = np.maximum(np.linalg.norm(got - want, axis=1) - rounding[finite], 0) / np.where(size > 0, size, 1e-30)
+        size = norms(want)
+        error = np.maximum(norms(got - want) - rounding[finite], 0) / np.where(size > 0, size, 1e-30)
         if not agree(np.nan_to_num(error, nan=np.inf), engine):
             wrong.append(parameter.name)
     return wrong
+
+
+def norms(rows: Floats) -> NDArray[np.float64]:
+    """Return the norms (n,) of rows (n, P), in double precision: squares of tiny or huge numbers do not fit single."""
+    found: NDArray[np.float64] = np.sqrt(np.einsum("np,np->n", rows, rows, dtype=np.float64))
+    return found
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -188,7 +188,7 @@ class Ways:
         for place in places.tolist():
             began = time.perf_counter()
             true = self.truth(batch.select(np.array([place])))
-            off = float(np.linalg.norm(gradients[place] - true.gradient))
+            off = float(paths.norms((gradients[place] - true.gradient)[None])[0])
             self._largest = max(self._largest, true.norm)
             errors.append(self._relative(off, true) if true.norm else math.inf if off else 0.0)
             self._count(began)
@@ -204,15 +204,18 @@ class Ways:
             raise WayDiffers(way, float(recent.max()))
 
     def _relative(self, off: float, true: Truth) -> float:
-        return max(0.0, off / true.norm - paths.allowance(true.norm, self._largest, true.loss))
+        return max(0.0, off / true.norm - self._allowance(true))
 
     def _error(self, query: Truth, sample: Truth, product: float) -> float:
         self._largest = max(self._largest, query.norm, sample.norm)
         if not min(query.norm, sample.norm):
             return 0.0 if abs(product) <= paths.ROUNDING * self._largest**2 else math.inf
         off = abs(product - _dot(query.gradient, sample.gradient)) / (query.norm * sample.norm)
-        rounding = sum(paths.allowance(one.norm, self._largest, one.loss) for one in (query, sample))
+        rounding = sum(map(self._allowance, (query, sample)))
         return max(0.0, off - rounding) if math.isfinite(off) else math.inf
+
+    def _allowance(self, true: Truth) -> float:
+        return paths.allowance(true.norm, self._largest, true.loss, self._engine.loss_unit)
 
     def _count(self, began: float) -> None:
         self.compared += 1
@@ -220,7 +223,8 @@ class Ways:
 
 
 def _dot(a: Floats, b: Floats) -> float:
-    return float(a @ b)  # in single precision that errs by 1e-6 of the norms' product
+    """Return the inner product of two vectors; in double precision, as products of tiny numbers are zero in single."""
+    return float(np.einsum("i,i->", a, b, dtype=np.float64))
 
 
 def pairs(candidates: NDArray[Any], count: int, seed: int) -> list[tuple[int, int]]:

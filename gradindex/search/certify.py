@@ -18,6 +18,7 @@ from gradindex.compute import exact
 from gradindex.compute.held_queries import Held, HeldGradients, hold
 from gradindex.data.source import Batch, Ids
 from gradindex.defaults import BLOCK_ROWS
+from gradindex.gradients import paths
 from gradindex.gradients.parameter import Floats
 from gradindex.gradients.signals import FACTORS
 from gradindex.gradients.ways import STEPS, WayDiffers
@@ -229,7 +230,7 @@ def _rows_of(index: "Index", held: Held) -> tuple[NDArray[np.float32], NDArray[n
         one = held.queries.select(slice(line, line + 1))
         found = engine.of_queries.embed(one.x, one.y, index.projector)
         true = engine.ways.truth(one, of_query=True)
-        turned = np.linalg.norm(found.sketches[0] - index.projector(engine.parameters, true.gradient[None])[0])
+        turned = paths.norms(found.sketches - index.projector(engine.parameters, true.gradient[None]))[0]
         engine.ways.check_row(held.way, max(float(turned), abs(float(found.norms[0]) - true.norm)), true)
         rows.append(normalise(index.projector.finish(found.sketches, found.norms)))
         lengths.append(found.norms)

@@ -24,6 +24,8 @@ class Reading(nn.Module):
 READS = {
     "a value of the batch": (lambda m, h, mask: (h[:, 0] > 0.8).any(), True),
     "a number of the batch": (lambda m, h, mask: float(h.detach().max()) > 0.8, True),
+    "an array": (lambda m, h, mask: np.asarray(h.detach()).max() > 0.8, True),
+    "an entry": (lambda m, h, mask: True in (h[:, 0] > 0.8), True),
     "a mask": (lambda m, h, mask: mask.all(), False),
     "a check of finite numbers": (lambda m, h, mask: torch.isfinite(h).all(), False),
     "weights": (lambda m, h, mask: float(m.linear.bias.detach().abs().max()) > 0, False),
@@ -47,6 +49,26 @@ def test_what_may_branch_takes_training_steps(name):
     np.testing.assert_allclose(rows, true, atol=1e-5)
     assert ("branch" in {signal.name for signal in job.engine.signals}) == branches
     assert set(job.engine.paths.values()) == ({"loop"} if branches else {"factored"})
+
+
+@pytest.mark.filterwarnings("ignore:factored gradients")
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda h: len(h[h > 0.8]),
+        lambda h: (h > 0.8).nonzero().numel(),
+        lambda h: torch.masked_select(h, h > 0.8).shape[0],
+        lambda h: torch.where(h > 0.8)[0].size(0),
+    ],
+)
+def test_how_many_are_selected_by_value_is_read(count):
+    """It may depend on the other samples, so that samples of every other batch are compared with training steps."""
+    job = gradindex.Job(Reading(lambda m, h, mask: count(h) > 0), F.cross_entropy, (X, Y))
+    job.engine.settle(X[:8], Y[:8])
+    assert "reading" in {signal.name for signal in job.engine.signals} and job.engine.suspect
+    job = gradindex.Job(Reading(lambda m, h, mask: len(h) > 0), F.cross_entropy, (X, Y))
+    job.engine.settle(X[:8], Y[:8])
+    assert not job.engine.suspect
 
 
 class Tied(nn.Module):

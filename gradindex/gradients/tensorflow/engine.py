@@ -15,7 +15,7 @@ from gradindex.gradients.parameter import Floats
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import FACTORED, FORWARD, VMAP, Signal
-from gradindex.gradients.tensorflow import second_order, tokens
+from gradindex.gradients.tensorflow import outputs, second_order, tokens
 from gradindex.gradients.tensorflow.graph import BatchGraph
 from gradindex.gradients.tensorflow.inputs import as_tensors, each
 from gradindex.gradients.tensorflow.model import (
@@ -43,7 +43,7 @@ from gradindex.gradients.tensorflow.outputs import (
 )
 from gradindex.gradients.tensorflow.passes import FactoredGraph, Finish, Rows, Sketches
 from gradindex.gradients.tensorflow.signals import Looks
-from gradindex.gradients.tensorflow.state import state_kept, stateless, unknown_variables
+from gradindex.gradients.tensorflow.state import of_loss, state_kept, stateless, unknown_variables
 from gradindex.runtime.log import log
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class TensorFlowEngine(Engine):
     hessian_product = second_order.hessian_product
     gauss_newton_product = second_order.gauss_newton_product
     token_products = tokens.token_products
+    loss_at_zero = outputs.loss_at_zero
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class TensorFlowEngine(Engine):
         self._label_form: str | None = None
         self._eager_directional = False
         self._copied: list[Any] = []
-        self._unknown = unknown_variables(model)
+        self._unknown = unknown_variables(model) + of_loss(model, loss_fn)
         self._graph_gradients: dict[tuple[str, ...], BatchGraph] = {}
         self.oracle = TensorFlowOracle(model, loss_fn, chosen, as_tensors, self._device)
         self._looks = Looks(model, self._variables, self._run, self._loss)

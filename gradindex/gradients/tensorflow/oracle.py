@@ -14,7 +14,7 @@ from gradindex.gradients.inputs import call_loss, per_token
 from gradindex.gradients.oracle import Oracle, Step
 from gradindex.gradients.tensorflow.model import bind_arguments
 from gradindex.gradients.tensorflow.outputs import LABEL_FORMS, label_form, to_numpy
-from gradindex.gradients.tensorflow.state import Kept, state_kept, variables
+from gradindex.gradients.tensorflow.state import Kept, of_loss, state_kept, variables
 
 if TYPE_CHECKING:
     import keras
@@ -63,7 +63,7 @@ class TensorFlowOracle(Oracle):
 
     def token_losses(self, x: Tree, y: Tree) -> NDArray[np.float64]:
         """Return what each token gives to the loss of a batch of ONE sample, (t,)."""
-        self._variables = self._variables or variables(self._model)
+        self._variables = self._variables or variables(self._model) + of_loss(self._model, self._loss_fn)
         with nullcontext() if self._device is None else tf.device(self._device):
             inputs, target = self._convert(x), None if y is None else self._convert(y)
             with state_kept(self._model, self._variables):
@@ -72,7 +72,7 @@ class TensorFlowOracle(Oracle):
                 return to_numpy(found[0]).astype(np.float64)
 
     def _step(self, x: Tree, y: Tree, loss_of: Callable[[Tree, Tree], tf.Tensor]) -> Step:
-        self._variables = self._variables or variables(self._model)
+        self._variables = self._variables or variables(self._model) + of_loss(self._model, self._loss_fn)
         weights = list(self._chosen.values())
         with nullcontext() if self._device is None else tf.device(self._device):
             inputs, target = self._convert(x), None if y is None else self._convert(y)

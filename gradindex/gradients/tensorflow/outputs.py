@@ -1,14 +1,18 @@
 """What a loss sees of a Keras model's output: its values, the logits under them, and masks."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from gradindex.data.names import Leaf, LossFunction, Tree
 from gradindex.data.source import map_leaves
 from gradindex.gradients.parameter import Floats
+from gradindex.gradients.tensorflow.inputs import as_tensors
 from gradindex.runtime.log import log
+
+if TYPE_CHECKING:
+    from gradindex.gradients.tensorflow.engine import TensorFlowEngine
 
 # What Keras's losses look for on an output besides its value: a cross-entropy, the logits under a softmax or
 # sigmoid, and every loss, the mask. They would be lost where an output is sliced into samples.
@@ -103,6 +107,14 @@ def to_numpy(tensor: tf.Tensor) -> Floats:
     small = tensor.dtype in (tf.bfloat16, tf.float16)
     array: Floats = (tf.cast(tensor, tf.float32) if small else tensor).numpy()
     return array
+
+
+def loss_at_zero(engine: "TensorFlowEngine", x: Tree, y: Tree) -> float:
+    """Return the loss of a batch of ONE sample, with zeros in the place of the model's outputs."""
+    seen = Seen(engine.output_of_one(x))
+    with engine._on_device():
+        output = seen.rebuild(list(map(tf.zeros_like, seen.values)), seen.masks)
+        return float(engine._loss(output, None if y is None else as_tensors(y)))
 
 
 class Seen:

@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common.global_state import get_global_attribute
 
-from gradindex.data.names import Leaf
+from gradindex.data.names import Leaf, LossFunction
+from gradindex.gradients import beside
 
 one_at_a_time = threading.RLock()
 """Held while Python code of a model runs whose layers keep something between calls."""
@@ -50,11 +51,25 @@ def variables(model: keras.Model) -> list[keras.Variable]:
 
 
 def unknown_variables(model: keras.Model) -> list[keras.Variable]:
-    """Return the variables of a model that are TensorFlow's own, which Keras does not know."""
+    """Return the variables of a model that Keras does not list: TensorFlow's own, and states of recurrent layers."""
     found = [*tf.train.TrackableView(model).descendants()]
     for layer in model._flatten_layers():
         for value in vars(layer).values():
             found += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return _others(model, found)
+
+
+def of_loss(model: keras.Model, loss_fn: LossFunction) -> list[keras.Variable]:
+    """Return the variables that a loss holds, such as averages that it updates, and that are none of the model's."""
+    return _others(
+        model, beside.of_loss(loss_fn, lambda one: isinstance(one, tf.Variable | keras.Variable | keras.Layer))
+    )
+
+
+def _others(model: keras.Model, things: Iterable[object]) -> list[keras.Variable]:
+    """Return the ``tf.Variable`` of some things, without those that Keras knows of the model."""
+    spread = [part for one in things for part in (one.variables if isinstance(one, keras.Layer) else [one])]
+    found = [one._value if isinstance(one, keras.Variable) else one for one in spread]
     known = {id(one._value) for one in model.variables}
     return list({id(one): one for one in found if isinstance(one, tf.Variable) and id(one) not in known}.values())
 

@@ -29,6 +29,7 @@ from gradindex.gradients.torch.use import Use, Workspace
 if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
 
+_SET_DATA = Tensor.data.__set__  # of a parameter itself, not of what stands for it
 Rule = Callable[["Capture", Callable[..., Any], dict[str, Any]], Any]
 RULES: dict[Callable[..., Any], tuple[Rule, inspect.Signature]] = {}
 
@@ -209,7 +210,7 @@ class Capture(TorchFunctionMode):
         """Apply the rule of `func` if it has one and a parameter is among its arguments."""
         kwargs = kwargs or {}
         used = [tensor for tensor in tensors((args, kwargs)) if tensor in self.shared]
-        if not used:
+        if not used or func == _SET_DATA:
             result = func(*args, **kwargs)
             if func in MAKE_LEAVES and args[0].requires_grad and args[0].is_leaf:
                 self.starts.append(args[0])  # of the graph, like an anchor: what comes after depends on it

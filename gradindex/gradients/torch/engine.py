@@ -18,7 +18,7 @@ from gradindex.gradients.paths import LOOP
 from gradindex.gradients.projector import Projector
 from gradindex.gradients.results import Embedded, PerSample, joined
 from gradindex.gradients.signals import Signal
-from gradindex.gradients.torch import costs, outputs, second_order, signals, tokens, vmap
+from gradindex.gradients.torch import beside, costs, outputs, second_order, signals, tokens, vmap
 from gradindex.gradients.torch import model as torch_model
 from gradindex.gradients.torch import parts as torch_parts
 from gradindex.gradients.torch.experts import in_token_order
@@ -28,6 +28,7 @@ from gradindex.gradients.torch.model import HALF, NoLeaves, Seen, channels_last,
 from gradindex.gradients.torch.oracle import TorchOracle
 from gradindex.gradients.torch.outputs import as_array, to_numpy
 from gradindex.gradients.torch.passes import Finish, Plan, Rows, Sketches, backward, plan
+from gradindex.gradients.torch.state import kept
 from gradindex.gradients.torch.use import Workspace
 from gradindex.runtime.log import log
 
@@ -61,6 +62,7 @@ class TorchEngine(Engine):
     hessian_product = second_order.hessian_product
     gauss_newton_product = second_order.gauss_newton_product
     token_products = tokens.token_products
+    loss_at_zero = outputs.loss_at_zero
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class TorchEngine(Engine):
         if device is not None:
             self.model.to(device)
         named = dict(self.model.named_parameters())
+        torch_model.check_values(named)
         trainable = [name for name, value in named.items() if value.requires_grad]
         self.frozen = tuple(name for name, value in named.items() if not value.requires_grad)
         chosen = select(trainable, parameters)
@@ -92,9 +95,10 @@ class TorchEngine(Engine):
         self._output_dtype: torch.dtype | None = None
         self._weighed = self._makes_leaves = False
         self._half = any(value.dtype in HALF for value in named.values())
-        self._conversion = Conversion(self.model, self.device)
+        self._conversion = Conversion(self.model, self.device, loss_fn)
         self.oracle = TorchOracle(self.model, loss_fn, chosen, self._conversion)
         self._losses = SampleLosses(loss_fn)
+        self._beside = beside.holders(beside.of_job(self.model, loss_fn))
         self._plan: Plan | None = None
         self._channels_last = self.device.type == "cpu" and any(
             isinstance(module, nn.Conv2d) for module in self.model.modules()
@@ -289,7 +293,7 @@ class TorchEngine(Engine):
         found = list(signals.of_hooks(self.model, selected))
         with self._inference(fused=True):
             forward, loss = partial(self._call, {}, inputs), partial(self._losses.one, target=target)
-            return (*found, *signals.of_pass(forward, loss, selected, inputs))
+            return (*found, *signals.of_pass(forward, loss, selected, inputs, partial(kept, self.model, self._beside)))
 
     def output_of_one(self, x: Tree) -> Tree:
         """Return the model's output for a batch of ONE sample."""
@@ -298,7 +302,7 @@ class TorchEngine(Engine):
 
     def loss_of(self, outputs: Sequence[Tree], y: Tree) -> float | None:
         """Return the loss of samples together, given their outputs one by one; None if it is no single number."""
-        with torch.no_grad():
+        with self._inference():
             return self._losses.together(outputs, self._targets(y))
 
     def directional(self, x: Tree, y: Tree, direction: Floats) -> tuple[Floats, Floats]:
@@ -347,7 +351,7 @@ class TorchEngine(Engine):
                 return self._call({}, map_leaves(lambda leaf: leaf[rows], inputs))
 
         seen = Seen()
-        with self._inference(fused=True):
+        with self._inference(fused=True), torch.enable_grad():
             target = None if targets is None else take_rows(targets, slice(0, 1))
             self._losses.look(run, target, distinct=length(inputs) > 1)
         self._half, self._makes_leaves = self._half or seen.half, seen.makes_leaves
@@ -386,10 +390,11 @@ class TorchEngine(Engine):
 
     @contextmanager
     def _inference(self, fused: bool = False) -> Iterator[None]:
-        with inference(self.model, self.device, fused), torch_model.without_checkpoints(), in_token_order(self.model):
+        alone = inference(self.model, self.device, fused, self._beside)
+        with alone, torch_model.without_checkpoints(), in_token_order(self.model):
             yield
 
 
 def _call(model: nn.Module, x: Tree) -> Tree:
     args, kwargs = bind_inputs(model.forward, x)
-    return model(*args, **kwargs)
+    return torch_model.with_derivatives(lambda: model(*args, **kwargs))

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from gradindex.data.names import LossFunction
+from gradindex.data.names import Leaf, LossFunction
 from gradindex.data.source import Tree, map_leaves
 from gradindex.gradients.engine import PathFailed
 from gradindex.gradients.inputs import call_loss, per_token
 from gradindex.gradients.torch.apart import Apart
 from gradindex.gradients.torch.capture import Layout, layouts
+from gradindex.gradients.torch.model import with_derivatives
 from gradindex.gradients.torch.outputs import LABEL_FORMS, label_form, main_tensor, map_tensors
 from gradindex.gradients.torch.shared import tensors
 from gradindex.runtime.log import log
@@ -108,7 +109,8 @@ class SampleLosses:
             self._label_form = label_form(self._loss_fn, output, target)
         if isinstance(output, Tensor) and isinstance(target, Tensor):
             target = LABEL_FORMS[self._label_form](output, target)
-        loss = call_loss(self._loss_fn, output, target, labels=target)
+        target = map_leaves(_copied, target)  # a loss may write into its labels
+        loss = with_derivatives(lambda: call_loss(self._loss_fn, output, target, labels=target))
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}.")
         if isinstance(loss, Unread):
@@ -320,6 +322,10 @@ def _of_one(part: Tensor, place: Place, left: Iterator[Tensor]) -> Tensor:
     if not isinstance(place, Layout):
         return row
     return row.movedim(0, place.axis) if row.dim() == part.dim() else row.unsqueeze(place.axis)
+
+
+def _copied(leaf: Leaf) -> Leaf:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _sample(tree: Tree, row: int) -> Tree:

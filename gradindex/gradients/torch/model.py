@@ -41,10 +41,13 @@ def differentiable(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def inference(model: nn.Module, device: torch.device, fused: bool = False) -> Iterator[None]:
+def inference(
+    model: nn.Module, device: torch.device, fused: bool = False, beside: Sequence[object] = ()
+) -> Iterator[None]:
     """Inference mode for layers, gradients only where asked for, and everything put back afterwards.
 
-    `fused`: with fused attention kernels, which are faster, but know neither vmap nor forward mode.
+    `fused`: with fused attention kernels, which are faster, but know neither vmap nor forward mode. `beside`: modules
+    and objects whose state is put back, too, see `gradindex.gradients.torch.beside`.
     """
     with _one_at_a_time:
         modes = [(module, module.training) for module in model.modules()]
@@ -65,7 +68,7 @@ def inference(model: nn.Module, device: torch.device, fused: bool = False) -> It
                 torch.random.fork_rng(devices),
                 eagerly(),
                 nullcontext() if fused else sdpa_kernel(SDPBackend.MATH),
-                kept(model),
+                kept(model, beside),
             ):
                 yield
         finally:
@@ -74,6 +77,19 @@ def inference(model: nn.Module, device: torch.device, fused: bool = False) -> It
             torch.backends.mha.set_fastpath_enabled(fastpath)
             for module, mode in modes:
                 module.training = mode
+
+
+def with_derivatives(function: Callable[[], Tree]) -> Tree:
+    """Return what `function` returns; with gradients switched on if it takes some itself, as forces of an energy."""
+    if torch.is_grad_enabled():
+        return function()
+    try:
+        return function()
+    except RuntimeError as error:
+        if "require grad" not in str(error):
+            raise
+        with torch.enable_grad():
+            return function()
 
 
 @contextmanager
@@ -170,6 +186,20 @@ def has_inputs_first(model: nn.Module, name: str) -> bool:
     """Whether the weight is stored (in, out): transposed convolutions and Hugging Face's Conv1D."""
     kind = type(dict(model.named_modules(remove_duplicate=False))[name.rpartition(".")[0]]).__name__
     return name.endswith("weight") and (re.match(r"(Lazy)?ConvTranspose\dd$", kind) is not None or kind == "Conv1D")
+
+
+def check_values(named: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError if parameters have no shape yet, or values that no gradient passes."""
+    for name, value in named.items():
+        if isinstance(value, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"The parameter {name!r} has no shape yet: call the model once with a sample of the dataset."
+            )
+        if value.is_inference():
+            raise ValueError(
+                f"The parameter {name!r} was made under torch.inference_mode(), where gradients end: make the model "
+                "outside of it, or use torch.no_grad() there."
+            )
 
 
 def check_real(named: Mapping[str, torch.Tensor]) -> None:

@@ -13,9 +13,11 @@ from gradindex.data.source import Tree
 from gradindex.gradients.inputs import bind_inputs, call_loss, per_token
 from gradindex.gradients.oracle import Oracle, Step
 from gradindex.gradients.parameter import Floats
+from gradindex.gradients.torch import beside
 from gradindex.gradients.torch.inputs import Conversion
 from gradindex.gradients.torch.model import inference
 from gradindex.gradients.torch.outputs import LABEL_FORMS, label_form
+from gradindex.gradients.torch.state import kept
 
 
 class TorchOracle(Oracle):
@@ -42,6 +44,8 @@ class TorchOracle(Oracle):
     ) -> None:
         self._model, self._loss_fn, self._names, self._convert = model, loss_fn, tuple(names), convert
         self._label_form: str | None = None
+        things = beside.of_job(model, loss_fn)
+        self._beside, self._others = beside.holders(things), beside.leaves(things)
 
     def step(self, x: Tree, y: Tree) -> Step:
         """Return the training step of a batch of ONE sample."""
@@ -54,15 +58,14 @@ class TorchOracle(Oracle):
     def token_losses(self, x: Tree, y: Tree) -> NDArray[np.float64]:
         """Return what each token gives to the loss of a batch of ONE sample, (t,)."""
         inputs, target = self._convert.inputs(x), self._convert.labels(y)
-        with inference(self._model, next(self._model.parameters()).device, fused=True):
+        with self._alone(), torch.no_grad():
             args, kwargs = bind_inputs(self._model.forward, inputs)
             found: NDArray[np.float64] = self._tokens(self._model(*args, **kwargs), target)[0].double().cpu().numpy()
             return found
 
     def _step(self, x: Tree, y: Tree, loss_of: Callable[[Tree, Tree], torch.Tensor]) -> Step:
         inputs, target = self._convert.inputs(x), self._convert.labels(y)
-        device = next(self._model.parameters()).device
-        with inference(self._model, device, fused=True), torch.enable_grad(), _without_gradients(self._model):
+        with self._alone(), _without_gradients((*self._model.parameters(), *self._others)):
             args, kwargs = bind_inputs(self._model.forward, inputs)
             output = self._model(*args, **kwargs)
             loss = loss_of(output, target)
@@ -78,9 +81,16 @@ class TorchOracle(Oracle):
         unused = tuple(name for name, gradient in zip(self._names, gradients, strict=True) if gradient is None)
         return Step(_floats(torch.cat([part.to(_widest(flat)) for part in flat])), float(loss.detach()), output, unused)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        device = next(self._model.parameters()).device
+        with inference(self._model, device, fused=True, beside=self._beside), torch.enable_grad():
+            yield
+
     def _loss(self, output: Tree, target: Tree) -> torch.Tensor:
         if self._label_form is None:
-            self._label_form = label_form(self._loss_fn, output, target)
+            with kept(self._model, self._beside):
+                self._label_form = label_form(self._loss_fn, output, target)
         if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
             target = LABEL_FORMS[self._label_form](output, target)
         loss = call_loss(self._loss_fn, output, target, labels=target)
@@ -93,16 +103,16 @@ class TorchOracle(Oracle):
 
 
 @contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
+def _without_gradients(leaves: Sequence[torch.Tensor]) -> Iterator[None]:
     """Set every ``.grad`` to None, and put back what was there at the end."""
-    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    before = [(leaf, leaf.grad) for leaf in leaves]
     try:
-        for parameter, _ in before:
-            parameter.grad = None
+        for leaf, _ in before:
+            leaf.grad = None
         yield
     finally:
-        for parameter, gradient in before:
-            parameter.grad = gradient
+        for leaf, gradient in before:
+            leaf.grad = gradient
 
 
 @contextmanager

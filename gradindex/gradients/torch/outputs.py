@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.func import jvp
@@ -13,6 +13,9 @@ from torch.func import jvp
 from gradindex.data.names import Leaf, LossFunction, Tree
 from gradindex.gradients.parameter import Floats
 from gradindex.runtime.log import log
+
+if TYPE_CHECKING:
+    from gradindex.gradients.torch.engine import TorchEngine
 
 LABEL_FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "as given": lambda output, y: y,
@@ -32,7 +35,7 @@ def label_form(loss_fn: LossFunction, output: Tree, target: Tree) -> str:
                 warnings.simplefilter(action, UserWarning)
                 try:
                     probe = output.detach().clone().requires_grad_()
-                    torch.autograd.grad(loss_fn(probe, shape(probe, target)).sum(), probe)
+                    torch.autograd.grad(loss_fn(probe, shape(probe, target.clone())).sum(), probe)
                 except Exception as error:
                     log.debug("labels %s: %s", form, error)
                     continue
@@ -160,6 +163,13 @@ def as_array(output: Tree, samples: int) -> Floats | None:
     """Return the main tensor (b, …) of an output of `samples` samples as an array, None if there is none."""
     tensor = main_tensor(output)
     return None if tensor is None or not tensor.dim() or len(tensor) != samples else to_numpy(tensor)
+
+
+def loss_at_zero(engine: "TorchEngine", x: Tree, y: Tree) -> float:
+    """Return the loss of a batch of ONE sample, with zeros in the place of the model's outputs."""
+    with engine._inference(fused=True):
+        output = map_tensors(torch.zeros_like, engine._call({}, engine._tensors(x)))
+        return float(engine._losses.one(output, engine._targets(y)))
 
 
 def to_numpy(tensor: torch.Tensor) -> Floats:

@@ -1,19 +1,27 @@
 """Signals of a torch model and loss, found by one plain pass of one sample that is watched."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as global_hooks
 from torch.overrides import TorchFunctionMode
 
 from gradindex.data.names import Tree
+from gradindex.gradients import batch_loss
 from gradindex.gradients.signals import BACKWARD, BATCHED, FORWARD, Signal
 from gradindex.gradients.torch.outputs import map_tensors
 
-_READS = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+_READS = {
+    *("__bool__", "__int__", "__float__", "__index__", "__contains__", "__format__", "__array__", "__dlpack__"),
+    *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+}
+_SELECTIONS = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"}  # as long as values have it
+_SIZES = {Tensor.shape.__get__: "shape", Tensor.size: "size", Tensor.numel: "numel", Tensor.__len__: "len"}
+_DRAWS = 8  # losses that are compared with the first, where random numbers are drawn: they may agree by chance
 _CHECKS = {"isnan", "isinf", "isfinite"}  # which are alike for all samples, or an error is near
 _WEIGHTED = {"cross_entropy", "nll_loss"}  # whose mean divides by the weights
 # Forward mode looks through hooks. Double backward runs them on gradients of size zero, which a hook that clips leaves.
@@ -26,8 +34,14 @@ def of_hooks(model: nn.Module, named: Mapping[str, torch.Tensor]) -> Iterator[Si
     Raises
     ------
     ValueError
-        If a layer normalises by the statistics of the batch.
+        If a layer normalises by the statistics of the batch, or a parameter has no values.
     """
+    empty = [name for name, value in named.items() if value.is_meta]
+    if empty:
+        raise ValueError(
+            f"{_few(empty)} has no values, as it is on the device 'meta': load the model's weights "
+            "(load_state_dict(..., assign=True), or from_pretrained without device_map)."
+        )
     of_batch = [
         name
         for name, module in model.named_modules()
@@ -60,6 +74,7 @@ def of_pass(
     loss_of: Callable[[Tree], torch.Tensor],
     named: Mapping[str, torch.Tensor],
     inputs: Tree = None,
+    kept: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Signal]:
     """Yield signals of one sample's forward pass and loss.
 
@@ -73,11 +88,13 @@ def of_pass(
         The selected parameters by name.
     inputs
         The tensors that `forward` calls the model with.
+    kept
+        Puts back, at the end, the state that calls within it change.
 
     Raises
     ------
     ValueError
-        If the output depends on random numbers.
+        If the output, or the loss of the same output, depends on random numbers.
     """
     with torch.enable_grad():
         before = torch.get_rng_state()
@@ -88,8 +105,27 @@ def of_pass(
         yield from seen.signals()
         yield from _of_graph(output)
         inside = map_tensors(_leaf, output)
-        with _Watch() as seen:
+
+        def twice() -> torch.Tensor:
+            """Return the loss of the second call, with what the first one left; that may have tried forms of labels."""
+            with kept():
+                return (loss_of(inside), loss_of(inside))[1]
+
+        try:
+            second = twice()
+        except Exception as error:
+            inside = output
+            second = twice()  # or this says what is wrong with the loss
+            what = f"the loss takes derivatives, or reads how the output was computed ({' '.join(str(error).split())})"
+            yield Signal("loss reads graph", what, BATCHED)
+        before = torch.get_rng_state()
+        with kept(), _Watch() as seen:
             loss = loss_of(inside)
+        for _ in range(1 if torch.equal(before, torch.get_rng_state()) else _DRAWS):
+            with kept():
+                batch_loss.check_same(float(loss.detach()), float(loss_of(inside).detach()))
+        if not torch.allclose(loss, second, rtol=1e-4, atol=0, equal_nan=True):
+            yield Signal("loss remembers", "the loss is another one after it was called before", BATCHED)
         if seen.weighted:
             yield Signal(
                 "class weights cancel",
@@ -131,6 +167,11 @@ def _named(inputs: Tree) -> list[tuple[str, Tree]]:
     return [(str(name), part) for name, part in inputs.items()] if isinstance(inputs, Mapping) else []
 
 
+def _picks(name: str, args: Tree) -> bool:
+    """Whether a call takes the entries of a tensor where a mask holds."""
+    return name == "__getitem__" and any(tensor.dtype == torch.bool for tensor in _tensors(args[0][1:]))
+
+
 def _leaf(tensor: torch.Tensor) -> torch.Tensor:
     found = tensor.detach()
     return found.requires_grad_() if tensor.is_floating_point() or tensor.is_complex() else found
@@ -151,6 +192,7 @@ class _Watch(TorchFunctionMode):
         self._used: set[int] = set()  # by anything else
         self._of_batch: dict[int, torch.Tensor] = {}  # the tensors are kept, so that ids stay theirs
         self._of_numbers: set[int] = set()
+        self._selected: set[int] = set()  # whose size depends on values
         masks = {id(one) for name, part in _named(inputs) if name.endswith("mask") for one in _tensors(part)}
         for tensor in _tensors(inputs):
             self._know(tensor)
@@ -161,11 +203,15 @@ class _Watch(TorchFunctionMode):
         if of_numbers or tensor.is_floating_point():
             self._of_numbers.add(id(tensor))
 
-    def _follow(self, name: str, args: Tree, result: Tree) -> None:
+    def _follow(self, func: Callable[..., Tree], name: str, args: Tree, result: Tree) -> None:
         """Know the result of a call as derived from the batch, if one of the arguments is."""
         ids = {id(tensor) for tensor in _tensors(args)}
         if not ids & self._of_batch.keys():
             return
+        if ids & self._selected and func in _SIZES:
+            self.reads = self.reads or f"{_SIZES[func]} of what is selected by value"
+        if name in _SELECTIONS or (name == "where" and isinstance(result, tuple)) or _picks(name, args):
+            self._selected |= {id(tensor) for tensor in _tensors(result)}
         of_numbers = bool(ids & self._of_numbers)
         if name in _READS and of_numbers:
             self.branches = self.branches or name
@@ -183,7 +229,7 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         result = func(*args, **kwargs)
-        self._follow(name, (args, tuple(kwargs.values())), result)
+        self._follow(func, name, (args, tuple(kwargs.values())), result)
         if name in ("embedding", "embedding_bag"):
             self._look_up(args, kwargs)
         elif name != "__get__":

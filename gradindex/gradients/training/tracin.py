@@ -82,7 +82,7 @@ class TracInEngine(Engine):
         with self._borrowed():
             load_state(self._model, self._checkpoints[0].state)
             self._engine.settle(x, y)
-        self.signals = self._engine.signals
+        self.signals, self.loss_unit = self._engine.signals, self._engine.loss_unit
 
     def lower(self) -> bool:
         """Go one rung down at every checkpoint; False if all takes the loop already."""

@@ -18,7 +18,7 @@ Call = dict[str, Any]
 def linear(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
     """Rule of y = x Wᵀ + b: ∇W = Σ_t δ_t x_tᵀ, ∇b = Σ_t δ_t."""
     x, weight, bias = call["input"], call["weight"], call["bias"]
-    if x in capture.shared:
+    if x in capture.shared or x.is_complex():
         raise NoRule
     # With a weight that needs no gradient, torch multiplies a strided input (attention's) slice by slice.
     x = x.contiguous()
@@ -35,7 +35,7 @@ def linear(capture: Capture, function: Callable[..., Tensor], call: Call) -> Ten
 def addmm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
     """Rule of y = b + x W, as in Hugging Face's Conv1D, whose weight is (in, out): ∇W = Σ_t x_t δ_tᵀ."""
     bias, x, weight = call["bias"], call["input"], call["weight"]
-    if call["beta"] is not None or call["alpha"] is not None or x in capture.shared:
+    if call["beta"] is not None or call["alpha"] is not None or x in capture.shared or x.is_complex():
         raise NoRule
     fits = x.dim() == 2 and bias.dim() == 1 and len(bias) == weight.shape[1]
     output = torch_matmul.linear(x, plain(weight).t(), plain(bias)) if fits else function(plain(bias), x, plain(weight))
@@ -52,7 +52,7 @@ def addmm(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tens
 def matmul(capture: Capture, function: Callable[..., Tensor], call: Call) -> Tensor:
     """Rule of y = x W: ∇W = Σ_t x_t δ_tᵀ."""
     x, weight = call["input"], call["other"]
-    if x in capture.shared or weight.dim() != 2 or x.dim() < 2:
+    if x in capture.shared or x.is_complex() or weight.is_complex() or weight.dim() != 2 or x.dim() < 2:
         raise NoRule
     a = x.detach()
     return capture.tap(function(x, plain(weight)), {weight: lambda g, at: Outer(at.positions(a), at.positions(g))}, [a])

@@ -135,7 +135,7 @@ def multiply(capture: Capture, function: Callable[..., Tensor], call: Call) -> T
     """Rule of y = x·p, broadcast: ∇p = Σ δ·x over the axes that p lacks."""
     x, p = _operands(capture, call)
     a = x.detach()
-    return capture.tap(function(x, plain(p)), {p: lambda g, at: Direct(reduce_to(g * a, p, at))}, [a])
+    return capture.tap(function(x, plain(p)), {p: lambda g, at: Direct(reduce_to(g * a.conj(), p, at))}, [a])
 
 
 @rule("input, *sizes", Tensor.expand, Tensor.expand_as)
