@@ -29,8 +29,9 @@ def _gather(value: object, has_state: Callable[[object], bool], found: dict[int,
     if has_state(value):
         found[id(value)] = value
         return
-    if value is None or not depth or id(value) in found or isinstance(value, _NO_STATE) or hasattr(value, "dtype"):
-        return  # arrays and tensors among them
+    is_array = hasattr(value, "dtype") and hasattr(value, "shape")
+    if value is None or not depth or id(value) in found or is_array or isinstance(value, _NO_STATE):
+        return
     if isinstance(value, FunctionType):
         known = (value.__globals__.get(name) for name in _names(value.__code__))
         found.update((id(one), one) for one in known if has_state(one))
