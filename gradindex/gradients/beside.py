@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 
-import numpy as np
-
 from gradindex.data.names import LossFunction
 
 _DEPTH = 4  # of objects within objects
 _MANY = 64  # entries of a list that are looked at; a longer one is data
-_NO_STATE = (BuiltinFunctionType, CodeType, ModuleType, type, str, bytes, int, float, np.ndarray, np.generic)
+_NO_STATE = (BuiltinFunctionType, CodeType, ModuleType, type, str, bytes, int, float)
 
 
 def of_loss(loss_fn: LossFunction, has_state: Callable[[object], bool]) -> list[object]:
@@ -31,7 +29,8 @@ def _gather(value: object, has_state: Callable[[object], bool], found: dict[int,
     if has_state(value):
         found[id(value)] = value
         return
-    if value is None or not depth or id(value) in found or isinstance(value, _NO_STATE):
+    is_array = hasattr(value, "dtype") and hasattr(value, "shape")
+    if value is None or not depth or id(value) in found or is_array or isinstance(value, _NO_STATE):
         return
     if isinstance(value, FunctionType):
         known = (value.__globals__.get(name) for name in _names(value.__code__))
