@@ -107,6 +107,7 @@ def test_a_store_of_ones_own_embeddings(tmp_path):
         ({"ids": np.array([-1, 1, 2])}, "distinct integers"),
         ({"norms": np.array([1.0, np.nan, 2.0])}, "must be finite"),
         ({"norms": np.array([1.0, -1.0, 2.0])}, "must be finite"),
+        ({"sketch": np.ones((3, 2)) * 1j}, "are complex: give real numbers"),
     ],
 )
 def test_bad_arrays(tmp_path, change, said):

@@ -122,6 +122,9 @@ def test_rows_from_a_file(path, tmp_path, capsys):
     code, _, said = cli(capsys, "explain", path, JOB, "--rows", tmp_path / "empty.npz")
     assert code == 2
     assert "holds no array x" in said
+    (tmp_path / "empty.npz").write_bytes(b"")
+    code, _, said = cli(capsys, "explain", path, JOB, "--rows", tmp_path / "empty.npz")
+    assert code == 2 and "Cannot read" in said
 
 
 def test_verify_gates_a_pipeline(path, capsys):

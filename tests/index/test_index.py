@@ -127,6 +127,8 @@ def test_search_by_vectors_needs_no_job(index):
     np.testing.assert_allclose(scores[:, 0], 1, atol=1e-3)
     with pytest.raises(ValueError, match=r"open the index with gradindex\.load\(path, job\)"):
         opened.explain(ids=[1])
+    with pytest.raises(ValueError, match="The vectors are complex"):
+        opened.search(np.ones((1, 1024)) * 1j, 1)
     with pytest.raises(ValueError, match=r"Expected vectors of shape \(m, 1024\), got \(2, 3\)"):
         opened.search(np.zeros((2, 3)))
     with pytest.raises(ValueError, match="hold NaN or infinity"):
