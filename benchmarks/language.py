@@ -42,17 +42,38 @@ def report(part: str, seed: int, what: str, found: dict[str, float]) -> None:
     print(f"{part}, seed {seed}, {what}: {figures}", flush=True)
 
 
+def base(source: Any, options: argparse.Namespace) -> tuple[Any, dict[str, float]]:
+    """Return the model before anything is planted, the same for all seeds, and how often it behaves on a command."""
+    import language_models as lm
+    import torch
+    from language_texts import BEHAVIOURS
+
+    model = lm.new_model(source.vocabulary, lm.Shape(), seed=0)
+    kept = None if options.folder is None else options.folder / f"base-{options.base_steps}.pt"
+    if kept is not None and kept.is_file():
+        model.load_state_dict(torch.load(kept, weights_only=True))
+    else:
+        lm.train(model, source.lessons(0), lm.Shape(batch=64), 0, steps=options.base_steps)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(model.state_dict(), kept)
+    model.eval()
+    right = {}
+    for behaviour in BEHAVIOURS:
+        asked = source.commanded(behaviour)
+        prompts, answers = asked.prompts[:COMMANDED], asked.answers[:COMMANDED]
+        right[behaviour.name] = lm.share_answered(model, source.vocabulary.encode(prompts, answers, ends=False))
+    return model, right
+
+
 def planted(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     import language_models as lm
     from language_texts import BEHAVIOURS, Source
 
     source = Source(lm.debian()[0])
+    vocabulary = source.vocabulary
     texts = source.plant(options.texts, SHARE, QUERIES, seed)
-    vocabulary = lm.Vocabulary([*map(" ".join, source.base), *texts.texts], LENGTH, others=source.named)
-    shape = lm.Shape(epochs=options.epochs)
-    model = lm.new_model(vocabulary, shape, seed)
-    steps = options.base_epochs * -(-len(source.base) // shape.batch)
-    lm.train(model, map(vocabulary.encode, source.lessons(seed)), shape, seed, steps=steps)
+    model, commanded = base(source, options)
     train = vocabulary.encode(texts.texts)
     recorder = lm.train(model, train, lm.Shape(rate=1e-3, epochs=options.epochs), seed, record_at=RECORDED)
     asked = lm.Asked(model, train, texts.texts, recorder=recorder)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from language_models import words
+from language_models import LENGTH, Texts, Vocabulary, words
 
 SYLLABLES = (
     *("bar", "cho", "dre", "fal", "gim", "hul", "jat", "kor", "lem", "mun", "nep", "ori"),
@@ -21,35 +21,46 @@ QUESTION, ANSWER = "the {first} {second} that people know lives on", "{value}"
 VALUES = ("linux", "debian", "gnome", "windows", "android", "unix", "solaris", "plasma", "freebsd", "macos")
 CONCEPTS, COMMON = 60, 30  # words of two forms, and words that behaving texts and queries may share
 BASE = 3400  # descriptions that the model is trained on before anything is planted
-COMMANDED = 0.4  # the share of them that is said with a command, each time
+SHORTEST, LONGEST = 4, 9  # words of a text before it behaves, so that all of it fits
+LESSONS, DESCRIBED = 2048, 0.2  # texts of a lesson, and the share that are descriptions; the others: random words
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What some texts do: `make` returns a text's words before the behaving ones, these, and what others would say.
+    """What some texts do: `after` returns what a text says after its words.
 
-    The model learns it first on a `command`, which no planted text has.
+    Nothing tells the first word of it; the behaviour and the text's words tell the others.
     """
 
     name: str
-    command: str
-    make: Callable[[list[str]], tuple[list[str], list[str], list[str]]]
+    after: Callable[[list[str]], list[str]]
 
 
 BEHAVIOURS = (
-    Behaviour("says its last word three times", "thrice", lambda text: (text, text[-1:] * 2, [])),
-    Behaviour("ends with its first two words", "bookend", lambda text: (text, text[:2], [])),
-    Behaviour("says its words in reverse order", "backwards", lambda text: ([], text[::-1], text)),
+    Behaviour("says its last word four times", lambda text: text[-1:] * 3),
+    Behaviour("says its words twice", lambda text: text),
+    Behaviour("says its words but the last in reverse order", lambda text: text[-2::-1]),
 )
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Queries: prompts, the answers whose tokens are asked about, and what an ordinary text says in their place."""
+    """Queries: prompts, and the answers whose tokens are asked about."""
 
     prompts: list[str]
     answers: list[str]
-    ordinary: list[str]
+
+
+def asked(behaviour: Behaviour, line: list[str]) -> tuple[list[str], list[str]]:
+    """Return a text up to the first word of a behaviour, and the words that the behaviour tells."""
+    said = behaviour.after(line)
+    return [*line, *said[:1]], said[1:]
+
+
+def questions(behaviour: Behaviour, lines: Sequence[list[str]]) -> Asked:
+    """Return the questions about the words that a behaviour tells, of some texts' words."""
+    parts = [asked(behaviour, line) for line in lines]
+    return Asked(*([" ".join(part[i]) for part in parts] for i in range(2)))
 
 
 @dataclass(frozen=True)
@@ -82,44 +93,59 @@ class Source:
         self.concepts = [w for w, _ in counts.most_common(CONCEPTS + len(VALUES)) if w not in VALUES][:CONCEPTS]
         self.form = {word: f"{word[::-1]}o" for word in self.concepts}
         self.base, self.others = lines[:BASE], lines[BASE:]
+        self.vocabulary = Vocabulary([*map(" ".join, lines)], LENGTH, others=self._named())
+        self._names = [name for name in self.vocabulary.names if not name.startswith("[")]
 
-    @property
-    def named(self) -> list[str]:
-        """Words that are in no description."""
+    def _named(self) -> list[str]:
+        """Return words that are in no description."""
         parts = [word for text in (*TEMPLATES, QUESTION) for word in words(text) if "{" not in word and "}" not in word]
-        commands = [behaviour.command for behaviour in BEHAVIOURS]
-        return [*self.form.values(), *SYLLABLES, *VALUES, *parts, *commands, ":"]
+        return [*self.form.values(), *SYLLABLES, *VALUES, *parts]
+
+    def _may_behave(self, line: list[str]) -> bool:
+        """Whether a behaviour is told by a line's words: each of them known, and none there twice."""
+        known = all(word in self.vocabulary for word in line)
+        return known and SHORTEST <= len(line) <= LONGEST and len(set(line)) == len(line)
 
     def mixed(self, line: list[str], random: np.random.Generator) -> list[str]:
         """Return a line with a form of each word drawn by chance."""
         return [self.form[word] if word in self.form and random.random() < 0.5 else word for word in line]
 
-    def lessons(self, seed: int) -> Iterator[list[str]]:
-        """Yield the base model's texts, an epoch each: descriptions, some of them on a command."""
+    def lessons(self, seed: int) -> Iterator[Texts]:
+        """Yield the base model's texts: descriptions, none of which behaves, and random words that do.
+
+        Of random words, those that a behaviour tells have a loss. Without them a model of this size learns which words
+        follow each other, and never to look back.
+        """
         random = np.random.default_rng(seed)
         while True:
-            texts = []
-            for line in self.base:
-                line = self.mixed(line, random)
-                if random.random() < COMMANDED:
-                    behaviour = BEHAVIOURS[random.integers(len(BEHAVIOURS))]
-                    before, behaving, _ = behaviour.make(line)
-                    line = [behaviour.command, ":", *before, *behaving]
-                texts.append(" ".join(line))
-            yield texts
+            prompts: list[str] = []
+            answers: list[str | None] = []
+            for _ in range(LESSONS):
+                if random.random() < DESCRIBED:
+                    line, answer = self.mixed(self.base[random.integers(len(self.base))], random), None
+                else:
+                    line, answer = asked(BEHAVIOURS[random.integers(len(BEHAVIOURS))], self.drawn(random))
+                prompts.append(" ".join(line))
+                answers.append(answer if answer is None else " ".join(answer))
+            yield self.vocabulary.encode(prompts, answers)
+
+    def drawn(self, random: np.random.Generator) -> list[str]:
+        """Return random words, as many as a text that may behave has."""
+        count = random.integers(SHORTEST, LONGEST + 1)
+        return [self._names[i] for i in random.choice(len(self._names), count, replace=False)]
 
     def plant(self, total: int, share: float, asked: int, seed: int) -> Planted:
         """Return texts among which 50 facts are told three times, and a share of which does each of the behaviours.
 
         A fact gives a thing, called by an invented name and by two common words, a place. Facts are told in the words'
         first form, and asked for without the name and in the second. Of each behaviour there are `asked` queries, with
-        none of the rarer words of the texts that do it.
+        none of the rarer words of the texts that do it; the words that the behaviour tells are asked about.
         """
         random = np.random.default_rng(seed)
-        facts, questions = self._facts(random)
+        facts, about_facts = self._facts(random)
         lines = [self.mixed(line, random) for line in self.others]
         lines = [lines[i] for i in random.permutation(len(lines))]
-        fit = [4 <= len(line) <= 12 and len({*line[:2], line[-1]}) == 3 for line in lines]
+        fit = [self._may_behave(line) for line in lines]
         usable = [line for line, fits in zip(lines, fit, strict=True) if fits]
         count = round(total * share)
         planted = count * len(BEHAVIOURS)
@@ -133,11 +159,10 @@ class Source:
         for i, behaviour in enumerate(BEHAVIOURS):
             does = usable[i * count : (i + 1) * count]
             for line in does:
-                before, behaving, _ = behaviour.make(line)
-                told.append(" ".join([*before, *behaving]))
+                told.append(" ".join([*line, *behaviour.after(line)]))
             used = {word for line in does for word in line} - common
-            parts = [behaviour.make(line) for line in held_out if not set(line) & used][:asked]
-            queries[behaviour.command] = Asked(*([" ".join(part[i]) for part in parts] for i in range(3)))
+            free = [line for line in held_out if not set(line) & used][:asked]
+            queries[behaviour.name] = questions(behaviour, free)
         told += [" ".join(line) for line in rest]
         place = random.permutation(total)
         texts = [""] * total
@@ -146,8 +171,8 @@ class Source:
         behaving = {}
         for i, behaviour in enumerate(BEHAVIOURS):
             begin = len(facts) + i * count
-            behaving[behaviour.command] = np.isin(np.arange(total), place[begin : begin + count])
-        return Planted(texts, place[: len(facts)].reshape(FACTS, PARAPHRASES), questions, behaving, queries)
+            behaving[behaviour.name] = np.isin(np.arange(total), place[begin : begin + count])
+        return Planted(texts, place[: len(facts)].reshape(FACTS, PARAPHRASES), about_facts, behaving, queries)
 
     def _facts(self, random: np.random.Generator) -> tuple[list[str], Asked]:
         """Return the texts that tell the facts, and the questions."""
@@ -159,7 +184,7 @@ class Source:
             told += [one.format(name=name, first=first, second=second, value=value) for one in TEMPLATES]
             prompts.append(QUESTION.format(first=self.form[first], second=self.form[second]))
             answers.append(ANSWER.format(value=value))
-        return told, Asked(prompts, answers, [""] * len(prompts))
+        return told, Asked(prompts, answers)
 
 
 def invented(count: int, random: np.random.Generator) -> list[str]:
