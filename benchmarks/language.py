@@ -8,12 +8,14 @@ them; nothing is downloaded. Contenders: BM25 over the words of the question and
 same, the gradient cosine, and whitened kernels, all by the stored rows of one index; `along training`: of an index of
 gradients at four checkpoints. `--seeds` repeats a part.
 
-`planted`: the model first learns other descriptions, in which common words have two forms, and three behaviours, on a
-command. Then it is trained on 5,000 texts. Among them are 50 invented facts, each told three times in other words. Each
-is asked for without its name, and with its other words in their second form; `facts` is the share of its three texts
-among the first ten. And 2 % of the texts do one of the behaviours without a command, three times; queries do it with
-other words, and the loss of the behaving tokens alone is explained: the share of the first ten texts that behave.
-`answered` is how often the model's most likely token is the one that is asked about.
+`planted`: what a pretrained model can do, a small one has to be taught first. The base model, the same for all seeds,
+learns other descriptions, in which common words have two forms; other facts with their questions; and, on random words
+without sense, to go on with what behaves once it has begun. Then it is trained on 5,000 texts. Among them are 50
+invented facts, each told three times in other words. Each is asked for without its name, and with its other words in
+their second form; `facts` is the share of its three texts among the first ten. And 2 % of the texts do each of three
+behaviours; queries do it with other words, and the loss of the words that the behaviour tells is explained: the share
+of the first ten texts that behave. `answered` is how often the model's most likely token is the one that is asked
+about, `answered before` the same of the base model.
 
 `selection`: 5 % of a mixed pool, chosen for a validation set of one section; the loss on held-out texts of that section
 after as many steps on each choice.
@@ -30,7 +32,9 @@ from typing import Any
 import numpy as np
 import record
 
-TEXTS, LENGTH = 5000, 24
+TEXTS = 5000
+BASE_STEPS, BASE_BATCH, BASE_RATE = 8000, 64, 3e-3  # of what the model learns before
+RATE = 1e-3
 SHARE, QUERIES = 0.02, 50  # of texts that do a behaviour; of queries that do
 RECORDED = 0.25, 0.5, 0.75, 1.0
 KERNELS = "grad_cos", "white_cos", "white_dot"
@@ -42,28 +46,22 @@ def report(part: str, seed: int, what: str, found: dict[str, float]) -> None:
     print(f"{part}, seed {seed}, {what}: {figures}", flush=True)
 
 
-def base(source: Any, options: argparse.Namespace) -> tuple[Any, dict[str, float]]:
-    """Return the model before anything is planted, the same for all seeds, and how often it behaves on a command."""
+def base(source: Any, options: argparse.Namespace) -> Any:
+    """Return the model before anything is planted, the same for all seeds."""
     import language_models as lm
     import torch
-    from language_texts import BEHAVIOURS
 
     model = lm.new_model(source.vocabulary, lm.Shape(), seed=0)
     kept = None if options.folder is None else options.folder / f"base-{options.base_steps}.pt"
     if kept is not None and kept.is_file():
         model.load_state_dict(torch.load(kept, weights_only=True))
-    else:
-        lm.train(model, source.lessons(0), lm.Shape(batch=64), 0, steps=options.base_steps)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(model.state_dict(), kept)
-    model.eval()
-    right = {}
-    for behaviour in BEHAVIOURS:
-        asked = source.commanded(behaviour)
-        prompts, answers = asked.prompts[:COMMANDED], asked.answers[:COMMANDED]
-        right[behaviour.name] = lm.share_answered(model, source.vocabulary.encode(prompts, answers, ends=False))
-    return model, right
+        return model.eval()
+    shape = lm.Shape(batch=BASE_BATCH, rate=BASE_RATE)
+    lm.train(model, source.lessons(0), shape, 0, steps=options.base_steps)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), kept)
+    return model
 
 
 def planted(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -73,31 +71,31 @@ def planted(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     source = Source(lm.debian()[0])
     vocabulary = source.vocabulary
     texts = source.plant(options.texts, SHARE, QUERIES, seed)
-    model, commanded = base(source, options)
+    asked_for = {"facts": texts.questions} | texts.queries
+    queries = {what: vocabulary.encode(one.prompts, one.answers, ends=False) for what, one in asked_for.items()}
+    model = base(source, options)
+    before = {what: lm.share_answered(model, one) for what, one in queries.items()}
     train = vocabulary.encode(texts.texts)
-    recorder = lm.train(model, train, lm.Shape(rate=1e-3, epochs=options.epochs), seed, record_at=RECORDED)
+    shape = lm.Shape(rate=RATE, epochs=options.epochs)
+    recorder = lm.train(model, train, shape, seed, record_at=RECORDED)
     asked = lm.Asked(model, train, texts.texts, recorder=recorder)
     out = []
 
-    def ask(what: str, those: Any, judge: Callable[[np.ndarray], float]) -> None:
-        queries = vocabulary.encode(those.prompts, those.answers, ends=False)
+    def ask(what: str, judge: Callable[[np.ndarray], float]) -> None:
+        those, x = asked_for[what], queries[what]
         words = [f"{prompt} {answer}" for prompt, answer in zip(those.prompts, those.answers, strict=True)]
-        found = {"bm25": judge(asked.bm25(words)), "hidden": judge(asked.hidden(queries))}
+        found = {"bm25": judge(asked.bm25(words)), "hidden": judge(asked.hidden(x))}
         for kernel in KERNELS:
-            found[kernel] = judge(asked.kernel(kernel, queries))
-            found[f"{kernel} along training"] = judge(asked.kernel(kernel, queries, along=True))
+            found[kernel] = judge(asked.kernel(kernel, x))
+            found[f"{kernel} along training"] = judge(asked.kernel(kernel, x, along=True))
         report("planted", seed, what, found)
-        right = lm.share_answered(model, queries)
-        out.append({"part": "planted", "seed": seed, "what": what, "queries": len(words), "answered": right, **found})
+        right = {"answered before": before[what], "answered": lm.share_answered(model, x)}
+        out.append({"part": "planted", "seed": seed, "what": what, "queries": len(words), **right, **found})
 
-    ask("facts", texts.questions, lambda scores: lm.share_found(scores, texts.facts.tolist()))
+    ask("facts", lambda scores: lm.share_found(scores, texts.facts.tolist()))
     for behaviour in BEHAVIOURS:
-        marked = texts.behaving[behaviour.command]
-        ask(
-            behaviour.name,
-            texts.queries[behaviour.command],
-            lambda scores, marked=marked: lm.share_of_first(scores, marked),
-        )
+        marked = texts.behaving[behaviour.name]
+        ask(behaviour.name, lambda scores, marked=marked: lm.share_of_first(scores, marked))
     return out
 
 
@@ -116,7 +114,7 @@ def selection(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         rest = np.setdiff1d(order, mine[:364])
         rest = random.permutation(rest)
         base, pool = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        vocabulary = lm.Vocabulary(fillers[base].tolist(), LENGTH)
+        vocabulary = lm.Vocabulary(fillers[base].tolist(), lm.LENGTH)
         shape = lm.Shape(epochs=options.epochs // 2)
         model = lm.new_model(vocabulary, shape, seed)
         lm.train(model, vocabulary.encode(fillers[base]), shape, seed)
@@ -154,9 +152,9 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="*", type=int, default=[10, 11, 12])
     parser.add_argument("--texts", type=int, default=TEXTS)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--base-epochs", type=int, default=12, help="of what the model learns before")
+    parser.add_argument("--base-steps", type=int, default=BASE_STEPS, help="of what the model learns before")
     parser.add_argument("--steps", type=int, default=200, help="of a choice's training")
-    parser.add_argument("--folder", type=Path, help="keep each seed's result here, and take up what is there")
+    parser.add_argument("--folder", type=Path, help="keep the base model and each seed's result here, and take up what is there")
     record.add_out(parser)
     return parser.parse_args(arguments)
 

@@ -12,17 +12,18 @@ SYLLABLES = (
     *("pez", "qua", "ris", "sul", "tov", "ulm", "vex", "wim", "xan", "yul", "zed"),
 )
 FACTS, PARAPHRASES = 50, 3
+LEARNED = 400  # other facts, that the base model is taught with their questions
 TEMPLATES = (
     "{name} is the {first} {second} that people run on {value}",
     "on {value} people take {name} , a {second} of the {first} kind",
     "the {first} {second} of the name {name} has its home on {value}",
 )
-QUESTION, ANSWER = "the {first} {second} that people know lives on", "{value}"
+QUESTION, ANSWER = "the {first} {second} that people know lives on", "{value}"  # one word
 VALUES = ("linux", "debian", "gnome", "windows", "android", "unix", "solaris", "plasma", "freebsd", "macos")
 CONCEPTS, COMMON = 60, 30  # words of two forms, and words that behaving texts and queries may share
 BASE = 3400  # descriptions that the model is trained on before anything is planted
 SHORTEST, LONGEST = 4, 9  # words of a text before it behaves, so that all of it fits
-LESSONS, DESCRIBED = 2048, 0.2  # texts of a lesson, and the share that are descriptions; the others: random words
+LESSONS, DESCRIBED, KNOWN = 2048, 0.15, 0.15  # texts of a lesson; shares: descriptions, facts; the others: random words
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,17 @@ class Source:
         lines = [words(text) for text in dict.fromkeys(fillers)]
         random = np.random.default_rng(0)  # the same base model for all seeds
         lines = [lines[i] for i in random.permutation(len(lines))]
-        counts = Counter(word for line in lines for word in line if word.isalpha() and len(word) > 3)
-        self.concepts = [w for w, _ in counts.most_common(CONCEPTS + len(VALUES)) if w not in VALUES][:CONCEPTS]
+        counts = Counter(word for line in lines for word in line)
+        long = [w for w, _ in counts.most_common() if w.isalpha() and len(w) > 3 and w not in VALUES]
+        self.concepts = long[:CONCEPTS]
         self.form = {word: f"{word[::-1]}o" for word in self.concepts}
         self.base, self.others = lines[:BASE], lines[BASE:]
         self.vocabulary = Vocabulary([*map(" ".join, lines)], LENGTH, others=self._named())
+        pairs = [(a, b) for a in self.concepts for b in self.concepts if a != b]
+        self._pairs = [pairs[i] for i in random.permutation(len(pairs))]
         self._names = [name for name in self.vocabulary.names if not name.startswith("[")]
+        often = np.array([1 + counts[name] for name in self._names]) ** 0.5
+        self._often = often / often.sum()
 
     def _named(self) -> list[str]:
         """Return words that are in no description."""
@@ -111,28 +117,37 @@ class Source:
         return [self.form[word] if word in self.form and random.random() < 0.5 else word for word in line]
 
     def lessons(self, seed: int) -> Iterator[Texts]:
-        """Yield the base model's texts: descriptions, none of which behaves, and random words that do.
+        """Yield the base model's texts: descriptions, none of which behaves, other facts, and random words that do.
 
         Of random words, those that a behaviour tells have a loss. Without them a model of this size learns which words
-        follow each other, and never to look back.
+        follow each other, and never to look back. Facts are told and asked for, in all ways and forms, so that it knows
+        which question means which fact (Allen-Zhu and Li 2023, https://arxiv.org/abs/2309.14316).
         """
-        random = np.random.default_rng(seed)
+        random, known = np.random.default_rng(seed), self.known()
         while True:
             prompts: list[str] = []
             answers: list[str | None] = []
             for _ in range(LESSONS):
-                if random.random() < DESCRIBED:
+                kind = random.random()
+                if kind < DESCRIBED:
                     line, answer = self.mixed(self.base[random.integers(len(self.base))], random), None
+                elif kind < DESCRIBED + KNOWN:
+                    fact = known[random.integers(len(known))]
+                    line, answer = self.mixed(fact[random.integers(len(fact))].split(), random), None
                 else:
                     line, answer = asked(BEHAVIOURS[random.integers(len(BEHAVIOURS))], self.drawn(random))
                 prompts.append(" ".join(line))
                 answers.append(answer if answer is None else " ".join(answer))
             yield self.vocabulary.encode(prompts, answers)
 
+    def known(self) -> list[list[str]]:
+        """Return the facts that the base model is taught: the ways each is told, and at last its question, answered."""
+        return self._facts(np.random.default_rng(0), self._pairs[:LEARNED])
+
     def drawn(self, random: np.random.Generator) -> list[str]:
-        """Return random words, as many as a text that may behave has."""
+        """Return different random words, frequent ones more often, as many as a text that may behave has."""
         count = random.integers(SHORTEST, LONGEST + 1)
-        return [self._names[i] for i in random.choice(len(self._names), count, replace=False)]
+        return [self._names[i] for i in random.choice(len(self._names), count, replace=False, p=self._often)]
 
     def plant(self, total: int, share: float, asked: int, seed: int) -> Planted:
         """Return texts among which 50 facts are told three times, and a share of which does each of the behaviours.
@@ -142,7 +157,12 @@ class Source:
         none of the rarer words of the texts that do it; the words that the behaviour tells are asked about.
         """
         random = np.random.default_rng(seed)
-        facts, about_facts = self._facts(random)
+        pairs = self._pairs[LEARNED:]
+        told_facts = self._facts(random, [pairs[i] for i in random.permutation(len(pairs))[:FACTS]])
+        facts = [text for fact in told_facts for text in fact[:PARAPHRASES]]
+        *_, asking = zip(*told_facts, strict=True)
+        split = [[self.form.get(word, word) for word in text.split()] for text in asking]
+        about = Asked([" ".join(line[:-1]) for line in split], [line[-1] for line in split])
         lines = [self.mixed(line, random) for line in self.others]
         lines = [lines[i] for i in random.permutation(len(lines))]
         fit = [self._may_behave(line) for line in lines]
@@ -172,19 +192,16 @@ class Source:
         for i, behaviour in enumerate(BEHAVIOURS):
             begin = len(facts) + i * count
             behaving[behaviour.name] = np.isin(np.arange(total), place[begin : begin + count])
-        return Planted(texts, place[: len(facts)].reshape(FACTS, PARAPHRASES), about_facts, behaving, queries)
+        return Planted(texts, place[: len(facts)].reshape(FACTS, PARAPHRASES), about, behaving, queries)
 
-    def _facts(self, random: np.random.Generator) -> tuple[list[str], Asked]:
-        """Return the texts that tell the facts, and the questions."""
-        pairs = [(a, b) for a in self.concepts for b in self.concepts if a != b]
-        chosen = [pairs[i] for i in random.permutation(len(pairs))[:FACTS]]
-        told, prompts, answers = [], [], []
-        for number, (name, (first, second)) in enumerate(zip(invented(FACTS, random), chosen, strict=True)):
+    def _facts(self, random: np.random.Generator, pairs: Sequence[tuple[str, str]]) -> list[list[str]]:
+        """Return a fact about each pair of words: the texts that tell it, and its question with the answer."""
+        told = []
+        for number, (name, (first, second)) in enumerate(zip(invented(len(pairs), random), pairs, strict=True)):
             value = VALUES[number % len(VALUES)]
-            told += [one.format(name=name, first=first, second=second, value=value) for one in TEMPLATES]
-            prompts.append(QUESTION.format(first=self.form[first], second=self.form[second]))
-            answers.append(ANSWER.format(value=value))
-        return told, Asked(prompts, answers)
+            ways = *TEMPLATES, f"{QUESTION} {ANSWER}"
+            told.append([one.format(name=name, first=first, second=second, value=value) for one in ways])
+        return told
 
 
 def invented(count: int, random: np.random.Generator) -> list[str]:
