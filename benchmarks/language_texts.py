@@ -12,7 +12,7 @@ SYLLABLES = (
     *("pez", "qua", "ris", "sul", "tov", "ulm", "vex", "wim", "xan", "yul", "zed"),
 )
 FACTS, PARAPHRASES = 50, 3
-LEARNED = 400  # other facts, that the base model is taught with their questions
+LEARNED = 100  # other facts, that the base model is taught with their questions
 TEMPLATES = (
     "{name} is the {first} {second} that people run on {value}",
     "on {value} people take {name} , a {second} of the {first} kind",
@@ -23,7 +23,7 @@ VALUES = ("linux", "debian", "gnome", "windows", "android", "unix", "solaris", "
 CONCEPTS, COMMON = 60, 30  # words of two forms, and words that behaving texts and queries may share
 BASE = 3400  # descriptions that the model is trained on before anything is planted
 SHORTEST, LONGEST = 4, 9  # words of a text before it behaves, so that all of it fits
-LESSONS, DESCRIBED, KNOWN = 2048, 0.15, 0.15  # texts of a lesson; shares: descriptions, facts; the others: random words
+LESSONS, DESCRIBED, KNOWN = 2048, 0.1, 0.1  # texts of a lesson; shares: descriptions, facts; the others: random words
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,6 @@ class Source:
         pairs = [(a, b) for a in self.concepts for b in self.concepts if a != b]
         self._pairs = [pairs[i] for i in random.permutation(len(pairs))]
         self._names = [name for name in self.vocabulary.names if not name.startswith("[")]
-        often = np.array([1 + counts[name] for name in self._names]) ** 0.5
-        self._often = often / often.sum()
 
     def _named(self) -> list[str]:
         """Return words that are in no description."""
@@ -135,7 +133,8 @@ class Source:
                     fact = known[random.integers(len(known))]
                     line, answer = self.mixed(fact[random.integers(len(fact))].split(), random), None
                 else:
-                    line, answer = asked(BEHAVIOURS[random.integers(len(BEHAVIOURS))], self.drawn(random))
+                    behaviour = BEHAVIOURS[random.integers(len(BEHAVIOURS))]
+                    line, answer = asked(behaviour, self.drawn(random))
                 prompts.append(" ".join(line))
                 answers.append(answer if answer is None else " ".join(answer))
             yield self.vocabulary.encode(prompts, answers)
@@ -145,9 +144,9 @@ class Source:
         return self._facts(np.random.default_rng(0), self._pairs[:LEARNED])
 
     def drawn(self, random: np.random.Generator) -> list[str]:
-        """Return different random words, frequent ones more often, as many as a text that may behave has."""
+        """Return different random words, as many as a text that may behave has."""
         count = random.integers(SHORTEST, LONGEST + 1)
-        return [self._names[i] for i in random.choice(len(self._names), count, replace=False, p=self._often)]
+        return [self._names[i] for i in random.choice(len(self._names), count, replace=False)]
 
     def plant(self, total: int, share: float, asked: int, seed: int) -> Planted:
         """Return texts among which 50 facts are told three times, and a share of which does each of the behaviours.
