@@ -18,7 +18,8 @@ of the first ten texts that behave. `answered` is how often the model's most lik
 about, `answered before` the same of the base model.
 
 `selection`: 5 % of a mixed pool, chosen for a validation set of one section; the loss on held-out texts of that section
-after as many steps on each choice.
+after as many steps on each choice. `below …`: by how much it is lower than the better of random and BM25, and than that
+of training on the whole pool.
 """
 
 import argparse
@@ -33,12 +34,13 @@ import numpy as np
 import record
 
 TEXTS = 5000
-BASE_STEPS, BASE_BATCH, BASE_RATE = 8000, 64, 3e-3  # of what the model learns before
+BASE_STEPS, BASE_BATCH, BASE_RATE = 7000, 64, 3e-3  # of what the model learns before
 RATE = 1e-3
 SHARE, QUERIES = 0.02, 50  # of texts that do a behaviour; of queries that do
 RECORDED = 0.25, 0.5, 0.75, 1.0
 KERNELS = "grad_cos", "white_cos", "white_dot"
 TOPICS = "games", "science"
+HEAD = "part", "seed", "what"
 
 
 def report(part: str, seed: int, what: str, found: dict[str, float]) -> None:
@@ -143,6 +145,33 @@ def selection(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     return out
 
 
+def compared(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a selection with how far each choice's loss is below that of the better of random and BM25."""
+    if "loss" not in row:
+        return row
+    loss = row["loss"]
+    return row | {
+        "below random and bm25": {name: min(loss["random"], loss["bm25"]) - one for name, one in loss.items()},
+        "below all": {name: loss["all"] - one for name, one in loss.items()},
+    }
+
+
+def mean_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each question of each part, with the means of its figures over the seeds."""
+    found = []
+    for part, what in dict.fromkeys((row["part"], row["what"]) for row in rows):
+        some = [row for row in rows if (row["part"], row["what"]) == (part, what)]
+        figures = _mean([{key: value for key, value in row.items() if key not in HEAD} for row in some])
+        found.append({"part": part, "seed": "mean", "what": what, "seeds": len(some), **figures})
+    return found
+
+
+def _mean(some: list[Any]) -> Any:
+    if isinstance(some[0], dict):
+        return {key: _mean([one[key] for one in some]) for key in some[0]}
+    return float(np.mean(some))
+
+
 PARTS = {"planted": planted, "selection": selection}
 
 
@@ -154,7 +183,9 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--base-steps", type=int, default=BASE_STEPS, help="of what the model learns before")
     parser.add_argument("--steps", type=int, default=200, help="of a choice's training")
-    parser.add_argument("--folder", type=Path, help="keep the base model and each seed's result here, and take up what is there")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the base model and each seed's result here, and take up what is there"
+    )
     record.add_out(parser)
     return parser.parse_args(arguments)
 
@@ -180,8 +211,9 @@ def main(arguments: list[str] | None = None) -> None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_text(json.dumps(found), encoding="utf-8")
             rows += found
+    rows = [compared(row) for row in rows]
     if options.out:
-        record.write(options.out, rows)
+        record.write(options.out, rows + mean_rows(rows))
 
 
 if __name__ == "__main__":

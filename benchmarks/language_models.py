@@ -87,9 +87,7 @@ class Vocabulary:
             found += [self._number[part] for part in parts] if known else [UNKNOWN]
         return found
 
-    def encode(
-        self, prompts: Sequence[str], answers: Sequence[str | None] | None = None, ends: bool = True
-    ) -> Texts:
+    def encode(self, prompts: Sequence[str], answers: Sequence[str | None] | None = None, ends: bool = True) -> Texts:
         """Return texts, or prompts with answers, whose tokens alone have labels; `ends`: whether the end has one.
 
         An answer of None: the prompt's tokens have labels.

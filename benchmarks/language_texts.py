@@ -99,6 +99,8 @@ class Source:
         pairs = [(a, b) for a in self.concepts for b in self.concepts if a != b]
         self._pairs = [pairs[i] for i in random.permutation(len(pairs))]
         self._names = [name for name in self.vocabulary.names if not name.startswith("[")]
+        often = np.array([1 + counts[name] for name in self._names]) ** 0.5
+        self._often = often / often.sum()
 
     def _named(self) -> list[str]:
         """Return words that are in no description."""
@@ -144,9 +146,9 @@ class Source:
         return self._facts(np.random.default_rng(0), self._pairs[:LEARNED])
 
     def drawn(self, random: np.random.Generator) -> list[str]:
-        """Return different random words, as many as a text that may behave has."""
+        """Return different random words, frequent ones more often, as many as a text that may behave has."""
         count = random.integers(SHORTEST, LONGEST + 1)
-        return [self._names[i] for i in random.choice(len(self._names), count, replace=False)]
+        return [self._names[i] for i in random.choice(len(self._names), count, replace=False, p=self._often)]
 
     def plant(self, total: int, share: float, asked: int, seed: int) -> Planted:
         """Return texts among which 50 facts are told three times, and a share of which does each of the behaviours.

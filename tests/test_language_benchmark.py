@@ -11,8 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 pytest.importorskip("transformers")
 
-import language_models as lm  # noqa: E402
-import language_texts as lt  # noqa: E402
+import language
+import language_models as lm
+import language_texts as lt
 
 LINE = ["one", "two", "three", "four"]
 
@@ -111,3 +112,16 @@ def test_training_lowers_the_loss_of_the_words_asked_for():
     lm.train(model, texts, lm.Shape(batch=2, rate=1e-2), 0, steps=100)
     assert lm.share_answered(model, texts) == 1 > before[0]
     assert lm.mean_loss(model, texts) < 0.3 < before[1]
+
+
+def test_seeds_are_averaged_and_choices_compared():
+    losses = [
+        {"random": 3.0, "bm25": 2.5, "all": 2.0, "grad_cos": 2.25},
+        {"random": 2.0, "bm25": 3, "all": 2, "grad_cos": 1},
+    ]
+    rows = [{"part": "selection", "seed": i, "what": "games", "loss": loss} for i, loss in enumerate(losses)]
+    (mean,) = language.mean_rows([language.compared(row) for row in rows])
+    assert (mean["seed"], mean["seeds"]) == ("mean", 2)
+    assert mean["loss"]["random"] == 2.5
+    assert mean["below random and bm25"]["grad_cos"] == pytest.approx((0.25 + 1) / 2)
+    assert mean["below all"]["grad_cos"] == pytest.approx((-0.25 + 1) / 2)
