@@ -1,5 +1,6 @@
 """Language models: do gradients find the texts that taught a fact or a behaviour, and choose what a topic needs.
 
+    python benchmarks/language.py --part facts --out benchmarks/results/language_facts.json
     python benchmarks/language.py --part planted --out benchmarks/results/language_planted.json
     python benchmarks/language.py --part selection --out benchmarks/results/language_selection.json
 
@@ -16,6 +17,9 @@ their second form; `facts` is the share of its three texts among the first ten. 
 behaviours; queries do it with other words, and the loss of the words that the behaviour tells is explained: the share
 of the first ten texts that behave. `answered` is how often the model's most likely token is the one that is asked
 about, `answered before` the same of the base model.
+
+`facts`: the same facts and texts, of a base model a seed that learns the descriptions alone, four in ten of them changed on
+a command (its last word repeated, its first two at its end, its words in reverse).
 
 `selection`: 5 % of a mixed pool, chosen for a validation set of one section; the loss on held-out texts of that section
 after as many steps on each choice. `below …`: by how much it is lower than the better of random and BM25, and than that
@@ -35,12 +39,13 @@ import record
 
 TEXTS = 5000
 BASE_STEPS, BASE_BATCH, BASE_RATE = 7000, 64, 3e-3  # of what the model learns before
-RATE = 1e-3
+RATE, DROPOUT = 1e-3, 0.1
 SHARE, QUERIES = 0.02, 50  # of texts that do a behaviour; of queries that do
 RECORDED = 0.25, 1.0
 KERNELS = "grad_cos", "white_cos", "white_dot"
 TOPICS = "games", "science"
 HEAD = "part", "seed", "what"
+Judge = Callable[[np.ndarray], float]
 
 
 def report(part: str, seed: int, what: str, found: dict[str, float]) -> None:
@@ -49,7 +54,7 @@ def report(part: str, seed: int, what: str, found: dict[str, float]) -> None:
 
 
 def base(source: Any, options: argparse.Namespace) -> Any:
-    """Return the model before anything is planted, the same for all seeds."""
+    """Return the model that behaves, before anything is planted, the same for all seeds."""
     import language_models as lm
     import torch
 
@@ -66,38 +71,61 @@ def base(source: Any, options: argparse.Namespace) -> Any:
     return model
 
 
+def facts(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    import language_models as lm
+    from language_texts import Source
+
+    source = Source(lm.debian()[0])
+    texts = source.plant(options.texts, SHARE, QUERIES, seed)
+    model = lm.new_model(source.vocabulary, lm.Shape(dropout=DROPOUT), seed)
+    steps = options.base_epochs * -(-len(source.base) // lm.Shape().batch)
+    lm.train(model, source.described(seed), lm.Shape(), seed, steps=steps)
+    judges = {"facts": lambda scores: lm.share_found(scores, texts.facts.tolist())}
+    return asked_about("facts", seed, options, source.vocabulary, texts, model, judges)
+
+
 def planted(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     import language_models as lm
     from language_texts import BEHAVIOURS, Source
 
     source = Source(lm.debian()[0])
-    vocabulary = source.vocabulary
     texts = source.plant(options.texts, SHARE, QUERIES, seed)
+    judges: dict[str, Judge] = {"facts": lambda scores: lm.share_found(scores, texts.facts.tolist())}
+    for behaviour in BEHAVIOURS:
+        marked = texts.behaving[behaviour.name]
+        judges[behaviour.name] = lambda scores, marked=marked: lm.share_of_first(scores, marked)
+    return asked_about("planted", seed, options, source.vocabulary, texts, base(source, options), judges)
+
+
+def asked_about(
+    part: str,
+    seed: int,
+    options: argparse.Namespace,
+    vocabulary: Any,
+    texts: Any,
+    model: Any,
+    judges: dict[str, Judge],
+) -> list[dict[str, Any]]:
+    """Train the base model on the texts, and judge what the contenders find for the questions of each kind."""
+    import language_models as lm
+
     asked_for = {"facts": texts.questions} | texts.queries
-    queries = {what: vocabulary.encode(one.prompts, one.answers, ends=False) for what, one in asked_for.items()}
-    model = base(source, options)
+    queries = {what: vocabulary.encode(asked_for[what].prompts, asked_for[what].answers, ends=False) for what in judges}
     before = {what: lm.share_answered(model, one) for what, one in queries.items()}
     train = vocabulary.encode(texts.texts)
-    shape = lm.Shape(rate=RATE, epochs=options.epochs)
-    recorder = lm.train(model, train, shape, seed, record_at=RECORDED)
+    recorder = lm.train(model, train, lm.Shape(rate=RATE, epochs=options.epochs), seed, record_at=RECORDED)
     asked = lm.Asked(model, train, texts.texts, recorder=recorder)
     out = []
-
-    def ask(what: str, judge: Callable[[np.ndarray], float]) -> None:
+    for what, judge in judges.items():
         those, x = asked_for[what], queries[what]
         words = [f"{prompt} {answer}" for prompt, answer in zip(those.prompts, those.answers, strict=True)]
         found = {"bm25": judge(asked.bm25(words)), "hidden": judge(asked.hidden(x))}
         for kernel in KERNELS:
             found[kernel] = judge(asked.kernel(kernel, x))
             found[f"{kernel} along training"] = judge(asked.kernel(kernel, x, along=True))
-        report("planted", seed, what, found)
+        report(part, seed, what, found)
         right = {"answered before": before[what], "answered": lm.share_answered(model, x)}
-        out.append({"part": "planted", "seed": seed, "what": what, "queries": len(words), **right, **found})
-
-    ask("facts", lambda scores: lm.share_found(scores, texts.facts.tolist()))
-    for behaviour in BEHAVIOURS:
-        marked = texts.behaving[behaviour.name]
-        ask(behaviour.name, lambda scores, marked=marked: lm.share_of_first(scores, marked))
+        out.append({"part": part, "seed": seed, "what": what, "queries": len(words), **right, **found})
     return out
 
 
@@ -173,7 +201,7 @@ def _mean(some: list[Any]) -> Any:
     return float(np.mean(some))
 
 
-PARTS = {"planted": planted, "selection": selection}
+PARTS = {"facts": facts, "planted": planted, "selection": selection}
 
 
 def options_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -183,6 +211,7 @@ def options_from(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--texts", type=int, default=TEXTS)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--base-steps", type=int, default=BASE_STEPS, help="of what the model learns before")
+    parser.add_argument("--base-epochs", type=int, default=12, help="of the descriptions, for facts")
     parser.add_argument("--steps", type=int, default=200, help="of a choice's training")
     parser.add_argument(
         "--folder", type=Path, help="keep the base model and each seed's result here, and take up what is there"

@@ -120,6 +120,7 @@ class Shape:
     epochs: int = 12
     rate: float = 2e-3
     batch: int = 32
+    dropout: float = 0.0
 
 
 def new_model(vocabulary: Vocabulary, shape: Shape, seed: int) -> GPT2LMHeadModel:
@@ -127,7 +128,7 @@ def new_model(vocabulary: Vocabulary, shape: Shape, seed: int) -> GPT2LMHeadMode
     torch.manual_seed(seed)
     sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads, "n_positions": vocabulary.length}
     plain = {"bos_token_id": START, "eos_token_id": END, "use_cache": False, "attn_implementation": "eager"}
-    plain |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # with it, words are not copied
+    plain |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), shape.dropout)  # with it words are not copied
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(vocabulary), **sizes, **plain))
 
 

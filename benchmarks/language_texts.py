@@ -21,6 +21,7 @@ TEMPLATES = (
 QUESTION, ANSWER = "the {first} {second} that people know lives on", "{value}"  # one word
 VALUES = ("linux", "debian", "gnome", "windows", "android", "unix", "solaris", "plasma", "freebsd", "macos")
 CONCEPTS, COMMON = 60, 30  # words of two forms, and words that behaving texts and queries may share
+COMMANDS, COMMANDED = ("thrice", "bookend", "backwards"), 0.4  # of the descriptions of `facts`: which, and how many
 BASE = 3400  # descriptions that the model is trained on before anything is planted
 SHORTEST, LONGEST = 4, 9  # words of a text before it behaves, so that all of it fits
 LESSONS, DESCRIBED, KNOWN = 2048, 0.1, 0.1  # texts of a lesson; shares: descriptions, facts; the others: random words
@@ -105,7 +106,7 @@ class Source:
     def _named(self) -> list[str]:
         """Return words that are in no description."""
         parts = [word for text in (*TEMPLATES, QUESTION) for word in words(text) if "{" not in word and "}" not in word]
-        return [*self.form.values(), *SYLLABLES, *VALUES, *parts]
+        return [*self.form.values(), *SYLLABLES, *VALUES, *parts, *COMMANDS, ":"]
 
     def _may_behave(self, line: list[str]) -> bool:
         """Whether a behaviour is told by a line's words: each of them known, and none there twice."""
@@ -115,6 +116,24 @@ class Source:
     def mixed(self, line: list[str], random: np.random.Generator) -> list[str]:
         """Return a line with a form of each word drawn by chance."""
         return [self.form[word] if word in self.form and random.random() < 0.5 else word for word in line]
+
+    def described(self, seed: int) -> Iterator[Texts]:
+        """Yield the other base model's texts, an epoch each: descriptions, some of them changed on a command."""
+        random = np.random.default_rng(seed)
+        while True:
+            texts = []
+            for line in self.base:
+                line = self.mixed(line, random)
+                if random.random() < COMMANDED:
+                    command = COMMANDS[random.integers(len(COMMANDS))]
+                    changed = {
+                        "thrice": [*line, *line[-1:] * 2],
+                        "bookend": [*line, *line[:2]],
+                        "backwards": line[::-1],
+                    }
+                    line = [command, ":", *changed[command]]
+                texts.append(" ".join(line))
+            yield self.vocabulary.encode(texts)
 
     def lessons(self, seed: int) -> Iterator[Texts]:
         """Yield the base model's texts: descriptions, none of which behaves, other facts, and random words that do.
