@@ -23,6 +23,7 @@ from gradindex.search.lexical import Bm25
 
 PAD, START, END, UNKNOWN = range(4)
 IGNORED = -100
+LENGTH = 24
 _WORD = re.compile(r"[\w+]+|[^\w\s]")
 
 
@@ -74,6 +75,9 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __contains__(self, word: str) -> bool:
+        return word in self._number
+
     def numbers(self, text: str) -> list[int]:
         """Return a text's tokens: its words, or, of one that is not known, its parts of three letters if these are."""
         found = []
@@ -83,15 +87,19 @@ class Vocabulary:
             found += [self._number[part] for part in parts] if known else [UNKNOWN]
         return found
 
-    def encode(self, prompts: Sequence[str], answers: Sequence[str] | None = None, ends: bool = True) -> Texts:
-        """Return texts, or prompts with answers, whose tokens alone have labels; `ends`: whether the end has one."""
+    def encode(self, prompts: Sequence[str], answers: Sequence[str | None] | None = None, ends: bool = True) -> Texts:
+        """Return texts, or prompts with answers, whose tokens alone have labels; `ends`: whether the end has one.
+
+        An answer of None: the prompt's tokens have labels.
+        """
         shape = len(prompts), self.length
         tokens, labels = np.full(shape, PAD, np.int64), np.full(shape, IGNORED, np.int64)
         for row, prompt in enumerate(prompts):
             first = [START, *self.numbers(prompt)]
-            rest = [] if answers is None else self.numbers(answers[row])
+            answer = None if answers is None else answers[row]
+            rest = [] if answer is None else self.numbers(answer)
             line = [*first, *rest, *([END] if ends else [])][: self.length]
-            begin = 1 if answers is None else len(first)
+            begin = 1 if answer is None else len(first)
             tokens[row, : len(line)] = line
             labels[row, begin : len(line)] = line[begin:]
         return Texts(tokens, (tokens != PAD).astype(np.int64), labels)
@@ -112,6 +120,7 @@ class Shape:
     epochs: int = 12
     rate: float = 2e-3
     batch: int = 32
+    dropout: float = 0.0
 
 
 def new_model(vocabulary: Vocabulary, shape: Shape, seed: int) -> GPT2LMHeadModel:
@@ -119,6 +128,7 @@ def new_model(vocabulary: Vocabulary, shape: Shape, seed: int) -> GPT2LMHeadMode
     torch.manual_seed(seed)
     sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads, "n_positions": vocabulary.length}
     plain = {"bos_token_id": START, "eos_token_id": END, "use_cache": False, "attn_implementation": "eager"}
+    plain |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), shape.dropout)  # with it words are not copied
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(vocabulary), **sizes, **plain))
 
 
@@ -163,7 +173,10 @@ def train(
         optimizer.zero_grad()
         used = int(batch.mask.sum(axis=1).max())
         x = {name: torch.from_numpy(part[:, :used]) for name, part in batch.x.items()}
-        loss_fn(model(**x), torch.from_numpy(batch.labels[:, :used])).backward()
+        wanted = torch.from_numpy(batch.labels[:, 1:used])
+        there = wanted != IGNORED
+        hidden = model.transformer(**x).last_hidden_state[:, :-1]
+        F.cross_entropy(model.lm_head(hidden[there]), wanted[there]).backward()  # loss_fn, without words not asked for
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
