@@ -18,8 +18,8 @@ behaviours; queries do it with other words, and the loss of the words that the b
 of the first ten texts that behave. `answered` is how often the model's most likely token is the one that is asked
 about, `answered before` the same of the base model.
 
-`facts`: the same facts and texts, of a base model a seed that learns the descriptions alone, four in ten of them changed
-on a command (its last word repeated, its first two at its end, its words in reverse).
+`facts`: the same facts and texts, of a base model a seed that learns the descriptions alone, four in ten of them
+changed on a command (its last word repeated, its first two at its end, its words in reverse).
 
 `selection`: 5 % of a mixed pool, chosen for a validation set of one section; the loss on held-out texts of that section
 after as many steps on each choice. `below …`: by how much it is lower than the better of random and BM25, and than that
