@@ -41,11 +41,14 @@ def test_what_lies_in_an_index_is_not_deleted_with_it(path):
     gradindex.load(path, digits_job())
 
 
-def test_nor_is_what_lies_among_the_shards(path):
-    (path / "shards" / "export.parquet").write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"export\.parquet does not belong to the index, and may be yours"):
+@pytest.mark.parametrize("name", ["export.parquet", "2026-12.csv"])
+def test_nor_is_what_lies_among_the_shards(path, name):
+    (path / "shards" / name).write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"{name} does not belong to the index, and may be yours"):
         gradindex.repair(path)
-    assert (path / "shards" / "export.parquet").read_bytes() == b"mine"
+    with pytest.raises(IndexExistsError, match=f"holds {name} besides the index"):
+        gradindex.build(other_model_job(), path, overwrite=True)
+    assert (path / "shards" / name).read_bytes() == b"mine"
 
 
 def test_nor_is_what_came_while_the_new_one_was_built(path, monkeypatch):

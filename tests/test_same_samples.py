@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gradindex
+from gradindex.compute import watch
 from gradindex.errors import MismatchError
 from gradindex.lifecycle import embed_shards
 from gradindex.store import Store
@@ -102,3 +103,14 @@ def test_damaged_shards_are_no_reason_to_refuse(tmp_path, monkeypatch):
         file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     job, store = digits_job(), Store(tmp_path / "i", gradindex.store.Header.read(tmp_path / "i" / "store.json"))
     assert embed_shards.embed_missing(job, store) == ROWS - 100
+
+
+def test_the_rounding_of_the_largest_gradient_is_no_other_sample(tmp_path):
+    """Of a sample whose gradient nearly cancels, it is all that is left: see `paths.allowance`."""
+    job, index = digits_job(), gradindex.build(digits_job(), tmp_path / "i")
+    store, row = index.store, np.array([5])
+    given = job.engine, index.projector, job.source.take(row), store.kept(row), 1.01 * store.norms[row]
+    norm = float(store.norms[5])
+    near, far = (watch.errors_of(*given, store.header.row_type, largest)[0] for largest in (norm, 1e6 * norm))
+    assert near == pytest.approx(0.01, abs=3e-3)
+    assert far == 0

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from gradindex.compute import watch
 from gradindex.data.plain import json_values
@@ -51,7 +52,7 @@ def check_shards(
     for shard, first in shards:
         places = np.unique(np.linspace(0, len(shard) - 1, min(each, len(shard))).astype(np.int64))
         positions = first + places
-        _compare(job, store, projector, positions, shard.take(places), shard.norms[places])
+        _compare(job, store, projector, positions, shard.take(places), shard.norms, places)
         table = shard.table().take(pa.array(places))
         for name in columns:
             before = json_values(table.column(name)) if name in table.column_names else None
@@ -67,7 +68,7 @@ def check_rows(job: Job, store: Store, projector: Projector) -> None:
     there = np.arange(len(store)) if store.alive is None else np.flatnonzero(store.alive)
     rows = there[np.unique(np.linspace(0, len(there) - 1, _ROWS).astype(np.int64))]
     rows = rows[np.argsort(store.ids[rows])]
-    _compare(job, store, projector, store.ids[rows], store.kept(rows), store.norms[rows])
+    _compare(job, store, projector, store.ids[rows], store.kept(rows), store.norms, rows)
 
 
 def _some(store: Store, there: Sequence[int]) -> Iterator[tuple[Shard, int]]:
@@ -82,9 +83,18 @@ def _some(store: Store, there: Sequence[int]) -> Iterator[tuple[Shard, int]]:
         yield shard, store.header.first + store.header.span(number)[0]
 
 
-def _compare(job: Job, store: Store, projector: Projector, positions: Ids, kept: np.ndarray, norms: np.ndarray) -> None:
-    batch = job.source.take(positions)
-    errors = watch.errors_of(job.engine, projector, batch, kept, norms, store.header.row_type)
+def _compare(
+    job: Job,
+    store: Store,
+    projector: Projector,
+    positions: Ids,
+    kept: NDArray[np.generic],
+    norms: NDArray[np.float32],
+    rows: Ids,
+) -> None:
+    """Compare rows, of which sketches are `kept`, with the samples at some positions; `norms` are of all rows there."""
+    batch, largest = job.source.take(positions), float(norms.max())
+    errors = watch.errors_of(job.engine, projector, batch, kept, norms[rows], store.header.row_type, largest)
     if not paths.agree(errors, job.engine):
         raise OtherSamplesError(
             f"The rows in {store.path} are not those of these samples: the gradient of sample "

@@ -201,7 +201,8 @@ def compare_stored(store: Store, job: Job, projector: Projector) -> tuple[Compar
     rows = np.random.default_rng(store.header.seed).choice(there, min(_OF_A_BUILD, len(there)), replace=False)
     rows = rows[np.argsort(store.ids[rows])]
     batch, engine = job.source.take(store.ids[rows]), job.engine
-    errors = errors_of(engine, projector, batch, store.kept(rows), store.norms[rows], store.header.row_type)
+    kept, norms = store.kept(rows), store.norms[rows]
+    errors = errors_of(engine, projector, batch, kept, norms, store.header.row_type, float(store.norms.max()))
     agree = paths.agree(errors, engine)
     if not agree:
         log.warning("rows of %s are off by up to %.2g from training steps; build it again", store.path, errors.max())
@@ -215,6 +216,7 @@ def errors_of(
     kept: NDArray[np.generic],
     norms: NDArray[np.float32],
     row_type: str,
+    largest: float,
 ) -> NDArray[np.float64]:
     """Return how far stored rows are from training steps of their samples, relative, without what rounding does, (n,).
 
@@ -228,8 +230,10 @@ def errors_of(
         Their stored sketches, see `gradindex.store.codes`, and norms (n,).
     row_type
         How the sketches are kept.
+    largest
+        The largest norm of all rows that were made with these: where gradients cancel, its rounding is left.
     """
-    kind, largest, errors = RowType(row_type), float(norms.max()), np.empty(len(batch))
+    kind, errors = RowType(row_type), np.empty(len(batch))
     for place in range(len(batch)):
         one = batch.select(np.array([place]))
         truth = engine.sample_gradient(one.x, one.y)

@@ -22,7 +22,7 @@ from gradindex.search import calibration
 from gradindex.store import Header, Store, changes, side_files
 from gradindex.store.changes import Part, State
 from gradindex.store.layout import AUDIT, KNOWN, PARTS, SHARDS, WATCH, strangers
-from gradindex.store.location import Location, exists, is_directory, is_temporary, listing, locate, remove_tree, unlink
+from gradindex.store.location import Location, exists, is_directory, listing, locate, remove_tree, unlink
 from gradindex.store.manifest import read_json
 from gradindex.store.shard import Shard, manifest_path
 from gradindex.store.store import HEADER
@@ -64,8 +64,6 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     store = Store(path, header)
     state = store.state  # nothing else says what was added or removed: if it is damaged, say so
     found = [(part, one, *_inspect(one)) for part, one in zip(state.parts, map(store.part, state.parts), strict=True)]
-    for _, one, *_ in found:
-        _refuse_foreign(one.path / SHARDS)
     said = [why for *_, damaged in found for why in damaged.values()]
     bad = [f"{part.name}/{number}".lstrip("/") for part, _, _, damaged in found for number in damaged]
     if bad and job is None:
@@ -92,13 +90,6 @@ def repair(path: str | Location, job: Job | None = None, *, progress: bool | Non
     done = Repair(tuple(bad), rebuild, tuple(removed))
     log.info("%s", done)
     return done
-
-
-def _refuse_foreign(directory: Location) -> None:
-    """Raise ValueError if a file among the shards has no shard's name: an export, say, which is not to be swept."""
-    for path in listing(directory):
-        if not (path.name[:1].isdigit() or is_temporary(path)):
-            raise ValueError(f"{path} does not belong to the index, and may be yours: move it away.")
 
 
 def _inspect(part: Store) -> tuple[set[str], dict[int, str]]:

@@ -115,12 +115,16 @@ def test_removal_repair_and_checks(url, disk):
     (saved,) = root.fs.glob(f"{root.key}/index/*.faiss")
     for key in (shard, saved):
         root.fs.pipe_file(key, root.fs.cat_file(key)[:-2] + b"xy")
-    location.replace(root / "shards" / "stranger.npy", b"x")
+    location.replace(root / "shards" / "000009.abc.sketch.npy", b"x")
+    location.replace(root / "shards" / "mine.npy", b"x")
+    with pytest.raises(ValueError, match=r"mine\.npy does not belong to the index, and may be yours"):
+        gradindex.repair(url, digits_job())
+    location.unlink(root / "shards" / "mine.npy")
     with pytest.raises(DamagedIndexError, match=r"sketch\.npy is damaged"):
         gradindex.load(url).check()
     done = gradindex.repair(url, digits_job())
     assert (done.shards, done.index) == (("1",), True)
-    assert "stranger.npy" in done.removed
+    assert "000009.abc.sketch.npy" in done.removed
     gradindex.load(url).check()
     missing = {name for name in keys(url) if name not in files(disk)}
     assert {name: data for name, data in keys(url).items() if name not in missing} == files(disk)
